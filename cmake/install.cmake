@@ -1,0 +1,31 @@
+# cmake --install: the libraries, the public headers, and a CMake package "gateloop" with the targets
+# gateloop::recurrence, and with libtorch gateloop::ops and gateloop::torch.
+include(CMakePackageConfigHelpers)
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gateloop)
+
+install(FILES ${PROJECT_SOURCE_DIR}/include/gateloop/recurrence.h
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gateloop)
+# Two export sets: a user of the recurrence alone need not have libtorch.
+target_compile_features(gateloop_recurrence PUBLIC cxx_std_20)
+install(TARGETS gateloop_recurrence EXPORT gateloop-recurrence)
+install(EXPORT gateloop-recurrence NAMESPACE gateloop:: DESTINATION ${package_dir})
+
+if(GATELOOP_TORCH)
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  target_compile_features(gateloop_ops PUBLIC cxx_std_20)
+  install(TARGETS gateloop_ops gateloop_torch EXPORT gateloop-torch)
+  install(EXPORT gateloop-torch NAMESPACE gateloop:: DESTINATION ${package_dir})
+  # Our own libraries are found beside the program wherever the tree is moved to; libtorch where it
+  # was when this was built.
+  set_target_properties(gateloop gateloop_ops gateloop_torch PROPERTIES
+    INSTALL_RPATH "$ORIGIN;$ORIGIN/../${CMAKE_INSTALL_LIBDIR}"
+    INSTALL_RPATH_USE_LINK_PATH ON)
+endif()
+
+configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/gateloop-config.cmake.in
+  ${PROJECT_BINARY_DIR}/gateloop-config.cmake INSTALL_DESTINATION ${package_dir})
+# Before 1.0 a minor version may break its users.
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/gateloop-config-version.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/gateloop-config.cmake
+  ${PROJECT_BINARY_DIR}/gateloop-config-version.cmake DESTINATION ${package_dir})

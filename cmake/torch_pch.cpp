@@ -1,0 +1,1 @@
+// Carries the precompiled libtorch header that the other targets reuse; holds no code.
