@@ -1,0 +1,167 @@
+#pragma once
+
+/// The scan kernels of GateLoop (Katsch 2023, arXiv 2311.01927, section 3).
+///
+/// One plain struct per operation is the only door: pointers, sizes, 64-bit strides in elements.
+/// Kernels own no threads and no memory. The host lends both: an Executor, and scratch whose size
+/// scratch_bytes() tells beforehand. Sequences are (B, T, D) with contiguous channels and any
+/// stride, of any sign, on batch and time. Results are the same bits for any number of threads.
+///
+/// Nothing here depends on torch, Python or XLA.
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace gateloop::recurrence {
+
+/// Storage type of a sequence. bfloat16 and float16 are storage only: their state and every
+/// accumulation are float32.
+enum class DType : std::uint8_t {
+  kFloat32,
+  kFloat64,
+  kComplex64,
+  kComplex128,
+  kBFloat16,
+  kFloat16,
+};
+
+/// (B, T, D) view; strides in elements of the storage type; channels contiguous.
+struct ConstSequence {
+  const void* data = nullptr;
+  std::int64_t batch_stride = 0;
+  std::int64_t time_stride = 0;
+};
+struct Sequence {
+  void* data = nullptr;
+  std::int64_t batch_stride = 0;
+  std::int64_t time_stride = 0;
+};
+
+/// (B, D), contiguous, in the accumulation type; a null pointer reads as zeros and is not written.
+using ConstState = const void*;
+using State = void*;
+
+/// Threads lent by the host (at::parallel_for, XLA's pool, std::thread in the tests).
+struct Executor {
+  int threads = 1;
+  /// Calls body(i) once for every i in [0, n), concurrently and in any order, and returns when all
+  /// are done. Empty: a plain loop.
+  std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& body)> parallel_for;
+};
+
+/// States kept for the backward pass lie at the start of every block of this many time steps.
+inline constexpr std::int64_t kCheckpointBlock = 64;
+constexpr std::int64_t checkpoint_count(std::int64_t time) {
+  return (time + kCheckpointBlock - 1) / kCheckpointBlock;
+}
+
+struct Shape {
+  std::int64_t batch = 0;
+  std::int64_t time = 0;
+  std::int64_t channels = 0;
+};
+
+/// h_t = a_t h_{t-1} + x_t. All sequences and states in `dtype`, but states in float32 where dtype
+/// is bfloat16 or float16. `reverse` runs from the last step to the first; final_state is then the
+/// state after step 0.
+struct LinearRecurrence {
+  DType dtype = DType::kFloat32;
+  Shape shape;
+  bool reverse = false;
+  ConstSequence a, x;
+  ConstState initial_state = nullptr;
+  Sequence h;
+  State final_state = nullptr;
+};
+
+/// Adjoint of LinearRecurrence (design: conj Wirtinger derivative, as PyTorch's):
+///   g_t = dh_t + conj(a_{t+1}) g_{t+1}, g_{T+1} = dfinal_state
+///   dx_t = g_t, da_t = g_t conj(h_{t-1}), dinitial_state = conj(a_1) g_1
+/// `h` is the forward's output. Nullable: initial_state, dfinal_state, dh.data, dinitial_state.
+struct LinearRecurrenceBackward {
+  DType dtype = DType::kFloat32;
+  Shape shape;
+  bool reverse = false;
+  ConstSequence a, h, dh;
+  ConstState initial_state = nullptr;
+  ConstState dfinal_state = nullptr;
+  Sequence da, dx;
+  State dinitial_state = nullptr;
+};
+
+/// The fused GateLoop read for max heads (head dimension 1):
+///   a_t = σ(|z_t|) z_t/|z_t| (0.5 at z = 0), h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t)
+/// q, k, v, y: (B, T, D) real in `dtype` (not complex). z: (B, T, 2D), (re, im) interleaved per
+/// channel; its strides count real elements. States: (B, D) complex, (re, im) pairs of the
+/// accumulation type. checkpoints: (B, checkpoint_count(T), D) complex, contiguous, the state before
+/// each block in scan order; null where no backward pass follows.
+struct GateLoop {
+  DType dtype = DType::kFloat32;
+  Shape shape;
+  bool reverse = false;
+  ConstSequence q, k, v, z;
+  ConstState initial_state = nullptr;
+  Sequence y;
+  State final_state = nullptr;
+  void* checkpoints = nullptr;
+};
+
+/// Adjoint of GateLoop; recomputes the states block by block from `checkpoints`.
+/// Nullable: dfinal_state, dinitial_state, dy.data (then zero).
+struct GateLoopBackward {
+  DType dtype = DType::kFloat32;
+  Shape shape;
+  bool reverse = false;
+  ConstSequence q, k, v, z, dy;
+  const void* checkpoints = nullptr;
+  ConstState dfinal_state = nullptr;
+  Sequence dq, dk, dv, dz;
+  State dinitial_state = nullptr;
+};
+
+/// The simple (real) gate: a_t = σ(z_t), h_t = a_t h_{t-1} + x_t, y_t = q_t h_t, with x_t = kv_t, or
+/// (1 - a_t) kv_t when `normalize_input`. q, kv, z, y: (B, T, D) real. States and checkpoints as in
+/// GateLoop, but real.
+struct SimpleGateLoop {
+  DType dtype = DType::kFloat32;
+  Shape shape;
+  bool reverse = false;
+  bool normalize_input = false;
+  ConstSequence q, kv, z;
+  ConstState initial_state = nullptr;
+  Sequence y;
+  State final_state = nullptr;
+  void* checkpoints = nullptr;
+};
+
+struct SimpleGateLoopBackward {
+  DType dtype = DType::kFloat32;
+  Shape shape;
+  bool reverse = false;
+  bool normalize_input = false;
+  ConstSequence q, kv, z, dy;
+  const void* checkpoints = nullptr;
+  ConstState dfinal_state = nullptr;
+  Sequence dq, dkv, dz;
+  State dinitial_state = nullptr;
+};
+
+/// Bytes of scratch that run() needs for these parameters with this many threads; 64-byte aligned.
+std::size_t scratch_bytes(const LinearRecurrence&, int threads);
+std::size_t scratch_bytes(const LinearRecurrenceBackward&, int threads);
+std::size_t scratch_bytes(const GateLoop&, int threads);
+std::size_t scratch_bytes(const GateLoopBackward&, int threads);
+std::size_t scratch_bytes(const SimpleGateLoop&, int threads);
+std::size_t scratch_bytes(const SimpleGateLoopBackward&, int threads);
+
+/// Runs the operation. Inputs and outputs may not overlap. Sizes may be zero (T = 0 copies the
+/// initial state to the final one). Throws std::invalid_argument for a dtype the operation does
+/// not take.
+void run(const LinearRecurrence&, const Executor&, void* scratch);
+void run(const LinearRecurrenceBackward&, const Executor&, void* scratch);
+void run(const GateLoop&, const Executor&, void* scratch);
+void run(const GateLoopBackward&, const Executor&, void* scratch);
+void run(const SimpleGateLoop&, const Executor&, void* scratch);
+void run(const SimpleGateLoopBackward&, const Executor&, void* scratch);
+
+}  // namespace gateloop::recurrence

@@ -1,0 +1,282 @@
+// The fused GateLoop read, max heads: polar gate, complex state, real read-out; and its adjoint.
+#include "gateloop/recurrence.h"
+#include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/schedule.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "recurrence/cpu/gate_loop.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "recurrence/cpu/checkpoints-inl.h"
+#include "recurrence/cpu/gates-inl.h"
+#include "recurrence/cpu/sweep-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace gateloop::recurrence::cpu {
+namespace HWY_NAMESPACE {
+
+// ---------------------------------------------------------------- forward
+
+template <class S>
+struct GateLoopStep {
+  static constexpr bool kAdjoint = false;
+  template <class D>
+  using Value = Complex<D>;
+
+  Rows<const S> q, k, v, z;
+  Rows<S> y;
+
+  template <class D>
+  HWY_INLINE Affine<Complex<D>, Real<D>> Transition(D d, std::int64_t t, std::int64_t c) const {
+    return {MakePolarGate(d, Load<Complex<D>>(d, z[t], c)).a,
+            Mul(d, Load<Real<D>>(d, k[t], c), Load<Real<D>>(d, v[t], c))};
+  }
+  template <class D>
+  HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& state) const {
+    const auto step = Transition(d, t, c);
+    state = MulAdd(d, step.a, state, step.x);
+    Store(d, Mul(d, Load<Real<D>>(d, q[t], c), Real<D>{state.re}), y, t, c);
+  }
+};
+
+template <class S>
+struct GateLoopOp {
+  using T = Accumulation<S>;
+  template <class D>
+  using Value = Complex<D>;
+
+  View<const S, 1> q, k, v;
+  View<const S, 2> z;
+  View<S, 1> y;
+  Shape shape;
+  T* checkpoints;
+
+  explicit GateLoopOp(const GateLoop& p)
+      : q(p.q, p.shape, p.reverse),
+        k(p.k, p.shape, p.reverse),
+        v(p.v, p.shape, p.reverse),
+        z(p.z, p.shape, p.reverse),
+        y(p.y, p.shape, p.reverse),
+        shape(p.shape),
+        checkpoints(static_cast<T*>(p.checkpoints)) {
+    if (StreamsOutputs<S>(p.shape, 1)) y.Stream();
+  }
+  GateLoopStep<S> StepAt(const Unit& u) const {
+    return {q.At(u), k.At(u), v.At(u), z.At(u), y.At(u)};
+  }
+  void Scan(const Unit& u, Steps steps, T* state, T*) const {
+    SweepWithCheckpoints<2>(StepAt(u), u, steps, shape, state, checkpoints);
+  }
+};
+
+// ---------------------------------------------------------------- backward
+
+/// What the recomputation of one checkpoint block leaves for the sweep back: kPlanes rows a step.
+template <class T>
+struct GateLoopStash {
+  static constexpr std::int64_t kPlanes = 6;  // h_{t-1} and a in pairs, radial, tangential
+  T* first;
+  std::int64_t begin, width;
+  HWY_INLINE T* Row(std::int64_t t, std::int64_t plane) const {
+    return first + ((t - begin) * kPlanes + plane) * width;
+  }
+};
+
+/// The state is recomputed bit for bit as in the forward pass, and with it the gate.
+template <class S>
+struct GateLoopRecompute {
+  using T = Accumulation<S>;
+  static constexpr bool kAdjoint = false;
+  template <class D>
+  using Value = Complex<D>;
+
+  Rows<const S> k, v, z;
+  GateLoopStash<T> stash;
+
+  template <class D>
+  HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& state) const {
+    const auto gate = MakePolarGate(d, Load<Complex<D>>(d, z[t], c));
+    hn::StoreU(state.re, d, stash.Row(t, 0) + c);
+    hn::StoreU(state.im, d, stash.Row(t, 1) + c);
+    hn::StoreU(gate.a.re, d, stash.Row(t, 2) + c);
+    hn::StoreU(gate.a.im, d, stash.Row(t, 3) + c);
+    hn::StoreU(gate.radial, d, stash.Row(t, 4) + c);
+    hn::StoreU(gate.tangential, d, stash.Row(t, 5) + c);
+    const auto x = Mul(d, Load<Real<D>>(d, k[t], c), Load<Real<D>>(d, v[t], c));
+    state = MulAdd(d, gate.a, state, x);
+  }
+};
+
+/// The carry is conj(a_t) g_t, as in the linear recurrence.
+template <class S>
+struct GateLoopAdjointStep {
+  using T = Accumulation<S>;
+  static constexpr bool kAdjoint = true;
+  template <class D>
+  using Value = Complex<D>;
+
+  Rows<const S> q, k, v, z, dy;
+  Rows<S> dq, dk, dv, dz;
+  GateLoopStash<T> stash;
+
+  template <class D>
+  HWY_INLINE Affine<Complex<D>, Complex<D>> Transition(D d, std::int64_t t,
+                                                       std::int64_t c) const {
+    const auto a = Conj(d, MakePolarGate(d, Load<Complex<D>>(d, z[t], c)).a);
+    const auto g = Mul(d, Load<Real<D>>(d, q[t], c), LoadOrZero<Real<D>>(d, dy, t, c)).re;
+    return {a, {hn::Mul(a.re, g), hn::Mul(a.im, g)}};
+  }
+
+  template <class D>
+  HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& carry) const {
+    const Complex<D> before{hn::LoadU(d, stash.Row(t, 0) + c), hn::LoadU(d, stash.Row(t, 1) + c)};
+    const Complex<D> a{hn::LoadU(d, stash.Row(t, 2) + c), hn::LoadU(d, stash.Row(t, 3) + c)};
+    const auto radial = hn::LoadU(d, stash.Row(t, 4) + c);
+    const auto tangential = hn::LoadU(d, stash.Row(t, 5) + c);
+    const auto q_t = LoadReal(d, q[t] + c), k_t = LoadReal(d, k[t] + c);
+    const auto v_t = LoadReal(d, v[t] + c);
+    const auto dy_t = LoadOrZero<Real<D>>(d, dy, t, c).re;
+
+    const auto h_re = MulAdd(d, a, before, Real<D>{hn::Mul(k_t, v_t)}).re;
+    const Complex<D> g{hn::MulAdd(q_t, dy_t, carry.re), carry.im};
+    Store(d, Real<D>{hn::Mul(dy_t, h_re)}, dq, t, c);
+    Store(d, Real<D>{hn::Mul(v_t, g.re)}, dk, t, c);
+    Store(d, Real<D>{hn::Mul(k_t, g.re)}, dv, t, c);
+
+    carry = Mul(d, Conj(d, a), g);
+    // da conj(a) = g conj(h_{t-1}) conj(a) = carry conj(h_{t-1})
+    const auto w = Mul(d, carry, Conj(d, before));
+    const Complex<D> polar{hn::Mul(w.re, radial), hn::Mul(w.im, tangential)};
+    Store(d, Mul(d, a, polar), dz, t, c);
+  }
+};
+
+template <class S>
+struct GateLoopAdjointOp {
+  using T = Accumulation<S>;
+  template <class D>
+  using Value = Complex<D>;
+
+  View<const S, 1> q, k, v, dy;
+  View<const S, 2> z;
+  View<S, 1> dq, dk, dv;
+  View<S, 2> dz;
+  Shape shape;
+  const T* checkpoints;
+
+  explicit GateLoopAdjointOp(const GateLoopBackward& p)
+      : q(p.q, p.shape, p.reverse),
+        k(p.k, p.shape, p.reverse),
+        v(p.v, p.shape, p.reverse),
+        dy(p.dy, p.shape, p.reverse),
+        z(p.z, p.shape, p.reverse),
+        dq(p.dq, p.shape, p.reverse),
+        dk(p.dk, p.shape, p.reverse),
+        dv(p.dv, p.shape, p.reverse),
+        dz(p.dz, p.shape, p.reverse),
+        shape(p.shape),
+        checkpoints(static_cast<const T*>(p.checkpoints)) {
+    if (StreamsOutputs<S>(p.shape, 5)) {
+      dq.Stream();
+      dk.Stream();
+      dv.Stream();
+      dz.Stream();
+    }
+  }
+  GateLoopAdjointStep<S> StepAt(const Unit& u) const {
+    return {q.At(u),  k.At(u),  v.At(u),  z.At(u),  dy.At(u),
+            dq.At(u), dk.At(u), dv.At(u), dz.At(u), {nullptr, 0, 0}};
+  }
+  void Scan(const Unit& u, Steps steps, T* carry, T* stash) const {
+    auto back = StepAt(u);
+    ForEachCheckpointBack<2>(u, steps, shape, checkpoints, [&](Steps block, T* state) {
+      back.stash = {stash, block.begin, StashWidth(u)};
+      Sweep(GateLoopRecompute<S>{back.k, back.v, back.z, back.stash}, block, u.channels, state);
+      Sweep(back, block, u.channels, carry);
+    });
+  }
+};
+
+template <template <class> class Op, class Params>
+void RunWith(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
+  switch (p.dtype) {
+    case DType::kFloat64:
+      return drive(problem, KernelOf(Op<double>(p)), executor, scratch);
+    case DType::kBFloat16:
+      return drive(problem, KernelOf(Op<BFloat16>(p)), executor, scratch);
+    case DType::kFloat16:
+      return drive(problem, KernelOf(Op<Float16>(p)), executor, scratch);
+    default:
+      return drive(problem, KernelOf(Op<float>(p)), executor, scratch);
+  }
+}
+
+void RunGateLoop(const GateLoop& p, const Problem& problem, const Executor& executor,
+                 void* scratch) {
+  RunWith<GateLoopOp>(p, problem, executor, scratch);
+}
+void RunGateLoopBackward(const GateLoopBackward& p, const Problem& problem,
+                         const Executor& executor, void* scratch) {
+  RunWith<GateLoopAdjointOp>(p, problem, executor, scratch);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace gateloop::recurrence::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace gateloop::recurrence {
+namespace cpu {
+HWY_EXPORT(RunGateLoop);
+HWY_EXPORT(RunGateLoopBackward);
+namespace {
+
+constexpr std::size_t kStashPlanes = 6;  // of GateLoopStash
+
+template <class Params>
+Problem sized(const char* op, const Params& p) {
+  check(op, p.shape, p.dtype, /*complex_allowed=*/false);
+  Problem problem;
+  problem.shape = p.shape;
+  problem.storage_bytes = storage_bytes(p.dtype);
+  problem.carry_bytes = 2 * accumulation_bytes(p.dtype);
+  return problem;
+}
+
+Problem problem_of(const GateLoop& p) {
+  Problem problem = sized("GateLoop", p);
+  problem.carry_in = p.initial_state;
+  problem.carry_out = p.final_state;
+  return problem;
+}
+
+Problem problem_of(const GateLoopBackward& p) {
+  Problem problem = sized("GateLoopBackward", p);
+  problem.adjoint = true;
+  problem.stash_bytes = kCheckpointBlock * kStashPlanes * accumulation_bytes(p.dtype);
+  problem.carry_in = p.dfinal_state;
+  problem.carry_out = p.dinitial_state;
+  return problem;
+}
+
+}  // namespace
+}  // namespace cpu
+
+std::size_t scratch_bytes(const GateLoop& p, int threads) {
+  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+}
+std::size_t scratch_bytes(const GateLoopBackward& p, int threads) {
+  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+}
+void run(const GateLoop& p, const Executor& executor, void* scratch) {
+  using namespace cpu;
+  HWY_DYNAMIC_DISPATCH(RunGateLoop)(p, problem_of(p), executor, scratch);
+}
+void run(const GateLoopBackward& p, const Executor& executor, void* scratch) {
+  using namespace cpu;
+  HWY_DYNAMIC_DISPATCH(RunGateLoopBackward)(p, problem_of(p), executor, scratch);
+}
+
+}  // namespace gateloop::recurrence
+#endif

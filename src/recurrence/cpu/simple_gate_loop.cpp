@@ -1,0 +1,274 @@
+// The simple gate loop: sigmoid gate, real state, real read-out; and its adjoint.
+#include "gateloop/recurrence.h"
+#include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/schedule.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "recurrence/cpu/simple_gate_loop.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "recurrence/cpu/checkpoints-inl.h"
+#include "recurrence/cpu/gates-inl.h"
+#include "recurrence/cpu/sweep-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace gateloop::recurrence::cpu {
+namespace HWY_NAMESPACE {
+
+// ---------------------------------------------------------------- forward
+
+template <class S>
+struct SimpleStep {
+  static constexpr bool kAdjoint = false;
+  template <class D>
+  using Value = Real<D>;
+
+  Rows<const S> q, kv, z;
+  Rows<S> y;
+  bool normalize;
+
+  template <class D>
+  HWY_INLINE Affine<Real<D>, Real<D>> Transition(D d, std::int64_t t, std::int64_t c) const {
+    const auto gate = MakeSigmoidGate(d, Load<Real<D>>(d, z[t], c));
+    const auto kv_t = Load<Real<D>>(d, kv[t], c);
+    return {gate.a, normalize ? Mul(d, gate.rest, kv_t) : kv_t};
+  }
+  template <class D>
+  HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& state) const {
+    const auto step = Transition(d, t, c);
+    state = MulAdd(d, step.a, state, step.x);
+    Store(d, Mul(d, Load<Real<D>>(d, q[t], c), state), y, t, c);
+  }
+};
+
+template <class S>
+struct SimpleOp {
+  using T = Accumulation<S>;
+  template <class D>
+  using Value = Real<D>;
+
+  View<const S, 1> q, kv, z;
+  View<S, 1> y;
+  Shape shape;
+  T* checkpoints;
+  bool normalize;
+
+  explicit SimpleOp(const SimpleGateLoop& p)
+      : q(p.q, p.shape, p.reverse),
+        kv(p.kv, p.shape, p.reverse),
+        z(p.z, p.shape, p.reverse),
+        y(p.y, p.shape, p.reverse),
+        shape(p.shape),
+        checkpoints(static_cast<T*>(p.checkpoints)),
+        normalize(p.normalize_input) {
+    if (StreamsOutputs<S>(p.shape, 1)) y.Stream();
+  }
+  SimpleStep<S> StepAt(const Unit& u) const {
+    return {q.At(u), kv.At(u), z.At(u), y.At(u), normalize};
+  }
+  void Scan(const Unit& u, Steps steps, T* state, T*) const {
+    SweepWithCheckpoints<1>(StepAt(u), u, steps, shape, state, checkpoints);
+  }
+};
+
+// ---------------------------------------------------------------- backward
+
+/// What the recomputation of one checkpoint block leaves for the sweep back: kPlanes rows a step.
+template <class T>
+struct SimpleStash {
+  static constexpr std::int64_t kPlanes = 3;  // h_{t-1}, a, 1 - a
+  T* first;
+  std::int64_t begin, width;
+  HWY_INLINE T* Row(std::int64_t t, std::int64_t plane) const {
+    return first + ((t - begin) * kPlanes + plane) * width;
+  }
+};
+
+/// The state is recomputed bit for bit as in the forward pass, and with it the gate.
+template <class S>
+struct SimpleRecompute {
+  using T = Accumulation<S>;
+  static constexpr bool kAdjoint = false;
+  template <class D>
+  using Value = Real<D>;
+
+  Rows<const S> kv, z;
+  bool normalize;
+  SimpleStash<T> stash;
+
+  template <class D>
+  HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& state) const {
+    const auto gate = MakeSigmoidGate(d, Load<Real<D>>(d, z[t], c));
+    hn::StoreU(state.re, d, stash.Row(t, 0) + c);
+    hn::StoreU(gate.a.re, d, stash.Row(t, 1) + c);
+    hn::StoreU(gate.rest.re, d, stash.Row(t, 2) + c);
+    const auto kv_t = Load<Real<D>>(d, kv[t], c);
+    state = MulAdd(d, gate.a, state, normalize ? Mul(d, gate.rest, kv_t) : kv_t);
+  }
+};
+
+/// The carry is a_t g_t, as in the linear recurrence.
+template <class S>
+struct SimpleAdjointStep {
+  using T = Accumulation<S>;
+  static constexpr bool kAdjoint = true;
+  template <class D>
+  using Value = Real<D>;
+
+  Rows<const S> q, kv, z, dy;
+  Rows<S> dq, dkv, dz;
+  bool normalize;
+  SimpleStash<T> stash;
+
+  template <class D>
+  HWY_INLINE Affine<Real<D>, Real<D>> Transition(D d, std::int64_t t, std::int64_t c) const {
+    const auto a = MakeSigmoidGate(d, Load<Real<D>>(d, z[t], c)).a;
+    const auto g = Mul(d, Load<Real<D>>(d, q[t], c), LoadOrZero<Real<D>>(d, dy, t, c));
+    return {a, Mul(d, a, g)};
+  }
+
+  template <class D>
+  HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& carry) const {
+    const auto before = hn::LoadU(d, stash.Row(t, 0) + c);
+    const auto a = hn::LoadU(d, stash.Row(t, 1) + c);
+    const auto rest = hn::LoadU(d, stash.Row(t, 2) + c);
+    const auto q_t = LoadReal(d, q[t] + c), kv_t = LoadReal(d, kv[t] + c);
+    const auto dy_t = LoadOrZero<Real<D>>(d, dy, t, c).re;
+
+    const auto h = hn::MulAdd(a, before, normalize ? hn::Mul(rest, kv_t) : kv_t);
+    const auto g = hn::MulAdd(q_t, dy_t, carry.re);
+    Store(d, Real<D>{hn::Mul(dy_t, h)}, dq, t, c);
+    Store(d, Real<D>{normalize ? hn::Mul(rest, g) : g}, dkv, t, c);
+    carry.re = hn::Mul(a, g);
+    // da = g (h_{t-1} - kv_t [normalize]), dz = da a (1 - a)
+    const auto slope = normalize ? hn::Sub(before, kv_t) : before;
+    Store(d, Real<D>{hn::Mul(hn::Mul(carry.re, slope), rest)}, dz, t, c);
+  }
+};
+
+template <class S>
+struct SimpleAdjointOp {
+  using T = Accumulation<S>;
+  template <class D>
+  using Value = Real<D>;
+
+  View<const S, 1> q, kv, z, dy;
+  View<S, 1> dq, dkv, dz;
+  Shape shape;
+  const T* checkpoints;
+  bool normalize;
+
+  explicit SimpleAdjointOp(const SimpleGateLoopBackward& p)
+      : q(p.q, p.shape, p.reverse),
+        kv(p.kv, p.shape, p.reverse),
+        z(p.z, p.shape, p.reverse),
+        dy(p.dy, p.shape, p.reverse),
+        dq(p.dq, p.shape, p.reverse),
+        dkv(p.dkv, p.shape, p.reverse),
+        dz(p.dz, p.shape, p.reverse),
+        shape(p.shape),
+        checkpoints(static_cast<const T*>(p.checkpoints)),
+        normalize(p.normalize_input) {
+    if (StreamsOutputs<S>(p.shape, 3)) {
+      dq.Stream();
+      dkv.Stream();
+      dz.Stream();
+    }
+  }
+  SimpleAdjointStep<S> StepAt(const Unit& u) const {
+    return {q.At(u),   kv.At(u), z.At(u),   dy.At(u),       dq.At(u),
+            dkv.At(u), dz.At(u), normalize, {nullptr, 0, 0}};
+  }
+  void Scan(const Unit& u, Steps steps, T* carry, T* stash) const {
+    auto back = StepAt(u);
+    ForEachCheckpointBack<1>(u, steps, shape, checkpoints, [&](Steps block, T* state) {
+      back.stash = {stash, block.begin, StashWidth(u)};
+      Sweep(SimpleRecompute<S>{back.kv, back.z, normalize, back.stash}, block, u.channels, state);
+      Sweep(back, block, u.channels, carry);
+    });
+  }
+};
+
+template <template <class> class Op, class Params>
+void RunWith(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
+  switch (p.dtype) {
+    case DType::kFloat64:
+      return drive(problem, KernelOf(Op<double>(p)), executor, scratch);
+    case DType::kBFloat16:
+      return drive(problem, KernelOf(Op<BFloat16>(p)), executor, scratch);
+    case DType::kFloat16:
+      return drive(problem, KernelOf(Op<Float16>(p)), executor, scratch);
+    default:
+      return drive(problem, KernelOf(Op<float>(p)), executor, scratch);
+  }
+}
+
+void RunSimple(const SimpleGateLoop& p, const Problem& problem, const Executor& executor,
+               void* scratch) {
+  RunWith<SimpleOp>(p, problem, executor, scratch);
+}
+void RunSimpleBackward(const SimpleGateLoopBackward& p, const Problem& problem,
+                       const Executor& executor, void* scratch) {
+  RunWith<SimpleAdjointOp>(p, problem, executor, scratch);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace gateloop::recurrence::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace gateloop::recurrence {
+namespace cpu {
+HWY_EXPORT(RunSimple);
+HWY_EXPORT(RunSimpleBackward);
+namespace {
+
+constexpr std::size_t kStashPlanes = 3;  // of SimpleStash
+
+template <class Params>
+Problem sized(const char* op, const Params& p) {
+  check(op, p.shape, p.dtype, /*complex_allowed=*/false);
+  Problem problem;
+  problem.shape = p.shape;
+  problem.storage_bytes = storage_bytes(p.dtype);
+  problem.carry_bytes = accumulation_bytes(p.dtype);
+  return problem;
+}
+
+Problem problem_of(const SimpleGateLoop& p) {
+  Problem problem = sized("SimpleGateLoop", p);
+  problem.carry_in = p.initial_state;
+  problem.carry_out = p.final_state;
+  return problem;
+}
+
+Problem problem_of(const SimpleGateLoopBackward& p) {
+  Problem problem = sized("SimpleGateLoopBackward", p);
+  problem.adjoint = true;
+  problem.stash_bytes = kCheckpointBlock * kStashPlanes * accumulation_bytes(p.dtype);
+  problem.carry_in = p.dfinal_state;
+  problem.carry_out = p.dinitial_state;
+  return problem;
+}
+
+}  // namespace
+}  // namespace cpu
+
+std::size_t scratch_bytes(const SimpleGateLoop& p, int threads) {
+  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+}
+std::size_t scratch_bytes(const SimpleGateLoopBackward& p, int threads) {
+  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+}
+void run(const SimpleGateLoop& p, const Executor& executor, void* scratch) {
+  using namespace cpu;
+  HWY_DYNAMIC_DISPATCH(RunSimple)(p, problem_of(p), executor, scratch);
+}
+void run(const SimpleGateLoopBackward& p, const Executor& executor, void* scratch) {
+  using namespace cpu;
+  HWY_DYNAMIC_DISPATCH(RunSimpleBackward)(p, problem_of(p), executor, scratch);
+}
+
+}  // namespace gateloop::recurrence
+#endif

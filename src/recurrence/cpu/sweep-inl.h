@@ -1,0 +1,170 @@
+// Moving a carry through time: typed views of sequences, and the loops that every operation shares.
+#include <hwy/cache_control.h>
+
+#include <cstdint>
+
+#include "gateloop/recurrence.h"
+#include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/schedule.h"
+#include "recurrence/cpu/vectors-inl.h"
+
+#if defined(GATELOOP_RECURRENCE_CPU_SWEEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef GATELOOP_RECURRENCE_CPU_SWEEP_INL_H_
+#undef GATELOOP_RECURRENCE_CPU_SWEEP_INL_H_
+#else
+#define GATELOOP_RECURRENCE_CPU_SWEEP_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace gateloop::recurrence::cpu {
+namespace HWY_NAMESPACE {
+
+// ---------------------------------------------------------------- views
+
+/// The rows of one batch entry from one channel on, in the order of the forward scan.
+template <class S>
+struct Rows {
+  S* first;
+  std::int64_t stride;
+  bool stream = false;  // rows are aligned and written past the cache
+  HWY_INLINE S* operator[](std::int64_t t) const { return first + t * stride; }
+};
+
+/// A (B, T, D) sequence of S (of pairs of S if kParts is 2), turned around if the scan is reversed:
+/// the one place that knows of `reverse`. `unit` is the number of S that strides count.
+template <class S, std::int64_t kParts>
+class View {
+ public:
+  template <class Any>
+  View(const Any& sequence, const Shape& shape, bool reverse, std::int64_t unit = 1)
+      : data_(static_cast<S*>(sequence.data)),
+        batch_stride_(sequence.batch_stride * unit),
+        time_stride_(sequence.time_stride * unit) {
+    if (reverse && data_ != nullptr && shape.time > 0) {
+      data_ += (shape.time - 1) * time_stride_;
+      time_stride_ = -time_stride_;
+    }
+  }
+
+  Rows<S> At(const Unit& unit) const {
+    if (data_ == nullptr) return {nullptr, 0};
+    return {data_ + unit.batch * batch_stride_ + unit.channel * kParts, time_stride_, stream_};
+  }
+
+  /// Write past the cache where every vector of every row is aligned.
+  void Stream() {
+    const auto aligned = [](std::int64_t elements) {
+      return elements * static_cast<std::int64_t>(sizeof(S)) % kCacheLine == 0;
+    };
+    stream_ = reinterpret_cast<std::uintptr_t>(data_) % kCacheLine == 0 &&
+              aligned(batch_stride_) && aligned(time_stride_);
+  }
+
+ private:
+  S* data_;
+  std::int64_t batch_stride_, time_stride_;
+  bool stream_ = false;
+};
+
+/// `parts`: reals that all outputs of one channel and step take.
+template <class S>
+bool StreamsOutputs(const Shape& shape, std::int64_t parts) {
+  const std::int64_t reals = shape.batch * shape.time * shape.channels * parts;
+  return reals * static_cast<std::int64_t>(sizeof(S)) > kStreamBytes;
+}
+
+/// A null row reads as zeros.
+template <class V, class D, class S>
+HWY_INLINE V LoadOrZero(D d, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
+  return rows.first == nullptr ? Zeros<V>(d) : Load<V>(d, rows[t], c);
+}
+template <class D, class V, class S>
+HWY_INLINE void Store(D d, V v, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
+  Store(d, v, rows[t], c, rows.stream);
+}
+
+// ---------------------------------------------------------------- loops
+
+/// Moves the carry through these steps, from the last to the first if Step::kAdjoint. The carry is
+/// in registers for kStepsPerVisit steps and in L1 between them.
+template <class Step, class T>
+void Sweep(const Step& shared, Steps steps, std::int64_t channels, T* carry) {
+  const Step step = shared;  // a local copy stays in registers across the stores of outputs
+  for (std::int64_t done = steps.begin; done < steps.end; done += kStepsPerVisit) {
+    const std::int64_t n = HWY_MIN(kStepsPerVisit, steps.end - done);
+    const std::int64_t first = Step::kAdjoint ? steps.begin + steps.end - 1 - done : done;
+    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+      using V = typename Step::template Value<decltype(d)>;
+      V value = Load<V>(d, carry, c);
+      for (std::int64_t i = 0; i < n; ++i) {
+        step(d, Step::kAdjoint ? first - i : first + i, c, value);
+      }
+      Store(d, value, carry, c);
+    });
+  }
+}
+
+/// These steps as one: c' = product c + sum.
+template <class Step, class T>
+void Aggregate(const Step& shared, Steps steps, std::int64_t channels, T* product, T* sum) {
+  const Step step = shared;
+  ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+    using V = typename Step::template Value<decltype(d)>;
+    V a = Ones<V>(d), x = Zeros<V>(d);
+    for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
+      const auto one =
+          step.Transition(d, Step::kAdjoint ? steps.end - 1 - i : steps.begin + i, c);
+      x = MulAdd(d, one.a, x, one.x);
+      a = Mul(d, one.a, a);
+    }
+    Store(d, a, product, c);
+    Store(d, x, sum, c);
+  });
+}
+
+/// One step of a carry: c' = a c + x.
+template <class A, class X>
+struct Affine {
+  A a;
+  X x;
+};
+
+/// An operation behind the scheduler's interface. Op offers
+///   T, Value<D>                       the accumulation type, a vector of the carry
+///   Scan(unit, steps, carry, stash)   the work
+///   StepAt(unit)                      a step with Transition(d, t, c)
+template <class Op>
+class KernelOf final : public Kernel {
+ public:
+  using T = typename Op::T;
+  explicit KernelOf(const Op& op) : op_(op) {}
+
+  void scan(const Unit& unit, Steps steps, void* carry, void* stash) const override {
+    op_.Scan(unit, steps, static_cast<T*>(carry), static_cast<T*>(stash));
+    hwy::FlushStream();
+  }
+  void aggregate(const Unit& unit, Steps steps, void* product, void* sum) const override {
+    Aggregate(op_.StepAt(unit), steps, unit.channels, static_cast<T*>(product),
+              static_cast<T*>(sum));
+  }
+  void combine(std::int64_t channels, const void* product, const void* sum,
+               void* carry) const override {
+    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+      using V = typename Op::template Value<decltype(d)>;
+      T* to = static_cast<T*>(carry);
+      Store(d,
+            MulAdd(d, Load<V>(d, static_cast<const T*>(product), c), Load<V>(d, to, c),
+                   Load<V>(d, static_cast<const T*>(sum), c)),
+            to, c);
+    });
+  }
+
+ private:
+  Op op_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace gateloop::recurrence::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // GATELOOP_RECURRENCE_CPU_SWEEP_INL_H_
