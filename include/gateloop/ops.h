@@ -1,0 +1,47 @@
+#pragma once
+
+/// The torch operators of GateLoop, called through the dispatcher (autograd, autocast and meta
+/// tensors included). The same operators are torch.ops.gateloop.* in Python once
+/// libgateloop_ops.so is loaded.
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <tuple>
+
+namespace gateloop {
+
+/// h_t = a_t h_{t-1} + x_t (design section 3).
+///
+/// a, x:          (B, T, D), one dtype: float32, float64, complex64, complex128, bfloat16, float16.
+///                Read through their strides; only the channels are made contiguous if they are not.
+/// initial_state: (B, D); float32 for bfloat16 and float16 sequences, else the dtype of x.
+/// reverse:       scan from the last step to the first.
+/// Returns (h (B, T, D) in the dtype of x, final_state (B, D) in the dtype of the state).
+/// Throws c10::Error naming the op and the argument.
+std::tuple<at::Tensor, at::Tensor> linear_recurrence(
+    const at::Tensor& a, const at::Tensor& x,
+    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
+
+/// The fused GateLoop read with max heads: from the raw transition z to y in one pass (arXiv
+/// 2311.01927, section 3.2; the polar gate σ(|z|) z/|z| inside).
+///
+/// q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
+/// z:             (B, T, 2 D) in the same dtype, (re, im) interleaved per channel.
+/// initial_state: (B, D), complex64 (complex128 for float64 sequences).
+/// Returns (y (B, T, D), final_state (B, D) complex).
+std::tuple<at::Tensor, at::Tensor> gate_loop(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
+    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
+
+/// The simple gate: a = σ(z), h = a h + x, y = q h, where x is kv, or (1 - a) kv with
+/// normalize_input.
+///
+/// q, kv, z:      (B, T, D), one dtype: float32, float64, bfloat16 or float16.
+/// initial_state: (B, D), float32 (float64 for float64 sequences).
+/// Returns (y (B, T, D), final_state (B, D)).
+std::tuple<at::Tensor, at::Tensor> simple_gate_loop(
+    const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false,
+    bool normalize_input = false);
+
+}  // namespace gateloop

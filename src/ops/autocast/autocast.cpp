@@ -1,0 +1,63 @@
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "gateloop/ops.h"
+#include "ops/internal.h"
+
+namespace gateloop::ops {
+namespace {
+
+/// Under autocast the sequences may come in different precisions (a projection in bfloat16, a gate
+/// in float32): they are taken to the widest of them. The state is float32 or wider in any case, so
+/// nothing is lost in bfloat16 sequences, and nothing is gained by casting them up.
+template <class... Rest>
+at::ScalarType widest(const at::Tensor& first, const Rest&... rest) {
+  at::ScalarType type = first.scalar_type();
+  ((type = c10::promoteTypes(type, rest.scalar_type())), ...);
+  return type;
+}
+
+std::tuple<at::Tensor, at::Tensor> linear_recurrence_autocast(const at::Tensor& a,
+                                                              const at::Tensor& x,
+                                                              const OptionalTensor& initial_state,
+                                                              bool reverse) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto type = widest(a, x);
+  return linear_recurrence(a.to(type), x.to(type), initial_state, reverse);
+}
+
+std::tuple<at::Tensor, at::Tensor> gate_loop_autocast(const at::Tensor& q, const at::Tensor& k,
+                                                      const at::Tensor& v, const at::Tensor& z,
+                                                      const OptionalTensor& initial_state,
+                                                      bool reverse) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto type = widest(q, k, v, z);
+  return gate_loop(q.to(type), k.to(type), v.to(type), z.to(type), initial_state, reverse);
+}
+
+std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autocast(const at::Tensor& q,
+                                                             const at::Tensor& kv,
+                                                             const at::Tensor& z,
+                                                             const OptionalTensor& initial_state,
+                                                             bool reverse, bool normalize_input) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto type = widest(q, kv, z);
+  return simple_gate_loop(q.to(type), kv.to(type), z.to(type), initial_state, reverse,
+                          normalize_input);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, AutocastCPU, m) {
+  m.impl("linear_recurrence", linear_recurrence_autocast);
+  m.impl("gate_loop", gate_loop_autocast);
+  m.impl("simple_gate_loop", simple_gate_loop_autocast);
+}
+
+TORCH_LIBRARY_IMPL(gateloop, AutocastCUDA, m) {
+  m.impl("linear_recurrence", linear_recurrence_autocast);
+  m.impl("gate_loop", gate_loop_autocast);
+  m.impl("simple_gate_loop", simple_gate_loop_autocast);
+}
+
+}  // namespace gateloop::ops

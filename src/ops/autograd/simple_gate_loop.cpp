@@ -1,0 +1,83 @@
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "gateloop/ops.h"
+#include "ops/autograd/gradients.h"
+#include "ops/checks.h"
+#include "ops/internal.h"
+
+namespace gateloop::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// The operator in differentiable pieces: y = q scan(σ(z), kv).
+variable_list definition(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+                         const at::Tensor& initial_state, bool reverse, bool normalize_input) {
+  const auto real_type = accumulation_type(q.scalar_type());
+  const at::Tensor raw = z.to(real_type);
+  const at::Tensor a = raw.sigmoid();
+  // 1 - σ(z) = σ(-z), without the cancellation near 1.
+  const at::Tensor x = normalize_input ? kv.to(real_type) * raw.neg().sigmoid() : kv.to(real_type);
+  const std::optional<at::Tensor> initial =
+      initial_state.defined() ? std::optional<at::Tensor>(initial_state) : std::nullopt;
+  auto [h, final_state] = linear_recurrence(a, x, initial, reverse);
+  return {(q.to(real_type) * h).to(q.scalar_type()), final_state};
+}
+
+struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& kv,
+                               const at::Tensor& z, const OptionalTensor& initial_state,
+                               bool reverse, bool normalize_input) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, final_state, checkpoints] =
+        simple_gate_loop_forward(q, kv, z, initial_state, reverse, normalize_input);
+    ctx->save_for_backward({q, kv, z, initial_state.value_or(at::Tensor()), checkpoints});
+    ctx->saved_data["reverse"] = reverse;
+    ctx->saved_data["normalize_input"] = normalize_input;
+    ctx->set_materialize_grads(false);
+    return {y, final_state};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &q = saved[0], &kv = saved[1], &z = saved[2];
+    const at::Tensor &initial = saved[3], &checkpoints = saved[4];
+    const bool reverse = ctx->saved_data["reverse"].toBool();
+    const bool normalize_input = ctx->saved_data["normalize_input"].toBool();
+    variable_list result(6);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    if (needs_differentiable_backward()) {
+      result = differentiate(definition(q, kv, z, initial, reverse, normalize_input),
+                             {q, kv, z, initial}, grads);
+      result.resize(6);
+    } else {
+      auto [dq, dkv, dz, dinitial] = simple_gate_loop_backward(
+          grads[0], grads[1], q, kv, z, checkpoints, reverse, normalize_input);
+      result = {dq, dkv, dz, initial.defined() ? dinitial : at::Tensor(), {}, {}};
+    }
+    return result;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autograd(const at::Tensor& q,
+                                                             const at::Tensor& kv,
+                                                             const at::Tensor& z,
+                                                             const OptionalTensor& initial_state,
+                                                             bool reverse, bool normalize_input) {
+  // Without a backward pass to come, the forward that keeps no checkpoints.
+  if (!any_requires_grad({q, kv, z, initial_state.value_or(at::Tensor())})) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return simple_gate_loop(q, kv, z, initial_state, reverse, normalize_input);
+  }
+  const auto result =
+      SimpleGateLoopFunction::apply(q, kv, z, initial_state, reverse, normalize_input);
+  return {result[0], result[1]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, Autograd, m) { m.impl("simple_gate_loop", simple_gate_loop_autograd); }
+
+}  // namespace gateloop::ops

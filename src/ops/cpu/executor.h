@@ -1,0 +1,41 @@
+#pragma once
+
+/// What torch lends the kernels: its threads, its memory, and its tensors as plain structs.
+#include <ATen/ATen.h>
+
+#include <cstddef>
+#include <optional>
+
+#include "gateloop/recurrence.h"
+
+namespace gateloop::ops {
+
+recurrence::DType kernel_dtype(at::ScalarType dtype);
+
+/// Sizes of a (B, T, D) tensor.
+recurrence::Shape kernel_shape(const at::Tensor& sequence);
+
+/// The tensor itself where its channels are contiguous, with any stride on batch and time; a
+/// contiguous copy elsewhere.
+at::Tensor with_contiguous_channels(const at::Tensor& sequence);
+
+/// Views for the kernels. The tensors must outlive them. An undefined tensor gives null pointers.
+recurrence::ConstSequence input(const at::Tensor& sequence);
+recurrence::Sequence output(const at::Tensor& sequence);
+
+/// Contiguous (B, D) state, or an undefined tensor for an absent one.
+at::Tensor contiguous_state(const std::optional<at::Tensor>& state);
+recurrence::ConstState state_input(const at::Tensor& state);
+
+/// Runs a kernel on torch's threads with scratch from torch's allocator.
+template <class Params>
+void run_kernel(const Params& params);
+
+extern template void run_kernel(const recurrence::LinearRecurrence&);
+extern template void run_kernel(const recurrence::LinearRecurrenceBackward&);
+extern template void run_kernel(const recurrence::GateLoop&);
+extern template void run_kernel(const recurrence::GateLoopBackward&);
+extern template void run_kernel(const recurrence::SimpleGateLoop&);
+extern template void run_kernel(const recurrence::SimpleGateLoopBackward&);
+
+}  // namespace gateloop::ops

@@ -1,0 +1,67 @@
+#include <torch/library.h>
+
+#include "ops/checks.h"
+#include "ops/cpu/executor.h"
+#include "ops/internal.h"
+
+namespace gateloop::ops {
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, const at::Tensor& x,
+                                                         const OptionalTensor& initial_state,
+                                                         bool reverse) {
+  check_linear_recurrence(a, x, initial_state);
+  const at::Tensor a_ = with_contiguous_channels(a);
+  const at::Tensor x_ = with_contiguous_channels(x);
+  const at::Tensor initial = contiguous_state(initial_state);
+  at::Tensor h = at::empty(x.sizes(), x.options());
+  at::Tensor final_state = at::empty({x.size(0), x.size(2)},
+                                     x.options().dtype(accumulation_type(x.scalar_type())));
+
+  run_kernel(recurrence::LinearRecurrence{.dtype = kernel_dtype(x.scalar_type()),
+                                          .shape = kernel_shape(x),
+                                          .reverse = reverse,
+                                          .a = input(a_),
+                                          .x = input(x_),
+                                          .initial_state = state_input(initial),
+                                          .h = output(h),
+                                          .final_state = final_state.mutable_data_ptr()});
+  return {h, final_state};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
+    const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
+    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse) {
+  const at::Tensor a_ = with_contiguous_channels(a);
+  const at::Tensor h_ = with_contiguous_channels(h);
+  const bool has_dh = dh.has_value() && dh->defined();
+  const at::Tensor dh_ = has_dh ? with_contiguous_channels(*dh) : at::Tensor();
+  const at::Tensor initial = contiguous_state(initial_state);
+  const at::Tensor dfinal = contiguous_state(dfinal_state);
+  at::Tensor da = at::empty(h.sizes(), h.options());
+  at::Tensor dx = at::empty(h.sizes(), h.options());
+  at::Tensor dinitial = at::empty({h.size(0), h.size(2)},
+                                  h.options().dtype(accumulation_type(h.scalar_type())));
+
+  run_kernel(recurrence::LinearRecurrenceBackward{.dtype = kernel_dtype(h.scalar_type()),
+                                                  .shape = kernel_shape(h),
+                                                  .reverse = reverse,
+                                                  .a = input(a_),
+                                                  .h = input(h_),
+                                                  .dh = input(dh_),
+                                                  .initial_state = state_input(initial),
+                                                  .dfinal_state = state_input(dfinal),
+                                                  .da = output(da),
+                                                  .dx = output(dx),
+                                                  .dinitial_state = dinitial.mutable_data_ptr()});
+  return {da, dx, dinitial};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
+  m.impl("linear_recurrence", linear_recurrence_cpu);
+  m.impl("_linear_recurrence_backward", linear_recurrence_backward_cpu);
+}
+
+}  // namespace gateloop::ops

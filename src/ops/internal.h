@@ -1,0 +1,42 @@
+#pragma once
+
+/// Operators behind the public ones: forwards that keep what a backward needs, and the backwards.
+/// Schemas stand in <op>.cpp, kernels in the folder of their dispatch key. Undefined optional
+/// tensors read as zeros.
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <tuple>
+
+namespace gateloop::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+/// -> (da, dx (B, T, D), dinitial_state (B, D)); h is the forward's output.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward(
+    const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
+    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse);
+
+/// -> (y (B, T, D), final_state (B, D), checkpoints (B, blocks, D)).
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gate_loop_forward(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse);
+
+/// -> (dq, dk, dv (B, T, D), dz (B, T, 2 D), dinitial_state (B, D)).
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gate_loop_backward(
+    const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& z, const at::Tensor& checkpoints,
+    bool reverse);
+
+/// -> (y (B, T, D), final_state (B, D), checkpoints (B, blocks, D)).
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward(
+    const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse, bool normalize_input);
+
+/// -> (dq, dkv, dz (B, T, D), dinitial_state (B, D)).
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward(
+    const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
+    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& checkpoints, bool reverse,
+    bool normalize_input);
+
+}  // namespace gateloop::ops

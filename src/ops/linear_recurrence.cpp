@@ -1,0 +1,38 @@
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "gateloop/ops.h"
+#include "ops/internal.h"
+
+TORCH_LIBRARY_FRAGMENT(gateloop, m) {
+  m.def(
+      "linear_recurrence(Tensor a, Tensor x, Tensor? initial_state=None, bool reverse=False) -> "
+      "(Tensor h, Tensor final_state)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_linear_recurrence_backward(Tensor? dh, Tensor? dfinal_state, Tensor a, Tensor h, Tensor? "
+      "initial_state, bool reverse) -> (Tensor da, Tensor dx, Tensor dinitial_state)",
+      {at::Tag::pt2_compliant_tag});
+}
+
+namespace gateloop {
+
+std::tuple<at::Tensor, at::Tensor> linear_recurrence(const at::Tensor& a, const at::Tensor& x,
+                                                     const std::optional<at::Tensor>& initial_state,
+                                                     bool reverse) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gateloop::linear_recurrence", "")
+                             .typed<decltype(linear_recurrence)>();
+  return op.call(a, x, initial_state, reverse);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::linear_recurrence_backward(
+    const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
+    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gateloop::_linear_recurrence_backward", "")
+                             .typed<decltype(linear_recurrence_backward)>();
+  return op.call(dh, dfinal_state, a, h, initial_state, reverse);
+}
+
+}  // namespace gateloop

@@ -1,0 +1,43 @@
+#include <torch/library.h>
+
+#include "ops/checks.h"
+#include "ops/internal.h"
+#include "ops/meta/shapes.h"
+
+namespace gateloop::ops {
+namespace {
+
+at::ScalarType state_type(const at::Tensor& q) { return accumulation_type(q.scalar_type()); }
+
+std::tuple<at::Tensor, at::Tensor> simple_gate_loop_meta(const at::Tensor& q, const at::Tensor& kv,
+                                                         const at::Tensor& z,
+                                                         const OptionalTensor& initial_state,
+                                                         bool /*reverse*/,
+                                                         bool /*normalize_input*/) {
+  check_simple_gate_loop(q, kv, z, initial_state);
+  return {empty_sequence(q), empty_state(q, state_type(q))};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_meta(
+    const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool /*reverse*/, bool /*normalize_input*/) {
+  check_simple_gate_loop(q, kv, z, initial_state);
+  return {empty_sequence(q), empty_state(q, state_type(q)), empty_checkpoints(q, state_type(q))};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_meta(
+    const OptionalTensor& /*dy*/, const OptionalTensor& /*dfinal_state*/, const at::Tensor& q,
+    const at::Tensor& /*kv*/, const at::Tensor& /*z*/, const at::Tensor& /*checkpoints*/,
+    bool /*reverse*/, bool /*normalize_input*/) {
+  return {empty_sequence(q), empty_sequence(q), empty_sequence(q), empty_state(q, state_type(q))};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, Meta, m) {
+  m.impl("simple_gate_loop", simple_gate_loop_meta);
+  m.impl("_simple_gate_loop_forward", simple_gate_loop_forward_meta);
+  m.impl("_simple_gate_loop_backward", simple_gate_loop_backward_meta);
+}
+
+}  // namespace gateloop::ops
