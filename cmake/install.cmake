@@ -16,10 +16,10 @@ if(GATELOOP_TORCH)
   install(TARGETS gateloop_ops gateloop_torch EXPORT gateloop-torch)
   install(EXPORT gateloop-torch NAMESPACE gateloop:: DESTINATION ${package_dir})
   # Our own libraries are found beside the program wherever the tree is moved to; libtorch where it
-  # was when this was built.
+  # was when this was built. (Its directory is named here because CMake does not see it: Torch's
+  # targets pass libraries to the linker as flags.)
   set_target_properties(gateloop gateloop_ops gateloop_torch PROPERTIES
-    INSTALL_RPATH "$ORIGIN;$ORIGIN/../${CMAKE_INSTALL_LIBDIR}"
-    INSTALL_RPATH_USE_LINK_PATH ON)
+    INSTALL_RPATH "$ORIGIN;$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${TORCH_INSTALL_PREFIX}/lib")
 endif()
 
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/gateloop-config.cmake.in

@@ -17,6 +17,8 @@ set(TORCH_LIBRARIES torch torch_library)
 add_library(gateloop_torch_pch OBJECT ${CMAKE_CURRENT_LIST_DIR}/torch_pch.cpp)
 target_link_libraries(gateloop_torch_pch PRIVATE ${TORCH_LIBRARIES})
 target_precompile_headers(gateloop_torch_pch PRIVATE <torch/torch.h>)
+# -Wpedantic changes a predefined macro (__cpp_runtime_arrays), so that it has to be the same here.
+gateloop_warnings(gateloop_torch_pch)
 
 function(gateloop_use_torch target)
   target_link_libraries(${target} PUBLIC ${TORCH_LIBRARIES})

@@ -1,0 +1,100 @@
+# Shortcuts for the newcomer: every target does what it needs first and is quick when nothing
+# changed. The work is in CMakePresets.json and scripts/, which can be used without make.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+PYTHON_ENV := .venv/setup-complete
+BINARY := build/release/gateloop
+SANITIZERS := asan ubsan tsan
+
+.PHONY: help
+help:  ## Show this list
+	@echo "GateLoop in C++. Start with 'make train' or 'make test'."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "Variables:"
+	@echo "  DATA=FILE     train on this file (any bytes; .gz too) instead of the corpus in data/"
+	@echo "  MINUTES=N     how long to train (default: what the preset says)"
+	@echo "  PRESET=NAME   quick (default) or enwik8"
+	@echo "  OUT=DIR       where the model goes (default: runs/PRESET)"
+	@echo "  ARGS='...'    more flags for 'gateloop train' ('make train ARGS=--help' lists them),"
+	@echo "                or for the kernel benchmark of 'make bench'"
+	@echo "  JOBS=N        compile N files at once (default: all cores; a file takes up to 2 GB)"
+
+# ---- Set-up and build -------------------------------------------------------------------------
+
+.PHONY: setup
+setup:  ## Install system packages and the Python environment .venv
+	@scripts/setup
+
+# setup leaves its marker alone when nothing changed, and then nothing is configured again.
+.PHONY: force
+$(PYTHON_ENV): force
+	@scripts/setup
+
+build/%/configured: CMakePresets.json $(PYTHON_ENV)
+	cmake --preset $*
+	@touch $@
+
+.PHONY: build
+build: build/release/configured  ## Build the release: build/release/gateloop
+	cmake --build --preset release $(if $(JOBS),--parallel $(JOBS))
+
+# ---- Tests ------------------------------------------------------------------------------------
+
+.PHONY: test
+test: test-cpp test-sanitizers test-python  ## Run every test
+
+.PHONY: test-cpp
+test-cpp: build  ## C++ tests only
+	ctest --preset release
+
+.PHONY: test-python
+test-python: build  ## Python tests only
+	.venv/bin/python -m pytest
+
+.PHONY: test-sanitizers
+test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer (test-asan, test-ubsan, test-tsan)
+
+# The sanitizers of older compilers cannot place their shadow memory where the kernel randomises
+# addresses widely; without randomisation they always can.
+FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+.PHONY: $(SANITIZERS:%=test-%)
+$(SANITIZERS:%=test-%): test-%: build/%/configured
+	$(FIXED_ADDRESSES) cmake --build --preset $* $(if $(JOBS),--parallel $(JOBS))
+	$(FIXED_ADDRESSES) ctest --preset $*
+
+# ---- Use --------------------------------------------------------------------------------------
+
+.PHONY: corpus
+corpus:  ## Get the training text into data/ (enwik8, or a small sample of Wikipedia)
+	@scripts/get_corpus.py
+
+.PHONY: train
+train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
+	@scripts/train.py $(if $(PRESET),--preset '$(PRESET)') $(if $(OUT),--out '$(OUT)') \
+	  $(if $(DATA),--data '$(DATA)') $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
+
+.PHONY: bench
+bench: build  ## Run the benchmarks; results go to benchmarks/results/
+	@scripts/bench $(ARGS)
+
+# ---- Care -------------------------------------------------------------------------------------
+
+.PHONY: format
+format: $(PYTHON_ENV)  ## Lay out all C++ and Python
+	@scripts/format
+
+.PHONY: lint
+lint: build/release/configured  ## Check layout, C++ (clang-tidy) and Python (ruff, mypy)
+	@scripts/lint
+
+.PHONY: clean
+clean:  ## Remove build/ (.venv, data and runs stay)
+	rm -rf build
