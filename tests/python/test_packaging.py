@@ -1,0 +1,183 @@
+"""What a newcomer meets: set-up messages, make train, the installed package."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+Result = subprocess.CompletedProcess[str]
+
+
+def run(*command: str | Path, **environment: str) -> Result:
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def executable(path: Path, script: str) -> None:
+    path.write_text(script)
+    path.chmod(0o755)
+
+
+# ---- scripts/setup -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A folder of programs that stands in for a machine on which Highway is missing."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("bash", "dirname", "sed", "env", "make", "cmake", "ninja"):
+        found = shutil.which(tool)
+        assert found, tool
+        (folder / tool).symlink_to(found)
+    executable(folder / "python3", f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
+    executable(folder / "c++", "#!/usr/bin/env bash\necho libhwy-dev\n")
+    executable(folder / "sudo", "#!/usr/bin/env bash\nexit 1\n")
+    return folder
+
+
+def test_setup_names_what_to_install(machine: Path) -> None:
+    executable(machine / "apt-get", "#!/usr/bin/env bash\nexit 100\n")
+    result = run(ROOT / "scripts" / "setup", PATH=str(machine))
+    assert result.returncode == 1
+    assert "could not be installed from here: libhwy-dev\n" in result.stderr
+    assert "sudo apt-get update && sudo apt-get install libhwy-dev\n" in result.stderr
+
+
+def test_setup_without_apt_names_the_libraries(machine: Path) -> None:
+    result = run(ROOT / "scripts" / "setup", PATH=str(machine))
+    assert result.returncode == 1
+    assert "Google Highway" in result.stderr
+    assert "apt-get" not in result.stderr
+
+
+def test_setup_done_already_does_nothing() -> None:
+    result = run(ROOT / "scripts" / "setup")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_requirements_are_pinned() -> None:
+    for name in ("requirements-torch.txt", "requirements-dev.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            assert not line or line.startswith("#") or re.fullmatch(r"[\w-]+==[\w.]+", line), line
+
+
+# ---- scripts/train.py ----------------------------------------------------------------------------
+
+Train = Callable[..., Result]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """scripts/train.py in a tree whose gateloop writes down how it was called."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "train.py", tmp_path / "scripts")
+    (tmp_path / "build" / "release").mkdir(parents=True)
+    executable(
+        tmp_path / "build" / "release" / "gateloop",
+        """#!/usr/bin/env bash
+        echo "called: $*"
+        if [[ $1 == train && $* != *--help* ]]; then
+          mkdir -p runs/quick && cd runs/quick
+          echo '{"training": {"steps": 2}}' >config.json
+          echo '{"step": 1}' >metrics.jsonl
+          [[ -z $STOP ]] || exit 130
+          echo '{"step": 2}' >>metrics.jsonl
+          touch model.safetensors
+        fi
+        """,
+    )
+
+    def call(*arguments: str, stop: bool = False) -> Result:
+        return subprocess.run(
+            [sys.executable, "scripts/train.py", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"STOP": "yes" if stop else ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return call
+
+
+def called(result: Result) -> list[str]:
+    return re.findall(r"^called: (.*)$", result.stdout, re.MULTILINE)
+
+
+def test_train_trains_and_samples(train: Train) -> None:
+    result = train("--data", "text", "--minutes", "3", "--seed", "7")
+    assert result.returncode == 0, result.stderr
+    first, second = called(result)
+    assert first == "train --out runs/quick --preset quick --data text --minutes 3 --seed 7"
+    assert second.startswith("generate --checkpoint runs/quick")
+    assert "To go on:" in result.stdout
+
+
+def test_train_goes_on_with_an_unfinished_run(train: Train) -> None:
+    stopped = train("--data", "text", stop=True)
+    assert stopped.returncode == 130
+    assert "run the same command again" in stopped.stdout
+    assert called(train())[0] == "train --out runs/quick --resume"
+
+
+def test_train_only_samples_from_a_finished_run(train: Train) -> None:
+    train("--data", "text")
+    result = train()
+    assert result.returncode == 0
+    assert "trained already; to train anew: make train ARGS=--overwrite" in result.stdout
+    assert [call.split()[0] for call in called(result)] == ["generate"]
+
+
+def test_train_anew(train: Train) -> None:
+    train("--data", "text")
+    first, _ = called(train("--data", "text", "--overwrite"))
+    assert first == "train --out runs/quick --preset quick --data text --overwrite"
+
+
+def test_train_without_a_text(train: Train) -> None:
+    result = train()
+    assert result.returncode == 1
+    assert "run 'make corpus' first" in result.stderr
+
+
+def test_train_help_does_not_sample(train: Train) -> None:
+    assert len(called(train("--data", "text", "--no-such-flag", "--help"))) <= 1
+
+
+# ---- cmake --install -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(build_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree that cmake --install makes, moved to another place afterwards."""
+    folder = tmp_path_factory.mktemp("install")
+    result = run("cmake", "--install", build_dir, "--prefix", folder / "first")
+    assert result.returncode == 0, result.stderr
+    return (folder / "first").rename(folder / "moved")
+
+
+def test_the_installed_program_finds_its_libraries(installed: Path) -> None:
+    result = run(installed / "bin" / "gateloop", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "train" in result.stdout
+
+
+def test_every_public_header_is_installed(installed: Path) -> None:
+    def headers(folder: Path) -> set[Path]:
+        return {path.relative_to(folder) for path in folder.rglob("*.h")}
+
+    assert headers(installed / "include") == headers(ROOT / "include")
+
+
+def test_the_package_names_no_path_but_libtorch(installed: Path) -> None:
+    for file in (installed / "lib" / "cmake" / "gateloop").iterdir():
+        for line in file.read_text().splitlines():
+            assert str(ROOT) not in line or "Torch_DIR" in line, f"{file.name}: {line}"
