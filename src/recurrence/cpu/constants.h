@@ -10,19 +10,26 @@ namespace gateloop::recurrence::cpu {
 /// Tiles begin at multiples of a cache line, so two threads never write one line.
 inline constexpr std::int64_t kCacheLine = 64;
 
-/// Carry of one channel tile; it stays in L1 beside the rows that stream past.
+/// Carry of one channel tile; it stays in L1 beside the rows that stream past. Wide tiles read long
+/// runs of memory, one row after the other: LinearRecurrence (1, 65536, 512) on one thread took 8
+/// ms with rows of 512 channels and, visiting 4 steps of 16 channels at a time, 17 ms.
 inline constexpr std::int64_t kTileCarryBytes = 8192;
 
-/// Time steps done on one vector of channels before the next vector is visited.
-inline constexpr std::int64_t kStepsPerVisit = 1;
-
 /// A backward unit keeps the states and gates of one checkpoint block here; it must stay in L2.
+/// GateLoopBackward (1, 65536, 512), checkpoints every 64 steps: 221 ms with 64 KiB, 150 with 128,
+/// 109 with 256, 65 with 1024; every 16 steps, where 256 KiB hold as wide a tile, 65 ms.
 inline constexpr std::int64_t kStashBytes = 256 * 1024;
 
 /// Calls with fewer (B, T, D) elements run on the calling thread: waking a pool takes some 5 us.
 inline constexpr std::int64_t kInlineElements = 16 * 1024;
 
-/// Outputs of more bytes than this bypass the cache (about one last-level cache).
+/// Rows that a step leaves there: see GateLoopStash and SimpleStash.
+inline constexpr std::int64_t kGateLoopStashPlanes = 6;
+inline constexpr std::int64_t kSimpleStashPlanes = 3;
+
+/// Outputs of more bytes than this bypass the cache (about one last-level cache). Of 128 MB, an
+/// elementwise pass took 11.6 ms with ordinary stores and 8.3 with streaming ones; of 2 MB, that
+/// the next operation finds in cache, both took the same.
 inline constexpr std::int64_t kStreamBytes = 32 << 20;
 
 /// Time is cut into blocks only where batch × cache lines of channels is below kCutLines and time

@@ -11,12 +11,18 @@ namespace gateloop::recurrence::cpu {
 
 inline const char* name(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return "float32";
-    case DType::kFloat64: return "float64";
-    case DType::kComplex64: return "complex64";
-    case DType::kComplex128: return "complex128";
-    case DType::kBFloat16: return "bfloat16";
-    case DType::kFloat16: return "float16";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat64:
+      return "float64";
+    case DType::kComplex64:
+      return "complex64";
+    case DType::kComplex128:
+      return "complex128";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
   }
   return "unknown";
 }
@@ -29,24 +35,25 @@ constexpr bool is_complex(DType dtype) {
 constexpr std::size_t storage_bytes(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
-    case DType::kComplex128: return 8;
+    case DType::kComplex128:
+      return 8;
     case DType::kBFloat16:
-    case DType::kFloat16: return 2;
-    default: return 4;
+    case DType::kFloat16:
+      return 2;
+    default:
+      return 4;
   }
 }
 
 /// Bytes of one real number in the state.
-constexpr std::size_t accumulation_bytes(DType dtype) {
-  return storage_bytes(dtype) == 8 ? 8 : 4;
-}
+constexpr std::size_t accumulation_bytes(DType dtype) { return storage_bytes(dtype) == 8 ? 8 : 4; }
 
 inline void check(const char* op, const Shape& shape, DType dtype, bool complex_allowed) {
   if (dtype > DType::kFloat16 || (is_complex(dtype) && !complex_allowed)) {
-    throw std::invalid_argument(std::string(op) + ": dtype must be float32, float64, bfloat16" +
-                                (complex_allowed ? ", float16, complex64 or complex128, got "
-                                                 : " or float16, got ") +
-                                name(dtype));
+    throw std::invalid_argument(
+        std::string(op) + ": dtype must be float32, float64, bfloat16" +
+        (complex_allowed ? ", float16, complex64 or complex128, got " : " or float16, got ") +
+        name(dtype));
   }
   if (shape.batch < 0 || shape.time < 0 || shape.channels < 0) {
     throw std::invalid_argument(std::string(op) + ": shape must be non-negative, got (" +

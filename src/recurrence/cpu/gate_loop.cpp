@@ -1,5 +1,6 @@
 // The fused GateLoop read, max heads: polar gate, complex state, real read-out; and its adjoint.
 #include "gateloop/recurrence.h"
+#include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dtypes.h"
 #include "recurrence/cpu/schedule.h"
 
@@ -46,6 +47,7 @@ struct GateLoopOp {
   template <class D>
   using Value = Complex<D>;
 
+  bool streams;
   View<const S, 1> q, k, v;
   View<const S, 2> z;
   View<S, 1> y;
@@ -53,20 +55,19 @@ struct GateLoopOp {
   T* checkpoints;
 
   explicit GateLoopOp(const GateLoop& p)
-      : q(p.q, p.shape, p.reverse),
+      : streams(Streams<S>(p.shape, 1)),
+        q(p.q, p.shape, p.reverse),
         k(p.k, p.shape, p.reverse),
         v(p.v, p.shape, p.reverse),
         z(p.z, p.shape, p.reverse),
-        y(p.y, p.shape, p.reverse),
+        y(p.y, p.shape, p.reverse, 1, streams),
         shape(p.shape),
-        checkpoints(static_cast<T*>(p.checkpoints)) {
-    if (StreamsOutputs<S>(p.shape, 1)) y.Stream();
-  }
+        checkpoints(static_cast<T*>(p.checkpoints)) {}
   GateLoopStep<S> StepAt(const Unit& u) const {
     return {q.At(u), k.At(u), v.At(u), z.At(u), y.At(u)};
   }
-  void Scan(const Unit& u, Steps steps, T* state, T*) const {
-    SweepWithCheckpoints<2>(StepAt(u), u, steps, shape, state, checkpoints);
+  void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
+    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints);
   }
 };
 
@@ -75,7 +76,8 @@ struct GateLoopOp {
 /// What the recomputation of one checkpoint block leaves for the sweep back: kPlanes rows a step.
 template <class T>
 struct GateLoopStash {
-  static constexpr std::int64_t kPlanes = 6;  // h_{t-1} and a in pairs, radial, tangential
+  static constexpr std::int64_t kPlanes =
+      kGateLoopStashPlanes;  // h_{t-1} and a in pairs, radial, tangential
   T* first;
   std::int64_t begin, width;
   HWY_INLINE T* Row(std::int64_t t, std::int64_t plane) const {
@@ -91,11 +93,14 @@ struct GateLoopRecompute {
   template <class D>
   using Value = Complex<D>;
 
-  Rows<const S> k, v, z;
+  Rows<const S> q, k, v, z, dy;
   GateLoopStash<T> stash;
 
   template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& state) const {
+    for (const auto* rows : {&q, &k, &v, &dy}) PrefetchBlockBefore(*rows, t, c);
+    PrefetchBlockBefore(z, t, 2 * c);
+    PrefetchBlockBefore(z, t, 2 * c + static_cast<std::int64_t>(hn::MaxLanes(d)));
     const auto gate = MakePolarGate(d, Load<Complex<D>>(d, z[t], c));
     hn::StoreU(state.re, d, stash.Row(t, 0) + c);
     hn::StoreU(state.im, d, stash.Row(t, 1) + c);
@@ -121,8 +126,7 @@ struct GateLoopAdjointStep {
   GateLoopStash<T> stash;
 
   template <class D>
-  HWY_INLINE Affine<Complex<D>, Complex<D>> Transition(D d, std::int64_t t,
-                                                       std::int64_t c) const {
+  HWY_INLINE Affine<Complex<D>, Complex<D>> Transition(D d, std::int64_t t, std::int64_t c) const {
     const auto a = Conj(d, MakePolarGate(d, Load<Complex<D>>(d, z[t], c)).a);
     const auto g = Mul(d, Load<Real<D>>(d, q[t], c), LoadOrZero<Real<D>>(d, dy, t, c)).re;
     return {a, {hn::Mul(a.re, g), hn::Mul(a.im, g)}};
@@ -158,6 +162,7 @@ struct GateLoopAdjointOp {
   template <class D>
   using Value = Complex<D>;
 
+  bool streams;
   View<const S, 1> q, k, v, dy;
   View<const S, 2> z;
   View<S, 1> dq, dk, dv;
@@ -166,33 +171,28 @@ struct GateLoopAdjointOp {
   const T* checkpoints;
 
   explicit GateLoopAdjointOp(const GateLoopBackward& p)
-      : q(p.q, p.shape, p.reverse),
+      : streams(Streams<S>(p.shape, 5)),
+        q(p.q, p.shape, p.reverse),
         k(p.k, p.shape, p.reverse),
         v(p.v, p.shape, p.reverse),
         dy(p.dy, p.shape, p.reverse),
         z(p.z, p.shape, p.reverse),
-        dq(p.dq, p.shape, p.reverse),
-        dk(p.dk, p.shape, p.reverse),
-        dv(p.dv, p.shape, p.reverse),
-        dz(p.dz, p.shape, p.reverse),
+        dq(p.dq, p.shape, p.reverse, 1, streams),
+        dk(p.dk, p.shape, p.reverse, 1, streams),
+        dv(p.dv, p.shape, p.reverse, 1, streams),
+        dz(p.dz, p.shape, p.reverse, 1, streams),
         shape(p.shape),
-        checkpoints(static_cast<const T*>(p.checkpoints)) {
-    if (StreamsOutputs<S>(p.shape, 5)) {
-      dq.Stream();
-      dk.Stream();
-      dv.Stream();
-      dz.Stream();
-    }
-  }
+        checkpoints(static_cast<const T*>(p.checkpoints)) {}
   GateLoopAdjointStep<S> StepAt(const Unit& u) const {
     return {q.At(u),  k.At(u),  v.At(u),  z.At(u),  dy.At(u),
             dq.At(u), dk.At(u), dv.At(u), dz.At(u), {nullptr, 0, 0}};
   }
-  void Scan(const Unit& u, Steps steps, T* carry, T* stash) const {
+  void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
     auto back = StepAt(u);
-    ForEachCheckpointBack<2>(u, steps, shape, checkpoints, [&](Steps block, T* state) {
+    ForEachCheckpointBack<Complex>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
       back.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(GateLoopRecompute<S>{back.k, back.v, back.z, back.stash}, block, u.channels, state);
+      Sweep(GateLoopRecompute<S>{back.q, back.k, back.v, back.z, back.dy, back.stash}, block,
+            u.channels, state);
       Sweep(back, block, u.channels, carry);
     });
   }
@@ -232,8 +232,6 @@ HWY_EXPORT(RunGateLoop);
 HWY_EXPORT(RunGateLoopBackward);
 namespace {
 
-constexpr std::size_t kStashPlanes = 6;  // of GateLoopStash
-
 template <class Params>
 Problem sized(const char* op, const Params& p) {
   check(op, p.shape, p.dtype, /*complex_allowed=*/false);
@@ -254,7 +252,7 @@ Problem problem_of(const GateLoop& p) {
 Problem problem_of(const GateLoopBackward& p) {
   Problem problem = sized("GateLoopBackward", p);
   problem.adjoint = true;
-  problem.stash_bytes = kCheckpointBlock * kStashPlanes * accumulation_bytes(p.dtype);
+  problem.stash_bytes = kCheckpointBlock * kGateLoopStashPlanes * accumulation_bytes(p.dtype);
   problem.carry_in = p.dfinal_state;
   problem.carry_out = p.dinitial_state;
   return problem;

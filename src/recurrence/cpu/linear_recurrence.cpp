@@ -42,15 +42,17 @@ struct LinearOp {
   using Value = V<D>;
   static constexpr std::int64_t kParts = V<hn::ScalableTag<T>>::kParts;
 
+  bool streams;
   View<const S, kParts> a, x;
   View<S, kParts> h;
 
   explicit LinearOp(const LinearRecurrence& p)
-      : a(p.a, p.shape, p.reverse, kParts), x(p.x, p.shape, p.reverse, kParts), h(p.h, p.shape, p.reverse, kParts) {
-    if (StreamsOutputs<S>(p.shape, kParts)) h.Stream();
-  }
+      : streams(Streams<S>(p.shape, kParts)),
+        a(p.a, p.shape, p.reverse, kParts),
+        x(p.x, p.shape, p.reverse, kParts),
+        h(p.h, p.shape, p.reverse, kParts, streams) {}
   LinearStep<S, V> StepAt(const Unit& u) const { return {a.At(u), x.At(u), h.At(u)}; }
-  void Scan(const Unit& u, Steps steps, T* state, T*) const {
+  void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
     Sweep(StepAt(u), steps, u.channels, state);
   }
 };
@@ -94,30 +96,27 @@ struct LinearAdjointOp {
   using Value = V<D>;
   static constexpr std::int64_t kParts = V<hn::ScalableTag<T>>::kParts;
 
+  bool streams;
   View<const S, kParts> a, h, dh;
   View<S, kParts> da, dx;
   const T* initial;
   std::int64_t channels;
 
   explicit LinearAdjointOp(const LinearRecurrenceBackward& p)
-      : a(p.a, p.shape, p.reverse, kParts),
+      : streams(Streams<S>(p.shape, 2 * kParts)),
+        a(p.a, p.shape, p.reverse, kParts),
         h(p.h, p.shape, p.reverse, kParts),
         dh(p.dh, p.shape, p.reverse, kParts),
-        da(p.da, p.shape, p.reverse, kParts),
-        dx(p.dx, p.shape, p.reverse, kParts),
+        da(p.da, p.shape, p.reverse, kParts, streams),
+        dx(p.dx, p.shape, p.reverse, kParts, streams),
         initial(static_cast<const T*>(p.initial_state)),
-        channels(p.shape.channels) {
-    if (StreamsOutputs<S>(p.shape, 2 * kParts)) {
-      da.Stream();
-      dx.Stream();
-    }
-  }
+        channels(p.shape.channels) {}
   LinearAdjointStep<S, V> StepAt(const Unit& u) const {
     const T* row =
         initial == nullptr ? nullptr : initial + (u.batch * channels + u.channel) * kParts;
     return {a.At(u), h.At(u), dh.At(u), da.At(u), dx.At(u), row};
   }
-  void Scan(const Unit& u, Steps steps, T* carry, T*) const {
+  void Scan(const Unit& u, Steps steps, Carry<T>& carry, T*) const {
     Sweep(StepAt(u), steps, u.channels, carry);
   }
 };

@@ -38,12 +38,12 @@ class Kernel {
 
 struct Problem {
   Shape shape;
-  bool adjoint = false;            // the scan runs from the last step to the first
-  std::size_t storage_bytes = 0;   // one real number of the sequences
-  std::size_t carry_bytes = 0;     // one channel of the carry
-  std::size_t stash_bytes = 0;     // scratch of a unit for each of its channels
-  ConstState carry_in = nullptr;   // null: zeros
-  State carry_out = nullptr;       // null: not wanted
+  bool adjoint = false;           // the scan runs from the last step to the first
+  std::size_t storage_bytes = 0;  // one real number of the sequences
+  std::size_t carry_bytes = 0;    // one channel of the carry
+  std::size_t stash_bytes = 0;    // scratch of a unit for each of its channels
+  ConstState carry_in = nullptr;  // null: zeros
+  State carry_out = nullptr;      // null: not wanted
 };
 
 std::size_t scratch_bytes(const Problem&, int threads);

@@ -1,5 +1,6 @@
 // The simple gate loop: sigmoid gate, real state, real read-out; and its adjoint.
 #include "gateloop/recurrence.h"
+#include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dtypes.h"
 #include "recurrence/cpu/schedule.h"
 
@@ -48,6 +49,7 @@ struct SimpleOp {
   template <class D>
   using Value = Real<D>;
 
+  bool streams;
   View<const S, 1> q, kv, z;
   View<S, 1> y;
   Shape shape;
@@ -55,20 +57,19 @@ struct SimpleOp {
   bool normalize;
 
   explicit SimpleOp(const SimpleGateLoop& p)
-      : q(p.q, p.shape, p.reverse),
+      : streams(Streams<S>(p.shape, 1)),
+        q(p.q, p.shape, p.reverse),
         kv(p.kv, p.shape, p.reverse),
         z(p.z, p.shape, p.reverse),
-        y(p.y, p.shape, p.reverse),
+        y(p.y, p.shape, p.reverse, 1, streams),
         shape(p.shape),
         checkpoints(static_cast<T*>(p.checkpoints)),
-        normalize(p.normalize_input) {
-    if (StreamsOutputs<S>(p.shape, 1)) y.Stream();
-  }
+        normalize(p.normalize_input) {}
   SimpleStep<S> StepAt(const Unit& u) const {
     return {q.At(u), kv.At(u), z.At(u), y.At(u), normalize};
   }
-  void Scan(const Unit& u, Steps steps, T* state, T*) const {
-    SweepWithCheckpoints<1>(StepAt(u), u, steps, shape, state, checkpoints);
+  void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
+    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints);
   }
 };
 
@@ -77,7 +78,7 @@ struct SimpleOp {
 /// What the recomputation of one checkpoint block leaves for the sweep back: kPlanes rows a step.
 template <class T>
 struct SimpleStash {
-  static constexpr std::int64_t kPlanes = 3;  // h_{t-1}, a, 1 - a
+  static constexpr std::int64_t kPlanes = kSimpleStashPlanes;  // h_{t-1}, a, 1 - a
   T* first;
   std::int64_t begin, width;
   HWY_INLINE T* Row(std::int64_t t, std::int64_t plane) const {
@@ -93,12 +94,13 @@ struct SimpleRecompute {
   template <class D>
   using Value = Real<D>;
 
-  Rows<const S> kv, z;
+  Rows<const S> q, kv, z, dy;
   bool normalize;
   SimpleStash<T> stash;
 
   template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& state) const {
+    for (const auto* rows : {&q, &kv, &z, &dy}) PrefetchBlockBefore(*rows, t, c);
     const auto gate = MakeSigmoidGate(d, Load<Real<D>>(d, z[t], c));
     hn::StoreU(state.re, d, stash.Row(t, 0) + c);
     hn::StoreU(gate.a.re, d, stash.Row(t, 1) + c);
@@ -153,6 +155,7 @@ struct SimpleAdjointOp {
   template <class D>
   using Value = Real<D>;
 
+  bool streams;
   View<const S, 1> q, kv, z, dy;
   View<S, 1> dq, dkv, dz;
   Shape shape;
@@ -160,31 +163,27 @@ struct SimpleAdjointOp {
   bool normalize;
 
   explicit SimpleAdjointOp(const SimpleGateLoopBackward& p)
-      : q(p.q, p.shape, p.reverse),
+      : streams(Streams<S>(p.shape, 3)),
+        q(p.q, p.shape, p.reverse),
         kv(p.kv, p.shape, p.reverse),
         z(p.z, p.shape, p.reverse),
         dy(p.dy, p.shape, p.reverse),
-        dq(p.dq, p.shape, p.reverse),
-        dkv(p.dkv, p.shape, p.reverse),
-        dz(p.dz, p.shape, p.reverse),
+        dq(p.dq, p.shape, p.reverse, 1, streams),
+        dkv(p.dkv, p.shape, p.reverse, 1, streams),
+        dz(p.dz, p.shape, p.reverse, 1, streams),
         shape(p.shape),
         checkpoints(static_cast<const T*>(p.checkpoints)),
-        normalize(p.normalize_input) {
-    if (StreamsOutputs<S>(p.shape, 3)) {
-      dq.Stream();
-      dkv.Stream();
-      dz.Stream();
-    }
-  }
+        normalize(p.normalize_input) {}
   SimpleAdjointStep<S> StepAt(const Unit& u) const {
     return {q.At(u),   kv.At(u), z.At(u),   dy.At(u),       dq.At(u),
             dkv.At(u), dz.At(u), normalize, {nullptr, 0, 0}};
   }
-  void Scan(const Unit& u, Steps steps, T* carry, T* stash) const {
+  void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
     auto back = StepAt(u);
-    ForEachCheckpointBack<1>(u, steps, shape, checkpoints, [&](Steps block, T* state) {
+    ForEachCheckpointBack<Real>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
       back.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(SimpleRecompute<S>{back.kv, back.z, normalize, back.stash}, block, u.channels, state);
+      Sweep(SimpleRecompute<S>{back.q, back.kv, back.z, back.dy, normalize, back.stash}, block,
+            u.channels, state);
       Sweep(back, block, u.channels, carry);
     });
   }
@@ -224,8 +223,6 @@ HWY_EXPORT(RunSimple);
 HWY_EXPORT(RunSimpleBackward);
 namespace {
 
-constexpr std::size_t kStashPlanes = 3;  // of SimpleStash
-
 template <class Params>
 Problem sized(const char* op, const Params& p) {
   check(op, p.shape, p.dtype, /*complex_allowed=*/false);
@@ -246,7 +243,7 @@ Problem problem_of(const SimpleGateLoop& p) {
 Problem problem_of(const SimpleGateLoopBackward& p) {
   Problem problem = sized("SimpleGateLoopBackward", p);
   problem.adjoint = true;
-  problem.stash_bytes = kCheckpointBlock * kStashPlanes * accumulation_bytes(p.dtype);
+  problem.stash_bytes = kCheckpointBlock * kSimpleStashPlanes * accumulation_bytes(p.dtype);
   problem.carry_in = p.dfinal_state;
   problem.carry_out = p.dinitial_state;
   return problem;

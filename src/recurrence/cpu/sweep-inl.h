@@ -6,6 +6,7 @@
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/schedule.h"
+#include "recurrence/cpu/target.h"
 #include "recurrence/cpu/vectors-inl.h"
 
 #if defined(GATELOOP_RECURRENCE_CPU_SWEEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -31,15 +32,22 @@ struct Rows {
 };
 
 /// A (B, T, D) sequence of S (of pairs of S if kParts is 2), turned around if the scan is reversed:
-/// the one place that knows of `reverse`. `unit` is the number of S that strides count.
+/// the one place that knows of `reverse`. `unit` is the number of S that strides count; `stream`
+/// asks for writes past the cache, granted where every vector of every row is aligned.
 template <class S, std::int64_t kParts>
 class View {
  public:
   template <class Any>
-  View(const Any& sequence, const Shape& shape, bool reverse, std::int64_t unit = 1)
+  View(const Any& sequence, const Shape& shape, bool reverse, std::int64_t unit = 1,
+       bool stream = false)
       : data_(static_cast<S*>(sequence.data)),
         batch_stride_(sequence.batch_stride * unit),
         time_stride_(sequence.time_stride * unit) {
+    const auto aligned = [](std::int64_t elements) {
+      return elements * static_cast<std::int64_t>(sizeof(S)) % kCacheLine == 0;
+    };
+    stream_ = stream && reinterpret_cast<std::uintptr_t>(data_) % kCacheLine == 0 &&
+              aligned(batch_stride_) && aligned(time_stride_);
     if (reverse && data_ != nullptr && shape.time > 0) {
       data_ += (shape.time - 1) * time_stride_;
       time_stride_ = -time_stride_;
@@ -51,15 +59,6 @@ class View {
     return {data_ + unit.batch * batch_stride_ + unit.channel * kParts, time_stride_, stream_};
   }
 
-  /// Write past the cache where every vector of every row is aligned.
-  void Stream() {
-    const auto aligned = [](std::int64_t elements) {
-      return elements * static_cast<std::int64_t>(sizeof(S)) % kCacheLine == 0;
-    };
-    stream_ = reinterpret_cast<std::uintptr_t>(data_) % kCacheLine == 0 &&
-              aligned(batch_stride_) && aligned(time_stride_);
-  }
-
  private:
   S* data_;
   std::int64_t batch_stride_, time_stride_;
@@ -68,9 +67,9 @@ class View {
 
 /// `parts`: reals that all outputs of one channel and step take.
 template <class S>
-bool StreamsOutputs(const Shape& shape, std::int64_t parts) {
+bool Streams(const Shape& shape, std::int64_t parts) {
   const std::int64_t reals = shape.batch * shape.time * shape.channels * parts;
-  return reals * static_cast<std::int64_t>(sizeof(S)) > kStreamBytes;
+  return bypasses_cache(reals * static_cast<std::int64_t>(sizeof(S)));
 }
 
 /// A null row reads as zeros.
@@ -85,21 +84,40 @@ HWY_INLINE void Store(D d, V v, const Rows<S>& rows, std::int64_t t, std::int64_
 
 // ---------------------------------------------------------------- loops
 
-/// Moves the carry through these steps, from the last to the first if Step::kAdjoint. The carry is
-/// in registers for kStepsPerVisit steps and in L1 between them.
-template <class Step, class T>
-void Sweep(const Step& shared, Steps steps, std::int64_t channels, T* carry) {
-  const Step step = shared;  // a local copy stays in registers across the stores of outputs
-  for (std::int64_t done = steps.begin; done < steps.end; done += kStepsPerVisit) {
-    const std::int64_t n = HWY_MIN(kStepsPerVisit, steps.end - done);
-    const std::int64_t first = Step::kAdjoint ? steps.begin + steps.end - 1 - done : done;
+/// The carry of a tile while it is swept: (re, im) planes in L1. Outside, in states and
+/// checkpoints, it is interleaved.
+template <class T>
+struct Carry {
+  static constexpr std::int64_t kPlane = kTileCarryBytes / 2 / static_cast<std::int64_t>(sizeof(T));
+  alignas(kCacheLine) T row[2 * kPlane];
+
+  template <template <class> class V>
+  void From(std::int64_t channels, const T* interleaved) {
     ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+      StorePlanar(d, Load<V<decltype(d)>>(d, interleaved, c), row, kPlane, c);
+    });
+  }
+  template <template <class> class V>
+  void To(std::int64_t channels, T* interleaved) const {
+    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+      Store(d, LoadPlanar<V<decltype(d)>>(d, row, kPlane, c), interleaved, c);
+    });
+  }
+};
+
+/// Moves the carry through these steps, from the last to the first if Step::kAdjoint: row by row,
+/// so that memory is read in the order it lies.
+template <class Step, class T>
+void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& carry) {
+  const Step step = shared;  // a local copy stays in registers across the stores of outputs
+  T* const row = carry.row;
+  for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
+    const std::int64_t t = Step::kAdjoint ? steps.end - 1 - i : steps.begin + i;
+    ForEachVector<T, Step::kAdjoint>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
       using V = typename Step::template Value<decltype(d)>;
-      V value = Load<V>(d, carry, c);
-      for (std::int64_t i = 0; i < n; ++i) {
-        step(d, Step::kAdjoint ? first - i : first + i, c, value);
-      }
-      Store(d, value, carry, c);
+      V value = LoadPlanar<V>(d, row, Carry<T>::kPlane, c);
+      step(d, t, c, value);
+      StorePlanar(d, value, row, Carry<T>::kPlane, c);
     });
   }
 }
@@ -112,8 +130,7 @@ void Aggregate(const Step& shared, Steps steps, std::int64_t channels, T* produc
     using V = typename Step::template Value<decltype(d)>;
     V a = Ones<V>(d), x = Zeros<V>(d);
     for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
-      const auto one =
-          step.Transition(d, Step::kAdjoint ? steps.end - 1 - i : steps.begin + i, c);
+      const auto one = step.Transition(d, Step::kAdjoint ? steps.end - 1 - i : steps.begin + i, c);
       x = MulAdd(d, one.a, x, one.x);
       a = Mul(d, one.a, a);
     }
@@ -132,6 +149,7 @@ struct Affine {
 /// An operation behind the scheduler's interface. Op offers
 ///   T, Value<D>                       the accumulation type, a vector of the carry
 ///   Scan(unit, steps, carry, stash)   the work
+///   streams                           whether outputs bypass the cache
 ///   StepAt(unit)                      a step with Transition(d, t, c)
 template <class Op>
 class KernelOf final : public Kernel {
@@ -140,8 +158,11 @@ class KernelOf final : public Kernel {
   explicit KernelOf(const Op& op) : op_(op) {}
 
   void scan(const Unit& unit, Steps steps, void* carry, void* stash) const override {
-    op_.Scan(unit, steps, static_cast<T*>(carry), static_cast<T*>(stash));
-    hwy::FlushStream();
+    Carry<T> planar;
+    planar.template From<Op::template Value>(unit.channels, static_cast<const T*>(carry));
+    op_.Scan(unit, steps, planar, static_cast<T*>(stash));
+    planar.template To<Op::template Value>(unit.channels, static_cast<T*>(carry));
+    if (op_.streams) hwy::FlushStream();
   }
   void aggregate(const Unit& unit, Steps steps, void* product, void* sum) const override {
     Aggregate(op_.StepAt(unit), steps, unit.channels, static_cast<T*>(product),

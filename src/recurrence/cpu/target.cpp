@@ -1,6 +1,9 @@
 #include "recurrence/cpu/target.h"
 
+#include <atomic>
 #include <stdexcept>
+
+#include "recurrence/cpu/constants.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "recurrence/cpu/target.cpp"
@@ -18,6 +21,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace gateloop::recurrence::cpu {
 HWY_EXPORT(Name);
+namespace {
+std::atomic<std::int64_t> stream_bytes{kStreamBytes};
+}  // namespace
 
 const char* active_target() { return HWY_DYNAMIC_DISPATCH(Name)(); }
 
@@ -39,6 +45,11 @@ void force_target(const std::string& name) {
   hwy::SetSupportedTargetsForTest(chosen);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
+
+bool bypasses_cache(std::int64_t output_bytes) {
+  return output_bytes > stream_bytes.load(std::memory_order_relaxed);
+}
+void set_stream_bytes(std::int64_t bytes) { stream_bytes = bytes; }
 
 }  // namespace gateloop::recurrence::cpu
 #endif

@@ -1,7 +1,8 @@
 #pragma once
 
-/// The instruction set the kernels run on. Chosen once, the best the processor has; the tests force
-/// each in turn.
+/// What a run() decides about the machine, and how the tests force each choice. Neither hook may be
+/// called while a run() is under way.
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,12 @@ namespace gateloop::recurrence::cpu {
 const char* active_target();
 /// Compiled in and supported here, best first.
 std::vector<std::string> targets();
-/// Makes every later run() use this target; an empty name restores the choice. Not while one runs.
+/// Makes every later run() use this target; an empty name restores the choice.
 void force_target(const std::string& name);
+
+/// Whether outputs of this many bytes in all are written past the cache: it would not keep them.
+bool bypasses_cache(std::int64_t output_bytes);
+/// Moves the bound, which is kStreamBytes.
+void set_stream_bytes(std::int64_t bytes);
 
 }  // namespace gateloop::recurrence::cpu

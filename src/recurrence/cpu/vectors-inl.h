@@ -74,8 +74,7 @@ HWY_INLINE Real<D> Mul(D, Real<D> a, Real<D> b) {
 }
 template <class D>
 HWY_INLINE Complex<D> Mul(D, Complex<D> a, Complex<D> b) {
-  return {hn::MulSub(a.re, b.re, hn::Mul(a.im, b.im)),
-          hn::MulAdd(a.re, b.im, hn::Mul(a.im, b.re))};
+  return {hn::MulSub(a.re, b.re, hn::Mul(a.im, b.im)), hn::MulAdd(a.re, b.im, hn::Mul(a.im, b.re))};
 }
 
 /// a b + c.
@@ -177,8 +176,8 @@ HWY_INLINE void StoreReal(D, hn::Vec<D> v, Float16* p, bool stream) {
 #else
   const hn::Rebind<Float16, D> d16;
   const hn::Rebind<std::uint16_t, D> du16;
-  StoreOrStream(du16, hn::BitCast(du16, hn::DemoteTo(d16, v)),
-                reinterpret_cast<std::uint16_t*>(p), stream, IsWhole(D()));
+  StoreOrStream(du16, hn::BitCast(du16, hn::DemoteTo(d16, v)), reinterpret_cast<std::uint16_t*>(p),
+                stream, IsWhole(D()));
 #endif
 }
 
@@ -257,6 +256,26 @@ HWY_INLINE void Store(D d, Complex<D> v, T* row, std::int64_t c, bool stream = f
   StoreReal(d, hi, row + 2 * c + hn::MaxLanes(d), stream);
 }
 
+/// The same for a row with its real and imaginary parts apart, `plane` numbers from each other:
+/// what stays on the core is kept so, for a pair costs four shuffles to take apart and join.
+template <class V, class D, class T>
+HWY_INLINE V LoadPlanar(D d, const T* row, std::int64_t plane, std::int64_t c) {
+  if constexpr (V::kParts == 1) {
+    return {hn::LoadU(d, row + c)};
+  } else {
+    return {hn::LoadU(d, row + c), hn::LoadU(d, row + plane + c)};
+  }
+}
+template <class D, class T>
+HWY_INLINE void StorePlanar(D d, Real<D> v, T* row, std::int64_t, std::int64_t c) {
+  hn::StoreU(v.re, d, row + c);
+}
+template <class D, class T>
+HWY_INLINE void StorePlanar(D d, Complex<D> v, T* row, std::int64_t plane, std::int64_t c) {
+  hn::StoreU(v.re, d, row + c);
+  hn::StoreU(v.im, d, row + plane + c);
+}
+
 // ---------------------------------------------------------------- rows of channels
 
 /// Calls f(d, c) for whole vectors, then for halves, quarters, ... of one: no masks, no lane read
@@ -271,13 +290,20 @@ HWY_INLINE void ForTail(std::int64_t channels, std::int64_t c, const F& f) {
     ForTail<T, kLanes / 2>(channels, c, f);
   }
 }
-template <class T, class F>
+/// kDown: from the last channel to the first, so that rows visited from the last to the first are
+/// one stream running down through memory, which hardware prefetchers follow.
+template <class T, bool kDown = false, class F>
 HWY_INLINE void ForEachVector(std::int64_t channels, const F& f) {
   const hn::ScalableTag<T> d;
-  constexpr std::size_t kLanes = hn::MaxLanes(hn::ScalableTag<T>());
-  std::int64_t c = 0;
-  for (; c + static_cast<std::int64_t>(kLanes) <= channels; c += kLanes) f(d, c);
-  ForTail<T, kLanes / 2>(channels, c, f);
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<T>()));
+  const std::int64_t whole = channels / kLanes * kLanes;
+  if constexpr (kDown) {
+    ForTail<T, kLanes / 2>(channels, whole, f);
+    for (std::int64_t c = whole - kLanes; c >= 0; c -= kLanes) f(d, c);
+  } else {
+    for (std::int64_t c = 0; c < whole; c += kLanes) f(d, c);
+    ForTail<T, kLanes / 2>(channels, whole, f);
+  }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,0 +1,27 @@
+#pragma once
+
+/// One function per subcommand of `gateloop`, each in a file of its own: flags and help, and a
+/// callback that calls the library. No logic lives here.
+///
+/// How a callback ends the program: it returns (exit code 0), throws UsageError (2), throws
+/// CLI::RuntimeError(code) after it has printed what there is to say, or throws any other exception
+/// (1). main() prints one line for each exception.
+#include <CLI/CLI.hpp>
+#include <stdexcept>
+#include <string>
+
+namespace gateloop::app {
+
+/// A mistake in the command line that only the callback can see (a file of the wrong kind, two
+/// flags that do not go together). The message says what to do about it, on one line.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+void add_train_command(CLI::App& app);
+void add_evaluate_command(CLI::App& app);
+void add_generate_command(CLI::App& app);
+void add_info_command(CLI::App& app);
+
+}  // namespace gateloop::app

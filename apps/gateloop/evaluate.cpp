@@ -1,0 +1,153 @@
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "gateloop/evaluation.h"
+#include "gateloop/training.h"
+#include "model_flags.h"
+
+namespace gateloop::app {
+namespace {
+
+using Bytes = std::span<const std::uint8_t>;
+using Clock = std::chrono::steady_clock;
+
+struct Flags {
+  ModelFlags model;
+  std::string data;
+  std::vector<std::int64_t> split;
+  std::string part = "all";
+  std::string mode = "both";
+  std::int64_t length = 256;
+  std::size_t first = std::numeric_limits<std::size_t>::max();
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Tells on standard error how far a long evaluation is: a line that rewrites itself on a terminal,
+/// a new line every ten seconds elsewhere.
+auto progress_reporter(const char* name) {
+  return [name, terminal = isatty(STDERR_FILENO) != 0, start = Clock::now(), last = Clock::now()](
+             std::int64_t done, std::int64_t total) mutable {
+    const bool end = done == total;
+    if (!end && seconds_since(last) < (terminal ? 0.2 : 10)) return;
+    last = Clock::now();
+    const double rate = static_cast<double>(done) / seconds_since(start);
+    if (!end)
+      std::fprintf(stderr, "%s%s: %.1f %% of %lld bytes, %.0f bytes/s, %.0f s left%s",
+                   terminal ? "\r" : "", name,
+                   100.0 * static_cast<double>(done) / static_cast<double>(total),
+                   static_cast<long long>(total), rate, static_cast<double>(total - done) / rate,
+                   terminal ? "\033[K" : "\n");
+    else if (terminal)
+      std::fprintf(stderr, "\r\033[K");  // the result takes the line
+  };
+}
+
+training::Corpus open_corpus(const Flags& flags) {
+  std::optional<training::Split> split;
+  if (!flags.split.empty())
+    split = {.train = flags.split[0], .valid = flags.split[1], .test = flags.split[2]};
+  try {
+    return training::Corpus(flags.data, split);
+  } catch (const std::runtime_error& error) {  // the file or the split: either is a flag's value
+    throw UsageError(error.what());
+  }
+}
+
+Bytes part_of(const training::Corpus& corpus, const Flags& flags) {
+  Bytes text = corpus.bytes();
+  if (flags.part == "train") text = corpus.train();
+  if (flags.part == "valid") text = corpus.valid();
+  if (flags.part == "test") text = corpus.test();
+  text = text.first(std::min(text.size(), flags.first));
+  if (text.size() < 2)
+    throw UsageError("--part " + flags.part + " of " + flags.data + " has " +
+                     std::to_string(text.size()) + " bytes: at least 2 are needed");
+  return text;
+}
+
+template <typename Evaluate>
+void print_score(const char* name, const std::string& meaning, Evaluate evaluate,
+                 nn::Transformer model, Bytes text, training::EvaluationOptions options) {
+  options.progress = progress_reporter(name);
+  const auto start = Clock::now();
+  const auto score = evaluate(model, text, options);
+  std::printf("%-9s %.4f bits per byte, %lld bytes predicted in %.1f s (%s)\n", name,
+              score.bits_per_byte(), static_cast<long long>(score.bytes), seconds_since(start),
+              meaning.c_str());
+  std::fflush(stdout);
+}
+
+void run(const Flags& flags) {
+  const auto corpus = open_corpus(flags);
+  const auto text = part_of(corpus, flags);
+  const auto model = load_model(flags.model);
+  const bool recurrent = model->options().use_gate_looped_attn;
+  if (flags.mode == "carried" && !recurrent)
+    throw UsageError(
+        "--mode carried needs a model with GateLoop layers; for this attention model "
+        "use --mode windowed with a larger --length");
+  training::EvaluationOptions options;
+  options.length = flags.length;
+  options.dtype = flags.model.dtype;
+  if (flags.mode != "carried")
+    print_score("windowed",
+                "each window of " + std::to_string(flags.length) + " starts from zero state",
+                training::evaluate_windows, model, text, options);
+  if (flags.mode != "windowed" && recurrent)
+    print_score("carried", "one sequence, the state carried through it all",
+                training::evaluate_carried, model, text, options);
+  if (flags.mode == "both" && !recurrent)
+    std::printf(
+        "carried   left out: an attention model's key/value cache grows with the text; "
+        "a larger --length gives it more context\n");
+}
+
+}  // namespace
+
+void add_evaluate_command(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  auto* command = app.add_subcommand(
+      "evaluate",
+      "Bits per byte of a text: in windows, as in training, and as one stream with the state "
+      "carried. Both predict every byte but the first once.");
+  add_checkpoint_flags(*command, flags->model);
+  command->add_option("--data", flags->data, "Text, plain or .gz (required)")
+      ->required()
+      ->check(CLI::ExistingFile)
+      ->type_name("FILE");
+  command->add_option("--part", flags->part, "Part of the text to evaluate (default all)")
+      ->check(CLI::IsMember({"train", "valid", "test", "all"}))
+      ->type_name("train|valid|test|all");
+  command
+      ->add_option("--split", flags->split,
+                   "Bytes of the three parts (default: 90, 5 and 5 per cent, as train)")
+      ->delimiter(',')
+      ->expected(3)
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("TRAIN,VALID,TEST");
+  command->add_option("--first", flags->first, "Only so many bytes from the start of the part")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  command->add_option("--mode", flags->mode, "Which figures (default both)")
+      ->check(CLI::IsMember({"windowed", "carried", "both"}))
+      ->type_name("windowed|carried|both");
+  command->add_option("--length", flags->length, "Bytes predicted in one window (default 256)")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  add_compute_flags(*command, flags->model,
+                    "Type of the arithmetic (default float32); bfloat16 as autocast in training");
+  command->callback([flags] { run(*flags); });
+}
+
+}  // namespace gateloop::app

@@ -1,0 +1,153 @@
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "gateloop/generation.h"
+#include "model_flags.h"
+
+namespace gateloop::app {
+namespace {
+
+struct Flags {
+  ModelFlags model;
+  std::string prompt, prompt_file;
+  generation::GenerateOptions generate;
+  bool echo_prompt = false;
+};
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file) throw UsageError("cannot read --prompt-file " + path);
+  return text;
+}
+
+/// Bytes to standard output, each there for the reader at once.
+/// False: the reader has gone (`| head`), which is no error.
+bool write(const std::string& bytes) {
+  errno = 0;
+  if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) == bytes.size() &&
+      std::fflush(stdout) == 0)
+    return true;
+  if (errno == EPIPE) return false;
+  throw std::runtime_error(std::string("cannot write to standard output: ") + std::strerror(errno));
+}
+
+/// The figures a user reads the constant cost per token from, on standard error.
+void print_summary(const generation::Decoder& decoder, const std::vector<double>& seconds) {
+  // seconds[0] is the prompt and the first token; the others are one token each.
+  const auto steps = seconds.size() - 1;
+  if (steps == 0) return;
+  const auto mean_ms = [&](std::size_t begin, std::size_t count) {
+    const auto first = seconds.begin() + static_cast<std::ptrdiff_t>(begin);
+    return 1e3 * std::accumulate(first, first + static_cast<std::ptrdiff_t>(count), 0.0) /
+           static_cast<double>(count);
+  };
+  const auto edge = std::min<std::size_t>(100, steps);
+  const double mean = mean_ms(1, steps);
+  std::fprintf(stderr,
+               "prompt and first token: %.1f ms; then %zu tokens, %.1f tokens/s\n"
+               "mean time of a token: %.3f ms in the first %zu, %.3f ms in the last %zu\n"
+               "state carried after %lld tokens: %lld bytes\n",
+               1e3 * seconds[0], steps, 1e3 / mean, mean_ms(1, edge), edge,
+               mean_ms(seconds.size() - edge, edge), edge,
+               static_cast<long long>(decoder.position()),
+               static_cast<long long>(decoder.state_bytes()));
+}
+
+void run(const Flags& flags) {
+  const auto prompt = flags.prompt_file.empty() ? flags.prompt : read_file(flags.prompt_file);
+  auto model = load_model(flags.model);
+  const auto num_tokens = model->options().num_tokens;
+  if (num_tokens > 256)
+    throw UsageError("the model has " + std::to_string(num_tokens) +
+                     " tokens, generate writes bytes: use a model of at most 256");
+  model->to(flags.model.dtype);
+
+  // A closed pipe shall be an error of fwrite, not a signal that kills.
+  std::signal(SIGPIPE, SIG_IGN);
+  if (flags.echo_prompt && !write(prompt)) return;
+
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> seconds;
+  auto last = Clock::now();
+  bool open = true;
+  generation::Decoder decoder(model);
+  generation::generate(
+      decoder, generation::encode_prompt(prompt), flags.generate, [&](const torch::Tensor& tokens) {
+        open = write(std::string(1, static_cast<char>(tokens.item<std::int64_t>())));
+        const auto now = Clock::now();
+        seconds.push_back(std::chrono::duration<double>(now - last).count());
+        last = now;
+        return open;
+      });
+  if (!open) return;
+  if (isatty(STDOUT_FILENO)) write("\n");  // so that the shell's prompt starts on its own line
+  if (!seconds.empty()) print_summary(decoder, seconds);
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  auto* command = app.add_subcommand(
+      "generate",
+      "Draw text from a trained model. The bytes drawn go to standard output as they come, the "
+      "timing to standard error; the cost of a byte does not grow with the length.");
+  add_checkpoint_flags(*command, flags->model);
+  auto* prompt = command
+                     ->add_option("--prompt", flags->prompt,
+                                  "Text to continue (default, and where empty: a newline)")
+                     ->type_name("TEXT");
+  command->add_option("--prompt-file", flags->prompt_file, "File to continue, read whole")
+      ->check(CLI::ExistingFile)
+      ->excludes(prompt)
+      ->type_name("FILE");
+  command->add_flag("--echo-prompt", flags->echo_prompt, "Write the prompt before the bytes drawn");
+  command->add_option("--length", flags->generate.length, "Bytes to draw (default 512)")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
+  auto& sampling = flags->generate.sampling;
+  command
+      ->add_option(
+          "--temperature", sampling.temperature,
+          "Above 1 more varied, below 1 safer; 0 always takes the likeliest byte (default 1)")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("T");
+  command
+      ->add_option("--top-k-threshold", sampling.top_k_threshold,
+                   "Share of the alphabet never drawn: 0.9 keeps the likeliest 10 per cent, 0 all "
+                   "(default 0.9)")
+      ->check(CLI::Validator(
+          [](std::string& text) {
+            double value = -1;
+            return CLI::detail::lexical_cast(text, value) && value >= 0 && value < 1
+                       ? std::string()
+                       : "must be at least 0 and below 1, not " + text;
+          },
+          "[0, 1)"))
+      ->type_name("SHARE");
+  command
+      ->add_option("--seed", flags->generate.seed,
+                   "The same seed and flags draw the same bytes (default 0)")
+      ->type_name("S");
+  add_compute_flags(*command, flags->model,
+                    "Type of the weights (default float32); bfloat16 reads half the memory");
+  command->get_option("--threads")
+      ->description("Threads to use (default: all cores for the prompt, then one)");
+  command->callback([flags] { run(*flags); });
+}
+
+}  // namespace gateloop::app

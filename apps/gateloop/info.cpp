@@ -1,0 +1,95 @@
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "commands.h"
+#include "gateloop/checkpoint.h"
+#include "gateloop/generation.h"
+#include "model_flags.h"
+
+namespace gateloop::app {
+namespace {
+
+/// 1234567 -> "1,234,567".
+std::string grouped(std::int64_t number) {
+  const auto digits = std::to_string(number);
+  std::string text;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
+/// The module that owns a parameter, with all layers under one name:
+/// layers.3.0.fn.to_a.0.bias -> layers.*.0.fn.to_a.0
+std::string owner(const std::string& parameter) {
+  auto name = parameter.substr(0, parameter.rfind('.'));
+  const std::string prefix = "layers.";
+  if (name.starts_with(prefix)) name = prefix + "*" + name.substr(name.find('.', prefix.size()));
+  return name;
+}
+
+void print_parameters(const nn::Transformer& model) {
+  std::vector<std::pair<std::string, std::int64_t>> modules;  // in the model's order
+  std::int64_t total = 0;
+  for (const auto& item : model->named_parameters()) {
+    const auto name = owner(item.key());
+    auto found = modules.begin();
+    while (found != modules.end() && found->first != name) ++found;
+    if (found == modules.end()) found = modules.insert(found, {name, 0});
+    found->second += item.value().numel();
+    total += item.value().numel();
+  }
+  std::printf("\n%-32s %15s\n", "module (* = all layers)", "parameters");
+  for (const auto& [name, count] : modules)
+    std::printf("%-32s %15s\n", name.c_str(), grouped(count).c_str());
+  std::printf("%-32s %15s\n", "total", grouped(total).c_str());
+}
+
+void print_state(const nn::TransformerOptions& options) {
+  const auto state = generation::state_size(options);
+  if (state.per_token == 0)
+    std::printf("\nstate per sequence: %s bytes, however long the text\n",
+                grouped(state.fixed).c_str());
+  else
+    std::printf("\nstate per sequence: %s bytes and %s more for every token (key/value cache)\n",
+                grouped(state.fixed).c_str(), grouped(state.per_token).c_str());
+}
+
+void print_files(const std::filesystem::path& directory) {
+  std::printf("\nfiles\n");
+  for (const auto* name : {"model.safetensors", "model.best.safetensors"}) {
+    const auto path = directory / name;
+    if (!std::filesystem::exists(path)) continue;
+    std::printf("  %s: %s bytes", name,
+                grouped(static_cast<std::int64_t>(std::filesystem::file_size(path))).c_str());
+    for (const auto& [key, value] : checkpoint::load_safetensors(path).metadata)
+      std::printf(", %s %s", key.c_str(), value.c_str());
+    std::printf("\n");
+  }
+}
+
+void run(const ModelFlags& flags) {
+  const auto model = load_model(flags);
+  std::printf("model %s\n", checkpoint::to_json(model->options()).c_str());
+  print_parameters(model);
+  print_state(model->options());
+  print_files(flags.directory);
+}
+
+}  // namespace
+
+void add_info_command(CLI::App& app) {
+  auto flags = std::make_shared<ModelFlags>();
+  auto* command = app.add_subcommand(
+      "info", "Show a model's configuration, parameters, state and saved weights.");
+  add_checkpoint_flags(*command, *flags);
+  command->callback([flags] { run(*flags); });
+}
+
+}  // namespace gateloop::app

@@ -1,0 +1,93 @@
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <exception>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+
+namespace {
+
+/// The first line of `text`: libtorch's errors carry a page of detail after it.
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+int report(const std::string& message, int code) {
+  std::cout.flush();
+  std::cerr << "gateloop: " << first_line(message) << std::endl;
+  return code;
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+/// CLI11 puts some messages on several lines, and of an unknown command says only that one is
+/// required; a usage error here is one line that says what to do.
+int report_usage(std::string message, const CLI::App& app) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  std::string command = "gateloop";
+  for (const CLI::App* chosen : app.get_subcommands()) command += ' ' + chosen->get_name();
+  if (app.get_subcommands().empty()) {
+    std::vector<std::string> names;
+    for (const CLI::App* known : app.get_subcommands({})) names.push_back(known->get_name());
+    const std::vector<std::string> given = app.remaining();
+    message = (given.empty() ? "no command" : "no command \"" + given.front() + "\"") +
+              ": there are " + joined(names);
+  }
+  return report(message + " (see: " + command + " --help)", 2);
+}
+
+/// CLI11's layout, without what only it understands: validators beside the type of an option (the
+/// text says it), and "{false}" behind the --no-X of a flag.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_option_name(const CLI::Option* option, bool is_positional) const override {
+    std::string name = CLI::Formatter::make_option_name(option, is_positional);
+    const std::size_t label = name.find("{false}");
+    return label == std::string::npos ? name : name.substr(0, label);
+  }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    const std::string type = option->get_type_name();
+    if (option->get_items_expected_max() == 0) return "";  // a flag
+    // CLI11 itself joins the validators to the type with a colon.
+    std::string text = " " + type.substr(0, type.find(':'));
+    const std::string preset = option->get_default_str();
+    return preset.empty() ? text : text + " [" + preset + "]";
+  }
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("GateLoop Transformer: train, evaluate and sample byte-level language models.",
+               argv[0]);
+  app.formatter(std::make_shared<HelpFormatter>());
+  app.set_version_flag("--version", GATELOOP_VERSION);
+  app.require_subcommand(1);
+  gateloop::app::add_train_command(app);
+  gateloop::app::add_evaluate_command(app);
+  gateloop::app::add_generate_command(app);
+  gateloop::app::add_info_command(app);
+
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();  // the callback has said why
+  } catch (const CLI::Success& success) {
+    return app.exit(success);  // --help, --version
+  } catch (const CLI::ParseError& error) {
+    return report_usage(error.what(), app);
+  } catch (const gateloop::app::UsageError& error) {
+    return report(error.what(), 2);
+  } catch (const c10::Error& error) {
+    return report(error.what_without_backtrace(), 1);
+  } catch (const std::exception& error) {
+    return report(error.what(), 1);
+  }
+}

@@ -1,0 +1,47 @@
+#pragma once
+
+/// Reading and writing model directories: config.json beside safetensors files. Every write goes to
+/// a temporary file in the same folder, is flushed to the disk and then renamed, so that a crash, a
+/// kill or a full disk leaves the previous file whole.
+#include <torch/torch.h>
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "gateloop/nn/transformer.h"
+
+namespace gateloop::checkpoint {
+
+/// A safetensors file: named tensors and string metadata.
+struct SafeTensors {
+  std::map<std::string, torch::Tensor> tensors;
+  std::map<std::string, std::string> metadata;
+};
+
+/// Throws std::runtime_error naming the path and what is wrong (missing, truncated, bad header,
+/// unknown dtype, overlapping offsets, ...).
+SafeTensors load_safetensors(const std::filesystem::path& path);
+/// Throws std::runtime_error naming the path; the file that was there before stays intact.
+void save_safetensors(const std::filesystem::path& path, const SafeTensors& content);
+
+/// Writes `text` to `path` by way of a temporary file, as above.
+void save_text(const std::filesystem::path& path, const std::string& text);
+
+/// The model part of config.json: every field of TransformerOptions under its own name.
+/// Unknown fields and wrong types are errors that name the field.
+std::string to_json(const nn::TransformerOptions& options);
+nn::TransformerOptions options_from_json(const std::string& json);
+
+/// Which weights of a directory: the last that were saved, or the best at validation.
+enum class Weights { kLatest, kBest };
+
+/// Parameters by state_dict name, float32 copies on the CPU sharing no memory with the module.
+std::map<std::string, torch::Tensor> state_dict(const torch::nn::Module& module);
+/// Copies by name; throws std::runtime_error naming every missing, unexpected or misshapen tensor.
+void load_state_dict(torch::nn::Module& module, const std::map<std::string, torch::Tensor>& tensors);
+
+/// DIR/config.json ("model" object) and DIR/model.safetensors or DIR/model.best.safetensors.
+nn::Transformer load_model(const std::filesystem::path& dir, Weights weights = Weights::kLatest);
+
+}  // namespace gateloop::checkpoint

@@ -1,0 +1,53 @@
+#pragma once
+
+/// Bits per byte of a text under a model, in the two ways one reads it: in windows, as in training,
+/// and as one stream with the state carried from its first byte to its last.
+///
+/// Both predict the same bytes: all of the text but the first, each exactly once. The figures are
+/// therefore comparable, and their difference is what context beyond a window is worth.
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include "gateloop/nn/transformer.h"
+
+namespace gateloop::training {
+
+/// Total surprise and the number of bytes it was summed over.
+struct Score {
+  double nats = 0;         ///< sum of -ln p(byte | what the model saw before it)
+  std::int64_t bytes = 0;  ///< bytes predicted
+  double bits_per_byte() const;
+};
+
+struct EvaluationOptions {
+  /// Window of evaluate_windows: bytes predicted from one zero state.
+  std::int64_t length = 256;
+  /// Bytes in one forward pass, B x T; bounds the memory. Windows are batched up to it, a carried
+  /// text is cut into chunks of it. At 8192 the widest activation of the enwik8 preset
+  /// (8192 x 2048 float32) holds 64 MB.
+  std::int64_t bytes_per_pass = 8192;
+  /// kBFloat16 and kHalf: the passes run under autocast, as in training, with the
+  /// weights as they are; kFloat32: without autocast, whatever the caller has set.
+  torch::ScalarType dtype = torch::kFloat32;
+  /// Called after each pass with the bytes predicted so far and in all.
+  std::function<void(std::int64_t done, std::int64_t total)> progress;
+};
+
+/// Window i starts from zero state, reads text[i L .. i L + L - 1] and predicts the byte after
+/// each, where L is `length`; the last window may be shorter. The model is in eval mode meanwhile
+/// and no gradient is recorded.
+/// Throws std::invalid_argument for a text shorter than two bytes, a byte outside the model's
+/// vocabulary, or options below one.
+Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
+                       const EvaluationOptions& options = {});
+
+/// The whole text as one sequence, B = 1, in chunks with the state carried. Throws also for models
+/// with full attention, whose key/value cache would grow with the text: there, evaluate_windows
+/// with a larger `length` is the way to give more context.
+Score evaluate_carried(nn::Transformer model, std::span<const std::uint8_t> text,
+                       const EvaluationOptions& options = {});
+
+}  // namespace gateloop::training

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+
+#include "gateloop/nn/mixer.h"
+
+namespace gateloop::nn {
+
+/// How the raw transition z becomes a_t.
+enum class Gate {
+  kPolar,    ///< a = σ(|z|) z/|z|, complex: the paper's and the reference's.
+  kSigmoid,  ///< a = σ(z), real: one projected channel per head instead of two, about half the
+             ///< work.
+};
+
+/// The reference's options and defaults, then ours (see TransformerOptions).
+struct GateLoopedAttentionOptions {
+  std::int64_t dim = 512;
+  std::optional<std::int64_t> heads = std::nullopt;      ///< default: max heads (dim_inner)
+  std::optional<std::int64_t> dim_inner = std::nullopt;  ///< default: dim
+  bool checkpoint_gate_looped_attn = true;
+  bool add_swish_gating = true;
+  bool sub_ln = false;
+  double frac_gradient_state_transition = 0.9;
+
+  Gate gate = Gate::kPolar;
+  bool normalize_input = false;
+  std::optional<std::pair<double, double>> transition_bias = std::nullopt;
+};
+
+/// GateLoop as a spatial mixer (arXiv 2311.01927, section 3.2): with d = dim_inner / heads and one
+/// transition a_t per head,
+///
+///   S_t = a_t S_{t-1} + k_t^T v_t   (d, d)        y_t = q_t Re(S_t)   (d)
+///
+/// then sub-LN, swish gating and the output projection. With max heads (d = 1) the whole recurrence
+/// is one fused operator that reads q, k, v and z in place; with d > 1 it scans d² channels a head.
+///
+/// Parameters: to_qkv.weight, to_a.0.{weight,bias}, and where asked for to_gates.0.weight,
+/// maybe_sub_ln.{weight,bias}, to_out.weight.
+class GateLoopedAttentionImpl : public SpatialMixer {
+ public:
+  /// Throws c10::Error if heads do not divide dim_inner, or if normalize_input or transition_bias
+  /// comes with the polar gate.
+  explicit GateLoopedAttentionImpl(const GateLoopedAttentionOptions& options);
+
+  torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},
+                        MixerState* state = nullptr) override;
+
+ private:
+  torch::Tensor transition(const torch::Tensor& x, Ablation ablation);
+  torch::Tensor max_heads(const torch::Tensor& x, Ablation ablation, MixerState* state);
+  torch::Tensor wide_heads(const torch::Tensor& x, Ablation ablation, MixerState* state);
+
+  GateLoopedAttentionOptions options_;
+  std::int64_t dim_inner_;
+  std::int64_t heads_;
+  torch::nn::Linear to_qkv_{nullptr}, to_a_{nullptr}, to_gates_{nullptr}, to_out_{nullptr};
+  torch::nn::LayerNorm sub_ln_{nullptr};
+};
+TORCH_MODULE(GateLoopedAttention);
+
+}  // namespace gateloop::nn

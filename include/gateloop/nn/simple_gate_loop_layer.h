@@ -1,0 +1,53 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "gateloop/nn/rms_norm.h"
+
+namespace gateloop::nn {
+
+/// The reference's options and defaults; its choice of scan backend has no meaning here.
+struct SimpleGateLoopLayerOptions {
+  bool prenorm = true;
+  bool post_ln = false;
+  bool reverse = false;
+};
+
+/// What SimpleGateLoopLayer carries from one call to the next, as the reference's cache: a cache
+/// made by one continues in the other. Default-constructed: the start of a sequence.
+struct SimpleGateLoopCache {
+  torch::Tensor a =
+      {};  ///< (B · dim, 1): product of all transitions so far; no output depends on it.
+  torch::Tensor kv = {};  ///< (B · dim, 1): the recurrence h.
+};
+
+/// The simplified, real GateLoop: q, kv, z = chunks of Linear(RMSNorm(x)),
+/// h_t = σ(z_t) h_{t-1} + kv_t, y_t = q_t h_t, then an optional layer norm. No residual.
+///
+/// Parameters: to_qkva.0.weight, and where asked for norm.gamma, maybe_post_ln.{weight,bias}.
+class SimpleGateLoopLayerImpl : public torch::nn::Module {
+ public:
+  explicit SimpleGateLoopLayerImpl(std::int64_t dim, SimpleGateLoopLayerOptions options = {});
+
+  /// x (B, T, dim) -> (B, T, dim). With `reverse` the recurrence runs from the last step.
+  torch::Tensor forward(const torch::Tensor& x);
+
+  /// Continues from `cache` with any number of steps; also returns the cache after the last one,
+  /// detached from the graph. Throws c10::Error for a reversed layer and for a cache that does not
+  /// fit x.
+  std::pair<torch::Tensor, SimpleGateLoopCache> forward_with_cache(
+      const torch::Tensor& x, const SimpleGateLoopCache& cache = {});
+
+ private:
+  std::int64_t dim_;
+  SimpleGateLoopLayerOptions options_;
+  RMSNorm norm_{nullptr};
+  torch::nn::Linear to_qkva_{nullptr};
+  torch::nn::LayerNorm post_ln_{nullptr};
+};
+TORCH_MODULE(SimpleGateLoopLayer);
+
+}  // namespace gateloop::nn

@@ -1,0 +1,177 @@
+#pragma once
+
+/// Training a Transformer on the bytes of a file.
+///
+/// A run lives in a directory:
+///   config.json                 {"format": 1, "model": {...}, "training": {...}}
+///   model.safetensors           weights at the last checkpoint
+///   model.best.safetensors      weights at the best validation
+///   training_state.safetensors  all that resuming needs, in one file: a kill between two files
+///                               cannot mix two steps
+///   metrics.jsonl               one JSON object per step
+/// A resumed run repeats, bit for bit, what the unbroken one would have done, on the same machine
+/// with the same number of threads.
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "gateloop/nn/transformer.h"
+
+namespace gateloop::training {
+
+/// Bytes of the three parts of a corpus, which follow one another from its first byte.
+struct Split {
+  std::int64_t train = 0;
+  std::int64_t valid = 0;
+  std::int64_t test = 0;
+  bool operator==(const Split&) const = default;
+};
+
+/// A file of bytes: plain (memory-mapped, read-only) or gzip (decompressed into memory).
+class Corpus {
+ public:
+  /// Default split: 90/5/5 per cent. Throws std::runtime_error naming the path and what is wrong
+  /// (missing, empty, truncated gzip, a split longer than the file).
+  explicit Corpus(const std::filesystem::path& path, std::optional<Split> split = std::nullopt);
+  ~Corpus();
+  Corpus(Corpus&&) noexcept;
+  Corpus& operator=(Corpus&&) noexcept;
+
+  const std::filesystem::path& path() const { return path_; }
+  const Split& split() const { return split_; }
+  std::span<const std::uint8_t> bytes() const { return bytes_; }
+  std::span<const std::uint8_t> train() const;
+  std::span<const std::uint8_t> valid() const;
+  std::span<const std::uint8_t> test() const;
+
+  /// Size and a CRC-32 of samples all over the file: tells another corpus, at the cost of reading
+  /// at most 4 MiB.
+  std::string fingerprint() const;
+  /// "data/enwik8: 100,000,000 bytes: 90,000,000 to train, 5,000,000 to validate, ..."
+  std::string description() const;
+
+ private:
+  struct Storage;
+  std::filesystem::path path_;
+  std::unique_ptr<Storage> storage_;
+  std::span<const std::uint8_t> bytes_;
+  Split split_;
+};
+
+/// How to train. Names in config.json and of the command line's flags are the fields' names.
+struct TrainingOptions {
+  std::string preset;
+
+  // Corpus, as it was when the run began; filled in by train().
+  std::string data;
+  std::optional<Split> split;
+  std::string fingerprint;
+
+  // Length of the run. With `minutes`, the first steps are timed and then `steps` is set.
+  std::optional<std::int64_t> steps;
+  std::optional<double> minutes;
+
+  // One step: batch x accumulation sequences of length + 1 bytes.
+  std::int64_t batch = 4;
+  std::int64_t accumulation = 4;
+  std::int64_t length = 256;
+  /// Sequences that go through the model together. 0: all batch x accumulation of them if the
+  /// memory allows, else `batch`; train() sets it. The mathematics are the same (a mean of equal
+  /// means), the rounding is not, so that a run keeps its choice.
+  std::int64_t rows_per_pass = 0;
+
+  std::string optimizer = "adam";  ///< adam (decay added to the gradient) or adamw (decoupled)
+  double learning_rate = 1e-4;
+  double beta1 = 0.9;
+  double beta2 = 0.99;
+  double epsilon = 1e-8;
+  double weight_decay = 0;  ///< of matrices; gains and biases never decay
+  double clip = 0.5;        ///< largest global gradient norm; 0: no limit
+
+  std::string schedule = "constant";  ///< after the warm-up: constant, linear or cosine (to zero)
+  std::int64_t warmup_steps = 0;
+
+  std::string dtype = "float32";  ///< float32, or bfloat16: autocast with float32 master weights
+  std::uint64_t seed = 0;
+  std::int64_t threads = 0;  ///< 0: as many as libtorch chooses; train() sets it
+
+  std::int64_t validate_every = 100;     ///< 0: only at the end
+  std::int64_t validation_windows = 64;  ///< evenly spaced, of length + 1 bytes; always the same
+  /// At the end, where the whole validation part is no more than this many windows, all of it is
+  /// used; else this many windows. 4096 of 256 bytes take a small model about 20 s on 2 cores.
+  std::int64_t final_windows = 4096;
+  std::int64_t sample_every = 500;  ///< 0: only at the end
+  std::int64_t sample_prime = 128;
+  std::int64_t sample_length = 512;
+  std::int64_t checkpoint_every = 500;  ///< 0: only at the end and when stopped
+};
+
+/// What config.json holds.
+struct RunConfig {
+  nn::TransformerOptions model;
+  TrainingOptions training;
+};
+
+/// `quick` and `enwik8`. Throws std::invalid_argument naming the presets there are.
+RunConfig preset(std::string_view name);
+std::vector<std::string> preset_names();
+/// "bfloat16" where this processor multiplies it natively, else "float32".
+std::string fastest_dtype();
+
+/// Throws std::invalid_argument naming the option that is out of range or does not go with another.
+void check(const RunConfig& config);
+
+std::string to_json(const RunConfig& config);
+/// DIR/config.json. Throws std::runtime_error naming the path and what is wrong.
+RunConfig load_config(const std::filesystem::path& dir);
+/// Whether DIR holds any file of a run.
+bool holds_run(const std::filesystem::path& dir);
+/// Names of the options that differ, though resuming needs them equal; options that only say how
+/// often to save, sample and so on may change, and `steps` may where the schedule is constant.
+std::vector<std::string> obstacles_to_resuming(const RunConfig& stored, const RunConfig& requested);
+
+/// The schedule: learning rate of update `step`, counted from 0, of `steps`. The warm-up does not
+/// depend on `steps`, which may be unknown until it ends.
+double learning_rate(const TrainingOptions& options, std::int64_t step,
+                     std::optional<std::int64_t> steps);
+
+/// Called after updates that the options choose, with the model in eval mode; `step` counts
+/// updates.
+using SampleCallback = std::function<void(nn::Transformer& model, std::int64_t step)>;
+
+struct Result {
+  std::int64_t step = 0;   ///< updates made in all
+  std::int64_t steps = 0;  ///< of how many; 0 if stopped before --minutes had fixed it
+  /// SIGINT or SIGTERM if one stopped the run (after a last checkpoint), else 0.
+  int signal = 0;
+  /// Of the last weights, over final_windows, where the run was finished.
+  std::optional<double> final_bits_per_byte;
+  std::int64_t final_bytes = 0;              ///< how many bytes that predicts
+  std::optional<double> best_bits_per_byte;  ///< over validation_windows
+  std::int64_t best_step = 0;
+};
+
+enum class Start {
+  kNew,        ///< in a directory that holds no run
+  kOverwrite,  ///< in any; the run it holds is removed first
+  kResume,     ///< from the checkpoint in the directory, or from the seed if it holds none yet
+};
+
+/// Trains in `dir` and prints as it goes. To resume, take load_config(dir) and change in it what
+/// obstacles_to_resuming() allows.
+///
+/// Throws std::invalid_argument for options that do not fit (as check(), and those of the model),
+/// for a corpus shorter than a window and for kNew where there is a run; std::runtime_error for
+/// files that cannot be read or written, a run with other options or another corpus, a directory in
+/// which another process trains, and a loss or gradient that is not finite. Whatever it throws, the
+/// last good checkpoint is whole.
+Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
+             const SampleCallback& sample = {});
+
+}  // namespace gateloop::training

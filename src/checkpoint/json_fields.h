@@ -1,0 +1,110 @@
+#pragma once
+
+/// Structs of options as JSON objects, one member per field. A struct names its fields once, in a
+/// function template `for_each_field(options, visit)` that calls visit(name, field) for each;
+/// encode_fields and decode_fields do the rest.
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "gateloop/nn/transformer.h"
+
+namespace gateloop::checkpoint::json_fields {
+
+using json = nlohmann::ordered_json;  // config.json keeps the order of the struct
+
+/// "format" in config.json.
+inline constexpr int kConfigFormat = 1;
+
+inline json encode(std::int64_t value) { return value; }
+inline json encode(std::uint64_t value) { return value; }
+inline json encode(bool value) { return value; }
+inline json encode(double value) { return value; }
+inline json encode(const std::string& value) { return value; }
+inline json encode(nn::Gate value) { return value == nn::Gate::kPolar ? "polar" : "sigmoid"; }
+inline json encode(const std::pair<double, double>& value) {
+  return json::array({value.first, value.second});
+}
+template <typename T>
+json encode(const std::optional<T>& value) {
+  return value ? encode(*value) : json(nullptr);
+}
+
+[[noreturn]] inline void wrong_type(const std::string& name, const char* expected,
+                                    const json& value) {
+  throw std::runtime_error("option \"" + name + "\" must be " + expected + ", not " + value.dump());
+}
+
+inline void decode(const std::string& name, const json& value, std::int64_t& field) {
+  if (!value.is_number_integer()) wrong_type(name, "an integer", value);
+  field = value.get<std::int64_t>();
+}
+inline void decode(const std::string& name, const json& value, std::uint64_t& field) {
+  if (!value.is_number_unsigned()) wrong_type(name, "a non-negative integer", value);
+  field = value.get<std::uint64_t>();
+}
+inline void decode(const std::string& name, const json& value, bool& field) {
+  if (!value.is_boolean()) wrong_type(name, "true or false", value);
+  field = value.get<bool>();
+}
+inline void decode(const std::string& name, const json& value, double& field) {
+  if (!value.is_number()) wrong_type(name, "a number", value);
+  field = value.get<double>();
+}
+inline void decode(const std::string& name, const json& value, std::string& field) {
+  if (!value.is_string()) wrong_type(name, "a string", value);
+  field = value.get<std::string>();
+}
+inline void decode(const std::string& name, const json& value, nn::Gate& field) {
+  if (value == "polar") {
+    field = nn::Gate::kPolar;
+  } else if (value == "sigmoid") {
+    field = nn::Gate::kSigmoid;
+  } else {
+    wrong_type(name, "\"polar\" or \"sigmoid\"", value);
+  }
+}
+inline void decode(const std::string& name, const json& value, std::pair<double, double>& field) {
+  if (!value.is_array() || value.size() != 2 || !value[0].is_number() || !value[1].is_number()) {
+    wrong_type(name, "a pair of numbers [low, high]", value);
+  }
+  field = {value[0].get<double>(), value[1].get<double>()};
+}
+template <typename T>
+void decode(const std::string& name, const json& value, std::optional<T>& field) {
+  if (value.is_null()) {
+    field.reset();
+  } else {
+    decode(name, value, field.emplace());
+  }
+}
+
+/// `options` as an object, in the order of its fields.
+template <typename Options>
+json encode_fields(const Options& options) {
+  json object = json::object();
+  for_each_field(options,
+                 [&](const char* name, const auto& field) { object[name] = encode(field); });
+  return object;
+}
+
+/// A field that is absent keeps its value: a later version may add options. An unknown one is an
+/// error.
+template <typename Options>
+void decode_fields(json object, Options& options) {
+  if (!object.is_object()) throw std::runtime_error("not a JSON object: " + object.dump());
+  for_each_field(options, [&](const char* name, auto& field) {
+    const auto found = object.find(name);
+    if (found == object.end()) return;
+    decode(name, *found, field);
+    object.erase(found);
+  });
+  if (!object.empty()) {
+    throw std::runtime_error("unknown option \"" + object.begin().key() + "\"");
+  }
+}
+
+}  // namespace gateloop::checkpoint::json_fields

@@ -1,0 +1,100 @@
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gateloop/generation.h"
+
+namespace gateloop::generation {
+namespace {
+
+std::string shape_of(const torch::Tensor& tensor) {
+  std::string text = "(";
+  for (const auto size : tensor.sizes())
+    text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + ")";
+}
+
+}  // namespace
+
+Decoder::Decoder(nn::Transformer model, std::int64_t prefill_chunk)
+    : model_(std::move(model)),
+      prefill_chunk_(prefill_chunk),
+      device_(model_->parameters().front().device()) {
+  if (prefill_chunk < 1)
+    throw std::invalid_argument("prefill chunk must be at least 1, not " +
+                                std::to_string(prefill_chunk));
+}
+
+torch::Tensor Decoder::read(const torch::Tensor& ids) {
+  if (ids.dim() != 2 || ids.scalar_type() != torch::kInt64 || ids.size(0) < 1 || ids.size(1) < 1)
+    throw std::invalid_argument("expected ids (B, T) int64 with B, T at least 1, got " +
+                                shape_of(ids) + " " + c10::toString(ids.scalar_type()));
+  if (batch_ != 0 && ids.size(0) != batch_)
+    throw std::invalid_argument("this decoder carries " + std::to_string(batch_) +
+                                " sequences, got ids " + shape_of(ids));
+  const c10::InferenceMode inference;
+  const auto on_device = ids.to(device_);
+  const auto length = ids.size(1);
+  torch::Tensor logits;
+  for (std::int64_t begin = 0; begin < length; begin += prefill_chunk_) {
+    const auto chunk = std::min(prefill_chunk_, length - begin);
+    logits = model_->forward(on_device.narrow(1, begin, chunk), &state_);
+  }
+  batch_ = ids.size(0);
+  position_ += length;
+  return logits.select(1, -1);
+}
+
+StateSize state_size(const nn::TransformerOptions& options, torch::ScalarType dtype) {
+  const auto real = static_cast<std::int64_t>(c10::elementSize(dtype));
+  // Recurrent states are float32 or wider, and complex unless the gate is real.
+  const auto state_real = std::max<std::int64_t>(real, sizeof(float));
+  StateSize size;
+  if (options.use_gate_looped_attn) {
+    const auto inner = options.dim_gate_looped_attn.value_or(options.dim);
+    const auto heads = options.gate_loop_heads.value_or(inner);
+    const bool is_complex = options.gate == nn::Gate::kPolar && !options.ablate_state_transition;
+    size.fixed = options.depth * inner * (inner / heads) * (is_complex ? 2 : 1) * state_real;
+  } else {
+    const auto inner = options.heads * options.dim_head;
+    size.per_token = options.depth * 2 * inner * real;
+    if (options.data_dependent_rel_pos) size.fixed = options.depth * inner * state_real;
+  }
+  return size;
+}
+
+std::int64_t Decoder::state_bytes() const {
+  std::int64_t bytes = 0;
+  for (const auto& layer : state_) bytes += layer.bytes();
+  return bytes;
+}
+
+torch::Tensor encode_prompt(std::string_view text) {
+  if (text.empty()) text = "\n";
+  auto ids = torch::empty({1, static_cast<std::int64_t>(text.size())}, torch::kInt64);
+  auto* out = ids.data_ptr<std::int64_t>();
+  for (const char byte : text) *out++ = static_cast<unsigned char>(byte);
+  return ids;
+}
+
+torch::Tensor generate(Decoder& decoder, const torch::Tensor& prompt,
+                       const GenerateOptions& options,
+                       const std::function<bool(const torch::Tensor& tokens)>& on_token) {
+  if (options.length < 0)
+    throw std::invalid_argument("length must be at least 0, not " + std::to_string(options.length));
+  Sampler sample(options.sampling, options.seed);
+  std::vector<torch::Tensor> drawn;
+  auto logits = decoder.read(prompt);
+  while (static_cast<std::int64_t>(drawn.size()) < options.length) {
+    drawn.push_back(sample(logits));
+    if (on_token && !on_token(drawn.back())) break;
+    if (static_cast<std::int64_t>(drawn.size()) < options.length)
+      logits = decoder.read(drawn.back().unsqueeze(1));
+  }
+  if (drawn.empty()) return torch::empty({prompt.size(0), 0}, torch::kInt64);
+  return torch::stack(drawn, 1);
+}
+
+}  // namespace gateloop::generation

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+
+namespace gateloop::nn {
+
+/// Rotary position embedding (Su et al. 2021): channels 2i and 2i+1 turn together by position ·
+/// 10000^(-2i/dim_head). Parameter: freqs (dim_head / 2), not trained.
+class RotaryEmbedding : public torch::nn::Module {
+ public:
+  explicit RotaryEmbedding(std::int64_t dim_head);
+
+  /// (cos, sin), each (T, 1, dim_head / 2), for positions first, first + 1, ...
+  struct Angles {
+    torch::Tensor cos, sin;
+  };
+  Angles angles(std::int64_t first, std::int64_t time) const;
+
+  /// t (B, T, H, dim_head) -> the same shape and dtype.
+  static torch::Tensor rotate(const torch::Tensor& t, const Angles& angles);
+
+ private:
+  torch::Tensor freqs_;
+};
+
+}  // namespace gateloop::nn

@@ -1,0 +1,67 @@
+#include "gateloop/nn/simple_gate_loop_layer.h"
+
+#include <optional>
+
+#include "gateloop/ops.h"
+#include "nn/common.h"
+
+namespace gateloop::nn {
+
+using torch::Tensor;
+
+namespace {
+
+constexpr auto kName = "SimpleGateLoopLayer";
+
+void check_cache(const char* field, const Tensor& t, std::int64_t rows) {
+  TORCH_CHECK(t.defined() && t.dim() == 2 && t.size(0) == rows && t.size(1) == 1, kName, ": cache.",
+              field, " must be (B * dim, 1) = (", rows, ", 1), got ",
+              t.defined() ? c10::str(t.sizes()) : "nothing");
+}
+
+}  // namespace
+
+SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
+                                                 SimpleGateLoopLayerOptions options)
+    : dim_(dim), options_(options) {
+  check_positive(kName, "dim", dim);
+  if (options.prenorm) norm_ = register_module("norm", RMSNorm(dim));
+  to_qkva_ = register_nested(*this, "to_qkva", "0",
+                             torch::nn::Linear(torch::nn::LinearOptions(dim, 3 * dim).bias(false)));
+  if (options.post_ln) {
+    post_ln_ =
+        register_module("maybe_post_ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({dim})));
+  }
+}
+
+Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) {
+  check_sequence(kName, x, dim_);
+  const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
+  const auto y =
+      std::get<0>(simple_gate_loop(qkva[0], qkva[1], qkva[2], std::nullopt, options_.reverse));
+  return post_ln_ ? post_ln_(y) : y;
+}
+
+std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cache(
+    const Tensor& x, const SimpleGateLoopCache& cache) {
+  TORCH_CHECK(!options_.reverse, kName,
+              ": a reversed layer has no cache: its recurrence starts at the last step");
+  check_sequence(kName, x, dim_);
+  const auto batch = x.size(0);
+  const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
+
+  std::optional<Tensor> initial;
+  const bool continued = cache.a.defined() || cache.kv.defined();
+  if (continued) {
+    check_cache("a", cache.a, batch * dim_);
+    check_cache("kv", cache.kv, batch * dim_);
+    initial = cache.kv.view({batch, dim_});
+  }
+  auto [y, h] = simple_gate_loop(qkva[0], qkva[1], qkva[2], initial);
+
+  auto a = qkva[2].detach().to(h.scalar_type()).sigmoid().prod(1).view({-1, 1});
+  if (continued) a = a * cache.a;
+  return {post_ln_ ? post_ln_(y) : y, {a, h.detach().view({-1, 1})}};
+}
+
+}  // namespace gateloop::nn

@@ -1,0 +1,198 @@
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "checkpoint/file.h"
+#include "checkpoint/json_fields.h"
+#include "gateloop/checkpoint.h"
+#include "gateloop/training.h"
+#include "training/files.h"
+
+namespace gateloop::training {
+
+using checkpoint::json_fields::json;
+using checkpoint::json_fields::kConfigFormat;
+
+json encode(const Split& split) { return json::array({split.train, split.valid, split.test}); }
+void decode(const std::string& name, const json& value, Split& split) {
+  if (!value.is_array() || value.size() != 3 ||
+      !std::all_of(value.begin(), value.end(),
+                   [](const json& part) { return part.is_number_integer(); })) {
+    checkpoint::json_fields::wrong_type(name, "three integers [train, valid, test]", value);
+  }
+  split = {value[0].get<std::int64_t>(), value[1].get<std::int64_t>(),
+           value[2].get<std::int64_t>()};
+}
+
+/// Every field of TrainingOptions, once; found by argument-dependent lookup.
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, TrainingOptions>
+void for_each_field(Options& options, Visitor&& visit) {
+  visit("preset", options.preset);
+  visit("data", options.data);
+  visit("split", options.split);
+  visit("fingerprint", options.fingerprint);
+  visit("steps", options.steps);
+  visit("minutes", options.minutes);
+  visit("batch", options.batch);
+  visit("accumulation", options.accumulation);
+  visit("length", options.length);
+  visit("rows_per_pass", options.rows_per_pass);
+  visit("optimizer", options.optimizer);
+  visit("learning_rate", options.learning_rate);
+  visit("beta1", options.beta1);
+  visit("beta2", options.beta2);
+  visit("epsilon", options.epsilon);
+  visit("weight_decay", options.weight_decay);
+  visit("clip", options.clip);
+  visit("schedule", options.schedule);
+  visit("warmup_steps", options.warmup_steps);
+  visit("dtype", options.dtype);
+  visit("seed", options.seed);
+  visit("threads", options.threads);
+  visit("validate_every", options.validate_every);
+  visit("validation_windows", options.validation_windows);
+  visit("final_windows", options.final_windows);
+  visit("sample_every", options.sample_every);
+  visit("sample_prime", options.sample_prime);
+  visit("sample_length", options.sample_length);
+  visit("checkpoint_every", options.checkpoint_every);
+}
+
+namespace {
+
+json model_json(const nn::TransformerOptions& options) {
+  return json::parse(checkpoint::to_json(options));
+}
+
+bool may_change(const std::string& name, const TrainingOptions& stored) {
+  // The corpus is told by its fingerprint, not by where it lies.
+  for (const char* free : {"data", "fingerprint", "threads", "sample_every", "sample_prime",
+                           "sample_length", "checkpoint_every"}) {
+    if (name == free) return true;
+  }
+  return name == "steps" && stored.schedule == "constant";
+}
+
+[[noreturn]] void invalid(const std::string& name, const std::string& expected) {
+  throw std::invalid_argument(name + " must be " + expected);
+}
+
+void check_one_of(const std::string& name, const std::string& value,
+                  std::initializer_list<const char*> allowed) {
+  std::string list;
+  for (const char* choice : allowed) {
+    if (value == choice) return;
+    list += (list.empty() ? "" : ", ") + std::string(choice);
+  }
+  invalid(name, "one of " + list + ", not \"" + value + "\"");
+}
+
+}  // namespace
+
+void check(const RunConfig& config) {
+  const TrainingOptions& training = config.training;
+  const auto at_least = [](const char* name, std::int64_t value, std::int64_t least) {
+    if (value < least) invalid(name, std::to_string(least) + " or more");
+  };
+  at_least("batch", training.batch, 1);
+  at_least("accumulation", training.accumulation, 1);
+  at_least("length", training.length, 1);
+  at_least("rows_per_pass", training.rows_per_pass, 0);
+  at_least("warmup_steps", training.warmup_steps, 0);
+  at_least("threads", training.threads, 0);
+  at_least("validate_every", training.validate_every, 0);
+  at_least("validation_windows", training.validation_windows, 1);
+  at_least("final_windows", training.final_windows, 1);
+  at_least("sample_every", training.sample_every, 0);
+  at_least("checkpoint_every", training.checkpoint_every, 0);
+  const std::int64_t rows = training.batch * training.accumulation;
+  if (training.rows_per_pass > 0 && rows % training.rows_per_pass != 0) {
+    invalid("rows_per_pass", "a divisor of batch x accumulation = " + std::to_string(rows));
+  }
+  if (training.steps) at_least("steps", *training.steps, 1);
+  if (training.minutes && !(*training.minutes > 0)) invalid("minutes", "more than 0");
+  if (!training.steps && !training.minutes) {
+    throw std::invalid_argument("how long to train: give steps or minutes");
+  }
+  if (training.minutes && !training.steps && training.schedule != "constant" &&
+      training.warmup_steps < kFewestTimedSteps) {
+    throw std::invalid_argument(
+        "minutes with a " + training.schedule + " decay needs warmup_steps of " +
+        std::to_string(kFewestTimedSteps) +
+        " or more: the first steps are timed before their number, and so the decay, is fixed");
+  }
+  const auto in_unit_interval = [](const char* name, double value) {
+    if (!(value >= 0 && value < 1)) invalid(name, "in [0, 1)");
+  };
+  in_unit_interval("beta1", training.beta1);
+  in_unit_interval("beta2", training.beta2);
+  const auto not_negative = [](const char* name, double value) {
+    if (!(value >= 0) || std::isinf(value)) invalid(name, "a finite number, 0 or more");
+  };
+  not_negative("learning_rate", training.learning_rate);
+  not_negative("epsilon", training.epsilon);
+  not_negative("weight_decay", training.weight_decay);
+  not_negative("clip", training.clip);
+  check_one_of("optimizer", training.optimizer, {"adam", "adamw"});
+  check_one_of("schedule", training.schedule, {"constant", "linear", "cosine"});
+  check_one_of("dtype", training.dtype, {"float32", "bfloat16"});
+  if (config.model.num_tokens < 256) {
+    invalid("num_tokens", "256 or more: the corpus is read as bytes");
+  }
+}
+
+std::string to_json(const RunConfig& config) {
+  json object = json::object();
+  object["format"] = kConfigFormat;
+  object["model"] = model_json(config.model);
+  object["training"] = checkpoint::json_fields::encode_fields(config.training);
+  return object.dump(2) + "\n";
+}
+
+RunConfig load_config(const std::filesystem::path& dir) {
+  const std::filesystem::path path = dir / kConfigFile;
+  const std::string text = checkpoint::read_text(path);
+  try {
+    const json object = json::parse(text);
+    if (!object.is_object()) throw std::runtime_error("not a JSON object");
+    for (const char* key : {"format", "model", "training"}) {
+      if (!object.contains(key)) throw std::runtime_error("no \"" + std::string(key) + "\" in it");
+    }
+    if (object["format"] != kConfigFormat) {
+      throw std::runtime_error("format " + object["format"].dump() +
+                               "; this program reads format " + std::to_string(kConfigFormat));
+    }
+    RunConfig config;
+    config.model = checkpoint::options_from_json(object["model"].dump());
+    checkpoint::json_fields::decode_fields(object["training"], config.training);
+    check(config);
+    return config;
+  } catch (const std::exception& error) {
+    throw std::runtime_error(path.string() + ": not a run's configuration: " + error.what());
+  }
+}
+
+bool holds_run(const std::filesystem::path& dir) {
+  return std::any_of(std::begin(kRunFiles), std::end(kRunFiles),
+                     [&](const char* file) { return std::filesystem::exists(dir / file); });
+}
+
+std::vector<std::string> obstacles_to_resuming(const RunConfig& stored,
+                                               const RunConfig& requested) {
+  std::vector<std::string> names;
+  const json stored_model = model_json(stored.model);
+  const json requested_model = model_json(requested.model);
+  for (const auto& [name, value] : requested_model.items()) {
+    if (stored_model[name] != value) names.push_back(name);
+  }
+  const json stored_training = checkpoint::json_fields::encode_fields(stored.training);
+  const json requested_training = checkpoint::json_fields::encode_fields(requested.training);
+  for (const auto& [name, value] : requested_training.items()) {
+    if (stored_training[name] != value && !may_change(name, stored.training)) names.push_back(name);
+  }
+  return names;
+}
+
+}  // namespace gateloop::training

@@ -1,0 +1,149 @@
+#include "gateloop/evaluation.h"
+
+#include <ATen/autocast_mode.h>
+
+#include <algorithm>
+#include <numbers>
+#include <stdexcept>
+#include <string>
+
+namespace gateloop::training {
+namespace {
+
+/// Sets autocast for one scope. Its cache of converted weights is emptied at both ends: a copy made
+/// without gradients must not reach a training step, nor weights from before a step reach us.
+class AutocastScope {
+ public:
+  AutocastScope(at::DeviceType device, torch::ScalarType dtype)
+      : device_(device),
+        was_enabled_(at::autocast::is_autocast_enabled(device)),
+        was_dtype_(at::autocast::get_autocast_dtype(device)) {
+    const bool reduced = dtype == torch::kBFloat16 || dtype == torch::kHalf;
+    at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(device, reduced);
+    if (reduced) at::autocast::set_autocast_dtype(device, dtype);
+  }
+  ~AutocastScope() {
+    at::autocast::clear_cache();
+    at::autocast::set_autocast_dtype(device_, was_dtype_);
+    at::autocast::set_autocast_enabled(device_, was_enabled_);
+  }
+  AutocastScope(const AutocastScope&) = delete;
+  AutocastScope& operator=(const AutocastScope&) = delete;
+
+ private:
+  at::DeviceType device_;
+  bool was_enabled_;
+  torch::ScalarType was_dtype_;
+};
+
+/// Eval mode for one scope.
+class EvalScope {
+ public:
+  explicit EvalScope(torch::nn::Module& module)
+      : module_(module), was_training_(module.is_training()) {
+    module_.eval();
+  }
+  ~EvalScope() { module_.train(was_training_); }
+  EvalScope(const EvalScope&) = delete;
+  EvalScope& operator=(const EvalScope&) = delete;
+
+ private:
+  torch::nn::Module& module_;
+  bool was_training_;
+};
+
+void check(const nn::TransformerOptions& model, std::span<const std::uint8_t> text,
+           const EvaluationOptions& options) {
+  const auto fail = [](const std::string& what) {
+    throw std::invalid_argument("evaluate: " + what);
+  };
+  if (options.length < 1) fail("length must be at least 1, not " + std::to_string(options.length));
+  if (options.bytes_per_pass < 1)
+    fail("bytes_per_pass must be at least 1, not " + std::to_string(options.bytes_per_pass));
+  if (text.size() < 2)
+    fail("the text has " + std::to_string(text.size()) +
+         " bytes; at least 2 are needed, one to read and one to predict");
+  const int largest = *std::max_element(text.begin(), text.end());
+  if (largest >= model.num_tokens)
+    fail("the text holds byte " + std::to_string(largest) + ", the model knows only ids below " +
+         std::to_string(model.num_tokens));
+}
+
+/// `rows` sequences of length + 1 bytes, one starting `length` after the other, so that the last
+/// byte of each is the first of the next -> ids (rows, length + 1) int64.
+torch::Tensor rows_of(const std::uint8_t* text, std::int64_t rows, std::int64_t length,
+                      torch::Device device) {
+  // from_blob wants a mutable pointer; `to` copies before anyone could write.
+  return torch::from_blob(const_cast<std::uint8_t*>(text), {rows, length + 1}, {length, 1},
+                          torch::kUInt8)
+      .to(device, torch::kInt64);
+}
+
+/// ids (B, T + 1) -> sum over B x T of -ln p, the softmax in at least float32.
+double surprise(nn::Transformer& model, const torch::Tensor& ids, nn::TransformerState* state) {
+  const auto length = ids.size(1) - 1;
+  auto logits = model->forward(ids.narrow(1, 0, length), state).flatten(0, 1);
+  if (at::isReducedFloatingType(logits.scalar_type())) logits = logits.to(torch::kFloat32);
+  const auto targets = ids.narrow(1, 1, length).flatten();
+  return at::cross_entropy_loss(logits, targets, {}, at::Reduction::Sum).item<double>();
+}
+
+torch::Device device_of(const nn::Transformer& model) {
+  return model->parameters().front().device();
+}
+
+}  // namespace
+
+double Score::bits_per_byte() const {
+  return nats / (static_cast<double>(bytes) * std::numbers::ln2);
+}
+
+Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
+                       const EvaluationOptions& options) {
+  check(model->options(), text, options);
+  const auto device = device_of(model);
+  const torch::NoGradGuard no_grad;
+  const EvalScope eval(*model);
+  const AutocastScope autocast(device.type(), options.dtype);
+
+  Score score;
+  const auto total = static_cast<std::int64_t>(text.size()) - 1;
+  const auto rows_per_pass = std::max<std::int64_t>(1, options.bytes_per_pass / options.length);
+  while (score.bytes < total) {
+    const auto left = total - score.bytes;
+    const auto length = std::min(options.length, left);  // shorter: the last window, on its own
+    const auto rows = std::min(rows_per_pass, left / length);
+    score.nats +=
+        surprise(model, rows_of(text.data() + score.bytes, rows, length, device), nullptr);
+    score.bytes += rows * length;
+    if (options.progress) options.progress(score.bytes, total);
+  }
+  return score;
+}
+
+Score evaluate_carried(nn::Transformer model, std::span<const std::uint8_t> text,
+                       const EvaluationOptions& options) {
+  check(model->options(), text, options);
+  if (!model->options().use_gate_looped_attn)
+    throw std::invalid_argument(
+        "evaluate: a carried state needs GateLoop layers; the key/value cache of full attention "
+        "grows with the text (evaluate windows of a larger length instead)");
+  const auto device = device_of(model);
+  const torch::NoGradGuard no_grad;
+  const EvalScope eval(*model);
+  const AutocastScope autocast(device.type(), options.dtype);
+
+  Score score;
+  nn::TransformerState state;
+  const auto total = static_cast<std::int64_t>(text.size()) - 1;
+  while (score.bytes < total) {
+    const auto length = std::min(options.bytes_per_pass, total - score.bytes);
+    score.nats += surprise(model, rows_of(text.data() + score.bytes, 1, length, device), &state);
+    score.bytes += length;
+    if (options.progress) options.progress(score.bytes, total);
+  }
+  return score;
+}
+
+}  // namespace gateloop::training

@@ -1,0 +1,18 @@
+#pragma once
+
+/// The files of a run's directory.
+namespace gateloop::training {
+
+inline constexpr const char* kConfigFile = "config.json";
+inline constexpr const char* kLatestFile = "model.safetensors";
+inline constexpr const char* kBestFile = "model.best.safetensors";
+inline constexpr const char* kStateFile = "training_state.safetensors";
+inline constexpr const char* kMetricsFile = "metrics.jsonl";
+inline constexpr const char* kRunFiles[] = {kConfigFile, kLatestFile, kBestFile, kStateFile,
+                                            kMetricsFile};
+
+/// --minutes times at least this many steps before it fixes their number: fewer, on a machine that
+/// others use too, and the total is off by more than a tenth.
+inline constexpr int kFewestTimedSteps = 10;
+
+}  // namespace gateloop::training

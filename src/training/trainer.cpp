@@ -1,0 +1,394 @@
+#include <ATen/ops/_foreach_norm.h>
+#include <fcntl.h>
+#include <sys/file.h>
+
+#include <cmath>
+#include <cstdio>
+#include <numbers>
+#include <stdexcept>
+#include <string>
+
+#include "checkpoint/file.h"
+#include "gateloop/checkpoint.h"
+#include "gateloop/evaluation.h"
+#include "gateloop/training.h"
+#include "training/autocast.h"
+#include "training/batches.h"
+#include "training/files.h"
+#include "training/memory.h"
+#include "training/metrics.h"
+#include "training/optimizer.h"
+#include "training/progress.h"
+#include "training/signals.h"
+#include "training/stopwatch.h"
+#include "training/time_budget.h"
+#include "training/training_state.h"
+#include "training/validation.h"
+
+namespace gateloop::training {
+namespace {
+
+/// Keeps a second process from training in the same directory; the kernel lets go when this one
+/// ends, however it ends.
+checkpoint::FileDescriptor lock(const std::filesystem::path& dir) {
+  checkpoint::FileDescriptor folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() < 0 || ::flock(folder.get(), LOCK_EX | LOCK_NB) != 0) {
+    throw std::runtime_error(dir.string() + ": another process is training there");
+  }
+  return folder;
+}
+
+void check_lengths(const Corpus& corpus, const TrainingOptions& options) {
+  const auto check_part = [&](const char* part, std::span<const std::uint8_t> bytes) {
+    if (std::ssize(bytes) > options.length) return;
+    throw std::invalid_argument(corpus.path().string() + ": the part to " + part + " holds " +
+                                std::to_string(bytes.size()) + " bytes, a window needs " +
+                                std::to_string(options.length + 1) +
+                                ": use a longer file, a smaller length or another split");
+  };
+  check_part("train on", corpus.train());
+  check_part("validate on", corpus.valid());
+}
+
+/// What the options leave open is decided once, at the start of a run, and kept in config.json.
+void settle(RunConfig& config, const Corpus& corpus) {
+  TrainingOptions& options = config.training;
+  options.data = std::filesystem::absolute(corpus.path()).lexically_normal().string();
+  options.split = corpus.split();
+  if (options.threads > 0) torch::set_num_threads(static_cast<int>(options.threads));
+  options.threads = torch::get_num_threads();
+  if (options.rows_per_pass == 0) {
+    options.rows_per_pass = choose_rows_per_pass(config, available_memory());
+  }
+}
+
+void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
+  const std::string fingerprint = corpus.fingerprint();
+  if (!options.fingerprint.empty() && options.fingerprint != fingerprint) {
+    throw std::runtime_error(corpus.path().string() + " (" + fingerprint +
+                             ") is not the corpus of this run, which was " + options.data + " (" +
+                             options.fingerprint + ")");
+  }
+}
+
+torch::ScalarType scalar_type(const TrainingOptions& options) {
+  return options.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+}
+
+class Trainer {
+ public:
+  Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
+          const std::filesystem::path& dir, const SampleCallback& sample);
+  Result run();
+
+ private:
+  StepMetrics update();
+  void validate_now(StepMetrics& metrics);
+  void evaluate_at_end(StepMetrics& metrics);
+  void introduce();
+  [[noreturn]] void fail_not_finite(const std::string& what, std::int64_t step) const;
+  void check_weights() const;
+  void save_checkpoint();
+  void save_latest() const;
+  void fix_number_of_steps();
+  void sample_now();
+  Result result(int signal) const;
+
+  double elapsed() const { return elapsed_before_ + clock_.seconds(); }
+  std::optional<double> seconds_left() const;
+  bool due(std::int64_t every) const { return every > 0 && position_.step % every == 0; }
+  bool finished() const { return options_.steps && position_.step >= *options_.steps; }
+
+  RunConfig config_;
+  TrainingOptions& options_ = config_.training;
+  const Corpus& corpus_;
+  std::filesystem::path dir_;
+  const SampleCallback& sample_;
+
+  nn::Transformer model_;
+  Optimizer optimizer_;
+  Batches batches_;
+  Position position_;
+  TimeBudget budget_;
+  Progress progress_;
+  Stopwatch clock_;
+  double elapsed_before_ = 0;
+  std::int64_t first_step_ = 0;  // of this process
+  double final_bits_per_byte_ = 0;
+  std::int64_t final_bytes_ = 0;
+};
+
+Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
+                 const std::filesystem::path& dir, const SampleCallback& sample)
+    : config_(std::move(config)),
+      corpus_(corpus),
+      dir_(dir),
+      sample_(sample),
+      model_(std::move(model)),
+      optimizer_(*model_, options_),
+      batches_(corpus.train(), options_.length, options_.seed),
+      budget_(options_) {
+  const std::filesystem::path state = dir_ / kStateFile;
+  if (std::filesystem::exists(state)) position_ = load_state(state, *model_, optimizer_);
+  elapsed_before_ = position_.elapsed_seconds;
+  first_step_ = position_.step;
+  // From here on the directory is a run: what it needs to be resumed lies in it.
+  checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
+}
+
+void Trainer::introduce() {
+  std::int64_t parameters = 0;
+  for (const torch::Tensor& parameter : model_->parameters()) parameters += parameter.numel();
+  char line[200];
+  std::snprintf(line, sizeof line,
+                "Model of %.2f M parameters in %s; %lld x %lld bytes a step; %s on %lld threads",
+                static_cast<double>(parameters) / 1e6, dir_.string().c_str(),
+                static_cast<long long>(options_.batch * options_.accumulation),
+                static_cast<long long>(options_.length), options_.dtype.c_str(),
+                static_cast<long long>(options_.threads));
+  progress_.say(line);
+  if (position_.step > 0) {
+    progress_.say("Going on after step " + std::to_string(position_.step));
+  }
+}
+
+void Trainer::fail_not_finite(const std::string& what, std::int64_t step) const {
+  throw std::runtime_error(what + " is not finite at step " + std::to_string(step) + ": stopped; " +
+                           (std::filesystem::exists(dir_ / kStateFile)
+                                ? "the last checkpoint in " + dir_.string() + " is whole"
+                                : "no checkpoint had been saved yet") +
+                           ". Try a lower learning rate.");
+}
+
+/// One update: the mean loss over all rows of the step, its gradient, clipping, Adam.
+StepMetrics Trainer::update() {
+  const Stopwatch stopwatch;
+  const std::int64_t rows = options_.batch * options_.accumulation;
+  const std::int64_t passes = rows / options_.rows_per_pass;
+  StepMetrics metrics;
+  metrics.step = position_.step + 1;
+
+  // Passes of equal size: the mean of their means is the mean over all rows.
+  const torch::Tensor ids = batches_.at(position_.step, rows);  // (rows, T + 1) int64
+  double nats = 0;
+  for (const torch::Tensor& part : ids.split(options_.rows_per_pass)) {  // (rows_per_pass, T + 1)
+    torch::Tensor loss;                                                  // ()
+    {
+      const Autocast autocast(scalar_type(options_));
+      loss = model_->loss(part);
+    }
+    nats += loss.item<double>() / static_cast<double>(passes);
+    (passes == 1 ? loss : loss / passes).backward();
+  }
+
+  metrics.train_bits_per_byte = nats / std::numbers::ln2;
+  metrics.learning_rate = learning_rate(options_, position_.step, options_.steps);
+  metrics.gradient_norm = optimizer_.gradient_norm();
+  if (!std::isfinite(nats)) fail_not_finite("the loss", metrics.step);
+  if (!std::isfinite(metrics.gradient_norm)) fail_not_finite("the gradient norm", metrics.step);
+  optimizer_.step(metrics.learning_rate, metrics.gradient_norm);
+  optimizer_.zero_grad();
+  ++position_.step;
+  const double seconds = stopwatch.seconds();
+  budget_.record(position_.step, seconds);
+  metrics.tokens_per_second = static_cast<double>(rows * options_.length) / seconds;
+  return metrics;
+}
+
+void Trainer::validate_now(StepMetrics& metrics) {
+  const double bits = validate(model_, corpus_.valid(), options_.length,
+                               options_.validation_windows, scalar_type(options_));
+  metrics.validation_bits_per_byte = bits;
+  const bool best = bits < position_.best_bits_per_byte;
+  if (best) {
+    position_.best_bits_per_byte = bits;
+    position_.best_step = position_.step;
+    checkpoint::save_safetensors(dir_ / kBestFile, {checkpoint::state_dict(*model_),
+                                                    {{"step", std::to_string(position_.step)}}});
+  }
+  char line[96];
+  std::snprintf(line, sizeof line, "step %lld  validation %.4f bits/byte%s",
+                static_cast<long long>(position_.step), bits, best ? "  (best)" : "");
+  progress_.say(line);
+}
+
+/// The figure to quote. A validation part of reasonable size is read whole, as `gateloop evaluate`
+/// does.
+void Trainer::evaluate_at_end(StepMetrics& metrics) {
+  const std::int64_t windows = window_count(corpus_.valid(), options_.length);
+  if (windows <= options_.final_windows) {
+    EvaluationOptions evaluation;
+    evaluation.length = options_.length;
+    evaluation.dtype = scalar_type(options_);
+    const Score score = evaluate_windows(model_, corpus_.valid(), evaluation);
+    final_bits_per_byte_ = score.bits_per_byte();
+    final_bytes_ = score.bytes;
+  } else {
+    final_bits_per_byte_ = validate(model_, corpus_.valid(), options_.length,
+                                    options_.final_windows, scalar_type(options_));
+    final_bytes_ = options_.final_windows * options_.length;
+  }
+  metrics.final_validation_bits_per_byte = final_bits_per_byte_;
+}
+
+/// The update may have carried a finite gradient to an infinite weight; such weights shall not
+/// replace a good checkpoint.
+void Trainer::check_weights() const {
+  if (std::isfinite(
+          torch::stack(at::_foreach_norm(model_->parameters(), 2)).sum().item<double>())) {
+    return;
+  }
+  fail_not_finite("a weight", position_.step);
+}
+
+void Trainer::save_checkpoint() {
+  check_weights();
+  position_.elapsed_seconds = elapsed();
+  // Resuming reads the state file alone; the model file after it is for generate and evaluate.
+  save_state(dir_ / kStateFile, *model_, optimizer_, position_);
+  save_latest();
+}
+
+void Trainer::save_latest() const {
+  checkpoint::save_safetensors(dir_ / kLatestFile, {checkpoint::state_dict(*model_),
+                                                    {{"step", std::to_string(position_.step)}}});
+}
+
+/// --minutes: what the first updates, one validation and one checkpoint took says how many steps
+/// fit. From here on the run is one of --steps.
+void Trainer::fix_number_of_steps() {
+  progress_.clear();
+  const Stopwatch validation;
+  validate(model_, corpus_.valid(), options_.length, options_.validation_windows,
+           scalar_type(options_));
+  const double validation_seconds = validation.seconds();
+  const std::int64_t windows = window_count(corpus_.valid(), options_.length);
+  const double final_share = static_cast<double>(std::min(windows, options_.final_windows)) /
+                             static_cast<double>(std::min(windows, options_.validation_windows));
+  // A whole checkpoint waits until the step is in the log; its state file holds three times as much
+  // as the model file.
+  const Stopwatch writing;
+  save_latest();
+  options_.steps =
+      budget_.steps_that_fit(position_.step, {.elapsed = elapsed(),
+                                              .validation = validation_seconds,
+                                              .final_validation = validation_seconds * final_share,
+                                              .checkpoint = 4 * writing.seconds()});
+  checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
+  char line[96];
+  std::snprintf(line, sizeof line, "%g minutes are %lld steps on this machine", *options_.minutes,
+                static_cast<long long>(*options_.steps));
+  progress_.say(line);
+}
+
+void Trainer::sample_now() {
+  if (!sample_) return;
+  progress_.clear();
+  model_->eval();
+  sample_(model_, position_.step);
+  model_->train();
+}
+
+std::optional<double> Trainer::seconds_left() const {
+  if (!options_.steps) return std::nullopt;
+  const double per_step = clock_.seconds() / static_cast<double>(position_.step - first_step_);
+  return per_step * static_cast<double>(*options_.steps - position_.step);
+}
+
+Result Trainer::result(int signal) const {
+  Result result;
+  result.step = position_.step;
+  result.steps = options_.steps.value_or(0);
+  result.signal = signal;
+  if (finished()) {
+    result.final_bits_per_byte = final_bits_per_byte_;
+    result.final_bytes = final_bytes_;
+  }
+  if (std::isfinite(position_.best_bits_per_byte)) {
+    result.best_bits_per_byte = position_.best_bits_per_byte;
+    result.best_step = position_.best_step;
+  }
+  return result;
+}
+
+Result Trainer::run() {
+  const StopSignals signals;
+  MetricsLog log(dir_ / kMetricsFile, position_.step);
+  model_->train();
+  if (finished()) {  // resumed after its end: only say again how it ended
+    StepMetrics unused;
+    evaluate_at_end(unused);
+    return result(0);
+  }
+  introduce();
+  while (true) {
+    StepMetrics metrics = update();
+    if (!options_.steps && budget_.ready(position_.step)) fix_number_of_steps();
+    if (due(options_.validate_every) || finished()) validate_now(metrics);
+    if (finished()) evaluate_at_end(metrics);
+    metrics.elapsed_seconds = elapsed();
+    log.append(metrics);
+    progress_.update(metrics, options_.steps, seconds_left());
+
+    const int signal = signals.received();
+    if (due(options_.checkpoint_every) || finished() || signal != 0) {
+      log.flush();  // before the state: the log is never behind it
+      save_checkpoint();
+    }
+    if (due(options_.sample_every) || finished()) sample_now();
+    if (finished() || signal != 0) {
+      progress_.clear();
+      return result(finished() ? 0 : signal);
+    }
+  }
+}
+
+/// The weights come from the seed alone.
+nn::Transformer make_model(const RunConfig& config) {
+  torch::manual_seed(config.training.seed);
+  try {
+    return nn::Transformer(config.model);
+  } catch (const c10::Error& error) {
+    throw std::invalid_argument(error.what_without_backtrace());
+  }
+}
+
+/// Under the lock: the directory is as `start` wants it.
+void prepare(const std::filesystem::path& dir, Start start, const RunConfig& config) {
+  if (start == Start::kNew && holds_run(dir)) {
+    throw std::invalid_argument(dir.string() +
+                                " holds a run already: resume it, overwrite it, or "
+                                "choose another directory");
+  }
+  if (start == Start::kOverwrite) {
+    for (const char* file : kRunFiles) std::filesystem::remove(dir / file);
+  }
+  if (start == Start::kResume) {
+    std::string names;
+    for (const std::string& name : obstacles_to_resuming(load_config(dir), config)) {
+      names += (names.empty() ? "" : ", ") + name;
+    }
+    if (!names.empty()) {
+      throw std::runtime_error(dir.string() + " holds a run with another " + names +
+                               ": resume it with its own options, or train in another directory");
+    }
+  }
+}
+
+}  // namespace
+
+Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
+             const SampleCallback& sample) {
+  check(config);
+  check_lengths(corpus, config.training);
+  check_corpus(config.training, corpus);
+  nn::Transformer model = make_model(config);
+  std::filesystem::create_directories(dir);
+  const checkpoint::FileDescriptor locked = lock(dir);
+  prepare(dir, start, config);
+  config.training.fingerprint = corpus.fingerprint();
+  settle(config, corpus);
+  return Trainer(std::move(config), std::move(model), corpus, dir, sample).run();
+}
+
+}  // namespace gateloop::training

@@ -1,0 +1,70 @@
+#include "training/training_state.h"
+
+#include <charconv>
+#include <stdexcept>
+#include <string>
+
+#include "gateloop/checkpoint.h"
+
+namespace gateloop::training {
+namespace {
+
+constexpr std::string_view kModelPrefix = "model.";
+
+/// The shortest text that reads back to the same number.
+template <typename Number>
+std::string to_text(Number number) {
+  char buffer[32];
+  return {buffer, std::to_chars(buffer, buffer + sizeof buffer, number).ptr};
+}
+
+template <typename Number>
+Number from_text(const std::map<std::string, std::string>& metadata, const std::string& key) {
+  const auto found = metadata.find(key);
+  Number number{};
+  if (found == metadata.end()) throw std::runtime_error("no \"" + key + "\" in its metadata");
+  const char* end = found->second.data() + found->second.size();
+  const auto [stop, error] = std::from_chars(found->second.data(), end, number);
+  if (error != std::errc() || stop != end) {
+    throw std::runtime_error("\"" + key + "\" in its metadata is not a number: " + found->second);
+  }
+  return number;
+}
+
+}  // namespace
+
+void save_state(const std::filesystem::path& path, const torch::nn::Module& model,
+                const Optimizer& optimizer, const Position& position) {
+  checkpoint::SafeTensors content{optimizer.state(),
+                                  {{"step", to_text(position.step)},
+                                   {"elapsed_seconds", to_text(position.elapsed_seconds)},
+                                   {"best_bits_per_byte", to_text(position.best_bits_per_byte)},
+                                   {"best_step", to_text(position.best_step)}}};
+  for (auto& [name, tensor] : checkpoint::state_dict(model)) {
+    content.tensors[std::string(kModelPrefix) + name] = tensor;
+  }
+  checkpoint::save_safetensors(path, content);
+}
+
+Position load_state(const std::filesystem::path& path, torch::nn::Module& model,
+                    Optimizer& optimizer) {
+  const checkpoint::SafeTensors content = checkpoint::load_safetensors(path);
+  try {
+    Position position;
+    position.step = from_text<std::int64_t>(content.metadata, "step");
+    position.elapsed_seconds = from_text<double>(content.metadata, "elapsed_seconds");
+    position.best_bits_per_byte = from_text<double>(content.metadata, "best_bits_per_byte");
+    position.best_step = from_text<std::int64_t>(content.metadata, "best_step");
+    std::map<std::string, torch::Tensor> weights;
+    for (const auto& [name, tensor] : content.tensors) {
+      if (name.starts_with(kModelPrefix)) weights[name.substr(kModelPrefix.size())] = tensor;
+    }
+    checkpoint::load_state_dict(model, weights);
+    optimizer.load(content.tensors, position.step);
+    return position;
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(path.string() + ": cannot resume from it: " + error.what());
+  }
+}
+
+}  // namespace gateloop::training

@@ -1,0 +1,183 @@
+/// The binary as a user meets it: exit codes, one line on standard error, bytes on standard output.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "gateloop/checkpoint.h"
+#include "models.h"
+
+namespace gateloop {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Outcome {
+  int code;
+  std::string out, err;
+};
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write(const fs::path& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+/// One directory for all tests: a small random model in `model`, a text, and things that are wrong.
+class Cli : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    // Each test may run in a process of its own, at the same time as the others.
+    dir = fs::temp_directory_path() / ("gateloop_cli_test_" + std::to_string(getpid()));
+    fs::create_directories(dir / "empty");
+    save("model", test::small_options());
+    write(dir / "text", std::string(1000, 'a') + "bc");
+  }
+  static void TearDownTestSuite() { fs::remove_all(dir); }
+
+  static void save(const std::string& name, const nn::TransformerOptions& options) {
+    torch::manual_seed(1);
+    const nn::Transformer model(options);
+    fs::create_directories(dir / name);
+    checkpoint::save_text(dir / name / "config.json",
+                          R"({"format": 1, "model": )" + checkpoint::to_json(options) + "}");
+    checkpoint::save_safetensors(dir / name / "model.safetensors",
+                                 {checkpoint::state_dict(*model), {{"step", "7"}}});
+  }
+
+  /// Runs `gateloop ARGUMENTS` in `dir`. Words may be quoted as for the shell.
+  static Outcome run(const std::string& arguments) {
+    const auto command = "cd " + dir.string() + " && " GATELOOP_BINARY " " + arguments;
+    const auto out = dir / "stdout", err = dir / "stderr";
+    const int status = std::system(
+        ("exec < /dev/null; (" + command + ") > " + out.string() + " 2> " + err.string()).c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(out), read(err)};
+  }
+
+  static void expect_refused(const std::string& arguments, const std::string& hint, int code = 2) {
+    const auto outcome = run(arguments);
+    EXPECT_EQ(outcome.code, code) << arguments << "\n" << outcome.err;
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << arguments << "\n"
+                                                                           << outcome.err;
+    EXPECT_NE(outcome.err.find(hint), std::string::npos) << arguments << "\n" << outcome.err;
+    EXPECT_EQ(outcome.out, "") << arguments;
+  }
+
+  static fs::path dir;
+};
+fs::path Cli::dir;
+
+TEST_F(Cli, RefusesMissingModelsAndFiles) {
+  for (const std::string command : {"generate", "info", "evaluate --data text"}) {
+    expect_refused(command, "--checkpoint");
+    expect_refused(command + " --checkpoint nowhere", "nowhere");
+    expect_refused(command + " --checkpoint empty", "config.json");
+    expect_refused(command + " --checkpoint model --weights best", "--weights latest");
+  }
+  expect_refused("generate --checkpoint model --prompt-file nowhere", "nowhere");
+  expect_refused("evaluate --checkpoint model --data nowhere", "nowhere");
+  expect_refused("evaluate --checkpoint model", "--data");
+}
+
+TEST_F(Cli, RefusesBadFlags) {
+  const std::string generate = "generate --checkpoint model ";
+  expect_refused(generate + "--lenght 5", "--lenght");
+  expect_refused(generate + "--length -5", "--length");
+  expect_refused(generate + "--length five", "five");
+  expect_refused(generate + "--temperature -1", "--temperature");
+  expect_refused(generate + "--top-k-threshold 1", "--top-k-threshold");
+  expect_refused(generate + "--weights worst", "--weights");
+  expect_refused(generate + "--dtype int8", "--dtype");
+  expect_refused(generate + "--threads 0", "--threads");
+  expect_refused(generate + "--prompt a --prompt-file text", "--prompt");
+  const std::string evaluate = "evaluate --checkpoint model --data text ";
+  expect_refused(evaluate + "--length 0", "--length");
+  expect_refused(evaluate + "--part some", "--part");
+  expect_refused(evaluate + "--split 900,50", "--split");
+  expect_refused(evaluate + "--split 9000,50,50", "split");
+  expect_refused(evaluate + "--split 1002,0,0 --part test", "--part");
+}
+
+TEST_F(Cli, RunTimeFailuresAreOne) {
+  save("damaged", test::small_options());
+  fs::resize_file(dir / "damaged/model.safetensors", 1000);
+  expect_refused("generate --checkpoint damaged", "model.safetensors", 1);
+  auto options = test::small_options();
+  options.num_tokens = 98;
+  save("letters", options);
+  expect_refused("generate --checkpoint letters --prompt xyz", "98", 1);
+  expect_refused("evaluate --checkpoint letters --data text", "99", 1);
+}
+
+TEST_F(Cli, GenerateWritesTheBytesDrawn) {
+  const std::string command = "generate --checkpoint model --prompt 'The ' --length 20 --seed 3";
+  const auto outcome = run(command);
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.out.size(), 20u);
+  EXPECT_NE(outcome.err.find("tokens/s"), std::string::npos) << outcome.err;
+  EXPECT_EQ(run(command).out, outcome.out);
+  EXPECT_EQ(run(command + " --threads 1").out, outcome.out);
+  EXPECT_EQ(run(command + " --echo-prompt").out, "The " + outcome.out);
+  EXPECT_NE(run(command + "1").out, outcome.out);  // seed 31
+  EXPECT_EQ(run("generate --checkpoint model --length 0").out, "");
+  EXPECT_EQ(run("generate --checkpoint model --length 5 --prompt ''").out,
+            run("generate --checkpoint model --length 5").out);
+  EXPECT_EQ(run("generate --checkpoint model --length 5 --dtype bfloat16").out.size(), 5u);
+  EXPECT_EQ(run("generate --checkpoint model --length 5 --prompt-file text").out.size(), 5u);
+}
+
+TEST_F(Cli, AClosedPipeEndsGenerateQuietly) {
+  // The parentheses close and open run()'s own: a pipe from the binary to `head`.
+  const auto outcome = run(
+      "generate --checkpoint model --length 1000000 2> said && echo ended >> said) | (head -c 5");
+  EXPECT_EQ(outcome.out.size(), 5u);
+  EXPECT_EQ(read(dir / "said"), "ended\n");  // exit code 0, and nothing else said
+}
+
+TEST_F(Cli, AFullDiskIsSaid) {
+  expect_refused("generate --checkpoint model --length 5 > /dev/full", "standard output", 1);
+}
+
+TEST_F(Cli, EvaluateGivesBothFiguresAndTheirMeaning) {
+  const auto outcome = run("evaluate --checkpoint model --data text");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  for (const std::string word : {"windowed", "carried", "1001", "bits per byte"})
+    EXPECT_NE(outcome.out.find(word), std::string::npos) << word << "\n" << outcome.out;
+  const auto part =
+      run("evaluate --checkpoint model --data text --split 900,50,52 --part test --length 10");
+  EXPECT_EQ(part.code, 0) << part.err;
+  EXPECT_NE(part.out.find("51"), std::string::npos) << part.out;
+}
+
+TEST_F(Cli, EvaluateSaysWhyAttentionHasNoCarriedFigure) {
+  save("attention", test::attention_kinds().front().options);
+  const auto outcome = run("evaluate --checkpoint attention --data text");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("key/value cache"), std::string::npos) << outcome.out;
+}
+
+TEST_F(Cli, InfoShowsTheModel) {
+  const auto outcome = run("info --checkpoint model");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  std::int64_t parameters = 0;
+  for (const auto& parameter : nn::Transformer(test::small_options())->parameters())
+    parameters += parameter.numel();
+  for (const std::string& word :
+       {std::string("\"dim\""), std::string("layers.*.0.fn.to_qkv"), std::string("step 7"),
+        std::to_string(parameters / 1000) + "," +
+            std::to_string(1000 + parameters % 1000).substr(1),
+        std::to_string(2 * 16 * 8) + " bytes"})
+    EXPECT_NE(outcome.out.find(word), std::string::npos) << word << "\n" << outcome.out;
+}
+
+}  // namespace
+}  // namespace gateloop

@@ -1,0 +1,223 @@
+// A sequence cut anywhere and carried through its state gives what one call gives.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <functional>
+#include <memory>
+#include <ostream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "compare.h"
+#include "gateloop/nn.h"
+
+namespace {
+
+using namespace gateloop::nn;
+using torch::Tensor;
+
+// In float64 the two ways differ by the order of their sums only; what a wrong state would do is
+// many orders larger.
+constexpr double kTolerance = 1e-11;
+constexpr std::int64_t kBatch = 2, kTime = 33, kDim = 24;
+
+using GateLoopOptions = GateLoopedAttentionOptions;
+using AttentionOptions = CausalFullAttentionOptions;
+
+struct Case {
+  std::string name;
+  std::function<std::shared_ptr<SpatialMixer>()> make;
+  Ablation ablation = {};
+};
+
+Case gate_loop(std::string name, GateLoopOptions options, Ablation ablation = {}) {
+  options.dim = kDim;
+  return {name, [=] { return std::make_shared<GateLoopedAttentionImpl>(options); }, ablation};
+}
+
+Case attention(std::string name, AttentionOptions options, Ablation ablation = {}) {
+  options.dim = kDim;
+  options.dim_head = 4;
+  options.heads = 3;
+  return {name, [=] { return std::make_shared<CausalFullAttentionImpl>(options); }, ablation};
+}
+
+std::vector<Case> cases() {
+  constexpr Ablation no_imaginary{.complex = true}, no_transition{.state_transition = true};
+  return {
+      gate_loop("polar", {}),
+      gate_loop("polar_ablate_complex", {}, no_imaginary),
+      gate_loop("polar_ablate_state_transition", {}, no_transition),
+      gate_loop("inner_dim_sub_ln", {.dim_inner = 16, .sub_ln = true}),
+      gate_loop("no_swish", {.add_swish_gating = false}),
+      gate_loop("sigmoid", {.gate = Gate::kSigmoid}),
+      gate_loop("sigmoid_ablate_state_transition", {.gate = Gate::kSigmoid}, no_transition),
+      gate_loop("sigmoid_normalized", {.gate = Gate::kSigmoid, .normalize_input = true}),
+      gate_loop("heads", {.heads = 4}),
+      gate_loop("heads_ablate_complex", {.heads = 4}, no_imaginary),
+      gate_loop("heads_ablate_state_transition", {.heads = 4}, no_transition),
+      gate_loop("heads_sigmoid_normalized",
+                {.heads = 4, .gate = Gate::kSigmoid, .normalize_input = true}),
+      attention("attention", {.add_swish_gating = true}),
+      attention("attention_no_softmax", {.softmax_normalize = false}),
+      attention("attention_rotary", {.rotary_emb = true}),
+      attention("relative", {.data_dependent_rel_pos = true}),
+      attention("relative_softmax", {.data_dependent_rel_pos = true, .softmax_normalize = true}),
+      attention("relative_rotary", {.rotary_emb = true, .data_dependent_rel_pos = true}),
+      attention("relative_ablate_complex", {.data_dependent_rel_pos = true}, no_imaginary),
+      attention("relative_ablate_state_transition", {.data_dependent_rel_pos = true},
+                no_transition),
+  };
+}
+
+/// Lengths that add up to `time`; some are zero.
+std::vector<std::int64_t> random_cuts(std::int64_t time, std::mt19937& random) {
+  std::vector<std::int64_t> lengths;
+  while (time > 0) {
+    lengths.push_back(std::uniform_int_distribution<std::int64_t>(0, time)(random));
+    time -= lengths.back();
+  }
+  return lengths;
+}
+
+using Step = std::function<Tensor(const Tensor& part)>;
+Tensor stream(const Tensor& sequence, const std::vector<std::int64_t>& lengths, const Step& step) {
+  std::vector<Tensor> parts;
+  std::int64_t start = 0;
+  for (const auto length : lengths) {
+    parts.push_back(step(sequence.narrow(1, start, length)));
+    start += length;
+  }
+  return torch::cat(parts, 1);
+}
+
+class Streaming : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    torch::manual_seed(1);
+    layer_ = GetParam().make();
+    layer_->to(torch::kDouble);
+    x_ = torch::randn({kBatch, kTime, kDim}, torch::kDouble);
+  }
+
+  Tensor full() { return layer_->forward(x_, GetParam().ablation); }
+  Tensor streamed(const std::vector<std::int64_t>& lengths) {
+    state_ = {};
+    return stream(x_, lengths, [&](const Tensor& part) {
+      return layer_->forward(part, GetParam().ablation, &state_);
+    });
+  }
+
+  std::shared_ptr<SpatialMixer> layer_;
+  Tensor x_;
+  MixerState state_;
+};
+
+TEST_P(Streaming, StepByStep) {
+  const torch::NoGradGuard no_grad;
+  expect_close(streamed(std::vector<std::int64_t>(kTime, 1)), full(), kTolerance);
+  EXPECT_EQ(state_.position, kTime);
+  EXPECT_GT(state_.bytes(), 0);
+}
+
+TEST_P(Streaming, CutAnywhere) {
+  const torch::NoGradGuard no_grad;
+  std::mt19937 random(7);
+  const auto expected = full();
+  for (int i = 0; i < 8; ++i) {
+    expect_close(streamed(random_cuts(kTime, random)), expected, kTolerance);
+  }
+}
+
+// With gradients on, the state is cut off from the graph and the outputs are the same.
+TEST_P(Streaming, KeepsNoGraph) {
+  const auto half = kTime / 2;
+  const auto y = streamed({half, kTime - half});
+  expect_close(y, full(), kTolerance);
+  y.sum().backward();
+  for (const auto& tensor : {state_.recurrence, state_.keys, state_.values}) {
+    EXPECT_TRUE(!tensor.defined() || !tensor.requires_grad());
+  }
+}
+
+void PrintTo(const Case& test_case, std::ostream* out) { *out << test_case.name; }
+
+INSTANTIATE_TEST_SUITE_P(Layers, Streaming, testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(StreamingTransformer, LogitsOfEveryKindOfModel) {
+  const torch::NoGradGuard no_grad;
+  std::mt19937 random(3);
+  for (const auto& options :
+       {TransformerOptions{.num_tokens = 17, .dim = kDim, .depth = 2},
+        TransformerOptions{.num_tokens = 17, .dim = kDim, .depth = 2, .post_ln_norm = true},
+        TransformerOptions{.num_tokens = 17, .dim = kDim, .depth = 2, .gate_loop_heads = 6},
+        TransformerOptions{.num_tokens = 17,
+        .dim = kDim,
+        .depth = 2,
+        .dim_head = 4,
+        .heads = 3,
+        .use_gate_looped_attn = false,
+        .rotary_emb = true}}) {
+    Transformer model(options);
+    model->to(torch::kDouble);
+    const auto ids = torch::randint(17, {kBatch, kTime}, torch::kLong);
+    for (const auto& lengths : {std::vector<std::int64_t>(kTime, 1), random_cuts(kTime, random)}) {
+      TransformerState state;
+      const auto logits =
+          stream(ids, lengths, [&](const Tensor& part) { return model->forward(part, &state); });
+      expect_close(logits, model->forward(ids), kTolerance);
+    }
+  }
+}
+
+TEST(StreamingSimpleGateLoopLayer, CacheContinues) {
+  const torch::NoGradGuard no_grad;
+  torch::manual_seed(1);
+  std::mt19937 random(3);
+  for (const auto& options : {SimpleGateLoopLayerOptions{},
+                              SimpleGateLoopLayerOptions{.prenorm = false, .post_ln = true}}) {
+    SimpleGateLoopLayer layer(kDim, options);
+    layer->to(torch::kDouble);
+    const auto x = torch::randn({kBatch, kTime, kDim}, torch::kDouble);
+    const auto whole = layer->forward_with_cache(x).second;
+    for (const auto& lengths : {std::vector<std::int64_t>(kTime, 1), random_cuts(kTime, random)}) {
+      SimpleGateLoopCache cache;
+      const auto y = stream(x, lengths, [&](const Tensor& part) {
+        auto [out, next] = layer->forward_with_cache(part, cache);
+        cache = next;
+        return out;
+      });
+      expect_close(y, layer->forward(x), kTolerance);
+      expect_close(cache.a, whole.a, kTolerance);
+      expect_close(cache.kv, whole.kv, kTolerance);
+    }
+  }
+}
+
+TEST(StreamingSimpleGateLoopLayer, ReverseIsTheFlippedSequence) {
+  const torch::NoGradGuard no_grad;
+  SimpleGateLoopLayer forward(kDim), backward(kDim, SimpleGateLoopLayerOptions{.reverse = true});
+  backward->parameters()[0].copy_(forward->parameters()[0]);
+  backward->parameters()[1].copy_(forward->parameters()[1]);
+  const auto x = torch::randn({kBatch, kTime, kDim});
+  // float32, the same sums in the same order.
+  expect_close(backward->forward(x), forward->forward(x.flip(1)).flip(1), 1e-6);
+}
+
+// Growth by doubling: a thousand steps reallocate the cache ten times, not a thousand.
+TEST(KeyValueCache, GrowsByDoubling) {
+  const torch::NoGradGuard no_grad;
+  CausalFullAttention layer(AttentionOptions{.dim = kDim, .dim_head = 4, .heads = 1});
+  MixerState state;
+  int allocations = 0;
+  std::int64_t capacity = 0;
+  for (int t = 0; t < 1000; ++t) {
+    layer->forward(torch::randn({1, 1, kDim}), {}, &state);
+    if (state.keys.size(2) != capacity) ++allocations, capacity = state.keys.size(2);
+  }
+  EXPECT_EQ(allocations, 11);  // 1, 2, 4, ..., 1024
+}
+
+}  // namespace

@@ -1,0 +1,154 @@
+#pragma once
+
+/// Sequences in every storage type and memory layout, guarded on all sides; threads; comparisons.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <complex>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gateloop/recurrence.h"
+#include "oracle.h"
+
+namespace gateloop::testing {
+
+using oracle::Array;
+using oracle::Complex;
+using oracle::Dims;
+using recurrence::DType;
+
+/// Under a sanitizer everything is some 10 times slower: fewer, not other, cases.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(GATELOOP_SANITIZED)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
+std::string name(DType);
+DType accumulation(DType);  // the type of its states
+bool is_complex(DType);
+/// Largest relative error of rounding to this type once.
+double half_ulp(DType);
+
+/// How a (B, T, D) sequence lies in memory.
+enum class Layout {
+  kContiguous,
+  kMisaligned,  // one element past a 64-byte boundary
+  kProjection,  // the second third of rows of 3D: q, k, v out of one projection
+  kNegative,    // time and batch run down through memory
+  kBroadcast,   // one row for all steps and batches (inputs only)
+};
+inline constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kMisaligned, Layout::kProjection,
+                                      Layout::kNegative};
+
+/// A sequence of `dtype` whose surroundings hold a pattern that nobody may touch.
+class Tensor {
+ public:
+  /// `parts`: numbers of `dtype` per channel (2 for z).
+  Tensor(DType dtype, Dims dims, Layout layout = Layout::kContiguous, std::int64_t parts = 1);
+
+  /// Rounds to dtype, to nearest even.
+  void set(const std::vector<double>& values);
+  std::vector<double> get() const;  // (B, T, D parts), exact
+  void set(const std::vector<Complex>& values);
+  std::vector<Complex> get_complex() const;
+  /// Fails the test if a byte outside the sequence has changed.
+  void expect_guards_intact(const char* what) const;
+
+  recurrence::ConstSequence in() const { return {data(), batch_stride_, time_stride_}; }
+  recurrence::Sequence out() { return {data(), batch_stride_, time_stride_}; }
+  void* data() const { return const_cast<std::byte*>(bytes_.data()) + origin_; }
+
+ private:
+  std::size_t offset(std::int64_t b, std::int64_t t, std::int64_t c) const;
+
+  DType dtype_;
+  Dims dims_;                                        // channels in reals of storage
+  std::int64_t width_, batch_stride_, time_stride_;  // strides in elements of dtype
+  std::size_t element_, origin_;
+  std::vector<std::byte> bytes_;
+};
+
+/// A (B, D) state, as a sequence of one step.
+class StateTensor : public Tensor {
+ public:
+  StateTensor(DType dtype, Dims dims, std::int64_t parts = 1)
+      : Tensor(accumulation(dtype), {dims.batch, 1, dims.channels}, Layout::kContiguous, parts) {}
+};
+
+/// Fresh std::threads for every parallel_for, so that thread sanitizer sees real ones.
+recurrence::Executor threads(int count);
+
+/// 64-byte aligned bytes of exactly the size asked for, so that address sanitizer sees its end.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* get() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+template <class Params>
+void execute(const Params& params, int thread_count) {
+  const Scratch scratch(recurrence::scratch_bytes(params, thread_count));
+  recurrence::run(params, threads(thread_count), scratch.get());
+}
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : engine_(seed) {}
+  double uniform(double low, double high) {
+    return std::uniform_real_distribution<double>(low, high)(engine_);
+  }
+  std::vector<double> uniform(std::size_t n, double low, double high);
+  std::vector<double> normal(std::size_t n, double deviation = 1);
+  std::vector<Complex> complex_normal(std::size_t n, double deviation = 1);
+  /// Of modulus in [low, high], any angle.
+  std::vector<Complex> ring(std::size_t n, double low, double high);
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+/// |actual - expected| <= scaled * max|expected| + relative * |expected| element by element.
+struct Tolerance {
+  double scaled, relative;
+};
+/// Of a value computed by `steps` steps of recurrence in the accumulation type of `dtype` and then
+/// stored. Every step rounds a few times at half an ulp of the running value and, as |a| <= 1, no
+/// error grows; errors of random sign add up as the square root of the steps. 8 covers the tail of
+/// the distribution over all elements and the handful of roundings per step.
+Tolerance tolerance(DType dtype, std::int64_t steps);
+
+void expect_near(const std::vector<double>& actual, const std::vector<double>& expected,
+                 Tolerance tolerance, const std::string& what);
+void expect_near(const std::vector<Complex>& actual, const std::vector<Complex>& expected,
+                 Tolerance tolerance, const std::string& what);
+template <class N>
+void expect_same_bits(const std::vector<N>& a, const std::vector<N>& b, const std::string& what) {
+  ASSERT_EQ(a.size(), b.size()) << what;
+  EXPECT_EQ(a.empty() ? 0 : std::memcmp(a.data(), b.data(), a.size() * sizeof(N)), 0) << what;
+}
+
+std::vector<double> flatten(const std::vector<Complex>& pairs);
+std::vector<Complex> pair_up(const std::vector<double>& reals);
+
+inline std::size_t elements(const Dims& n) {
+  return static_cast<std::size_t>(n.batch * n.time * n.channels);
+}
+inline std::size_t states(const Dims& n) { return static_cast<std::size_t>(n.batch * n.channels); }
+std::string describe(DType dtype, const Dims& dims, bool reverse, Layout layout);
+
+/// Lengths around the checkpoint block and primes, widths around every vector size.
+std::vector<Dims> covering_shapes();
+
+}  // namespace gateloop::testing

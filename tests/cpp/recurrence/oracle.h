@@ -1,0 +1,70 @@
+#pragma once
+
+/// The definition of every operation and its adjoint: plain loops in double precision, written from
+/// the formulas in docs/design. All sequences are dense (B, T, D), states (B, D).
+#include <complex>
+#include <cstdint>
+#include <vector>
+
+namespace gateloop::oracle {
+
+using Complex = std::complex<double>;
+template <class N>
+using Array = std::vector<N>;
+
+struct Dims {
+  std::int64_t batch, time, channels;
+};
+
+template <class N>
+struct Linear {
+  Array<N> h, final_state;
+};
+template <class N>
+struct LinearGradients {
+  Array<N> da, dx, dinitial;
+};
+/// N is double or Complex. An empty initial_state, dh or dfinal counts as zeros, here and below.
+template <class N>
+Linear<N> linear_recurrence(Dims, bool reverse, const Array<N>& a, const Array<N>& x,
+                            const Array<N>& initial_state);
+template <class N>
+LinearGradients<N> linear_recurrence_backward(Dims, bool reverse, const Array<N>& a,
+                                              const Array<N>& h, const Array<N>& initial_state,
+                                              const Array<N>& dh, const Array<N>& dfinal);
+
+/// a = σ(|z|) z/|z|, 0.5 at z = 0.
+Complex polar_gate(Complex z);
+
+struct GateLoopInputs {
+  Array<double> q, k, v;
+  Array<Complex> z, initial_state;
+};
+struct GateLoop {
+  Array<double> y;
+  Array<Complex> final_state;
+  Array<Complex> states;  // (B, T, D) state before each step, by time
+};
+struct GateLoopGradients {
+  Array<double> dq, dk, dv;
+  Array<Complex> dz, dinitial;
+};
+GateLoop gate_loop(Dims, bool reverse, const GateLoopInputs&);
+GateLoopGradients gate_loop_backward(Dims, bool reverse, const GateLoopInputs&,
+                                     const Array<double>& dy, const Array<Complex>& dfinal);
+
+struct SimpleInputs {
+  Array<double> q, kv, z, initial_state;
+};
+struct Simple {
+  Array<double> y, final_state, states;
+};
+struct SimpleGradients {
+  Array<double> dq, dkv, dz, dinitial;
+};
+Simple simple_gate_loop(Dims, bool reverse, bool normalize_input, const SimpleInputs&);
+SimpleGradients simple_gate_loop_backward(Dims, bool reverse, bool normalize_input,
+                                          const SimpleInputs&, const Array<double>& dy,
+                                          const Array<double>& dfinal);
+
+}  // namespace gateloop::oracle

@@ -1,0 +1,153 @@
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+
+#include "gateloop/checkpoint.h"
+#include "gateloop/training.h"
+#include "small_run.h"
+#include "temporary_directory.h"
+#include "training/memory.h"
+
+namespace gateloop::training {
+namespace {
+
+using test::TemporaryDirectory;
+
+TEST(Presets, Enwik8IsTheReferencesScript) {
+  const RunConfig config = preset("enwik8");
+  EXPECT_EQ(config.training.steps, 100'000);
+  EXPECT_EQ(config.training.batch, 4);
+  EXPECT_EQ(config.training.accumulation, 4);
+  EXPECT_EQ(config.training.length, 256);
+  EXPECT_EQ(config.training.optimizer, "adam");
+  EXPECT_EQ(config.training.learning_rate, 1e-4);
+  EXPECT_EQ(config.training.beta1, 0.9);
+  EXPECT_EQ(config.training.beta2, 0.99);
+  EXPECT_EQ(config.training.epsilon, 1e-8);
+  EXPECT_EQ(config.training.weight_decay, 0);
+  EXPECT_EQ(config.training.clip, 0.5);
+  EXPECT_EQ(config.training.schedule, "constant");
+  EXPECT_EQ(config.training.warmup_steps, 0);
+  EXPECT_EQ(config.training.dtype, "float32");
+  EXPECT_EQ(config.training.validate_every, 100);
+  EXPECT_EQ(config.training.sample_every, 500);
+  EXPECT_EQ(config.training.sample_prime, 128);
+  EXPECT_EQ(config.training.sample_length, 512);
+  nn::TransformerOptions expected;
+  expected.gate_loop_heads = 512;
+  expected.post_ln_norm = true;
+  EXPECT_EQ(checkpoint::to_json(config.model), checkpoint::to_json(expected));
+}
+
+TEST(Presets, AllPassTheChecksAndUnknownOnesAreNamed) {
+  for (const std::string& name : preset_names()) {
+    EXPECT_NO_THROW(check(preset(name))) << name;
+    EXPECT_EQ(preset(name).training.preset, name);
+  }
+  try {
+    preset("quik");
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_STREQ(error.what(), "no preset \"quik\": there are quick, enwik8");
+  }
+}
+
+TEST(Config, RoundTrips) {
+  const TemporaryDirectory dir;
+  RunConfig config = preset("quick");
+  config.training.split = {3, 2, 1};
+  config.training.steps = 77;
+  config.training.seed = 0xffff'ffff'ffff'fff0;
+  config.training.learning_rate = 1.0 / 3;
+  checkpoint::save_text(dir / "config.json", to_json(config));
+  const RunConfig loaded = load_config(dir.path());
+  EXPECT_EQ(to_json(loaded), to_json(config));
+  EXPECT_EQ(loaded.training.seed, config.training.seed);
+  EXPECT_EQ(loaded.training.learning_rate, 1.0 / 3);
+  EXPECT_EQ(loaded.training.split, (Split{3, 2, 1}));
+}
+
+TEST(Config, ErrorsNameTheFileAndTheOption) {
+  const TemporaryDirectory dir;
+  const std::string good = to_json(preset("quick"));
+  const auto load_with = [&](const std::string& from, const std::string& to) -> std::string {
+    std::string text = good;
+    text.replace(text.find(from), from.size(), to);
+    test::write_bytes(dir / "config.json", text);
+    try {
+      load_config(dir.path());
+      return "no error";
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+  };
+  EXPECT_NE(load_with("\"batch\": 16", "\"batch\": 0").find("batch must be 1 or more"),
+            std::string::npos);
+  EXPECT_NE(load_with("\"batch\"", "\"bacth\"").find("unknown option \"bacth\""),
+            std::string::npos);
+  EXPECT_NE(load_with("\"dim\": 256", "\"dim\": \"wide\"").find("\"dim\" must be an integer"),
+            std::string::npos);
+  EXPECT_NE(load_with("\"format\": 1", "\"format\": 9").find("format 9"), std::string::npos);
+  EXPECT_NE(load_with("{", "").find((dir / "config.json").string()), std::string::npos);
+}
+
+TEST(Config, ChecksNameTheOption) {
+  const auto message = [](const std::function<void(RunConfig&)>& change) -> std::string {
+    RunConfig config = preset("quick");
+    change(config);
+    try {
+      check(config);
+      return "no error";
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+  };
+  EXPECT_EQ(message([](RunConfig& c) { c.training.batch = 0; }), "batch must be 1 or more");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.beta2 = 1; }), "beta2 must be in [0, 1)");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.learning_rate = -1; }),
+            "learning_rate must be a finite number, 0 or more");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.schedule = "step"; }),
+            "schedule must be one of constant, linear, cosine, not \"step\"");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.rows_per_pass = 3; }),
+            "rows_per_pass must be a divisor of batch x accumulation = 16");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.minutes.reset(); }),
+            "how long to train: give steps or minutes");
+  EXPECT_NE(message([](RunConfig& c) { c.training.warmup_steps = 0; }).find("warmup_steps of 10"),
+            std::string::npos);
+  EXPECT_NE(message([](RunConfig& c) { c.model.num_tokens = 255; }).find("256 or more"),
+            std::string::npos);
+}
+
+TEST(Config, ResumingNeedsTheOptionsThatShapeTheRun) {
+  RunConfig stored = preset("quick");
+  stored.training.steps = 100;
+  RunConfig requested = stored;
+  EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
+  requested.training.checkpoint_every = 7;
+  requested.training.threads = 9;
+  requested.training.data = "elsewhere";
+  EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
+  requested.training.steps = 200;
+  requested.training.batch = 3;
+  requested.model.dim = 8;
+  EXPECT_EQ(obstacles_to_resuming(stored, requested),
+            (std::vector<std::string>{"dim", "steps", "batch"}));
+  // Without a decay the steps made do not depend on those to come.
+  stored = preset("enwik8");
+  requested = stored;
+  requested.training.steps = 200'000;
+  EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
+}
+
+TEST(Memory, RunsTogetherWhatFits) {
+  const RunConfig config = preset("enwik8");
+  const std::int64_t row = activation_bytes_per_row(config.model, 256);
+  EXPECT_EQ(choose_rows_per_pass(config, 2 * 16 * row), 16);
+  EXPECT_EQ(choose_rows_per_pass(config, 2 * 16 * row - 2), 4);
+  EXPECT_EQ(choose_rows_per_pass(config, 0), 4);  // the system does not say
+  EXPECT_GT(available_memory(), 0);
+}
+
+}  // namespace
+}  // namespace gateloop::training

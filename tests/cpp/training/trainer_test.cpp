@@ -1,0 +1,288 @@
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <csignal>
+#include <functional>
+#include <limits>
+#include <string>
+
+#include "gateloop/checkpoint.h"
+#include "gateloop/training.h"
+#include "small_run.h"
+#include "temporary_directory.h"
+
+namespace gateloop::training {
+namespace {
+
+using test::losses_of;
+using test::read_bytes;
+using test::TemporaryDirectory;
+
+/// A model and a run that take milliseconds a step, on a corpus of its own.
+class TrainerTest : public ::testing::Test {
+ protected:
+  TrainerTest() {
+    test::write_bytes(dir_ / "text", test::small_text(20'000));
+    corpus_.emplace(dir_ / "text");
+    config_.model.dim = 16;
+    config_.model.depth = 2;
+    TrainingOptions& options = config_.training;
+    options.steps = 12;
+    // A second thread costs more than it brings to matrices this small, and on a busy machine the
+    // two wait for each other.
+    options.threads = 1;
+    options.batch = 2;
+    options.accumulation = 2;
+    options.length = 24;
+    options.learning_rate = 1e-2;
+    options.schedule = "cosine";
+    options.warmup_steps = 3;
+    options.validate_every = 5;
+    options.validation_windows = 4;
+    options.sample_every = 0;
+    options.checkpoint_every = 4;
+  }
+
+  std::string message_of(const std::function<void()>& action) {
+    try {
+      action();
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+    return "no error";
+  }
+
+  /// The losses, rates and norms of a run into a directory of its own.
+  std::vector<std::string> run(const std::string& name, const RunConfig& config) {
+    train(config, *corpus_, dir_ / name, Start::kNew);
+    return losses_of(dir_ / name);
+  }
+
+  TemporaryDirectory dir_;
+  std::optional<Corpus> corpus_;
+  RunConfig config_;
+};
+
+TEST_F(TrainerTest, LearnsAndLeavesEveryFile) {
+  config_.training.steps = 60;
+  config_.training.validate_every = 20;
+  const Result result = train(config_, *corpus_, dir_ / "run", Start::kNew);
+  EXPECT_EQ(result.step, 60);
+  EXPECT_EQ(result.signal, 0);
+  EXPECT_EQ(result.final_bytes, 999);           // all of the validation part but its first byte
+  EXPECT_LT(*result.final_bits_per_byte, 4.5);  // 8 at first
+  for (const char* file : {"config.json", "model.safetensors", "model.best.safetensors",
+                           "training_state.safetensors", "metrics.jsonl"}) {
+    EXPECT_TRUE(std::filesystem::exists(dir_ / "run" / file)) << file;
+  }
+  const auto lines = losses_of(dir_ / "run");
+  ASSERT_EQ(lines.size(), 60U);
+  const auto first = nlohmann::json::parse(lines[0]);
+  for (const char* field : {"step", "train_bits_per_byte", "learning_rate", "gradient_norm"}) {
+    EXPECT_TRUE(first.contains(field)) << field;
+  }
+  EXPECT_NEAR(first["train_bits_per_byte"].get<double>(), 8, 0.8);
+  EXPECT_FALSE(first.contains("validation_bits_per_byte"));
+  EXPECT_TRUE(nlohmann::json::parse(lines[19]).contains("validation_bits_per_byte"));
+  const auto last = nlohmann::json::parse(lines[59]);
+  EXPECT_EQ(last["final_validation_bits_per_byte"].get<double>(), *result.final_bits_per_byte);
+
+  // The weights that were saved are those that were validated.
+  nn::Transformer model = checkpoint::load_model(dir_ / "run");
+  EXPECT_EQ(model->options().dim, 16);
+}
+
+TEST_F(TrainerTest, TheSameSeedGivesTheSameRunAndAnotherAnother) {
+  const auto first = run("a", config_);
+  EXPECT_EQ(run("b", config_), first);
+  config_.training.seed = 1;
+  EXPECT_NE(run("c", config_), first);
+}
+
+TEST_F(TrainerTest, ResumesBitForBitAfterASignal) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    config_.training.dtype = dtype;
+    const std::string whole = std::string("whole.") + dtype;
+    const std::string broken = std::string("broken.") + dtype;
+    const auto unbroken = run(whole, config_);
+    config_.training.sample_every = 6;
+    // The signal comes after step 6 was saved or not; the next step is finished and saved.
+    const Result stopped = train(config_, *corpus_, dir_ / broken, Start::kNew,
+                                 [](nn::Transformer&, std::int64_t) { std::raise(SIGTERM); });
+    EXPECT_EQ(stopped.signal, SIGTERM);
+    EXPECT_EQ(stopped.step, 7);
+    EXPECT_FALSE(stopped.final_bits_per_byte);
+    EXPECT_EQ(losses_of(dir_ / broken).size(), 7U);
+    train(load_config(dir_ / broken), *corpus_, dir_ / broken, Start::kResume);
+    EXPECT_EQ(losses_of(dir_ / broken), unbroken) << dtype;
+    EXPECT_EQ(read_bytes(dir_ / broken / "model.safetensors"),
+              read_bytes(dir_ / whole / "model.safetensors"));
+    config_.training.sample_every = 0;
+  }
+}
+
+TEST_F(TrainerTest, ResumesFromTheCheckpointAndDropsLaterLines) {
+  const auto unbroken = run("whole", config_);
+  config_.training.sample_every = 6;
+  // An error after step 6; the last checkpoint is of step 4.
+  EXPECT_EQ(message_of([&] {
+              train(config_, *corpus_, dir_ / "broken", Start::kNew,
+                    [](nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); });
+            }),
+            "stop");
+  EXPECT_EQ(losses_of(dir_ / "broken").size(), 6U);
+  std::ofstream(dir_ / "broken" / "metrics.jsonl", std::ios::app) << "{\"step\": 7, \"tra";
+  train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken", Start::kResume);
+  EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
+}
+
+TEST_F(TrainerTest, ResumesFromTheSeedWhereNothingWasSaved) {
+  const auto unbroken = run("whole", config_);
+  config_.training.sample_every = 2;
+  EXPECT_EQ(message_of([&] {
+              train(config_, *corpus_, dir_ / "broken", Start::kNew,
+                    [](nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); });
+            }),
+            "stop");
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "broken" / "training_state.safetensors"));
+  train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken", Start::kResume);
+  EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
+}
+
+TEST_F(TrainerTest, MinutesFixTheStepsOfTheSameRun) {
+  config_.training.steps.reset();
+  config_.training.minutes = 0.01;
+  config_.training.warmup_steps = 20;
+  const auto timed = run("timed", config_);
+  const RunConfig stored = load_config(dir_ / "timed");
+  ASSERT_TRUE(stored.training.steps);
+  EXPECT_EQ(*stored.training.steps, std::ssize(timed));
+  EXPECT_GE(std::ssize(timed), 3);
+  config_.training.minutes.reset();
+  config_.training.steps = stored.training.steps;
+  EXPECT_EQ(run("counted", config_), timed);
+}
+
+/// Losses of a run of `config`, one a step.
+std::vector<double> numbers_of(const std::vector<std::string>& lines, const char* field) {
+  std::vector<double> numbers;
+  for (const auto& line : lines) numbers.push_back(nlohmann::json::parse(line)[field]);
+  return numbers;
+}
+
+TEST_F(TrainerTest, MicroBatchesTogetherAndOneByOneAgree) {
+  const std::int64_t rows = config_.training.batch * config_.training.accumulation;
+  config_.training.rows_per_pass = rows;
+  const auto together = run("together", config_);
+  for (const std::int64_t rows_per_pass : {std::int64_t{2}, std::int64_t{1}}) {
+    config_.training.rows_per_pass = rows_per_pass;
+    const auto looped = run("looped" + std::to_string(rows_per_pass), config_);
+    for (const char* field : {"train_bits_per_byte", "gradient_norm"}) {
+      const auto expected = numbers_of(together, field);
+      const auto got = numbers_of(looped, field);
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        // A mean of equal means is the mean; float32 sums in another order differ by 1e-7, which
+        // Adam's division by small moments magnifies over 12 steps.
+        EXPECT_NEAR(got[i], expected[i], 1e-3 * expected[i]) << field << " at step " << i + 1;
+      }
+      EXPECT_NEAR(got[0], expected[0], 1e-5 * expected[0]) << field;
+    }
+  }
+}
+
+TEST_F(TrainerTest, ANonFiniteLossStopsAndKeepsTheCheckpoint) {
+  config_.training.sample_every = 8;
+  train(config_, *corpus_, dir_ / "run", Start::kNew, [](nn::Transformer&, std::int64_t step) {
+    if (step == 8) std::raise(SIGINT);
+  });
+  const std::filesystem::path state = dir_ / "run" / "training_state.safetensors";
+  // A weight that is infinite: every loss from here on is not finite.
+  auto content = checkpoint::load_safetensors(state);
+  for (auto& [name, tensor] : content.tensors) {
+    if (name == "model.token_emb.weight") tensor.fill_(std::numeric_limits<float>::infinity());
+  }
+  checkpoint::save_safetensors(state, content);
+  const std::string before = read_bytes(state);
+  const std::string message =
+      message_of([&] { train(load_config(dir_ / "run"), *corpus_, dir_ / "run", Start::kResume); });
+  EXPECT_NE(message.find("the loss is not finite at step 10"), std::string::npos) << message;
+  EXPECT_NE(message.find("is whole"), std::string::npos) << message;
+  EXPECT_EQ(read_bytes(state), before);
+  EXPECT_EQ(losses_of(dir_ / "run").size(), 9U);
+}
+
+TEST_F(TrainerTest, InfiniteWeightsDoNotReplaceACheckpoint) {
+  config_.training.schedule = "constant";
+  config_.training.warmup_steps = 0;
+  config_.training.learning_rate = 1e39;  // beyond float32
+  config_.training.checkpoint_every = 1;
+  const std::string message =
+      message_of([&] { train(config_, *corpus_, dir_ / "run", Start::kNew); });
+  EXPECT_NE(message.find("is not finite at step 1"), std::string::npos) << message;
+  EXPECT_NE(message.find("no checkpoint had been saved"), std::string::npos) << message;
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "run" / "training_state.safetensors"));
+}
+
+TEST_F(TrainerTest, RefusesWhatDoesNotFitTheDirectory) {
+  run("run", config_);
+  EXPECT_NE(message_of([&] {
+              train(config_, *corpus_, dir_ / "run", Start::kNew);
+            }).find("holds a run already"),
+            std::string::npos);
+
+  RunConfig other = load_config(dir_ / "run");
+  other.model.dim = 32;
+  const std::string before = read_bytes(dir_ / "run" / "training_state.safetensors");
+  EXPECT_NE(
+      message_of([&] { train(other, *corpus_, dir_ / "run", Start::kResume); }).find("another dim"),
+      std::string::npos);
+
+  test::write_bytes(dir_ / "other text", test::small_text(19'999));
+  const Corpus other_corpus(dir_ / "other text");
+  EXPECT_NE(message_of([&] {
+              train(load_config(dir_ / "run"), other_corpus, dir_ / "run", Start::kResume);
+            }).find("is not the corpus of this run"),
+            std::string::npos);
+  EXPECT_EQ(read_bytes(dir_ / "run" / "training_state.safetensors"), before);
+
+  test::write_bytes(dir_ / "run" / "training_state.safetensors", before.substr(0, 1000));
+  EXPECT_NE(message_of([&] {
+              train(load_config(dir_ / "run"), *corpus_, dir_ / "run", Start::kResume);
+            }).find("training_state.safetensors"),
+            std::string::npos);
+
+  const Result anew = train(config_, *corpus_, dir_ / "run", Start::kOverwrite);
+  EXPECT_EQ(anew.step, 12);
+  EXPECT_EQ(losses_of(dir_ / "run").size(), 12U);
+}
+
+TEST_F(TrainerTest, RefusesASecondTrainerInTheDirectory) {
+  config_.training.sample_every = 2;
+  std::string message;
+  train(config_, *corpus_, dir_ / "run", Start::kNew, [&](nn::Transformer&, std::int64_t) {
+    message = message_of(
+        [&] { train(load_config(dir_ / "run"), *corpus_, dir_ / "run", Start::kResume); });
+  });
+  EXPECT_NE(message.find("another process is training there"), std::string::npos) << message;
+}
+
+TEST_F(TrainerTest, RefusesATextShorterThanAWindow) {
+  config_.training.length = 1000;  // the validation part holds 1000 bytes; a window needs 1001
+  EXPECT_NE(message_of([&] {
+              train(config_, *corpus_, dir_ / "run", Start::kNew);
+            }).find("a window needs 1001"),
+            std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "run"));
+}
+
+TEST_F(TrainerTest, RefusesModelOptionsThatDoNotFit) {
+  config_.model.gate_loop_heads = 3;
+  EXPECT_NE(message_of([&] {
+              train(config_, *corpus_, dir_ / "run", Start::kNew);
+            }).find("heads must divide"),
+            std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "run"));
+}
+
+}  // namespace
+}  // namespace gateloop::training
