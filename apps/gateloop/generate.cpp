@@ -75,6 +75,7 @@ void run(const Flags& flags) {
     throw UsageError("the model has " + std::to_string(num_tokens) +
                      " tokens, generate writes bytes: use a model of at most 256");
   model->to(flags.model.dtype);
+  generation::lay_out_for_decoding(model);
 
   // A closed pipe shall be an error of fwrite, not a signal that kills.
   std::signal(SIGPIPE, SIG_IGN);
@@ -91,6 +92,10 @@ void run(const Flags& flags) {
         const auto now = Clock::now();
         seconds.push_back(std::chrono::duration<double>(now - last).count());
         last = now;
+        // A token is a chain of matrix-vector products, which libtorch computes on one thread
+        // in float32: a second one only waits, and on a busy machine makes a token cost five
+        // times as much. The prompt has had all threads.
+        if (flags.model.threads == 0) torch::set_num_threads(1);
         return open;
       });
   if (!open) return;

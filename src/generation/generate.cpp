@@ -60,7 +60,6 @@ StateSize state_size(const nn::TransformerOptions& options, torch::ScalarType dt
   } else {
     const auto inner = options.heads * options.dim_head;
     size.per_token = options.depth * 2 * inner * real;
-    if (options.data_dependent_rel_pos) size.fixed = options.depth * inner * state_real;
   }
   return size;
 }
@@ -69,6 +68,18 @@ std::int64_t Decoder::state_bytes() const {
   std::int64_t bytes = 0;
   for (const auto& layer : state_) bytes += layer.bytes();
   return bytes;
+}
+
+void lay_out_for_decoding(nn::Transformer& model) {
+  const torch::NoGradGuard no_grad;
+  for (auto& item : model->named_parameters()) {
+    auto& weight = item.value();
+    const bool embedding = item.key().starts_with("token_emb");  // read by rows
+    if (embedding || weight.dim() != 2 || !weight.is_cpu() ||
+        weight.scalar_type() != torch::kFloat32)
+      continue;
+    weight.set_data(weight.t().contiguous().t());
+  }
 }
 
 torch::Tensor encode_prompt(std::string_view text) {

@@ -43,6 +43,7 @@ std::uint16_t encode(double value, int mantissa, int bias) {
   const int infinity = ((1 << (15 - mantissa)) - 1) << mantissa;
   if (std::isnan(value)) return static_cast<std::uint16_t>(sign | infinity | 1 << (mantissa - 1));
   const double magnitude = std::fabs(value);
+  if (std::isinf(value)) return static_cast<std::uint16_t>(sign | infinity);
   if (magnitude == 0) return sign;
   const int exponent = std::max(std::ilogb(magnitude), 1 - bias);
   const double fraction = std::nearbyint(std::ldexp(magnitude, mantissa - exponent));
