@@ -34,6 +34,11 @@ struct GateLoopStep {
             Mul(d, Load<Real<D>>(d, k[t], c), Load<Real<D>>(d, v[t], c))};
   }
   template <class D>
+  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &k, &v}) PrefetchVector<Real<D>>(d, *rows, t, c);
+    PrefetchVector<Complex<D>>(d, z, t, c);
+  }
+  template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& state) const {
     const auto step = Transition(d, t, c);
     state = MulAdd(d, step.a, state, step.x);
@@ -67,7 +72,8 @@ struct GateLoopOp {
     return {q.At(u), k.At(u), v.At(u), z.At(u), y.At(u)};
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
-    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints);
+    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
+                         {RowsAhead(u, shape, kGateLoopRowsAhead), steps});
   }
 };
 
@@ -97,10 +103,12 @@ struct GateLoopRecompute {
   GateLoopStash<T> stash;
 
   template <class D>
+  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &k, &v, &dy}) PrefetchVector<Real<D>>(d, *rows, t, c);
+    PrefetchVector<Complex<D>>(d, z, t, c);
+  }
+  template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& state) const {
-    for (const auto* rows : {&q, &k, &v, &dy}) PrefetchBlockBefore(*rows, t, c);
-    PrefetchBlockBefore(z, t, 2 * c);
-    PrefetchBlockBefore(z, t, 2 * c + static_cast<std::int64_t>(hn::MaxLanes(d)));
     const auto gate = MakePolarGate(d, Load<Complex<D>>(d, z[t], c));
     hn::StoreU(state.re, d, stash.Row(t, 0) + c);
     hn::StoreU(state.im, d, stash.Row(t, 1) + c);
@@ -191,8 +199,9 @@ struct GateLoopAdjointOp {
     auto back = StepAt(u);
     ForEachCheckpointBack<Complex>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
       back.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(GateLoopRecompute<S>{back.q, back.k, back.v, back.z, back.dy, back.stash}, block,
-            u.channels, state);
+      Sweep(GateLoopRecompute<S>{back.q, back.k, back.v, back.z,
+                                 back.dy.first == nullptr ? back.q : back.dy, back.stash},
+            block, u.channels, state, BlockBefore(steps));
       Sweep(back, block, u.channels, carry);
     });
   }
@@ -237,6 +246,7 @@ Problem sized(const char* op, const Params& p) {
   check(op, p.shape, p.dtype, /*complex_allowed=*/false);
   Problem problem;
   problem.shape = p.shape;
+  problem.downwards = p.reverse;
   problem.storage_bytes = storage_bytes(p.dtype);
   problem.carry_bytes = 2 * accumulation_bytes(p.dtype);
   return problem;

@@ -28,6 +28,10 @@ struct LinearStep {
     return {Load<V<D>>(d, a[t], c), Load<V<D>>(d, x[t], c)};
   }
   template <class D>
+  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&a, &x}) PrefetchVector<V<D>>(d, *rows, t, c);
+  }
+  template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, V<D>& state) const {
     const auto step = Transition(d, t, c);
     state = MulAdd(d, step.a, state, step.x);
@@ -45,15 +49,17 @@ struct LinearOp {
   bool streams;
   View<const S, kParts> a, x;
   View<S, kParts> h;
+  Shape shape;
 
   explicit LinearOp(const LinearRecurrence& p)
       : streams(Streams<S>(p.shape, kParts)),
         a(p.a, p.shape, p.reverse, kParts),
         x(p.x, p.shape, p.reverse, kParts),
-        h(p.h, p.shape, p.reverse, kParts, streams) {}
+        h(p.h, p.shape, p.reverse, kParts, streams),
+        shape(p.shape) {}
   LinearStep<S, V> StepAt(const Unit& u) const { return {a.At(u), x.At(u), h.At(u)}; }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
-    Sweep(StepAt(u), steps, u.channels, state);
+    Sweep(StepAt(u), steps, u.channels, state, {RowsAhead(u, shape, 0), steps});
   }
 };
 
@@ -74,6 +80,11 @@ struct LinearAdjointStep {
   HWY_INLINE Affine<V<D>, V<D>> Transition(D d, std::int64_t t, std::int64_t c) const {
     const V<D> conj = Conj(d, Load<V<D>>(d, a[t], c));
     return {conj, Mul(d, conj, LoadOrZero<V<D>>(d, dh, t, c))};
+  }
+  template <class D>
+  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&a, &h, dh.first == nullptr ? &a : &dh})
+      PrefetchVector<V<D>>(d, *rows, t, c);
   }
   template <class D>
   HWY_INLINE V<D> Previous(D d, std::int64_t t, std::int64_t c) const {
@@ -100,7 +111,7 @@ struct LinearAdjointOp {
   View<const S, kParts> a, h, dh;
   View<S, kParts> da, dx;
   const T* initial;
-  std::int64_t channels;
+  Shape shape;
 
   explicit LinearAdjointOp(const LinearRecurrenceBackward& p)
       : streams(Streams<S>(p.shape, 2 * kParts)),
@@ -110,14 +121,14 @@ struct LinearAdjointOp {
         da(p.da, p.shape, p.reverse, kParts, streams),
         dx(p.dx, p.shape, p.reverse, kParts, streams),
         initial(static_cast<const T*>(p.initial_state)),
-        channels(p.shape.channels) {}
+        shape(p.shape) {}
   LinearAdjointStep<S, V> StepAt(const Unit& u) const {
     const T* row =
-        initial == nullptr ? nullptr : initial + (u.batch * channels + u.channel) * kParts;
+        initial == nullptr ? nullptr : initial + (u.batch * shape.channels + u.channel) * kParts;
     return {a.At(u), h.At(u), dh.At(u), da.At(u), dx.At(u), row};
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T*) const {
-    Sweep(StepAt(u), steps, u.channels, carry);
+    Sweep(StepAt(u), steps, u.channels, carry, {-RowsAhead(u, shape, 0), steps});
   }
 };
 
@@ -164,6 +175,7 @@ Problem sized(const char* op, const Params& p) {
   check(op, p.shape, p.dtype, /*complex_allowed=*/true);
   Problem problem;
   problem.shape = p.shape;
+  problem.downwards = p.reverse;
   problem.storage_bytes = storage_bytes(p.dtype);
   problem.carry_bytes = accumulation_bytes(p.dtype) * (is_complex(p.dtype) ? 2 : 1);
   return problem;
@@ -179,6 +191,7 @@ Problem problem_of(const LinearRecurrence& p) {
 Problem problem_of(const LinearRecurrenceBackward& p) {
   Problem problem = sized("LinearRecurrenceBackward", p);
   problem.adjoint = true;
+  problem.downwards = !p.reverse;
   problem.carry_in = p.dfinal_state;
   problem.carry_out = p.dinitial_state;
   return problem;

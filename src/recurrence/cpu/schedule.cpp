@@ -99,7 +99,9 @@ void drive_whole(const Problem& p, const Kernel& kernel, const Executor& executo
   const std::size_t stash = stash_stride(p, tile);
   parallel(executor, threads, p.shape.batch * tiles, [&](std::int64_t item, std::int64_t slot) {
     const std::int64_t channel = item % tiles * tile;
-    const Unit unit{item / tiles, channel, std::min(tile, p.shape.channels - channel)};
+    const std::int64_t turn = item / tiles;
+    const Unit unit{p.downwards ? p.shape.batch - 1 - turn : turn, channel,
+                    std::min(tile, p.shape.channels - channel)};
     alignas(kCacheLine) std::byte carry[kTileCarryBytes];
     load_carry(p, unit, carry);
     kernel.scan(unit, {0, p.shape.time}, carry, scratch + static_cast<std::size_t>(slot) * stash);
@@ -128,7 +130,7 @@ struct CutScratch {
 };
 
 /// Three phases a panel: what each block does to a carry, the carry at the start of each block,
-/// then the blocks. Panels follow one another, so the second reading of a block finds it in cache.
+/// then the blocks. Panels follow one another, so scratch does not grow with time.
 void drive_cut(const Problem& p, const Kernel& kernel, const Executor& executor,
                std::byte* scratch) {
   const int threads = slots(p, executor.threads);

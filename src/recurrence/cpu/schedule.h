@@ -39,6 +39,7 @@ class Kernel {
 struct Problem {
   Shape shape;
   bool adjoint = false;           // the scan runs from the last step to the first
+  bool downwards = false;         // in memory it does: batches follow in the same direction
   std::size_t storage_bytes = 0;  // one real number of the sequences
   std::size_t carry_bytes = 0;    // one channel of the carry
   std::size_t stash_bytes = 0;    // scratch of a unit for each of its channels

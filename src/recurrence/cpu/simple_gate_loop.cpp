@@ -36,6 +36,10 @@ struct SimpleStep {
     return {gate.a, normalize ? Mul(d, gate.rest, kv_t) : kv_t};
   }
   template <class D>
+  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &kv, &z}) PrefetchVector<Real<D>>(d, *rows, t, c);
+  }
+  template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& state) const {
     const auto step = Transition(d, t, c);
     state = MulAdd(d, step.a, state, step.x);
@@ -69,7 +73,8 @@ struct SimpleOp {
     return {q.At(u), kv.At(u), z.At(u), y.At(u), normalize};
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
-    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints);
+    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
+                         {RowsAhead(u, shape, 0), steps});
   }
 };
 
@@ -99,8 +104,11 @@ struct SimpleRecompute {
   SimpleStash<T> stash;
 
   template <class D>
+  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &kv, &z, &dy}) PrefetchVector<Real<D>>(d, *rows, t, c);
+  }
+  template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& state) const {
-    for (const auto* rows : {&q, &kv, &z, &dy}) PrefetchBlockBefore(*rows, t, c);
     const auto gate = MakeSigmoidGate(d, Load<Real<D>>(d, z[t], c));
     hn::StoreU(state.re, d, stash.Row(t, 0) + c);
     hn::StoreU(gate.a.re, d, stash.Row(t, 1) + c);
@@ -182,8 +190,9 @@ struct SimpleAdjointOp {
     auto back = StepAt(u);
     ForEachCheckpointBack<Real>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
       back.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(SimpleRecompute<S>{back.q, back.kv, back.z, back.dy, normalize, back.stash}, block,
-            u.channels, state);
+      Sweep(SimpleRecompute<S>{back.q, back.kv, back.z, back.dy.first == nullptr ? back.q : back.dy,
+                               normalize, back.stash},
+            block, u.channels, state, BlockBefore(steps));
       Sweep(back, block, u.channels, carry);
     });
   }
@@ -228,6 +237,7 @@ Problem sized(const char* op, const Params& p) {
   check(op, p.shape, p.dtype, /*complex_allowed=*/false);
   Problem problem;
   problem.shape = p.shape;
+  problem.downwards = p.reverse;
   problem.storage_bytes = storage_bytes(p.dtype);
   problem.carry_bytes = accumulation_bytes(p.dtype);
   return problem;

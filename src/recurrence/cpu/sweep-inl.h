@@ -77,6 +77,14 @@ template <class V, class D, class S>
 HWY_INLINE V LoadOrZero(D d, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
   return rows.first == nullptr ? Zeros<V>(d) : Load<V>(d, rows[t], c);
 }
+/// Asks for the cache lines of one vector of V.
+template <class V, class D, class S>
+HWY_INLINE void PrefetchVector(D d, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
+  const S* p = rows[t] + c * V::kParts;
+  hwy::Prefetch(p);
+  if constexpr (V::kParts == 2) hwy::Prefetch(p + hn::MaxLanes(d));
+}
+
 template <class D, class V, class S>
 HWY_INLINE void Store(D d, V v, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
   Store(d, v, rows[t], c, rows.stream);
@@ -105,16 +113,33 @@ struct Carry {
   }
 };
 
+/// How far to prefetch: `rows` later in time, earlier if negative, none if 0; never outside
+/// `within`.
+struct Lookahead {
+  std::int64_t rows;
+  Steps within;
+};
+
+/// Rows to prefetch: kTileRowsAhead in a tile narrower than the row, else `whole`.
+inline std::int64_t RowsAhead(const Unit& u, const Shape& shape, std::int64_t whole) {
+  return u.channels < shape.channels ? kTileRowsAhead : whole;
+}
+
 /// Moves the carry through these steps, from the last to the first if Step::kAdjoint: row by row,
 /// so that memory is read in the order it lies.
 template <class Step, class T>
-void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& carry) {
+void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& carry,
+           Lookahead ahead = {0, {0, 0}}) {
   const Step step = shared;  // a local copy stays in registers across the stores of outputs
   T* const row = carry.row;
   for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
     const std::int64_t t = Step::kAdjoint ? steps.end - 1 - i : steps.begin + i;
+    const std::int64_t later = t + ahead.rows;
+    const std::int64_t next = later >= ahead.within.begin && later < ahead.within.end ? later : t;
     ForEachVector<T, Step::kAdjoint>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
       using V = typename Step::template Value<decltype(d)>;
+      // Vector by vector: whole rows at a time stall until earlier prefetches are served.
+      if constexpr (requires { step.Prefetch(d, next, c); }) step.Prefetch(d, next, c);
       V value = LoadPlanar<V>(d, row, Carry<T>::kPlane, c);
       step(d, t, c, value);
       StorePlanar(d, value, row, Carry<T>::kPlane, c);
