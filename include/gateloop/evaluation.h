@@ -25,6 +25,9 @@ struct Score {
 struct EvaluationOptions {
   /// Window of evaluate_windows: bytes predicted from one zero state.
   std::int64_t length = 256;
+  /// evaluate_windows: only this many whole windows, evenly spaced, the same at every call; 0, or
+  /// more than there are: all.
+  std::int64_t windows = 0;
   /// Bytes in one forward pass, B x T; bounds the memory. Windows are batched up to it, a carried
   /// text is cut into chunks of it. At 8192 the widest activation of the enwik8 preset
   /// (8192 x 2048 float32) holds 64 MB.
@@ -35,6 +38,9 @@ struct EvaluationOptions {
   /// Called after each pass with the bytes predicted so far and in all.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };
+
+/// Whole windows in a text: `length` bytes read, each predicting the next.
+std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t length);
 
 /// Window i starts from zero state, reads text[i L .. i L + L - 1] and predicts the byte after
 /// each, where L is `length`; the last window may be shorter. The model is in eval mode meanwhile

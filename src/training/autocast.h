@@ -4,28 +4,32 @@
 
 namespace gateloop::training {
 
-/// Autocast on the CPU for the life of the object, in `dtype`; float32: none. Each weight is cast
-/// once and the cast kept until the object dies (the update then makes it stale).
+/// Autocast on `device` for the life of the object, in `dtype`; float32: none. The cache of cast
+/// weights is emptied at both ends: a copy made without gradients must not reach a training step,
+/// nor one from before an update a later pass.
 class Autocast {
  public:
-  explicit Autocast(at::ScalarType dtype)
-      : enabled_before_(at::autocast::is_autocast_enabled(at::kCPU)),
-        dtype_before_(at::autocast::get_autocast_dtype(at::kCPU)) {
-    at::autocast::set_autocast_enabled(at::kCPU, dtype != at::kFloat);
-    if (dtype != at::kFloat) at::autocast::set_autocast_dtype(at::kCPU, dtype);
-    at::autocast::increment_nesting();
+  Autocast(at::DeviceType device, at::ScalarType dtype)
+      : device_(device),
+        was_enabled_(at::autocast::is_autocast_enabled(device)),
+        was_dtype_(at::autocast::get_autocast_dtype(device)) {
+    const bool reduced = at::isReducedFloatingType(dtype);
+    at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(device, reduced);
+    if (reduced) at::autocast::set_autocast_dtype(device, dtype);
   }
   Autocast(const Autocast&) = delete;
   Autocast& operator=(const Autocast&) = delete;
   ~Autocast() {
-    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-    at::autocast::set_autocast_enabled(at::kCPU, enabled_before_);
-    at::autocast::set_autocast_dtype(at::kCPU, dtype_before_);
+    at::autocast::clear_cache();
+    at::autocast::set_autocast_dtype(device_, was_dtype_);
+    at::autocast::set_autocast_enabled(device_, was_enabled_);
   }
 
  private:
-  bool enabled_before_;
-  at::ScalarType dtype_before_;
+  at::DeviceType device_;
+  bool was_enabled_;
+  at::ScalarType was_dtype_;
 };
 
 }  // namespace gateloop::training

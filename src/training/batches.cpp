@@ -26,12 +26,11 @@ std::int64_t Batches::start(std::int64_t step, std::int64_t row) const {
 
 torch::Tensor Batches::at(std::int64_t step, std::int64_t rows) const {
   torch::Tensor ids = torch::empty({rows, length_ + 1}, torch::kInt64);
-  for (std::int64_t row = 0; row < rows; ++row) copy_window(text_, start(step, row), ids[row]);
+  auto* out = ids.data_ptr<std::int64_t>();
+  for (std::int64_t row = 0; row < rows; ++row) {
+    out = std::copy_n(text_.begin() + start(step, row), length_ + 1, out);
+  }
   return ids;
-}
-
-void copy_window(std::span<const std::uint8_t> text, std::int64_t start, torch::Tensor ids) {
-  std::copy_n(text.begin() + start, ids.size(0), ids.data_ptr<std::int64_t>());
 }
 
 }  // namespace gateloop::training

@@ -26,7 +26,4 @@ class Batches {
   std::uint64_t seed_;
 };
 
-/// Copies text[start .. start + ids.size(0)) to ids (length + 1), int64, contiguous.
-void copy_window(std::span<const std::uint8_t> text, std::int64_t start, torch::Tensor ids);
-
 }  // namespace gateloop::training

@@ -1,41 +1,15 @@
 #include "gateloop/evaluation.h"
 
-#include <ATen/autocast_mode.h>
-
 #include <algorithm>
 #include <numbers>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "training/autocast.h"
 
 namespace gateloop::training {
 namespace {
-
-/// Sets autocast for one scope. Its cache of converted weights is emptied at both ends: a copy made
-/// without gradients must not reach a training step, nor weights from before a step reach us.
-class AutocastScope {
- public:
-  AutocastScope(at::DeviceType device, torch::ScalarType dtype)
-      : device_(device),
-        was_enabled_(at::autocast::is_autocast_enabled(device)),
-        was_dtype_(at::autocast::get_autocast_dtype(device)) {
-    const bool reduced = dtype == torch::kBFloat16 || dtype == torch::kHalf;
-    at::autocast::clear_cache();
-    at::autocast::set_autocast_enabled(device, reduced);
-    if (reduced) at::autocast::set_autocast_dtype(device, dtype);
-  }
-  ~AutocastScope() {
-    at::autocast::clear_cache();
-    at::autocast::set_autocast_dtype(device_, was_dtype_);
-    at::autocast::set_autocast_enabled(device_, was_enabled_);
-  }
-  AutocastScope(const AutocastScope&) = delete;
-  AutocastScope& operator=(const AutocastScope&) = delete;
-
- private:
-  at::DeviceType device_;
-  bool was_enabled_;
-  torch::ScalarType was_dtype_;
-};
 
 /// Eval mode for one scope.
 class EvalScope {
@@ -61,6 +35,8 @@ void check(const nn::TransformerOptions& model, std::span<const std::uint8_t> te
   if (options.length < 1) fail("length must be at least 1, not " + std::to_string(options.length));
   if (options.bytes_per_pass < 1)
     fail("bytes_per_pass must be at least 1, not " + std::to_string(options.bytes_per_pass));
+  if (options.windows < 0)
+    fail("windows must not be negative, got " + std::to_string(options.windows));
   if (text.size() < 2)
     fail("the text has " + std::to_string(text.size()) +
          " bytes; at least 2 are needed, one to read and one to predict");
@@ -95,6 +71,10 @@ torch::Device device_of(const nn::Transformer& model) {
 
 }  // namespace
 
+std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t length) {
+  return (std::ssize(text) - 1) / length;
+}
+
 double Score::bits_per_byte() const {
   return nats / (static_cast<double>(bytes) * std::numbers::ln2);
 }
@@ -105,11 +85,26 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
   const auto device = device_of(model);
   const torch::NoGradGuard no_grad;
   const EvalScope eval(*model);
-  const AutocastScope autocast(device.type(), options.dtype);
+  const Autocast autocast(device.type(), options.dtype);
 
-  Score score;
-  const auto total = static_cast<std::int64_t>(text.size()) - 1;
+  const auto available = window_count(text, options.length);
   const auto rows_per_pass = std::max<std::int64_t>(1, options.bytes_per_pass / options.length);
+  Score score;
+  if (options.windows > 0 && options.windows < available) {
+    const auto total = options.windows * options.length;
+    for (std::int64_t first = 0; first < options.windows; first += rows_per_pass) {
+      std::vector<torch::Tensor> rows;
+      for (auto i = first; i < std::min(first + rows_per_pass, options.windows); ++i) {
+        const auto start = i * available / options.windows * options.length;
+        rows.push_back(rows_of(text.data() + start, 1, options.length, device));
+      }
+      score.nats += surprise(model, torch::cat(rows), nullptr);
+      score.bytes += std::ssize(rows) * options.length;
+      if (options.progress) options.progress(score.bytes, total);
+    }
+    return score;
+  }
+  const auto total = std::ssize(text) - 1;
   while (score.bytes < total) {
     const auto left = total - score.bytes;
     const auto length = std::min(options.length, left);  // shorter: the last window, on its own
@@ -132,7 +127,7 @@ Score evaluate_carried(nn::Transformer model, std::span<const std::uint8_t> text
   const auto device = device_of(model);
   const torch::NoGradGuard no_grad;
   const EvalScope eval(*model);
-  const AutocastScope autocast(device.type(), options.dtype);
+  const Autocast autocast(device.type(), options.dtype);
 
   Score score;
   nn::TransformerState state;

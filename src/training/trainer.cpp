@@ -23,7 +23,6 @@
 #include "training/stopwatch.h"
 #include "training/time_budget.h"
 #include "training/training_state.h"
-#include "training/validation.h"
 
 namespace gateloop::training {
 namespace {
@@ -83,6 +82,7 @@ class Trainer {
 
  private:
   StepMetrics update();
+  Score validate(std::int64_t windows);
   void validate_now(StepMetrics& metrics);
   void evaluate_at_end(StepMetrics& metrics);
   void introduce();
@@ -114,8 +114,7 @@ class Trainer {
   Stopwatch clock_;
   double elapsed_before_ = 0;
   std::int64_t first_step_ = 0;  // of this process
-  double final_bits_per_byte_ = 0;
-  std::int64_t final_bytes_ = 0;
+  Score final_;
 };
 
 Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
@@ -174,7 +173,7 @@ StepMetrics Trainer::update() {
   for (const torch::Tensor& part : ids.split(options_.rows_per_pass)) {  // (rows_per_pass, T + 1)
     torch::Tensor loss;                                                  // ()
     {
-      const Autocast autocast(scalar_type(options_));
+      const Autocast autocast(torch::kCPU, scalar_type(options_));
       loss = model_->loss(part);
     }
     nats += loss.item<double>() / static_cast<double>(passes);
@@ -196,8 +195,7 @@ StepMetrics Trainer::update() {
 }
 
 void Trainer::validate_now(StepMetrics& metrics) {
-  const double bits = validate(model_, corpus_.valid(), options_.length,
-                               options_.validation_windows, scalar_type(options_));
+  const double bits = validate(options_.validation_windows).bits_per_byte();
   metrics.validation_bits_per_byte = bits;
   const bool best = bits < position_.best_bits_per_byte;
   if (best) {
@@ -212,23 +210,20 @@ void Trainer::validate_now(StepMetrics& metrics) {
   progress_.say(line);
 }
 
+/// Over evenly spaced windows of the validation part; all of it if it holds no more of them.
+Score Trainer::validate(std::int64_t windows) {
+  EvaluationOptions evaluation;
+  evaluation.length = options_.length;
+  evaluation.windows = windows;
+  evaluation.dtype = scalar_type(options_);
+  return evaluate_windows(model_, corpus_.valid(), evaluation);
+}
+
 /// The figure to quote. A validation part of reasonable size is read whole, as `gateloop evaluate`
 /// does.
 void Trainer::evaluate_at_end(StepMetrics& metrics) {
-  const std::int64_t windows = window_count(corpus_.valid(), options_.length);
-  if (windows <= options_.final_windows) {
-    EvaluationOptions evaluation;
-    evaluation.length = options_.length;
-    evaluation.dtype = scalar_type(options_);
-    const Score score = evaluate_windows(model_, corpus_.valid(), evaluation);
-    final_bits_per_byte_ = score.bits_per_byte();
-    final_bytes_ = score.bytes;
-  } else {
-    final_bits_per_byte_ = validate(model_, corpus_.valid(), options_.length,
-                                    options_.final_windows, scalar_type(options_));
-    final_bytes_ = options_.final_windows * options_.length;
-  }
-  metrics.final_validation_bits_per_byte = final_bits_per_byte_;
+  final_ = validate(options_.final_windows);
+  metrics.final_validation_bits_per_byte = final_.bits_per_byte();
 }
 
 /// The update may have carried a finite gradient to an infinite weight; such weights shall not
@@ -259,8 +254,7 @@ void Trainer::save_latest() const {
 void Trainer::fix_number_of_steps() {
   progress_.clear();
   const Stopwatch validation;
-  validate(model_, corpus_.valid(), options_.length, options_.validation_windows,
-           scalar_type(options_));
+  validate(options_.validation_windows);
   const double validation_seconds = validation.seconds();
   const std::int64_t windows = window_count(corpus_.valid(), options_.length);
   const double final_share = static_cast<double>(std::min(windows, options_.final_windows)) /
@@ -301,8 +295,8 @@ Result Trainer::result(int signal) const {
   result.steps = options_.steps.value_or(0);
   result.signal = signal;
   if (finished()) {
-    result.final_bits_per_byte = final_bits_per_byte_;
-    result.final_bytes = final_bytes_;
+    result.final_bits_per_byte = final_.bits_per_byte();
+    result.final_bytes = final_.bytes;
   }
   if (std::isfinite(position_.best_bits_per_byte)) {
     result.best_bits_per_byte = position_.best_bits_per_byte;

@@ -21,7 +21,7 @@ ARROWS = {
 # Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
 # library is everyone's.
 TORCH = ("torch/", "ATen/", "c10/")
-SYSTEM = ("fcntl.h", "unistd.h", "sys/")
+SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h")
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "recurrence": ("hwy/",),
     "ops": TORCH,
@@ -39,7 +39,6 @@ DOORS = {
     "checkpoint.h": "checkpoint",
     "training.h": "training",
     "evaluation.h": "training",
-    "corpus.h": "training",
     "generation.h": "generation",
 }
 

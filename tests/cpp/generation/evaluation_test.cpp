@@ -56,6 +56,22 @@ INSTANTIATE_TEST_SUITE_P(Sizes, EvaluateWindows,
                          testing::Combine(testing::Values(2, 8, 9, 10, 17, 60),
                                           testing::Values(1, 8, 27, 4096)));
 
+TEST(EvaluateWindows, AFewAreEvenlySpacedWholeOnes) {
+  auto model = test::make_model(test::small_options());
+  const auto text = some_text(60);  // 7 whole windows of 8 and a rest of 3
+  const double expected = direct(model, text, 0, 8) + direct(model, text, 16, 8) +
+                          direct(model, text, 32, 8);  // 0, 7/3 and 14/3 of 7, rounded down
+  for (const std::int64_t per_pass : {1, 16, 4096}) {
+    EvaluationOptions options;
+    options.length = 8;
+    options.windows = 3;
+    options.bytes_per_pass = per_pass;
+    const auto score = evaluate_windows(model, text, options);
+    EXPECT_EQ(score.bytes, 24);
+    EXPECT_NEAR(score.nats, expected, kRelative * expected);
+  }
+}
+
 TEST(EvaluateCarried, IsOneForwardOverTheWholeText) {
   for (const auto& kind : test::gate_loop_kinds()) {
     auto model = test::make_model(kind.options);
