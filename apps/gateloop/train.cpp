@@ -52,7 +52,7 @@ std::string defaults(Field field) {
     const std::string value = text_of(field(config));
     if (text.empty()) first = value;
     equal = equal && value == first;
-    text += (text.empty() ? "" : ", ") + name + " " + value;
+    text.append(text.empty() ? "" : ", ").append(name).append(" ").append(value);
   }
   return " [" + (equal ? first : text) + "]";
 }
@@ -125,10 +125,8 @@ struct Flags {
   std::filesystem::path dir() const { return out.empty() ? "runs/" + preset : out; }
 };
 
-#define TRAINING_FIELD(name) \
-  [](RunConfig & config) -> auto& { return config.training.name; }
-#define MODEL_FIELD(name) \
-  [](RunConfig & config) -> auto& { return config.model.name; }
+#define TRAINING_FIELD(name) ([](RunConfig & config) -> auto& { return config.training.name; })
+#define MODEL_FIELD(name) ([](RunConfig & config) -> auto& { return config.model.name; })
 
 void add_training_flags(Overrides& flags) {
   flags.group("One step");

@@ -39,7 +39,8 @@ enum class Weights { kLatest, kBest };
 /// Parameters by state_dict name, float32 copies on the CPU sharing no memory with the module.
 std::map<std::string, torch::Tensor> state_dict(const torch::nn::Module& module);
 /// Copies by name; throws std::runtime_error naming every missing, unexpected or misshapen tensor.
-void load_state_dict(torch::nn::Module& module, const std::map<std::string, torch::Tensor>& tensors);
+void load_state_dict(torch::nn::Module& module,
+                     const std::map<std::string, torch::Tensor>& tensors);
 
 /// DIR/config.json ("model" object) and DIR/model.safetensors or DIR/model.best.safetensors.
 nn::Transformer load_model(const std::filesystem::path& dir, Weights weights = Weights::kLatest);

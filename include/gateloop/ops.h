@@ -13,7 +13,8 @@ namespace gateloop {
 /// h_t = a_t h_{t-1} + x_t (design section 3).
 ///
 /// a, x:          (B, T, D), one dtype: float32, float64, complex64, complex128, bfloat16, float16.
-///                Read through their strides; only the channels are made contiguous if they are not.
+///                Read through their strides; only the channels are made contiguous if they are
+///                not.
 /// initial_state: (B, D); float32 for bfloat16 and float16 sequences, else the dtype of x.
 /// reverse:       scan from the last step to the first.
 /// Returns (h (B, T, D) in the dtype of x, final_state (B, D) in the dtype of the state).

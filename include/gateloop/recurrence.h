@@ -50,8 +50,8 @@ struct Executor {
 };
 
 /// States kept for the backward pass lie at the start of every block of this many time steps: a
-/// sixteenth of a (B, T, D) array per state component. Short enough that a core's L2 cache holds what
-/// the backward pass recomputes of a block of some 700 channels.
+/// sixteenth of a (B, T, D) array per state component. Short enough that a core's L2 cache holds
+/// what the backward pass recomputes of a block of some 700 channels.
 inline constexpr std::int64_t kCheckpointBlock = 16;
 constexpr std::int64_t checkpoint_count(std::int64_t time) {
   return (time + kCheckpointBlock - 1) / kCheckpointBlock;
@@ -95,8 +95,8 @@ struct LinearRecurrenceBackward {
 ///   a_t = σ(|z_t|) z_t/|z_t| (0.5 at z = 0), h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t)
 /// q, k, v, y: (B, T, D) real in `dtype` (not complex). z: (B, T, 2D), (re, im) interleaved per
 /// channel; its strides count real elements. States: (B, D) complex, (re, im) pairs of the
-/// accumulation type. checkpoints: (B, checkpoint_count(T), D) complex, contiguous, the state before
-/// each block in scan order; null where no backward pass follows.
+/// accumulation type. checkpoints: (B, checkpoint_count(T), D) complex, contiguous, the state
+/// before each block in scan order; null where no backward pass follows.
 struct GateLoop {
   DType dtype = DType::kFloat32;
   Shape shape;
@@ -121,9 +121,9 @@ struct GateLoopBackward {
   State dinitial_state = nullptr;
 };
 
-/// The simple (real) gate: a_t = σ(z_t), h_t = a_t h_{t-1} + x_t, y_t = q_t h_t, with x_t = kv_t, or
-/// (1 - a_t) kv_t when `normalize_input`. q, kv, z, y: (B, T, D) real. States and checkpoints as in
-/// GateLoop, but real.
+/// The simple (real) gate: a_t = σ(z_t), h_t = a_t h_{t-1} + x_t, y_t = q_t h_t, with x_t = kv_t,
+/// or (1 - a_t) kv_t when `normalize_input`. q, kv, z, y: (B, T, D) real. States and checkpoints as
+/// in GateLoop, but real.
 struct SimpleGateLoop {
   DType dtype = DType::kFloat32;
   Shape shape;

@@ -26,8 +26,7 @@ void check_state(const char* op, const char* name, const std::optional<at::Tenso
                  const at::Tensor& sequence, at::ScalarType dtype);
 
 inline constexpr std::initializer_list<at::ScalarType> kRecurrenceTypes = {
-    at::kFloat,         at::kDouble,   at::kComplexFloat,
-    at::kComplexDouble, at::kBFloat16, at::kHalf};
+    at::kFloat, at::kDouble, at::kComplexFloat, at::kComplexDouble, at::kBFloat16, at::kHalf};
 inline constexpr std::initializer_list<at::ScalarType> kGateTypes = {at::kFloat, at::kDouble,
                                                                      at::kBFloat16, at::kHalf};
 

@@ -36,9 +36,8 @@ variable_list differentiable_backward(const at::Tensor& dh, const at::Tensor& df
   const at::Tensor g = std::get<0>(
       linear_recurrence(in_scan_order(a_after, one).resolve_conj(), local, from_final, !reverse));
 
-  const at::Tensor h_before =
-      in_scan_order(initial.to(h.scalar_type()).unsqueeze(1),
-                    h.narrow(1, reverse ? 1 : 0, steps - 1));
+  const at::Tensor h_before = in_scan_order(initial.to(h.scalar_type()).unsqueeze(1),
+                                            h.narrow(1, reverse ? 1 : 0, steps - 1));
   const at::Tensor dinitial =
       (a.select(1, first).conj().to(state_type) * g.select(1, first).to(state_type));
   return {g * h_before.conj(), g, dinitial};

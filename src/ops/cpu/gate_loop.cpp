@@ -51,8 +51,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse) {
   check_gate_loop(q, k, v, z, initial_state);
-  at::Tensor checkpoints = at::empty(
-      {q.size(0), recurrence::checkpoint_count(q.size(1)), q.size(2)}, state_options(q));
+  at::Tensor checkpoints =
+      at::empty({q.size(0), recurrence::checkpoint_count(q.size(1)), q.size(2)}, state_options(q));
   auto [y, final_state] = forward(q, k, v, z, initial_state, reverse, checkpoints);
   return {y, final_state, checkpoints};
 }

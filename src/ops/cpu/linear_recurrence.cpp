@@ -15,8 +15,8 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, co
   const at::Tensor x_ = with_contiguous_channels(x);
   const at::Tensor initial = contiguous_state(initial_state);
   at::Tensor h = at::empty(x.sizes(), x.options());
-  at::Tensor final_state = at::empty({x.size(0), x.size(2)},
-                                     x.options().dtype(accumulation_type(x.scalar_type())));
+  at::Tensor final_state =
+      at::empty({x.size(0), x.size(2)}, x.options().dtype(accumulation_type(x.scalar_type())));
 
   run_kernel(recurrence::LinearRecurrence{.dtype = kernel_dtype(x.scalar_type()),
                                           .shape = kernel_shape(x),
@@ -40,8 +40,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
   const at::Tensor dfinal = contiguous_state(dfinal_state);
   at::Tensor da = at::empty(h.sizes(), h.options());
   at::Tensor dx = at::empty(h.sizes(), h.options());
-  at::Tensor dinitial = at::empty({h.size(0), h.size(2)},
-                                  h.options().dtype(accumulation_type(h.scalar_type())));
+  at::Tensor dinitial =
+      at::empty({h.size(0), h.size(2)}, h.options().dtype(accumulation_type(h.scalar_type())));
 
   run_kernel(recurrence::LinearRecurrenceBackward{.dtype = kernel_dtype(h.scalar_type()),
                                                   .shape = kernel_shape(h),

@@ -50,10 +50,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse, bool normalize_input) {
   check_simple_gate_loop(q, kv, z, initial_state);
-  at::Tensor checkpoints = at::empty(
-      {q.size(0), recurrence::checkpoint_count(q.size(1)), q.size(2)}, state_options(q));
-  auto [y, final_state] =
-      forward(q, kv, z, initial_state, reverse, normalize_input, checkpoints);
+  at::Tensor checkpoints =
+      at::empty({q.size(0), recurrence::checkpoint_count(q.size(1)), q.size(2)}, state_options(q));
+  auto [y, final_state] = forward(q, kv, z, initial_state, reverse, normalize_input, checkpoints);
   return {y, final_state, checkpoints};
 }
 
