@@ -162,6 +162,15 @@ void bind(Bound& bound, const Params& p) {
   bound.scratch_bytes = [p](int threads) { return recurrence::scratch_bytes(p, threads); };
 }
 
+/// On the calling thread, with scratch of its own.
+template <class Params>
+void run_once(const Params& p) {
+  std::vector<char> scratch(recurrence::scratch_bytes(p, 1) + 64);
+  void* start = scratch.data();
+  std::size_t space = scratch.size();
+  recurrence::run(p, {}, std::align(64, 1, start, space));
+}
+
 double difference(const std::vector<double>& a, const std::vector<double>& b) {
   double worst = 0, scale = 1e-30;
   for (std::size_t i = 0; i < a.size(); ++i) {
@@ -267,10 +276,7 @@ Bound gate_loop_backward(Shape s) {
   forward.z = in(b, 3, 2);
   forward.y = out(b, 0);
   forward.checkpoints = b.states[0].get();
-  const std::vector<char> scratch(recurrence::scratch_bytes(forward, 1) + 64);
-  void* start = const_cast<char*>(scratch.data());
-  std::size_t space = scratch.size();
-  recurrence::run(forward, {}, std::align(64, 1, start, space));
+  run_once(forward);
   recurrence::GateLoopBackward p;
   p.shape = s;
   p.q = forward.q;
@@ -325,10 +331,7 @@ Bound simple_backward(Shape s) {
   forward.z = in(b, 2);
   forward.y = out(b, 0);
   forward.checkpoints = b.states[0].get();
-  const std::vector<char> scratch(recurrence::scratch_bytes(forward, 1) + 64);
-  void* start = const_cast<char*>(scratch.data());
-  std::size_t space = scratch.size();
-  recurrence::run(forward, {}, std::align(64, 1, start, space));
+  run_once(forward);
   recurrence::SimpleGateLoopBackward p;
   p.shape = s;
   p.q = forward.q;

@@ -20,10 +20,6 @@ Tensor scale_pairs(const Tensor& t, const Tensor& factor) {
   return (t.unflatten(-1, {-1, 2}) * factor.unsqueeze(-1)).flatten(-2).to(t.scalar_type());
 }
 
-torch::nn::Linear linear(std::int64_t in, std::int64_t out, bool bias) {
-  return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));
-}
-
 }  // namespace
 
 CausalFullAttentionImpl::CausalFullAttentionImpl(const CausalFullAttentionOptions& options)

@@ -19,6 +19,10 @@ inline void check_positive(const char* module, const char* option, std::int64_t 
   TORCH_CHECK(value > 0, module, ": ", option, " must be positive, got ", value);
 }
 
+inline torch::nn::Linear linear(std::int64_t in, std::int64_t out, bool bias) {
+  return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));
+}
+
 /// Up to three projections read x, and under autocast each would cast it anew; this casts it once.
 inline torch::Tensor cast_once(const torch::Tensor& x) {
   const auto device = x.device().type();

@@ -18,10 +18,6 @@ std::optional<Tensor> initial_state(const MixerState* state) {
   return state->recurrence;
 }
 
-torch::nn::Linear linear(std::int64_t in, std::int64_t out, bool bias) {
-  return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));
-}
-
 }  // namespace
 
 GateLoopedAttentionImpl::GateLoopedAttentionImpl(const GateLoopedAttentionOptions& options)

@@ -26,8 +26,7 @@ SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
     : dim_(dim), options_(options) {
   check_positive(kName, "dim", dim);
   if (options.prenorm) norm_ = register_module("norm", RMSNorm(dim));
-  to_qkva_ = register_nested(*this, "to_qkva", "0",
-                             torch::nn::Linear(torch::nn::LinearOptions(dim, 3 * dim).bias(false)));
+  to_qkva_ = register_nested(*this, "to_qkva", "0", linear(dim, 3 * dim, false));
   if (options.post_ln) {
     post_ln_ =
         register_module("maybe_post_ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({dim})));

@@ -67,7 +67,7 @@ TransformerImpl::TransformerImpl(TransformerOptions options) : options_(std::mov
     layers_->push_back(std::make_shared<Block>(o.dim, std::move(mixer),
                                                FeedForward(o.dim, o.ff_mult), o.post_ln_norm));
   }
-  to_logits_ = torch::nn::Linear(torch::nn::LinearOptions(o.dim, o.num_tokens).bias(false));
+  to_logits_ = linear(o.dim, o.num_tokens, false);
   if (o.post_ln_norm) {
     register_module("to_logits", to_logits_);
   } else {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "gateloop/recurrence.h"
+#include "recurrence/cpu/schedule.h"
 
 namespace gateloop::recurrence::cpu {
 
@@ -60,6 +61,20 @@ inline void check(const char* op, const Shape& shape, DType dtype, bool complex_
                                 std::to_string(shape.batch) + ", " + std::to_string(shape.time) +
                                 ", " + std::to_string(shape.channels) + ")");
   }
+}
+
+/// What the scheduler must know of any operation, checked; `carry_parts` reals make one channel of
+/// its carry.
+template <class Params>
+Problem sized_problem(const char* op, const Params& p, bool complex_allowed,
+                      std::size_t carry_parts) {
+  check(op, p.shape, p.dtype, complex_allowed);
+  Problem problem;
+  problem.shape = p.shape;
+  problem.downwards = p.reverse;
+  problem.storage_bytes = storage_bytes(p.dtype);
+  problem.carry_bytes = carry_parts * accumulation_bytes(p.dtype);
+  return problem;
 }
 
 }  // namespace gateloop::recurrence::cpu

@@ -207,27 +207,13 @@ struct GateLoopAdjointOp {
   }
 };
 
-template <template <class> class Op, class Params>
-void RunWith(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
-  switch (p.dtype) {
-    case DType::kFloat64:
-      return drive(problem, KernelOf(Op<double>(p)), executor, scratch);
-    case DType::kBFloat16:
-      return drive(problem, KernelOf(Op<BFloat16>(p)), executor, scratch);
-    case DType::kFloat16:
-      return drive(problem, KernelOf(Op<Float16>(p)), executor, scratch);
-    default:
-      return drive(problem, KernelOf(Op<float>(p)), executor, scratch);
-  }
-}
-
 void RunGateLoop(const GateLoop& p, const Problem& problem, const Executor& executor,
                  void* scratch) {
-  RunWith<GateLoopOp>(p, problem, executor, scratch);
+  RunReal<GateLoopOp>(p, problem, executor, scratch);
 }
 void RunGateLoopBackward(const GateLoopBackward& p, const Problem& problem,
                          const Executor& executor, void* scratch) {
-  RunWith<GateLoopAdjointOp>(p, problem, executor, scratch);
+  RunReal<GateLoopAdjointOp>(p, problem, executor, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -241,26 +227,16 @@ HWY_EXPORT(RunGateLoop);
 HWY_EXPORT(RunGateLoopBackward);
 namespace {
 
-template <class Params>
-Problem sized(const char* op, const Params& p) {
-  check(op, p.shape, p.dtype, /*complex_allowed=*/false);
-  Problem problem;
-  problem.shape = p.shape;
-  problem.downwards = p.reverse;
-  problem.storage_bytes = storage_bytes(p.dtype);
-  problem.carry_bytes = 2 * accumulation_bytes(p.dtype);
-  return problem;
-}
-
 Problem problem_of(const GateLoop& p) {
-  Problem problem = sized("GateLoop", p);
+  Problem problem = sized_problem("GateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/2);
   problem.carry_in = p.initial_state;
   problem.carry_out = p.final_state;
   return problem;
 }
 
 Problem problem_of(const GateLoopBackward& p) {
-  Problem problem = sized("GateLoopBackward", p);
+  Problem problem =
+      sized_problem("GateLoopBackward", p, /*complex_allowed=*/false, /*carry_parts=*/2);
   problem.adjoint = true;
   problem.stash_bytes = kCheckpointBlock * kGateLoopStashPlanes * accumulation_bytes(p.dtype);
   problem.carry_in = p.dfinal_state;

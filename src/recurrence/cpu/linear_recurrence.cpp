@@ -132,31 +132,31 @@ struct LinearAdjointOp {
   }
 };
 
-template <template <class, template <class> class> class Op, class Params>
-void RunWith(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
+template <class S>
+using RealLinearOp = LinearOp<S, Real>;
+template <class S>
+using RealLinearAdjointOp = LinearAdjointOp<S, Real>;
+
+template <template <class> class RealOp, template <class, template <class> class> class Op,
+          class Params>
+void RunAny(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
   switch (p.dtype) {
-    case DType::kFloat32:
-      return drive(problem, KernelOf(Op<float, Real>(p)), executor, scratch);
-    case DType::kFloat64:
-      return drive(problem, KernelOf(Op<double, Real>(p)), executor, scratch);
     case DType::kComplex64:
       return drive(problem, KernelOf(Op<float, Complex>(p)), executor, scratch);
     case DType::kComplex128:
       return drive(problem, KernelOf(Op<double, Complex>(p)), executor, scratch);
-    case DType::kBFloat16:
-      return drive(problem, KernelOf(Op<BFloat16, Real>(p)), executor, scratch);
-    case DType::kFloat16:
-      return drive(problem, KernelOf(Op<Float16, Real>(p)), executor, scratch);
+    default:
+      return RunReal<RealOp>(p, problem, executor, scratch);
   }
 }
 
 void RunLinear(const LinearRecurrence& p, const Problem& problem, const Executor& executor,
                void* scratch) {
-  RunWith<LinearOp>(p, problem, executor, scratch);
+  RunAny<RealLinearOp, LinearOp>(p, problem, executor, scratch);
 }
 void RunLinearBackward(const LinearRecurrenceBackward& p, const Problem& problem,
                        const Executor& executor, void* scratch) {
-  RunWith<LinearAdjointOp>(p, problem, executor, scratch);
+  RunAny<RealLinearAdjointOp, LinearAdjointOp>(p, problem, executor, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -170,26 +170,17 @@ HWY_EXPORT(RunLinear);
 HWY_EXPORT(RunLinearBackward);
 namespace {
 
-template <class Params>
-Problem sized(const char* op, const Params& p) {
-  check(op, p.shape, p.dtype, /*complex_allowed=*/true);
-  Problem problem;
-  problem.shape = p.shape;
-  problem.downwards = p.reverse;
-  problem.storage_bytes = storage_bytes(p.dtype);
-  problem.carry_bytes = accumulation_bytes(p.dtype) * (is_complex(p.dtype) ? 2 : 1);
-  return problem;
-}
-
 Problem problem_of(const LinearRecurrence& p) {
-  Problem problem = sized("LinearRecurrence", p);
+  Problem problem =
+      sized_problem("LinearRecurrence", p, /*complex_allowed=*/true, is_complex(p.dtype) ? 2 : 1);
   problem.carry_in = p.initial_state;
   problem.carry_out = p.final_state;
   return problem;
 }
 
 Problem problem_of(const LinearRecurrenceBackward& p) {
-  Problem problem = sized("LinearRecurrenceBackward", p);
+  Problem problem = sized_problem("LinearRecurrenceBackward", p, /*complex_allowed=*/true,
+                                  is_complex(p.dtype) ? 2 : 1);
   problem.adjoint = true;
   problem.downwards = !p.reverse;
   problem.carry_in = p.dfinal_state;

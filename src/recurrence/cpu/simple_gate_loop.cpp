@@ -198,27 +198,13 @@ struct SimpleAdjointOp {
   }
 };
 
-template <template <class> class Op, class Params>
-void RunWith(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
-  switch (p.dtype) {
-    case DType::kFloat64:
-      return drive(problem, KernelOf(Op<double>(p)), executor, scratch);
-    case DType::kBFloat16:
-      return drive(problem, KernelOf(Op<BFloat16>(p)), executor, scratch);
-    case DType::kFloat16:
-      return drive(problem, KernelOf(Op<Float16>(p)), executor, scratch);
-    default:
-      return drive(problem, KernelOf(Op<float>(p)), executor, scratch);
-  }
-}
-
 void RunSimple(const SimpleGateLoop& p, const Problem& problem, const Executor& executor,
                void* scratch) {
-  RunWith<SimpleOp>(p, problem, executor, scratch);
+  RunReal<SimpleOp>(p, problem, executor, scratch);
 }
 void RunSimpleBackward(const SimpleGateLoopBackward& p, const Problem& problem,
                        const Executor& executor, void* scratch) {
-  RunWith<SimpleAdjointOp>(p, problem, executor, scratch);
+  RunReal<SimpleAdjointOp>(p, problem, executor, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -232,26 +218,17 @@ HWY_EXPORT(RunSimple);
 HWY_EXPORT(RunSimpleBackward);
 namespace {
 
-template <class Params>
-Problem sized(const char* op, const Params& p) {
-  check(op, p.shape, p.dtype, /*complex_allowed=*/false);
-  Problem problem;
-  problem.shape = p.shape;
-  problem.downwards = p.reverse;
-  problem.storage_bytes = storage_bytes(p.dtype);
-  problem.carry_bytes = accumulation_bytes(p.dtype);
-  return problem;
-}
-
 Problem problem_of(const SimpleGateLoop& p) {
-  Problem problem = sized("SimpleGateLoop", p);
+  Problem problem =
+      sized_problem("SimpleGateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/1);
   problem.carry_in = p.initial_state;
   problem.carry_out = p.final_state;
   return problem;
 }
 
 Problem problem_of(const SimpleGateLoopBackward& p) {
-  Problem problem = sized("SimpleGateLoopBackward", p);
+  Problem problem =
+      sized_problem("SimpleGateLoopBackward", p, /*complex_allowed=*/false, /*carry_parts=*/1);
   problem.adjoint = true;
   problem.stash_bytes = kCheckpointBlock * kSimpleStashPlanes * accumulation_bytes(p.dtype);
   problem.carry_in = p.dfinal_state;

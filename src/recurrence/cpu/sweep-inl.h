@@ -209,6 +209,21 @@ class KernelOf final : public Kernel {
   Op op_;
 };
 
+/// Runs Op<S> with S the real storage type of the parameters.
+template <template <class> class Op, class Params>
+void RunReal(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
+  switch (p.dtype) {
+    case DType::kFloat64:
+      return drive(problem, KernelOf(Op<double>(p)), executor, scratch);
+    case DType::kBFloat16:
+      return drive(problem, KernelOf(Op<BFloat16>(p)), executor, scratch);
+    case DType::kFloat16:
+      return drive(problem, KernelOf(Op<Float16>(p)), executor, scratch);
+    default:
+      return drive(problem, KernelOf(Op<float>(p)), executor, scratch);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace gateloop::recurrence::cpu
 HWY_AFTER_NAMESPACE();
