@@ -38,7 +38,11 @@ def load(
             missing, unexpected or misshapen tensor.
     """
     model = Transformer(**load_options(directory))
-    model.load_state_dict(load_weights(directory, weights))
+    try:
+        model.load_state_dict(load_weights(directory, weights))
+    except RuntimeError as error:
+        path = Path(directory) / _WEIGHTS[weights]
+        raise ValueError(f"{path}: these weights are not this model's: {error}") from error
     return model.eval()
 
 
@@ -66,6 +70,8 @@ def load_weights(
     """A state_dict, which the reference's class takes as well where it has the options."""
     expect(weights in _WEIGHTS, "load_weights", "weights", '"latest" or "best"', weights)
     path = Path(directory) / _WEIGHTS[weights]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         return load_file(path)
     except SafetensorError as error:

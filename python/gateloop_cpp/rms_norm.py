@@ -8,9 +8,10 @@ from gateloop_cpp._checks import expect_positive
 
 
 class RMSNorm(nn.Module):
-    """y = x / max(‖x‖₂, 1e-12) · √dim · gamma over the last dimension.
+    """y = x / max(‖x‖₂, ε) · √dim · gamma over the last dimension, so that zeros give zeros.
 
-    x (..., dim), any floating dtype, to the same shape. Parameter: gamma (dim), ones.
+    x (..., dim), any floating dtype, to the same shape. ε is the reference's 1e-12, and in float16,
+    where that is zero, the least positive number. Parameter: gamma (dim), ones.
     """
 
     def __init__(self, dim: int) -> None:
@@ -21,4 +22,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # √dim joins gamma, which is small, instead of taking a pass of its own over x.
-        return F.normalize(x, dim=-1) * (self.gamma * self.scale)
+        floor = 2**-24 if x.dtype == torch.float16 else 1e-12
+        return F.normalize(x, dim=-1, eps=floor) * (self.gamma * self.scale)
