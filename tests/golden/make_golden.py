@@ -33,14 +33,6 @@ HEADS = dict(SMALL, dim=64, gate_loop_heads=8)
 
 # name: (options, batch, time, time of the Adam steps[, how many of them: 10])
 TRANSFORMERS = {
-    # A training trajectory: the model of the peer's train.py, reduced to 128 channels.
-    "train_py_narrow": (
-        dict(num_tokens=256, dim=128, depth=6, gate_loop_heads=128, post_ln_norm=True),
-        2,
-        24,
-        32,
-        50,
-    ),
     "train_py": (
         dict(num_tokens=256, dim=512, depth=6, gate_loop_heads=512, post_ln_norm=True),
         2,
@@ -84,6 +76,14 @@ TRANSFORMERS = {
     # Any phase, as drawn: the real part goes negative and onto its floor of 1e-10, and dividing by
     # that multiplies errors by 1e10. One layer, because a second one would compound them.
     "relative_floor": (dict(RELATIVE, depth=1), 2, 37, 37),
+    # A training trajectory: the model of the peer's train.py, reduced to 128 channels.
+    "train_py_narrow": (
+        dict(num_tokens=256, dim=128, depth=6, gate_loop_heads=128, post_ln_norm=True),
+        2,
+        24,
+        32,
+        50,
+    ),
 }
 
 # name: options

@@ -57,7 +57,7 @@ CASES: list[Bad] = [
         ValueError,
         r"cache\.a must be \(B · dim, 1\) = \(32, 1\), got .*\(48, 1\)",
     ),
-    ("half a cache", lambda: SimpleGateLoopLayer(16)(X, cache=(None, None)), ValueError, r"cache"),  # type: ignore[arg-type]
+    ("half a cache", lambda: SimpleGateLoopLayer(16)(X, cache=(None, None)), ValueError, r"cache"),
     (
         "cache of a reversed layer",
         lambda: SimpleGateLoopLayer(16, reverse=True)(X, return_cache=True),

@@ -1,6 +1,7 @@
 """The arrows of the house: what each room may include (HACKING.md has the map)."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def test_examples_use_public_headers_only(file: Path) -> None:
     for name in includes(file):
         target = ours(name, file)
         assert target is None or target.is_relative_to(PUBLIC), f"{name} is not installed"
+
+
+def test_the_python_package_knows_torch_only() -> None:
+    """And JAX in the one file that is asked for it, safetensors in the one that reads files."""
+    allowed = {"torch", "gateloop_cpp", *sys.stdlib_module_names}
+    extra = {"jax_scan.py": {"jax"}, "checkpoint.py": {"safetensors"}}
+    for file in (ROOT / "python" / "gateloop_cpp").glob("*.py"):
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", file.read_text(), re.MULTILINE):
+            assert name in allowed | extra.get(file.name, set()), f"{file.name} imports {name}"
 
 
 def test_rooms_are_known() -> None:

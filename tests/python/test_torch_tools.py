@@ -50,17 +50,17 @@ def ids(time: int = 12) -> Tensor:
 
 
 def assert_compiles(
-    module: nn.Module, calls: list[Callable[[nn.Module], Tensor]], backend: str = "inductor"
+    module: nn.Module, inputs: list[Tensor], backend: str = "inductor", **options: bool
 ) -> None:
     """One graph, forward and backward, for every length."""
     torch.compiler.reset()
     compiled = copy.deepcopy(module)
     compiled.compile(fullgraph=True, dynamic=True, backend=backend)
-    for call in calls:
+    for x in inputs:
         results = []
         for m in (module, compiled):
             m.zero_grad()
-            y = call(m)
+            y = m(x, **options)
             y.square().mean().backward()
             results.append([y, *(p.grad for p in m.parameters() if p.grad is not None)])
         for plain, ours in zip(*results, strict=True):
@@ -70,17 +70,15 @@ def assert_compiles(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_compile_transformer(name: str) -> None:
-    lengths = [ids(12), ids(31), ids(7)]
     # Both backends take the same whole graphs; the default one then compiles C++ for up to 30 s.
     backend = "inductor" if name == "max_heads" else "aot_eager"
-    calls = [lambda m, x=x: m(x, return_loss=True) for x in lengths]
-    assert_compiles(transformer(name), calls, backend)
+    assert_compiles(transformer(name), [ids(12), ids(31), ids(7)], backend, return_loss=True)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_compile_simple_gate_loop_layer(name: str) -> None:
-    lengths = [torch.randn(2, time, 16) for time in (12, 31, 7)]
-    assert_compiles(SimpleGateLoopLayer(16, **LAYERS[name]), [lambda m, x=x: m(x) for x in lengths])
+    inputs = [torch.randn(2, time, 16) for time in (12, 31, 7)]
+    assert_compiles(SimpleGateLoopLayer(16, **LAYERS[name]), inputs)
 
 
 # ---- torch.export --------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""The package as pip builds and installs it, and the README's examples on it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ["transformer.py", "simple_gate_loop_layer.py"]
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package alone; what it depends on comes from this environment."""
+    target = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    result = subprocess.run(
+        [*pip, "--no-deps", "--no-build-isolation", "--target", target, ROOT],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def run(installed: Path, *arguments: str, cwd: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    del environment["GATELOOP_OPS_LIBRARY"]
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_print_what_they_say(installed: Path, example: str, tmp_path: Path) -> None:
+    source = ROOT / "examples" / example
+    promised = re.findall(r"print\(.*\)  # (.*)", source.read_text())
+    assert run(installed, str(source), cwd=tmp_path).splitlines() == promised
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_readme_shows_the_examples(example: str) -> None:
+    assert (ROOT / "examples" / example).read_text() in (ROOT / "README.md").read_text()
+
+
+def test_nothing_else_is_installed(installed: Path, tmp_path: Path) -> None:
+    package = installed / "gateloop_cpp"
+    assert {path.name.split("-")[0] for path in installed.iterdir()} == {"gateloop_cpp"}
+    ours = {p.name for p in (ROOT / "python" / "gateloop_cpp").iterdir() if p.is_file()}
+    assert {p.name for p in package.iterdir() if p.is_file()} == ours | {"libgateloop_ops.so"}
+    where = run(installed, "-c", "import gateloop_cpp as g; print(g.__file__)", cwd=tmp_path)
+    assert where.strip() == str(package / "__init__.py")
