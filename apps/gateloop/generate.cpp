@@ -75,7 +75,6 @@ void run(const Flags& flags) {
     throw UsageError("the model has " + std::to_string(num_tokens) +
                      " tokens, generate writes bytes: use a model of at most 256");
   model->to(flags.model.dtype);
-  generation::lay_out_for_decoding(model);
 
   // A closed pipe shall be an error of fwrite, not a signal that kills.
   std::signal(SIGPIPE, SIG_IGN);
@@ -92,10 +91,6 @@ void run(const Flags& flags) {
         const auto now = Clock::now();
         seconds.push_back(std::chrono::duration<double>(now - last).count());
         last = now;
-        // A token is a chain of matrix-vector products, which libtorch computes on one thread
-        // in float32: a second one only waits, and on a busy machine makes a token cost five
-        // times as much. The prompt has had all threads.
-        if (flags.model.threads == 0) torch::set_num_threads(1);
         return open;
       });
   if (!open) return;
@@ -150,8 +145,6 @@ void add_generate_command(CLI::App& app) {
       ->type_name("S");
   add_compute_flags(*command, flags->model,
                     "Type of the weights (default float32); bfloat16 reads half the memory");
-  command->get_option("--threads")
-      ->description("Threads to use (default: all cores for the prompt, then one)");
   command->callback([flags] { run(*flags); });
 }
 

@@ -77,12 +77,6 @@ class Decoder {
   std::int64_t position_ = 0;
 };
 
-/// Lays float32 weight matrices on the CPU out by columns: the product with one vector, which is
-/// all that decoding one sequence is, then reads them at 25 GB/s instead of 15 (MKL on one Zen 5
-/// core). Shapes and, up to rounding, results stay. bfloat16 weights are left: they are faster by
-/// rows.
-void lay_out_for_decoding(nn::Transformer& model);
-
 /// UTF-8 or any bytes -> ids (1, T) int64, one per byte. An empty prompt becomes one newline, the
 /// likeliest place for a text to start: a model needs a token to predict from.
 torch::Tensor encode_prompt(std::string_view text);

@@ -148,6 +148,20 @@ struct SimpleGateLoopBackward {
   State dinitial_state = nullptr;
 };
 
+/// y = W x + b, the rest of a decoding step: one sequence's step reads every weight once and does
+/// two flops with it. matrix: (rows, columns) contiguous; bias: (rows) or null; y: (rows); in
+/// `dtype`, not complex. x: (columns) in the accumulation type, for it meets every row. Needs no
+/// scratch.
+struct MatrixVector {
+  DType dtype = DType::kFloat32;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  const void* matrix = nullptr;
+  const void* x = nullptr;
+  const void* bias = nullptr;
+  void* y = nullptr;
+};
+
 /// Bytes of scratch that run() needs for these parameters with this many threads; 64-byte aligned.
 std::size_t scratch_bytes(const LinearRecurrence&, int threads);
 std::size_t scratch_bytes(const LinearRecurrenceBackward&, int threads);
@@ -165,5 +179,6 @@ void run(const GateLoop&, const Executor&, void* scratch);
 void run(const GateLoopBackward&, const Executor&, void* scratch);
 void run(const SimpleGateLoop&, const Executor&, void* scratch);
 void run(const SimpleGateLoopBackward&, const Executor&, void* scratch);
+void run(const MatrixVector&, const Executor&);
 
 }  // namespace gateloop::recurrence

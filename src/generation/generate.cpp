@@ -70,18 +70,6 @@ std::int64_t Decoder::state_bytes() const {
   return bytes;
 }
 
-void lay_out_for_decoding(nn::Transformer& model) {
-  const torch::NoGradGuard no_grad;
-  for (auto& item : model->named_parameters()) {
-    auto& weight = item.value();
-    const bool embedding = item.key().starts_with("token_emb");  // read by rows
-    if (embedding || weight.dim() != 2 || !weight.is_cpu() ||
-        weight.scalar_type() != torch::kFloat32)
-      continue;
-    weight.set_data(weight.t().contiguous().t());
-  }
-}
-
 torch::Tensor encode_prompt(std::string_view text) {
   if (text.empty()) text = "\n";
   auto ids = torch::empty({1, static_cast<std::int64_t>(text.size())}, torch::kInt64);

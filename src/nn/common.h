@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "ops/linear_row.h"
+
 namespace gateloop::nn {
 
 /// x must be (B, T, dim) of a floating dtype.
@@ -28,6 +30,12 @@ inline torch::Tensor cast_once(const torch::Tensor& x) {
   const auto device = x.device().type();
   if (!at::autocast::is_autocast_enabled(device)) return x;
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
+}
+
+/// layer(x), by a kernel of our own where one row meets the whole matrix.
+inline torch::Tensor project(torch::nn::Linear& layer, const torch::Tensor& x) {
+  if (!ops::is_linear_row(x, layer->weight)) return layer(x);
+  return ops::linear_row(x, layer->weight, layer->bias);
 }
 
 /// The reference keeps some layers inside a Sequential, which shows in the parameter names:

@@ -62,19 +62,19 @@ Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   auto y = heads_ == dim_inner_ ? max_heads(in, ablation, state) : wide_heads(in, ablation, state);
   if (state) state->position += x.size(1);
   if (sub_ln_) y = sub_ln_(y);
-  if (to_gates_) y = at::silu(to_gates_(in)) * y;
-  return to_out_ ? to_out_(y) : y;
+  if (to_gates_) y = at::silu(project(to_gates_, in)) * y;
+  return to_out_ ? project(to_out_, y) : y;
 }
 
 /// Raw transition z (B, T, 2 heads), or (B, T, heads) for the sigmoid gate.
 Tensor GateLoopedAttentionImpl::transition(const Tensor& x, Ablation ablation) {
-  const auto z = to_a_(x);
+  const auto z = project(to_a_, x);
   scale_gradient(z, options_.frac_gradient_state_transition);
   return ablation.complex && options_.gate == Gate::kPolar ? drop_imaginary(z) : z;
 }
 
 Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, MixerState* state) {
-  const auto qkv = to_qkv_(x).chunk(3, -1);
+  const auto qkv = project(to_qkv_, x).chunk(3, -1);
   const auto &q = qkv[0], &k = qkv[1], &v = qkv[2];
   const auto initial = initial_state(state);
 
@@ -96,7 +96,7 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
 }
 
 Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, MixerState* state) {
-  const auto qkv = to_qkv_(x).unflatten(-1, {3, heads_, -1}).unbind(2);
+  const auto qkv = project(to_qkv_, x).unflatten(-1, {3, heads_, -1}).unbind(2);
   const auto &q = qkv[0], &v = qkv[2];
   auto k = qkv[1];
 

@@ -35,7 +35,7 @@ SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
 
 Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) {
   check_sequence(kName, x, dim_);
-  const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
+  const auto qkva = project(to_qkva_, norm_ ? norm_(x) : x).chunk(3, -1);
   const auto y =
       std::get<0>(simple_gate_loop(qkva[0], qkva[1], qkva[2], std::nullopt, options_.reverse));
   return post_ln_ ? post_ln_(y) : y;
@@ -47,7 +47,7 @@ std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cac
               ": a reversed layer has no cache: its recurrence starts at the last step");
   check_sequence(kName, x, dim_);
   const auto batch = x.size(0);
-  const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
+  const auto qkva = project(to_qkva_, norm_ ? norm_(x) : x).chunk(3, -1);
 
   std::optional<Tensor> initial;
   const bool continued = cache.a.defined() || cache.kv.defined();

@@ -91,7 +91,7 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
     x = layers_->at<Block>(i).forward(x, active, state ? &(*state)[i] : nullptr);
   }
   if (final_norm_) x = final_norm_(x);
-  return to_logits_(x);
+  return project(to_logits_, x);
 }
 
 Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation) {

@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 
 namespace gateloop::ops {
-namespace {
 
 recurrence::Executor torch_threads() {
   recurrence::Executor executor;
@@ -15,8 +14,6 @@ recurrence::Executor torch_threads() {
   };
   return executor;
 }
-
-}  // namespace
 
 recurrence::DType kernel_dtype(at::ScalarType dtype) {
   using recurrence::DType;

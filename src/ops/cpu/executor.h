@@ -12,6 +12,9 @@ namespace gateloop::ops {
 
 recurrence::DType kernel_dtype(at::ScalarType dtype);
 
+/// torch's threads, or one inside of a parallel region.
+recurrence::Executor torch_threads();
+
 /// Sizes of a (B, T, D) tensor.
 recurrence::Shape kernel_shape(const at::Tensor& sequence);
 

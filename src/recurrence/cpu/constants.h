@@ -30,6 +30,9 @@ inline constexpr std::int64_t kStashBytes = 256 * 1024;
 /// Calls with fewer (B, T, D) elements run on the calling thread: waking a pool takes some 5 us.
 inline constexpr std::int64_t kInlineElements = 16 * 1024;
 
+/// What one task of a matrix-vector product reads: long runs, and enough of them for all threads.
+inline constexpr std::int64_t kMatrixVectorTaskBytes = 64 * 1024;
+
 /// Rows that a step leaves there: see GateLoopStash and SimpleStash.
 inline constexpr std::int64_t kGateLoopStashPlanes = 6;
 inline constexpr std::int64_t kSimpleStashPlanes = 3;

@@ -1,0 +1,33 @@
+#include "ops/linear_row.h"
+
+#include "gateloop/recurrence.h"
+#include "ops/checks.h"
+#include "ops/cpu/executor.h"
+
+namespace gateloop::ops {
+
+bool is_linear_row(const at::Tensor& x, const at::Tensor& weight) {
+  return !at::GradMode::is_enabled() && x.is_cpu() && x.dim() > 0 && x.numel() == weight.size(1) &&
+         x.size(-1) == weight.size(1) && x.scalar_type() == weight.scalar_type() &&
+         weight.is_contiguous() && x.is_contiguous();
+}
+
+at::Tensor linear_row(const at::Tensor& x, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias) {
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  at::Tensor y = at::empty(sizes, x.options());
+  const at::Tensor wide = x.to(accumulation_type(x.scalar_type()));
+  recurrence::MatrixVector product;
+  product.dtype = kernel_dtype(x.scalar_type());
+  product.rows = weight.size(0);
+  product.columns = weight.size(1);
+  product.matrix = weight.const_data_ptr();
+  product.x = wide.const_data_ptr();
+  if (bias.has_value() && bias->defined()) product.bias = bias->const_data_ptr();
+  product.y = y.mutable_data_ptr();
+  recurrence::run(product, torch_threads());
+  return y;
+}
+
+}  // namespace gateloop::ops
