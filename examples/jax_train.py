@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from gateloop_jax import GateLoopTransformer, save_checkpoint
+from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +35,7 @@ def parse() -> argparse.Namespace:
     flag = parser.add_argument
     flag("--data", type=Path, required=True, help="the text; any bytes")
     flag("--out", type=Path, required=True, help="the directory of the run")
+    flag("--start", type=Path, help="a model's directory: train on from its weights")
     flag("--split", help="bytes to train on, validate on: N,N (default: 90 and 5 per cent)")
     flag("--dim", type=int, default=256)
     flag("--depth", type=int, default=4)
@@ -98,7 +99,7 @@ def loss(model: GateLoopTransformer, ids: Array) -> Array:
     """Mean next-byte cross-entropy in nats of ids (B, T + 1)."""
     logits = model(ids[:, :-1])
     nats: Array = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    return nats.mean()
+    return jnp.mean(nats)
 
 
 def learning_rate(options: argparse.Namespace) -> Callable[[Any], Array]:
@@ -135,8 +136,11 @@ def validate(model: GateLoopTransformer, ids: Any) -> float:
 def train(options: argparse.Namespace) -> GateLoopTransformer:
     text, held_out = read(options.data, options.split)
     validation = windows(held_out, options.validation_windows, options.length)
-    model = GateLoopTransformer(
-        256, options.dim, options.depth, jax.random.key(options.seed), architecture="pytorch"
+    key = jax.random.key(options.seed)
+    model = (
+        load_checkpoint(options.start)
+        if options.start
+        else GateLoopTransformer(256, options.dim, options.depth, key, architecture="pytorch")
     )
     rate = learning_rate(options)
     optimizer = optax.chain(

@@ -1,5 +1,6 @@
 """What the Python tests share: where the build is, and the operators loaded from it."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -7,12 +8,26 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("GATELOOP_BUILD_DIR", ROOT / "build" / "release"))
+
+# XLA compiles several hundred small programs: unoptimised machine code halves the time.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+# Read when gateloop_jax is imported.
+os.environ.setdefault("GATELOOP_JAX_LIBRARY", str(BUILD / "lib" / "libgateloop_jax.so"))
+HAS_JAX = importlib.util.find_spec("jax") is not None
+collect_ignore_glob = [] if HAS_JAX else ["test_jax_*.py"]
+
+
+def pytest_report_header() -> str | None:
+    return None if HAS_JAX else "test_jax_*.py left out: there is no jax in this Python"
 
 
 @pytest.fixture(scope="session")
 def build_dir() -> Path:
     """The build under test: build/release, or what GATELOOP_BUILD_DIR names."""
-    return Path(os.environ.get("GATELOOP_BUILD_DIR", ROOT / "build" / "release"))
+    return BUILD
 
 
 @pytest.fixture(scope="session")
