@@ -98,13 +98,14 @@ def windows(text: np.ndarray[Any, Any], count: int, length: int) -> Any:
 def loss(model: GateLoopTransformer, ids: Array) -> Array:
     """Mean next-byte cross-entropy in nats of ids (B, T + 1)."""
     logits = model(ids[:, :-1])
-    nats: Array = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    return jnp.mean(nats)
+    nats: Array = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
+    return nats
 
 
 def learning_rate(options: argparse.Namespace) -> Callable[[Any], Array]:
     """Linear up, then linear down to zero after the last step."""
-    warmup, peak = options.warmup_steps, options.learning_rate
+    warmup: int = options.warmup_steps
+    peak: float = options.learning_rate
 
     def rate(step: Any) -> Array:
         down = 1 - (step - warmup + 1) / (options.steps - warmup + 1)

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from gateloop_transformer import Transformer
     from gateloop_transformer.gateloop_transformer_jax import GateLoopTransformer as Peer
 
-SIZES = dict(num_tokens=50, dim=24, depth=2)
+SIZES: dict[str, Any] = dict(num_tokens=50, dim=24, depth=2)
 KEY = jax.random.key(0)
 IDS = np.random.default_rng(0).integers(0, 50, (3, 21))
 
@@ -116,7 +116,7 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="dim must be positive, got 0"):
         GateLoopTransformer(50, 0, 2, KEY)
     with pytest.raises(ValueError, match="architecture must be 'jax' or 'pytorch', got 'torch'"):
-        GateLoopTransformer(**SIZES, key=KEY, architecture="torch")  # type: ignore[arg-type]
+        GateLoopTransformer(**SIZES | dict(key=KEY, architecture="torch"))
 
 
 # ---- The PyTorch model, C++ and their checkpoints ------------------------------------------------

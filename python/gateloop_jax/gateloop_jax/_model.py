@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
+from jax.typing import ArrayLike
 
 from gateloop_jax._gate_loop import gate_loop_polar
 from gateloop_jax._primitive import to_complex
@@ -146,17 +147,17 @@ class GateLoopTransformer(eqx.Module):
         ]
 
     @eqx.filter_jit
-    def __call__(self, ids: Array) -> Array:
+    def __call__(self, ids: ArrayLike) -> Array:
         """(T,) or (B, T) integers -> (T, num_tokens) or (B, T, num_tokens)."""
         return self._advance(ids, None)[0]
 
     @eqx.filter_jit
-    def advance(self, ids: Array, state: State) -> tuple[Array, State]:
+    def advance(self, ids: ArrayLike, state: State) -> tuple[Array, State]:
         """The same from a state on, a prompt or some of a long text: -> logits, the new state."""
         return self._advance(ids, state)
 
     @eqx.filter_jit
-    def step(self, ids: Array, state: State) -> tuple[Array, State]:
+    def step(self, ids: ArrayLike, state: State) -> tuple[Array, State]:
         """One token: () or (B,) integers -> (num_tokens,) or (B, num_tokens), and the new state.
 
         Costs the same at every position.
@@ -169,7 +170,7 @@ class GateLoopTransformer(eqx.Module):
         shape = self.embedding.shape[1:] if batch is None else (batch, self.embedding.shape[1])
         return (jnp.zeros(shape, to_complex(self.embedding.dtype)),) * len(self.layers)
 
-    def _advance(self, ids: Array, state: State | None) -> tuple[Array, State]:
+    def _advance(self, ids: ArrayLike, state: State | None) -> tuple[Array, State]:
         ids = jnp.asarray(ids)
         if ids.ndim not in (1, 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(
