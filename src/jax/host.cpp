@@ -53,15 +53,12 @@ recurrence::Executor lend_threads(xla::ffi::ThreadPool& pool) {
 
 void ask_for_large_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
 #ifdef MADV_HUGEPAGE
-  constexpr std::size_t kLargestPooled = std::size_t{32}
-                                         << 20;  // glibc's M_MMAP_THRESHOLD, at most
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  if (bytes <= kLargestPooled) return;
-  const auto begin = reinterpret_cast<std::uintptr_t>(data);
-  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  const std::uintptr_t last = (begin + bytes) / kPage * kPage;
+  constexpr std::size_t kLargestPooled = std::size_t{32} << 20;  // glibc: M_MMAP_THRESHOLD's most
+  constexpr std::size_t kPage = std::size_t{2} << 20;
   // A wish: where the system has no large pages, small ones do.
-  ::madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (bytes > kLargestPooled && std::align(kPage, kPage, data, bytes) != nullptr) {
+    ::madvise(data, bytes / kPage * kPage, MADV_HUGEPAGE);
+  }
 #endif
 }
 
