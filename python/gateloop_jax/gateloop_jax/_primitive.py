@@ -42,7 +42,10 @@ def primitive(
         return p.bind(*args, reverse=reverse)
 
     def abstract(*avals: Any, reverse: bool) -> list[Any]:
-        return [avals[0].update(shape=s, dtype=jnp.dtype(d)) for s, d in outputs(*avals)]
+        return [
+            avals[0].update(shape=s, dtype=jnp.dtype(d), weak_type=False)
+            for s, d in outputs(*avals)
+        ]
 
     def batch(args: Sequence[Array], dims: Sequence[int | None], *, reverse: bool) -> Any:
         size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
