@@ -1,5 +1,6 @@
 """What the Python tests share: where the build is, and the operators loaded from it."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,6 +12,18 @@ BUILD = Path(os.environ.get("GATELOOP_BUILD_DIR", ROOT / "build" / "release"))
 
 # The package in python/ runs on the library of this build.
 os.environ["GATELOOP_OPS_LIBRARY"] = str(BUILD / "lib" / "libgateloop_ops.so")
+# XLA compiles several hundred small programs: unoptimised machine code halves the time.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+# Read when gateloop_jax is imported.
+os.environ.setdefault("GATELOOP_JAX_LIBRARY", str(BUILD / "lib" / "libgateloop_jax.so"))
+HAS_JAX = importlib.util.find_spec("jax") is not None
+collect_ignore_glob = [] if HAS_JAX else ["test_jax_*.py"]
+
+
+def pytest_report_header() -> str | None:
+    return None if HAS_JAX else "test_jax_*.py left out: there is no jax in this Python"
 
 
 @pytest.fixture(scope="session")

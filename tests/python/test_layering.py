@@ -18,6 +18,7 @@ ARROWS = {
     "training": {"nn", "checkpoint"},
     "generation": {"nn"},
     "app": {"nn", "checkpoint", "training", "generation"},
+    "jax": {"recurrence"},
 }
 # Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
 # library is everyone's.
@@ -31,6 +32,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "training": (*TORCH, *SYSTEM, "nlohmann/", "zlib.h"),
     "generation": TORCH,
     "app": (*TORCH, *SYSTEM, "CLI/"),
+    "jax": ("xla/ffi/", "sys/mman.h"),
 }
 # Public header -> the room it is the door of; those in a folder belong to the room of that name.
 DOORS = {
@@ -122,6 +124,8 @@ def test_rooms_are_known() -> None:
     assert rooms == ARROWS.keys() - {"app"}
 
 
-@pytest.mark.parametrize("example", ["transformer.cpp", "simple_gate_loop_layer.cpp"])
+@pytest.mark.parametrize(
+    "example", ["transformer.cpp", "simple_gate_loop_layer.cpp", "jax_transformer.py"]
+)
 def test_readme_shows_the_examples_as_compiled(example: str) -> None:
     assert (ROOT / "examples" / example).read_text() in (ROOT / "README.md").read_text()

@@ -1,0 +1,216 @@
+"""The GateLoop read, max heads: h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t).
+
+gate_loop takes the transition a and is the linear recurrence between two elementwise passes, which
+XLA fuses with their surroundings. gate_loop_polar takes what a is computed from and is one kernel:
+gate, recurrence and read-out in one pass over memory, and one pass back that recomputes the states
+from one kept every few steps.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.interpreters import ad
+from jax.typing import ArrayLike
+
+from gateloop_jax import _checks
+from gateloop_jax._linear_recurrence import recurrence
+from gateloop_jax._primitive import accumulation, bind, primitive, set_transpose, to_complex
+
+
+def gate_loop(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    a: ArrayLike,
+    initial_state: ArrayLike | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t); with `reverse` from the last step on.
+
+    q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
+    a:             (B, T, D), complex64 (complex128 for float64), or real: float32 (float64).
+    initial_state: (B, D) in the dtype of a.
+    Returns (y (B, T, D) in the dtype of q, final_state (B, D) in the dtype of a).
+    """
+    name = "gate_loop"
+    q = _checks.sequence(name, "q", q, _checks.REAL)
+    k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
+    a = _checks.same_shape(name, "a", a, "q", q.shape)
+    real = jnp.dtype(accumulation(q.dtype))
+    if a.dtype not in (real, to_complex(real)):
+        raise TypeError(
+            f"{name}: a must be {real} or {to_complex(real)} for {q.dtype} sequences, got {a.dtype}"
+        )
+    return _read(q, k, v, a, _checks.state(name, initial_state, a), reverse=bool(reverse))
+
+
+def gate_loop_polar(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    z: ArrayLike,
+    initial_state: ArrayLike | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """gate_loop with a = polar_gate(z), fused.
+
+    q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
+    z:             (B, T, 2 D) in the same dtype, (re, im) interleaved per channel.
+    initial_state: (B, D), complex64 (complex128 for float64).
+    Returns (y (B, T, D) in the dtype of q, final_state (B, D) complex).
+    """
+    name = "gate_loop_polar"
+    q = _checks.sequence(name, "q", q, _checks.REAL)
+    k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
+    z = _checks.like(name, "z", z, "q", q, parts=2)
+    initial = _checks.state(name, initial_state, q, to_complex(q.dtype))
+    y, final_state = bind(polar_p, q, k, v, z, initial, reverse=bool(reverse))
+    return y, final_state
+
+
+def polar_gate(z: ArrayLike) -> Array:
+    """a = σ(|z|) z/|z|, and 0.5 at z = 0: (re, im) pairs (..., 2 D) -> complex (..., D)."""
+    z = jnp.asarray(z)
+    wide = z.astype(accumulation(z.dtype)).reshape(*z.shape[:-1], -1, 2)
+    re, im = wide[..., 0], wide[..., 1]
+    at_zero = (re == 0) & (im == 0)
+    # |z| has no gradient at zero; there both modulus and direction are constants.
+    re = jnp.where(at_zero, 1, re)
+    modulus = jnp.hypot(re, im)
+    scale = jnp.where(at_zero, 0.5, jax.nn.sigmoid(modulus) / modulus)
+    return jax.lax.complex(re * scale, im * scale)
+
+
+def _read(
+    q: Array, k: Array, v: Array, a: Array, initial: Array, *, reverse: bool
+) -> tuple[Array, Array]:
+    real = accumulation(q.dtype)
+    x = (k.astype(real) * v.astype(real)).astype(a.dtype)
+    h, final_state = recurrence(a, x, initial, reverse=reverse)
+    return (q.astype(real) * h.real).astype(q.dtype), final_state
+
+
+# ---- The fused primitives: forward, forward that keeps states, tangent, adjoint ------------------
+
+# recurrence.h: a state is kept at the start of every block of so many steps.
+CHECKPOINT_BLOCK = 16
+
+
+def _definition(
+    q: Array, k: Array, v: Array, z: Array, initial: Array, *, reverse: bool
+) -> tuple[Array, Array]:
+    return _read(q, k, v, polar_gate(z), initial, reverse=reverse)
+
+
+def _kept_shape(q: Array) -> tuple[int, ...]:
+    batch, time, channels = q.shape
+    return batch, -(-time // CHECKPOINT_BLOCK), channels
+
+
+def _keeping_definition(
+    q: Array, k: Array, v: Array, z: Array, initial: Array, *, reverse: bool
+) -> tuple[Array, Array, Array]:
+    """No definition reads the kept states: only the kernels, on their own platform, do."""
+    kept = jnp.zeros(_kept_shape(q), initial.dtype)
+    return *_definition(q, k, v, z, initial, reverse=reverse), kept
+
+
+def _tangent(
+    q: Array,
+    k: Array,
+    v: Array,
+    z: Array,
+    initial: Array,
+    kept: Array,
+    *tangents: Array,
+    reverse: bool,
+) -> tuple[Array, Array]:
+    f = functools.partial(_definition, reverse=reverse)
+    moves: tuple[Array, Array] = jax.jvp(f, (q, k, v, z, initial), tangents)[1]
+    return moves
+
+
+def _adjoint(
+    q: Array,
+    k: Array,
+    v: Array,
+    z: Array,
+    initial: Array,
+    kept: Array,
+    dy: Array,
+    dfinal: Array,
+    *,
+    reverse: bool,
+) -> list[Array]:
+    """-> dq, dk, dv, dz, dinitial_state, in the convention of the kernel: of the complex state, the
+    conjugate of JAX's."""
+    f = functools.partial(_definition, reverse=reverse)
+    *real, dinitial = jax.vjp(f, q, k, v, z, initial)[1]((dy, jnp.conj(dfinal)))
+    return [*real, jnp.conj(dinitial)]
+
+
+polar_p = primitive(
+    "gateloop_polar",
+    _definition,
+    lambda q, k, v, z, initial: [(q.shape, q.dtype), (initial.shape, initial.dtype)],
+    kernel="gate_loop",
+)
+keeping_p = primitive(
+    "gateloop_polar_keeping_states",
+    _keeping_definition,
+    lambda q, k, v, z, initial: [
+        (q.shape, q.dtype),
+        (initial.shape, initial.dtype),
+        (_kept_shape(q), initial.dtype),
+    ],
+    kernel="gate_loop",
+)
+tangent_p = primitive(
+    "gateloop_polar_tangent",
+    _tangent,
+    lambda q, k, v, z, initial, *_: [(q.shape, q.dtype), (initial.shape, initial.dtype)],
+)
+adjoint_p = primitive(
+    "gateloop_polar_adjoint",
+    _adjoint,
+    lambda q, k, v, z, initial, *_: [(x.shape, x.dtype) for x in (q, k, v, z, initial)],
+    kernel="gate_loop_backward",
+    unread=(4,),  # the kept states begin with the initial one; derivatives alone need it by name
+)
+
+
+def _polar_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, reverse: bool
+) -> tuple[list[Array], list[Array]]:
+    y, final, kept = bind(keeping_p, *primals, reverse=reverse)
+    moves = map(ad.instantiate_zeros, tangents)
+    return [y, final], bind(tangent_p, *primals, kept, *moves, reverse=reverse)
+
+
+def _keeping_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, reverse: bool
+) -> tuple[list[Array], list[Array]]:
+    y, final, kept = bind(keeping_p, *primals, reverse=reverse)
+    moves = bind(tangent_p, *primals, kept, *map(ad.instantiate_zeros, tangents), reverse=reverse)
+    # The kept states repeat what the other arguments say, and no derivative goes through them.
+    return [y, final, kept], [*moves, jnp.zeros_like(kept)]
+
+
+def _tangent_transpose(*args: Array, reverse: bool) -> list[Array]:
+    *given, dy, dfinal = args
+    *real, dinitial = bind(adjoint_p, *given, dy, jnp.conj(dfinal), reverse=reverse)
+    return [*real, jnp.conj(dinitial)]
+
+
+def _adjoint_transpose(*args: Array, reverse: bool) -> list[Array]:
+    given, results = args[:6], list(args[6:])
+    f = functools.partial(_adjoint, *given, reverse=reverse)
+    return list(jax.linear_transpose(f, given[0], given[4])(results))
+
+
+ad.primitive_jvps[polar_p] = _polar_jvp
+ad.primitive_jvps[keeping_p] = _keeping_jvp
+set_transpose(tangent_p, 6, _tangent_transpose)
+set_transpose(adjoint_p, 6, _adjoint_transpose)

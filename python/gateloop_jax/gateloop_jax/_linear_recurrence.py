@@ -1,0 +1,151 @@
+"""h_t = a_t h_{t-1} + x_t.
+
+Three primitives: the recurrence; its tangent, a linear map; and that map's adjoint, which has a
+kernel of its own because one pass backward gives all gradients. Forward mode stops at the tangent,
+reverse mode transposes it. Derivatives of the tangent and the adjoint come from their definitions
+by the recurrence itself, so that every order works in every mode.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from gateloop_jax import _checks
+from gateloop_jax._primitive import bind, flip, primitive, set_transpose
+
+
+def linear_recurrence(
+    a: ArrayLike, x: ArrayLike, initial_state: ArrayLike | None = None, reverse: bool = False
+) -> tuple[Array, Array]:
+    """h_t = a_t h_{t-1} + x_t; with `reverse` from the last step to the first.
+
+    a, x:          (B, T, D), one dtype: float32, float64, complex64, complex128, bfloat16, float16.
+    initial_state: (B, D); float32 for bfloat16 and float16 sequences, else their dtype.
+    Returns (h (B, T, D) in the dtype of x, final_state (B, D) in the dtype of the state).
+    """
+    name = "linear_recurrence"
+    x = _checks.sequence(name, "x", x, _checks.REAL + _checks.COMPLEX)
+    a = _checks.like(name, "a", a, "x", x)
+    h, final_state = recurrence(a, x, _checks.state(name, initial_state, x), reverse=bool(reverse))
+    return h, final_state
+
+
+def recurrence(a: Array, x: Array, initial_state: Array, *, reverse: bool) -> list[Array]:
+    return bind(recurrence_p, a, x, initial_state, reverse=reverse)
+
+
+def _previous(h: Array, initial_state: Array, reverse: bool) -> Array:
+    """States before each step, (B, T, D) in the accumulation dtype."""
+    first = initial_state[:, None]
+    if reverse:
+        return jnp.concatenate([h[:, 1:].astype(first.dtype), first], 1)[:, : h.shape[1]]
+    return jnp.concatenate([first, h[:, :-1].astype(first.dtype)], 1)[:, : h.shape[1]]
+
+
+def _definition(a: Array, x: Array, initial_state: Array, *, reverse: bool) -> list[Array]:
+    """For the platforms without our kernel: log T passes, but parallel in time."""
+    if x.shape[1] == 0:
+        return [x, initial_state]
+    wide_a, wide_x = (flip(s.astype(initial_state.dtype), reverse) for s in (a, x))
+    wide_x = wide_x.at[:, 0].add(wide_a[:, 0] * initial_state)
+
+    def combine(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
+        return then[0] * first[0], then[0] * first[1] + then[1]
+
+    h = lax.associative_scan(combine, (wide_a, wide_x), axis=1)[1]
+    return [flip(h, reverse).astype(x.dtype), h[:, -1]]
+
+
+def _tangent(
+    a: Array,
+    h: Array,
+    initial_state: Array,
+    da: Array,
+    dx: Array,
+    dinitial: Array,
+    *,
+    reverse: bool,
+) -> list[Array]:
+    moved = da.astype(initial_state.dtype) * _previous(h, initial_state, reverse)
+    return recurrence(a, (dx + moved).astype(dx.dtype), dinitial, reverse=reverse)
+
+
+def _adjoint(
+    a: Array, h: Array, initial_state: Array, dh: Array, dfinal: Array, *, reverse: bool
+) -> list[Array]:
+    """-> da, dx, dinitial_state, in the convention of the kernel: the conjugates of JAX's."""
+    if a.shape[1] == 0:
+        return [a, a, dfinal]
+    conj = jnp.conj(a)
+    # g_t = dh_t + conj(a_{t+1}) g_{t+1}: the transition of the step before, and first none.
+    one = jnp.ones_like(a[:, :1])
+    shifted = (
+        jnp.concatenate([one, conj[:, :-1]], 1)
+        if reverse
+        else jnp.concatenate([conj[:, 1:], one], 1)
+    )
+    g, last = recurrence(shifted, dh, dfinal, reverse=not reverse)
+    wide = g.astype(last.dtype)
+    da = (wide * jnp.conj(_previous(h, initial_state, reverse))).astype(a.dtype)
+    return [da, g, conj[:, -1 if reverse else 0].astype(last.dtype) * last]
+
+
+recurrence_p = primitive(
+    "gateloop_linear_recurrence",
+    _definition,
+    lambda a, x, initial: [(x.shape, x.dtype), (initial.shape, initial.dtype)],
+    kernel="linear_recurrence",
+)
+tangent_p = primitive(
+    "gateloop_linear_recurrence_tangent",
+    _tangent,
+    lambda a, h, initial, *_: [(h.shape, h.dtype), (initial.shape, initial.dtype)],
+)
+adjoint_p = primitive(
+    "gateloop_linear_recurrence_adjoint",
+    _adjoint,
+    lambda a, h, initial, *_: [
+        (a.shape, a.dtype),
+        (a.shape, a.dtype),
+        (initial.shape, initial.dtype),
+    ],
+    kernel="linear_recurrence_backward",
+)
+
+
+def _recurrence_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, reverse: bool
+) -> tuple[list[Array], list[Array]]:
+    a, x, initial = primals
+    h, final = recurrence(a, x, initial, reverse=reverse)
+    moves = map(jax.interpreters.ad.instantiate_zeros, tangents)
+    return [h, final], bind(tangent_p, a, h, initial, *moves, reverse=reverse)
+
+
+def _tangent_transpose(
+    a: Array, h: Array, initial: Array, dh: Array, dfinal: Array, *, reverse: bool
+) -> list[Array]:
+    given = (jnp.conj(dh), jnp.conj(dfinal))
+    return [jnp.conj(g) for g in bind(adjoint_p, a, h, initial, *given, reverse=reverse)]
+
+
+def _recurrence_transpose(a: Array, dh: Array, dfinal: Array, *, reverse: bool) -> list[Array]:
+    # Linear in x and the state as the tangent is in theirs; what multiplies da does not count.
+    h, initial = jnp.zeros_like(dh), jnp.zeros_like(dfinal)
+    return _tangent_transpose(a, h, initial, dh, dfinal, reverse=reverse)[1:]
+
+
+def _adjoint_transpose(
+    a: Array, h: Array, initial: Array, da: Array, dx: Array, dinitial: Array, *, reverse: bool
+) -> list[Array]:
+    def linear(dh: Array, dfinal: Array) -> list[Array]:
+        return _adjoint(a, h, initial, dh, dfinal, reverse=reverse)
+
+    return list(jax.linear_transpose(linear, h, initial)([da, dx, dinitial]))
+
+
+jax.interpreters.ad.primitive_jvps[recurrence_p] = _recurrence_jvp
+set_transpose(recurrence_p, 1, _recurrence_transpose)
+set_transpose(tangent_p, 3, _tangent_transpose)
+set_transpose(adjoint_p, 3, _adjoint_transpose)

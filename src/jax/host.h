@@ -1,0 +1,46 @@
+#pragma once
+
+/// What the kernels need of their host: XLA's threads, and memory.
+#include <xla/ffi/api/ffi.h>
+
+#include <cstddef>
+#include <new>
+
+#include "gateloop/recurrence.h"
+
+namespace gateloop::jax {
+
+/// XLA's intra-op pool. The caller takes part in the work, so that a pool all of whose threads are
+/// busy, with calls of this kind too, delays nothing and cannot deadlock.
+recurrence::Executor lend_threads(xla::ffi::ThreadPool& pool);
+
+/// 64-byte aligned, as recurrence.h asks.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes) : data_(::operator new(bytes, kAlignment)) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { ::operator delete(data_, kAlignment); }
+  void* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  void* data_;
+};
+
+/// A result about to be written whole. Above malloc's largest pool every result is fresh memory,
+/// which the system hands out page by page as it is touched: 134 MB in pages of 4 KiB cost 60 ms,
+/// of 2 MiB 8 ms, and the recurrence that writes them 12.
+void ask_for_large_pages(void* data, std::size_t bytes);
+
+/// The kernel on XLA's threads. Scratch comes from the heap: XLA's allocator for handlers is one of
+/// device memory, and its CPU client answers "No device memory allocator available". It is at most
+/// some 256 KiB a thread, so that malloc hands the same memory out again.
+template <class Params>
+void run(const Params& params, xla::ffi::ThreadPool& pool) {
+  const recurrence::Executor executor = lend_threads(pool);
+  const Scratch scratch(recurrence::scratch_bytes(params, executor.threads));
+  recurrence::run(params, executor, scratch.data());
+}
+
+}  // namespace gateloop::jax

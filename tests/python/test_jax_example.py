@@ -1,0 +1,92 @@
+"""The JAX programs of examples/ and README.md."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from gateloop_jax import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(example: str, *arguments: str | Path) -> str:
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / example, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "python" / "gateloop_jax")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_readmes_example() -> None:
+    assert run("jax_transformer.py") == "(1, 1024, 256)\n(1, 256)\n"
+
+
+def test_training_learns_and_writes_what_cpp_writes(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"The quick brown fox jumps over the lazy dog. " * 400)
+    out = tmp_path / "run"
+    sizes = ["--dim", "32", "--depth", "1", "--length", "64", "--batch", "4"]
+    steps = ["--steps", "60", "--warmup-steps", "10", "--validate-every", "25"]
+    printed = run("jax_train.py", "--data", text, "--out", out, *sizes, *steps,
+                  "--learning-rate", "1e-2", "--sample-length", "8")  # fmt: skip
+    assert "step 25  " in printed and "\nThe " in printed
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    # The fields of src/training/metrics.cpp.
+    always = {
+        "step",
+        "train_bits_per_byte",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+        "elapsed_seconds",
+    }
+    validated = {"validation_bits_per_byte"}
+    assert lines[0].keys() == always
+    assert lines[24].keys() == lines[49].keys() == always | validated
+    assert lines[-1].keys() == always | validated | {"final_validation_bits_per_byte"}
+    assert lines[0]["train_bits_per_byte"] > 7.5  # 256 bytes, equally likely: 8 bits
+    assert lines[-1]["final_validation_bits_per_byte"] < 3
+    assert [line["learning_rate"] for line in lines[8:10]] == pytest.approx([9e-3, 1e-2])
+    assert lines[-1]["learning_rate"] == pytest.approx(1e-2 / 51)  # the next step's would be zero
+
+    again = run("jax_train.py", "--data", text, "--out", tmp_path / "more", "--start", out,
+                "--length", "64", "--steps", "1", "--sample-length", "1")  # fmt: skip
+    assert "step 1  " in again
+    first = json.loads((tmp_path / "more" / "metrics.jsonl").read_text())
+    assert first["train_bits_per_byte"] < 3
+    assert load_checkpoint(out).embedding.shape == (256, 32)
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    path = ROOT / "examples" / "jax_train.py"
+    spec = importlib.util.spec_from_file_location("jax_train", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_batches_and_windows(example: ModuleType) -> None:
+    # The first number of SplitMix64 from seed 0.
+    assert example.mix(0) == 0xE220A8397B1DCDAF
+    text = np.arange(1000, dtype=np.int32)
+    ids = example.batch_at(text, 3, 64, 10, 0)
+    assert ids.shape == (64, 11)
+    np.testing.assert_array_equal(np.diff(ids), 1)
+    assert len(set(ids[:, 0])) > 40
+    spaced = example.windows(text, 4, 10)
+    np.testing.assert_array_equal(spaced[:, 0], [0, 240, 490, 740])
+    assert example.windows(text, 4096, 10).shape == (99, 11)
