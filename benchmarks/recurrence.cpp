@@ -3,6 +3,11 @@
 // `ratio` is the kernel's time over the pass's; `cpu_ratio` the same in processor time, which other
 // programs on the machine disturb less.
 //
+// Fields of an entry of the JSON, by the name `<Op>/<B>x<T>x<D>/...`: ms, floor_ms (smallest wall
+// time of the kernel and of the pass), threads, ratio, cpu_ratio, speedup (over one thread).
+// Forward
+// + backward against its floor is (ms + ms of <Op>Backward) / (floor_ms + its floor_ms).
+//
 //   build/release/recurrence_benchmark --benchmark_filter=GateLoop
 //   GATELOOP_BENCHMARK_THREADS=4 build/release/recurrence_benchmark
 #include "gateloop/recurrence.h"
@@ -429,6 +434,8 @@ void measure(benchmark::State& state, Maker make, Shape shape) {
   // Apart: it throws the outputs out of the cache, where the others would look for them.
   for (int i = 0; i < 15; ++i) streaming.round([&] { elementwise(bound, executor, true); });
   state.counters["ms"] = 1e3 * kernel.wall;
+  state.counters["floor_ms"] = 1e3 * std::min(ordinary.wall, streaming.wall);
+  state.counters["threads"] = threads;
   state.counters["ratio"] = kernel.wall / std::min(ordinary.wall, streaming.wall);
   state.counters["cpu_ratio"] = kernel.cpu / std::min(ordinary.cpu, streaming.cpu);
   state.counters["speedup"] = one.wall / kernel.wall;  // over one thread

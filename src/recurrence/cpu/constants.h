@@ -44,17 +44,15 @@ inline constexpr std::int64_t kStreamBytes = 32 << 20;
 
 /// Time is cut into blocks only where batch × cache lines of channels is below kCutLines and time
 /// at least kCutMinSteps: a rule on the shape alone, for the cut changes the rounding. The cut
-/// reads its input twice; on one thread (1, 2^20, 8) goes from 3.4 to 5.3 ms for
-/// LinearRecurrence, 14.6 to 25 for GateLoop, 27 to 35 for its adjoint, so it pays from two threads
-/// on and only where nothing else can occupy them.
+/// reads its input twice, the second time from cache. (1, 2^20, 8) on one thread and on two:
+/// LinearRecurrence 3.5 and 2.4 ms, GateLoop 17.4 and 9.3, its adjoint 31.8 and 17.3.
 inline constexpr std::int64_t kCutLines = 4;
 /// Not measured: some 20 us of LinearRecurrence on one thread, a few times the waking of a pool.
 inline constexpr std::int64_t kCutMinSteps = 4096;
 /// A multiple of kCheckpointBlock. The same shape with blocks of 256: 5.7 ms and 11.5 for
 /// SimpleGateLoop; of 1024: 5.3 and 10.2.
 inline constexpr std::int64_t kCutBlockSteps = 1024;
-/// Blocks cut at a time: bounds the scratch, whatever the length. All at once gain little
-/// (4.9 against 5.3 ms forward, the same backward).
-inline constexpr std::int64_t kPanelBlocks = 32;
+/// The widest carry that is cut: below kCutLines lines of half precision, complex float32 states.
+inline constexpr std::int64_t kCutRowBytes = (kCutLines - 1) * kCacheLine / 2 * 8;
 
 }  // namespace gateloop::recurrence::cpu

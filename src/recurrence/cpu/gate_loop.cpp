@@ -73,7 +73,7 @@ struct GateLoopOp {
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
     SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
-                         {RowsAhead(u, shape, kGateLoopRowsAhead), steps});
+                         {RowsAhead(u, shape, kGateLoopRowsAhead), shape.time});
   }
 };
 
@@ -201,7 +201,7 @@ struct GateLoopAdjointOp {
       back.stash = {stash, block.begin, StashWidth(u)};
       Sweep(GateLoopRecompute<S>{back.q, back.k, back.v, back.z,
                                  back.dy.first == nullptr ? back.q : back.dy, back.stash},
-            block, u.channels, state, BlockBefore(steps));
+            block, u.channels, state, BlockBefore(shape));
       Sweep(back, block, u.channels, carry);
     });
   }

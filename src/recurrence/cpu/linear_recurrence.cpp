@@ -59,7 +59,7 @@ struct LinearOp {
         shape(p.shape) {}
   LinearStep<S, V> StepAt(const Unit& u) const { return {a.At(u), x.At(u), h.At(u)}; }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
-    Sweep(StepAt(u), steps, u.channels, state, {RowsAhead(u, shape, 0), steps});
+    Sweep(StepAt(u), steps, u.channels, state, {RowsAhead(u, shape, 0), shape.time});
   }
 };
 
@@ -128,7 +128,7 @@ struct LinearAdjointOp {
     return {a.At(u), h.At(u), dh.At(u), da.At(u), dx.At(u), row};
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T*) const {
-    Sweep(StepAt(u), steps, u.channels, carry, {-RowsAhead(u, shape, 0), steps});
+    Sweep(StepAt(u), steps, u.channels, carry, {-RowsAhead(u, shape, 0), shape.time});
   }
 };
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <new>
+#include <thread>
 
 #include "recurrence/cpu/constants.h"
 
@@ -109,67 +111,52 @@ void drive_whole(const Problem& p, const Kernel& kernel, const Executor& executo
   });
 }
 
-/// Scratch of a cut scan: (B, kPanelBlocks, D) products, sums and carries, then the stashes.
-struct CutScratch {
-  std::size_t row;  // bytes of one (D) carry
-  std::byte *product, *sum, *carry, *stash;
+/// The carry of one batch entry as it passes from block to block, and how many it has passed.
+struct alignas(kCacheLine) Baton {
+  std::atomic<std::int64_t> passed{0};
+  std::byte carry[kCutRowBytes];
 
-  static std::size_t section(const Problem& p) {
-    return static_cast<std::size_t>(p.shape.batch * kPanelBlocks) * row_bytes(p);
+  void await(std::int64_t blocks) const {
+    // The thread that holds the carry may not be running.
+    while (passed.load(std::memory_order_acquire) != blocks) std::this_thread::yield();
   }
-  static std::size_t row_bytes(const Problem& p) {
-    return static_cast<std::size_t>(
-        round_up(p.shape.channels * static_cast<std::int64_t>(p.carry_bytes), kCacheLine));
-  }
-  CutScratch(const Problem& p, std::byte* scratch)
-      : row(row_bytes(p)),
-        product(scratch),
-        sum(product + section(p)),
-        carry(sum + section(p)),
-        stash(carry + section(p)) {}
+  void pass(std::int64_t blocks) { passed.store(blocks + 1, std::memory_order_release); }
 };
 
-/// Three phases a panel: what each block does to a carry, the carry at the start of each block,
-/// then the blocks. Panels follow one another, so scratch does not grow with time.
+/// A narrow sequence, cut in time: what a block does to any carry is computed without it, and with
+/// it the carry of the next block; so blocks overlap, and a block is read again while in cache.
+/// Blocks are taken in order and wait only for blocks that a running thread has taken before, so
+/// any number of threads gets through.
 void drive_cut(const Problem& p, const Kernel& kernel, const Executor& executor,
                std::byte* scratch) {
-  const int threads = slots(p, executor.threads);
-  const CutScratch s(p, scratch);
-  const std::size_t stash = stash_stride(p, p.shape.channels);
-  const std::int64_t batch = p.shape.batch, channels = p.shape.channels;
-  const std::int64_t blocks = div_up(p.shape.time, kCutBlockSteps);
-  const auto unit = [&](std::int64_t b) { return Unit{b, 0, channels}; };
-  const auto at = [&](std::byte* section, std::int64_t b, std::int64_t position) {
-    return section + static_cast<std::size_t>(b * kPanelBlocks + position) * s.row;
-  };
-  for (std::int64_t b = 0; b < batch; ++b) load_carry(p, unit(b), at(s.carry, b, 0));
+  const int threads = executor.parallel_for ? slots(p, executor.threads) : 1;
+  const std::int64_t batch = p.shape.batch, blocks = div_up(p.shape.time, kCutBlockSteps);
+  const auto unit = [&](std::int64_t b) { return Unit{b, 0, p.shape.channels}; };
+  auto* const batons = reinterpret_cast<Baton*>(scratch);
+  std::byte* const stashes = scratch + static_cast<std::size_t>(batch) * sizeof(Baton);
+  for (std::int64_t b = 0; b < batch; ++b) load_carry(p, unit(b), (new (batons + b) Baton)->carry);
 
-  for (std::int64_t first = 0; first < blocks; first += kPanelBlocks) {
-    const std::int64_t count = std::min(kPanelBlocks, blocks - first);
-    const auto steps = [&](std::int64_t position) {  // position in the order of the scan
-      const std::int64_t block = p.adjoint ? blocks - 1 - first - position : first + position;
-      return Steps{block * kCutBlockSteps, std::min(p.shape.time, (block + 1) * kCutBlockSteps)};
-    };
-    parallel(executor, threads, batch * (count - 1), [&](std::int64_t item, std::int64_t) {
-      const std::int64_t b = item / (count - 1), k = item % (count - 1);
-      kernel.aggregate(unit(b), steps(k), at(s.product, b, k), at(s.sum, b, k));
-    });
-    for (std::int64_t b = 0; b < batch; ++b) {
-      for (std::int64_t k = 0; k + 1 < count; ++k) {
-        std::memcpy(at(s.carry, b, k + 1), at(s.carry, b, k), s.row);
-        kernel.combine(channels, at(s.product, b, k), at(s.sum, b, k), at(s.carry, b, k + 1));
-      }
+  const auto run_block = [&](std::int64_t b, std::int64_t position, std::byte* stash) {
+    const std::int64_t block = p.adjoint ? blocks - 1 - position : position;
+    const Steps steps{block * kCutBlockSteps, std::min(p.shape.time, (block + 1) * kCutBlockSteps)};
+    alignas(kCacheLine) std::byte product[kCutRowBytes], sum[kCutRowBytes], carry[kCutRowBytes];
+    kernel.aggregate(unit(b), steps, product, sum);
+    batons[b].await(position);
+    std::memcpy(carry, batons[b].carry, kCutRowBytes);
+    kernel.combine(p.shape.channels, product, sum, batons[b].carry);
+    batons[b].pass(position);
+    kernel.scan(unit(b), steps, carry, stash);
+  };
+  std::atomic<std::int64_t> next{0};
+  const auto work = [&](std::int64_t slot) {
+    std::byte* const stash =
+        stashes + static_cast<std::size_t>(slot) * stash_stride(p, p.shape.channels);
+    for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < batch * blocks;) {
+      run_block(i % batch, i / batch, stash);
     }
-    parallel(executor, threads, batch * count, [&](std::int64_t item, std::int64_t slot) {
-      const std::int64_t b = item / count, k = item % count;
-      kernel.scan(unit(b), steps(k), at(s.carry, b, k),
-                  s.stash + static_cast<std::size_t>(slot) * stash);
-    });
-    for (std::int64_t b = 0; b < batch; ++b) {
-      if (count > 1) std::memcpy(at(s.carry, b, 0), at(s.carry, b, count - 1), s.row);
-    }
-  }
-  for (std::int64_t b = 0; b < batch; ++b) store_carry(p, unit(b), at(s.carry, b, 0));
+  };
+  threads > 1 ? executor.parallel_for(threads, work) : work(0);
+  for (std::int64_t b = 0; b < batch; ++b) store_carry(p, unit(b), batons[b].carry);
 }
 
 }  // namespace
@@ -178,7 +165,8 @@ std::size_t scratch_bytes(const Problem& p, int threads) {
   if (p.shape.batch == 0 || p.shape.channels == 0) return 0;
   const auto used = static_cast<std::size_t>(slots(p, threads));
   if (cuts_time(p)) {
-    return 3 * CutScratch::section(p) + used * stash_stride(p, p.shape.channels);
+    return static_cast<std::size_t>(p.shape.batch) * sizeof(Baton) +
+           used * stash_stride(p, p.shape.channels);
   }
   return used * stash_stride(p, tile_channels(p, slots(p, threads)));
 }

@@ -74,7 +74,7 @@ struct SimpleOp {
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
     SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
-                         {RowsAhead(u, shape, 0), steps});
+                         {RowsAhead(u, shape, 0), shape.time});
   }
 };
 
@@ -192,7 +192,7 @@ struct SimpleAdjointOp {
       back.stash = {stash, block.begin, StashWidth(u)};
       Sweep(SimpleRecompute<S>{back.q, back.kv, back.z, back.dy.first == nullptr ? back.q : back.dy,
                                normalize, back.stash},
-            block, u.channels, state, BlockBefore(steps));
+            block, u.channels, state, BlockBefore(shape));
       Sweep(back, block, u.channels, carry);
     });
   }

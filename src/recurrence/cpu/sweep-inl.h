@@ -99,28 +99,36 @@ struct Carry {
   static constexpr std::int64_t kPlane = kTileCarryBytes / 2 / static_cast<std::int64_t>(sizeof(T));
   alignas(kCacheLine) T row[2 * kPlane];
 
+  template <class V, class D>
+  HWY_INLINE V Load(D d, std::int64_t c) const {
+    return LoadPlanar<V>(d, row, kPlane, c);
+  }
+  template <class V, class D>
+  HWY_INLINE void Store(D d, V v, std::int64_t c) {
+    StorePlanar(d, v, row, kPlane, c);
+  }
   template <template <class> class V>
   void From(std::int64_t channels, const T* interleaved) {
     ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
-      StorePlanar(d, Load<V<decltype(d)>>(d, interleaved, c), row, kPlane, c);
+      Store(d, HWY_NAMESPACE::Load<V<decltype(d)>>(d, interleaved, c), c);
     });
   }
   template <template <class> class V>
   void To(std::int64_t channels, T* interleaved) const {
     ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
-      Store(d, LoadPlanar<V<decltype(d)>>(d, row, kPlane, c), interleaved, c);
+      HWY_NAMESPACE::Store(d, Load<V<decltype(d)>>(d, c), interleaved, c);
     });
   }
 };
 
-/// How far to prefetch: `rows` later in time, earlier if negative, none if 0; never outside
-/// `within`.
+/// How far to prefetch: `rows` later in time, earlier if negative, none if 0, within a sequence of
+/// `time` steps: at the end of a block cut in time the next one follows.
 struct Lookahead {
-  std::int64_t rows;
-  Steps within;
+  std::int64_t rows, time;
 };
 
-/// Rows to prefetch: kTileRowsAhead in a tile narrower than the row, else `whole`.
+/// kTileRowsAhead in a tile narrower than the row, for there memory is read with gaps, else
+/// `whole`.
 inline std::int64_t RowsAhead(const Unit& u, const Shape& shape, std::int64_t whole) {
   return u.channels < shape.channels ? kTileRowsAhead : whole;
 }
@@ -129,20 +137,36 @@ inline std::int64_t RowsAhead(const Unit& u, const Shape& shape, std::int64_t wh
 /// so that memory is read in the order it lies.
 template <class Step, class T>
 void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& carry,
-           Lookahead ahead = {0, {0, 0}}) {
+           Lookahead ahead = {0, 0}) {
   const Step step = shared;  // a local copy stays in registers across the stores of outputs
-  T* const row = carry.row;
-  for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
-    const std::int64_t t = Step::kAdjoint ? steps.end - 1 - i : steps.begin + i;
-    const std::int64_t later = t + ahead.rows;
-    const std::int64_t next = later >= ahead.within.begin && later < ahead.within.end ? later : t;
+  const std::int64_t count = steps.end - steps.begin;
+  const auto at = [&](std::int64_t i) {
+    return Step::kAdjoint ? steps.end - 1 - i : steps.begin + i;
+  };
+  const auto later = [&](std::int64_t t) {
+    const std::int64_t next = t + ahead.rows;
+    return next >= 0 && next < ahead.time ? next : t;
+  };
+  if (channels <= static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<T>()))) {
+    // In a register: to store and load the carry again takes some 10 cycles a step.
+    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+      auto value = carry.template Load<typename Step::template Value<decltype(d)>>(d, c);
+      for (std::int64_t i = 0; i < count; ++i) {
+        if constexpr (requires { step.Prefetch(d, i, c); }) step.Prefetch(d, later(at(i)), c);
+        step(d, at(i), c, value);
+      }
+      carry.Store(d, value, c);
+    });
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t t = at(i), next = later(t);
     ForEachVector<T, Step::kAdjoint>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
-      using V = typename Step::template Value<decltype(d)>;
+      auto value = carry.template Load<typename Step::template Value<decltype(d)>>(d, c);
       // Vector by vector: whole rows at a time stall until earlier prefetches are served.
       if constexpr (requires { step.Prefetch(d, next, c); }) step.Prefetch(d, next, c);
-      V value = LoadPlanar<V>(d, row, Carry<T>::kPlane, c);
       step(d, t, c, value);
-      StorePlanar(d, value, row, Carry<T>::kPlane, c);
+      carry.Store(d, value, c);
     });
   }
 }
