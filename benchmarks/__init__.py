@@ -1,0 +1,1 @@
+"""Our code, its peers and the machine's floors, side by side: `make bench`."""

@@ -1,0 +1,147 @@
+"""From a problem to its rows: validate everyone, then let them take turns."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.base import Base
+from benchmarks.contenders import AbsentError, Home, Kind, Problem
+from benchmarks.environment import ROOT
+from benchmarks.records import Row
+from benchmarks.timing import interleave
+from benchmarks.worker import FailedError, Worker
+
+# Of one answer: compiling the peer takes up to two minutes.
+PATIENCE = 300.0
+
+
+def environment_of(build: Path, program: bool) -> dict[str, str]:
+    """What a worker finds a build by."""
+    variables = {
+        "GATELOOP_OPS_LIBRARY": str(build / "lib" / "libgateloop_ops.so"),
+        "GATELOOP_PROGRAM": str(build / "gateloop") if program else "",
+    }
+    jax_library = build / "lib" / "libgateloop_jax.so"
+    if jax_library.exists():
+        variables["GATELOOP_JAX_LIBRARY"] = str(jax_library)
+    return variables
+
+
+class Pool:
+    """One process for each home, begun when it is first needed."""
+
+    def __init__(self, build: Path, base: Base | None, quick: bool) -> None:
+        ours = (environment_of(build, program=True), [str(ROOT / "python")], quick)
+        self.arguments = dict.fromkeys(("ours", "peer", "jax", "floor"), ours)
+        if base is not None:
+            python = base.tree / "python"
+            path = [str(python if python.exists() else ROOT / "python")]
+            self.arguments["base"] = (environment_of(base.build, program=False), path, quick)
+        self.workers: dict[Home, Worker] = {}
+
+    def fresh(self, home: Home) -> Worker:
+        return Worker(*self.arguments[home])
+
+    def __getitem__(self, home: Home) -> Worker:
+        if home not in self.workers:
+            self.workers[home] = self.fresh(home)
+        return self.workers[home]
+
+    def stop(self) -> None:
+        for worker in self.workers.values():
+            worker.stop()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender in the place where it runs."""
+
+    name: str  # as the problem knows it
+    kind: Kind
+    home: Home
+
+
+def entries(problem: Problem, base: Base | None) -> Iterator[Entry]:
+    """All contenders; or beside a base, ours as they are here and there, and the floors."""
+    for contender in problem.contenders:
+        if base is None or contender.kind == "floor":
+            yield Entry(contender.name, contender.kind, contender.home)
+        elif contender.home == "ours":
+            yield Entry(contender.name, "ours", "ours")
+            yield Entry(contender.name, "base", "base")
+
+
+class Measurement:
+    def __init__(self, problem: Problem, pool: Pool, base: Base | None, rounds: int, budget: float):
+        self.problem, self.pool, self.rounds, self.budget = problem, pool, rounds, budget
+        self.key = (problem.group, problem.name)
+        self.lanes = [
+            (entry, self.row(entry, which))
+            for which in problem.tolerances
+            for entry in entries(problem, base)
+        ]
+
+    def row(self, entry: Entry, which: str) -> Row:
+        p = self.problem
+        where = (p.group, p.name, which, entry.name, entry.kind)
+        return Row(*where, p.unit, p.work, p.tolerances[which])
+
+    def ask(self, worker: Worker, method: str, entry: Entry, row: Row, *arguments: Any) -> Any:
+        """The answer, or None with the reason in the row."""
+        question = (method, self.key, entry.name, row.which, *arguments)
+        try:
+            return worker.call(*question, timeout=PATIENCE)
+        except AbsentError as reason:
+            row.absent = str(reason)
+        except FailedError as reason:
+            row.failed = str(reason)
+        return None
+
+    def rows(self) -> list[Row]:
+        with tempfile.TemporaryDirectory() as folder:
+            self.pool["floor"].call("oracle", self.key, Path(folder), timeout=PATIENCE)
+            if self.problem.unit == "bytes":
+                self.weigh(Path(folder))
+            else:
+                self.validate(Path(folder))
+                self.time()
+        return [row for _, row in self.lanes]
+
+    def weigh(self, folder: Path) -> None:
+        """In processes of their own, which end before the next begins."""
+        for worker in self.pool.workers.values():
+            worker.stop()
+        for entry, row in self.lanes:
+            worker = self.pool.fresh(entry.home)
+            peak = self.ask(worker, "bytes", entry, row)
+            if peak is not None:
+                row.error = self.ask(worker, "error", entry, row, folder)
+                row.values = [] if row.wrong else [peak]
+            worker.stop()
+
+    def validate(self, folder: Path) -> None:
+        broken: dict[Entry, str] = {}
+        for entry, row in self.lanes:
+            # What failed in one pass, after minutes perhaps, is not tried in another.
+            row.failed = broken.get(entry)
+            if row.failed is None:
+                row.error = self.ask(self.pool[entry.home], "error", entry, row, folder)
+            if row.failed is not None:
+                broken[entry] = row.failed
+
+    def time(self) -> None:
+        for which in self.problem.tolerances:
+            able = {
+                entry: row
+                for entry, row in self.lanes
+                if row.which == which and not (row.absent or row.failed or row.wrong)
+            }
+            measures = {
+                entry: partial(self.ask, self.pool[entry.home], "seconds", entry, row)
+                for entry, row in able.items()
+            }
+            for entry, values in interleave(measures, self.rounds, self.budget).items():
+                able[entry].values = [value for value in values if value is not None]
