@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import AbsentError, Array, Contender, Pass, import_or_absent
+from benchmarks.contenders import Array, Contender, Pass, import_or_absent
 
 Function = Callable[..., Any]
 Scan = Callable[[Any, Any], Any]
@@ -94,14 +94,14 @@ def polar(z: Any) -> Any:
 
 
 def ours(operator: str) -> Function:
-    gateloop_jax = import_or_absent("gateloop_jax")
-    functions: dict[str, Function] = {
-        "linear_recurrence": gateloop_jax.linear_recurrence,
-        "gate_loop": lambda q, k, v, z: gateloop_jax.gate_loop(q, k, v, polar(z)),
-    }
-    if operator not in functions:
-        raise AbsentError(f"gateloop_jax has no {operator}")
-    return functions[operator]
+    package = import_or_absent("gateloop_jax")
+
+    def gate_loop(q: Any, k: Any, v: Any, z: Any) -> Any:
+        return package.gate_loop_polar(q, k, v, z.reshape(*q.shape[:2], -1))[0]
+
+    if operator == "gate_loop":
+        return gate_loop
+    return by_scan(operator, lambda a, x: package.linear_recurrence(a, x)[0])
 
 
 def contenders(operator: str) -> list[Contender]:

@@ -30,20 +30,26 @@ def environment_of(build: Path, program: bool) -> dict[str, str]:
     return variables
 
 
+def packages(tree: Path) -> list[str]:
+    """Where our Python packages lie."""
+    return [str(tree / "python"), str(tree / "python" / "gateloop_jax")]
+
+
 class Pool:
     """One process for each home, begun when it is first needed."""
 
     def __init__(self, build: Path, base: Base | None, quick: bool) -> None:
-        ours = (environment_of(build, program=True), [str(ROOT / "python")], quick)
-        self.arguments = dict.fromkeys(("ours", "peer", "jax", "floor"), ours)
+        ours = (environment_of(build, program=True), packages(ROOT), quick)
+        homes: tuple[Home, ...] = ("ours", "peer", "jax", "floor")
+        self.arguments = dict.fromkeys(homes, ours)
         if base is not None:
-            python = base.tree / "python"
-            path = [str(python if python.exists() else ROOT / "python")]
-            self.arguments["base"] = (environment_of(base.build, program=False), path, quick)
+            tree = base.tree if (base.tree / "python").exists() else ROOT
+            theirs = (environment_of(base.build, program=False), packages(tree), quick)
+            self.arguments["base"] = theirs
         self.workers: dict[Home, Worker] = {}
 
     def fresh(self, home: Home) -> Worker:
-        return Worker(*self.arguments[home])
+        return Worker(home, *self.arguments[home])
 
     def __getitem__(self, home: Home) -> Worker:
         if home not in self.workers:

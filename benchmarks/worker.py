@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import AbsentError, Contender, Pass, Problem, error
+from benchmarks.contenders import AbsentError, Contender, Home, Pass, Problem, error
 from benchmarks.timing import seconds_of
 
 
@@ -87,7 +87,7 @@ class Bench:
 
 
 def serve(
-    connection: Connection, environment: dict[str, str], path: list[str], quick: bool
+    connection: Connection, home: Home, environment: dict[str, str], path: list[str], quick: bool
 ) -> None:
     os.setsid()  # so that what a compiler starts ends with this process
     os.environ.update(environment)
@@ -105,7 +105,8 @@ def serve(
         except AbsentError as reason:
             reply = ("absent", str(reason))
         except Exception as reason:
-            traceback.print_exc()
+            if home not in ("peer", "jax"):  # theirs are long, and not ours to mend
+                traceback.print_exc()
             first_line = (str(reason).splitlines() or [""])[0]
             reply = ("failed", f"{type(reason).__name__}: {first_line}"[:200])
         connection.send(reply)
@@ -114,8 +115,10 @@ def serve(
 class Worker:
     """The driver's side. A process that hangs or dies costs one answer and is begun anew."""
 
-    def __init__(self, environment: dict[str, str], path: list[str], quick: bool) -> None:
-        self.arguments = (environment, path, quick)
+    def __init__(
+        self, home: Home, environment: dict[str, str], path: list[str], quick: bool
+    ) -> None:
+        self.arguments = (home, environment, path, quick)
         self.process: multiprocessing.process.BaseProcess | None = None
         self.connection: Connection | None = None
 

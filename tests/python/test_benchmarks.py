@@ -85,7 +85,7 @@ def not_a_number(x: Array) -> Array:
 
 def one_wrong(x: Array) -> Array:
     y = 2 * x
-    y[3] += 0.1
+    y[3] += 1  # 1e-3 of the whole
     return y
 
 
