@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.environment import ROOT, first_line
+from benchmarks.environment import ROOT, cores, first_line
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ def built(revision: str) -> Base:
         (tree / ".venv").symlink_to(ROOT / ".venv")  # libtorch comes from there
     run("cmake", "--preset", "release", cwd=tree)
     targets = ("gateloop_ops", "recurrence_benchmark")
-    run("cmake", "--build", "--preset", "release", "--target", *targets, cwd=tree)
+    jobs = ("--parallel", str(cores()))
+    run("cmake", "--build", "--preset", "release", *jobs, "--target", *targets, cwd=tree)
     return Base(commit, tree)
 
 

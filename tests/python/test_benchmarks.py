@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from benchmarks import contenders, measure, report, timing
+from benchmarks import contenders, kernels, measure, report, timing
 from benchmarks.contenders import Array, Contender, Pass, Problem
 from benchmarks.worker import Bench, FailedError
 
@@ -138,6 +138,17 @@ def test_contenders_take_turns() -> None:
     calls.clear()
     timing.interleave({"a": taker("a")}, rounds=5, budget=0)
     assert len(calls) == 2  # a median of at least two, however long they took
+
+
+def test_a_wrong_kernel_stops_the_benchmark(tmp_path: Path) -> None:
+    right = {"name": "Op/1x2x3/iterations:15", "ms": 1.5, "ratio": 1.1, "speedup": 1.9}
+    wrong = {"name": "Other/1x2x3", "error_occurred": True, "error_message": "differs"}
+    file = tmp_path / "kernels.json"
+    file.write_text(json.dumps({"benchmarks": [right]}))
+    assert kernels.parse(file) == [kernels.Kernel("Op/1x2x3", 1.5, 1.1, 1.9)]
+    file.write_text(json.dumps({"benchmarks": [right, wrong]}))
+    with pytest.raises(RuntimeError, match="Other/1x2x3: differs"):
+        kernels.parse(file)
 
 
 def test_documents_show_the_results() -> None:
