@@ -42,7 +42,9 @@ def run(binary: Path, file: Path, only: str | None = None) -> list[Kernel]:
     if only is not None:
         command.append(f"--benchmark_filter={only}")
     environment = os.environ | {"GATELOOP_BENCHMARK_THREADS": str(cores())}
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{binary} failed: {done.stderr}")
     kernels = parse(file)
     if not kernels:
         raise RuntimeError(f"{binary} has no benchmark that matches {only}")

@@ -1,6 +1,8 @@
 """From a problem to its rows: validate everyone, then let them take turns."""
 
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -98,15 +100,23 @@ class Measurement:
     def ask(self, worker: Worker, method: str, entry: Entry, row: Row, *arguments: Any) -> Any:
         """The answer, or None with the reason in the row."""
         question = (method, self.key, entry.name, row.which, *arguments)
+        start = time.perf_counter()
         try:
             return worker.call(*question, timeout=PATIENCE)
         except AbsentError as reason:
             row.absent = str(reason)
         except FailedError as reason:
             row.failed = str(reason)
+        finally:
+            seconds = time.perf_counter() - start
+            if seconds > 10:  # who makes the reader wait
+                what = f"{method} of {entry.name}, {row.which}"
+                print(f"bench:   {what}: {seconds:.0f} s", file=sys.stderr, flush=True)
         return None
 
     def rows(self) -> list[Row]:
+        for worker in self.pool.workers.values():
+            worker.call("rest", timeout=PATIENCE)  # the oracle needs the memory
         with tempfile.TemporaryDirectory() as folder:
             self.pool["floor"].call("oracle", self.key, Path(folder), timeout=PATIENCE)
             if self.problem.unit == "bytes":
