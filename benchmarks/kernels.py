@@ -45,6 +45,10 @@ def run(binary: Path, file: Path, only: str | None = None) -> list[Kernel]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{binary} failed: {done.stderr}")
+    content = json.loads(file.read_text())
+    for private in ("host_name", "executable"):
+        content["context"].pop(private, None)
+    file.write_text(json.dumps(content, indent=1) + "\n")
     kernels = parse(file)
     if not kernels:
         raise RuntimeError(f"{binary} has no benchmark that matches {only}")

@@ -106,7 +106,7 @@ def main() -> int:
     text = report.document(facts, parts)
     (chosen.results / "bench.md").write_text(text)
     print(text)
-    say(f"written to {chosen.results}")
+    say(f"written to {chosen.results}; for README.md and docs: python -m benchmarks.report")
 
     bad = [row for row in rows if row.kind == "ours" and (row.failed or row.wrong)]
     for row in bad:
