@@ -1,7 +1,12 @@
-# libtorch comes from the Python wheel in .venv unless -DTorch_DIR or CMAKE_PREFIX_PATH names another.
-if(NOT Torch_DIR AND EXISTS ${PROJECT_SOURCE_DIR}/.venv/bin/python)
+# libtorch comes from a Python wheel, that of .venv or of the Python that builds our own wheel, unless
+# -DTorch_DIR or CMAKE_PREFIX_PATH names another.
+set(torch_python ${PROJECT_SOURCE_DIR}/.venv/bin/python)
+if(SKBUILD)
+  set(torch_python ${Python_EXECUTABLE})
+endif()
+if(NOT Torch_DIR AND EXISTS ${torch_python})
   execute_process(
-    COMMAND ${PROJECT_SOURCE_DIR}/.venv/bin/python -c "import torch; print(torch.utils.cmake_prefix_path)"
+    COMMAND ${torch_python} -c "import torch; print(torch.utils.cmake_prefix_path)"
     OUTPUT_VARIABLE torch_prefix OUTPUT_STRIP_TRAILING_WHITESPACE)
   list(APPEND CMAKE_PREFIX_PATH ${torch_prefix})
 endif()

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from gateloop_transformer import SimpleGateLoopLayer, Transformer
 from safetensors.torch import save_file
 
-ADAM_STEPS = 10
 ADAM_LEARNING_RATE = 1e-4  # as the peer's train.py
 
 SMALL = dict(num_tokens=64, dim=32, depth=2)
@@ -32,8 +31,16 @@ ATTENTION = dict(SMALL, use_gate_looped_attn=False, dim_head=8, heads=4)
 RELATIVE = dict(ATTENTION, data_dependent_rel_pos=True)
 HEADS = dict(SMALL, dim=64, gate_loop_heads=8)
 
-# name: (options, batch, time, time of the Adam steps)
+# name: (options, batch, time, time of the Adam steps[, how many of them: 10])
 TRANSFORMERS = {
+    # A training trajectory: the model of the peer's train.py, reduced to 128 channels.
+    "train_py_narrow": (
+        dict(num_tokens=256, dim=128, depth=6, gate_loop_heads=128, post_ln_norm=True),
+        2,
+        24,
+        32,
+        50,
+    ),
     "train_py": (
         dict(num_tokens=256, dim=512, depth=6, gate_loop_heads=512, post_ln_norm=True),
         2,
@@ -149,7 +156,7 @@ def run_simple_layer(layer, inputs):
     return result
 
 
-def build_transformer(options, batch, time, adam_time):
+def build_transformer(options, batch, time, adam_time, adam_steps=10):
     model = Transformer(**options)
     initial = {n: p.detach().flatten()[:16].clone() for n, p in model.named_parameters()}
     with torch.no_grad():
@@ -159,7 +166,7 @@ def build_transformer(options, batch, time, adam_time):
     tokens = options["num_tokens"]
     inputs = {
         "ids": torch.randint(tokens, (batch, time + 1)),
-        "adam": torch.randint(tokens, (ADAM_STEPS, batch, adam_time + 1)),
+        "adam": torch.randint(tokens, (adam_steps, batch, adam_time + 1)),
     }
     return model, initial, inputs
 

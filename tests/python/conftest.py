@@ -7,12 +7,16 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("GATELOOP_BUILD_DIR", ROOT / "build" / "release"))
+
+# The package in python/ runs on the library of this build.
+os.environ["GATELOOP_OPS_LIBRARY"] = str(BUILD / "lib" / "libgateloop_ops.so")
 
 
 @pytest.fixture(scope="session")
 def build_dir() -> Path:
     """The build under test: build/release, or what GATELOOP_BUILD_DIR names."""
-    return Path(os.environ.get("GATELOOP_BUILD_DIR", ROOT / "build" / "release"))
+    return BUILD
 
 
 @pytest.fixture(scope="session")

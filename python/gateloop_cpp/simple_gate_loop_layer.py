@@ -1,0 +1,133 @@
+"""The simplified, real GateLoop as a layer of its own."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gateloop_cpp._checks import expect, expect_positive, expect_sequence
+from gateloop_cpp.ops import simple_gate_loop
+from gateloop_cpp.rms_norm import RMSNorm
+
+_NAME = "SimpleGateLoopLayer"
+
+Cache = tuple[Tensor, Tensor]
+Scan = Callable[[Tensor, Tensor], Tensor]
+
+
+class SimpleGateLoopLayer(nn.Module):
+    """h_t = σ(z_t) h_{t-1} + kv_t, y_t = q_t h_t, for q, kv, z = chunks of Linear(RMSNorm(x)).
+
+    No residual connection. By default the gate, the recurrence and the read-out are one fused
+    operator, the fastest and the most exact of the three; the other two scans are there because the
+    reference offers them.
+
+    Args:
+        dim: channels of the input and output.
+        prenorm: RMSNorm before the projection.
+        use_heinsen: compute the recurrence in log space (:mod:`gateloop_cpp.heinsen`).
+        use_jax_associative_scan: compute it with ``jax.lax.associative_scan``
+            (:mod:`gateloop_cpp.jax_scan`); ImportError without jax.
+        post_ln: LayerNorm after the read-out.
+        reverse: run from the last step to the first.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        prenorm: bool = True,
+        use_heinsen: bool = False,
+        use_jax_associative_scan: bool = False,
+        post_ln: bool = False,
+        reverse: bool = False,
+    ) -> None:
+        super().__init__()
+        expect_positive(_NAME, dim=dim)
+        one = not (use_heinsen and use_jax_associative_scan)
+        expect(one, _NAME, "use_jax_associative_scan", "off with use_heinsen", True)
+        self.dim = dim
+        self.reverse = reverse
+        self.use_heinsen = use_heinsen
+        self.use_jax = use_jax_associative_scan
+        self.norm = RMSNorm(dim) if prenorm else nn.Identity()
+        # The reference keeps the projection inside a Sequential, which shows in its name.
+        self.to_qkva = nn.Sequential(nn.Linear(dim, dim * 3, bias=False))
+        self.maybe_post_ln = nn.LayerNorm(dim) if post_ln else nn.Identity()
+        self._scan()  # fails here rather than at the first call
+
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, return_cache: bool = False
+    ) -> Tensor | tuple[Tensor, Cache]:
+        """x (B, T, dim) to (B, T, dim), and with return_cache the cache that continues from here.
+
+        Args:
+            x: (B, T, dim), floating point. Any number of steps, with a cache too.
+            cache: (a, kv), each (B · dim, 1), the reference's layout: the product of all
+                transitions so far, and the state h. float32 where x is bfloat16 or float16.
+
+        Raises:
+            ValueError, TypeError: for an x or a cache of another shape or dtype, and for a cache
+                with a reversed layer.
+        """
+        expect_sequence(_NAME, x, self.dim)
+        if cache is not None or return_cache:
+            expect(not self.reverse, _NAME, "reverse", "False to use a cache", self.reverse)
+        self._check_cache(cache, x.shape[0])
+        q, kv, z = self.to_qkva(self.norm(x)).chunk(3, dim=-1)
+
+        state = torch.float64 if z.dtype == torch.float64 else torch.float32
+        initial = None if cache is None else cache[1].view(-1, self.dim).to(state)
+        scan = self._scan()
+        if scan is None:
+            y, final = simple_gate_loop(q, kv, z, initial, self.reverse)
+        else:
+            y, final = self._read(scan, q, kv, z, initial)
+        y = self.maybe_post_ln(y)
+        if not return_cache:
+            return y
+        a = z.to(state).sigmoid().prod(1).view(-1, 1)
+        if cache is not None:
+            a = a * cache[0].to(state)
+        return y, (a, final.reshape(-1, 1))
+
+    def _scan(self) -> Scan | None:
+        """The scan asked for in place of the fused operator."""
+        if self.use_heinsen:
+            from gateloop_cpp.heinsen import heinsen_scan
+
+            return heinsen_scan
+        if self.use_jax:
+            from gateloop_cpp.jax_scan import jax_associative_scan
+
+            return jax_associative_scan
+        return None
+
+    def _read(
+        self, scan: Scan, q: Tensor, kv: Tensor, z: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The read-out around a scan that knows neither half precision, direction nor state."""
+        wide = torch.promote_types(z.dtype, torch.float32)
+        a, x = z.to(wide).sigmoid(), kv.to(wide)
+        if self.reverse:
+            a, x = a.flip(1), x.flip(1)
+        if initial is not None:
+            # h_0 enters as the input of a step before the first.
+            a = torch.cat((torch.ones_like(initial).unsqueeze(1), a), 1)
+            x = torch.cat((initial.unsqueeze(1), x), 1)
+        h = scan(a, x)
+        final = h[:, -1] if h.shape[1] else torch.zeros_like(h.sum(1))
+        if initial is not None:
+            h = h[:, 1:]
+        if self.reverse:
+            h = h.flip(1)
+        return (q.to(wide) * h).to(q.dtype), final
+
+    def _check_cache(self, cache: Cache | None, batch: int) -> None:
+        if cache is None:
+            return
+        pair = isinstance(cache, tuple | list) and len(cache) == 2
+        expect(pair, _NAME, "cache", "a pair (a, kv)", cache)
+        for field, tensor in zip(("a", "kv"), cache, strict=True):
+            shape = (batch * self.dim, 1)
+            fits = isinstance(tensor, Tensor) and tensor.shape == shape
+            expect(fits, _NAME, f"cache.{field}", f"(B · dim, 1) = {shape}", tensor)

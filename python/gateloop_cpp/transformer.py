@@ -1,0 +1,226 @@
+"""The GateLoop Transformer."""
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gateloop_cpp._checks import expect, expect_positive
+from gateloop_cpp.causal_full_attention import CausalFullAttention
+from gateloop_cpp.feed_forward import FeedForward
+from gateloop_cpp.gate_looped_attention import GateLoopedAttention
+from gateloop_cpp.residual import PostNorm, PreNorm
+from gateloop_cpp.rms_norm import RMSNorm
+from gateloop_cpp.sampling import sample
+
+_NAME = "Transformer"
+
+# One entry a layer: what its spatial mixer's cache is.
+Cache = tuple[Any, ...]
+
+
+class Transformer(nn.Module):
+    """Token embedding, ``depth`` blocks of a spatial mixer and a feed-forward, logits.
+
+    Arguments, defaults and state_dict keys are the reference's; the last three arguments are ours
+    and leave its model unchanged.
+
+    Args:
+        dim: channels between the layers.
+        num_tokens: size of the vocabulary.
+        depth: number of blocks.
+        dim_head, heads: of full attention only.
+        ff_mult: inner width of the feed-forward, in multiples of dim.
+        checkpoint_gate_looped_attn: see GateLoopedAttention.
+        use_gate_looped_attn: GateLoop as the spatial mixer, else full attention.
+        gate_loop_heads: default max heads, one per channel.
+        attn_add_swish_gating: SiLU gates on the mixer's output.
+        dim_gate_looped_attn: inner width of GateLoop; default dim.
+        attn_softmax_normalize: default: not data_dependent_rel_pos.
+        data_dependent_rel_pos: see CausalFullAttention.
+        frac_gradient_state_transition: the share of the gradient that reaches the transition.
+        ablate_complex, ablate_state_transition: defaults of the forward pass.
+        rotary_emb: rotary positions in full attention.
+        post_ln_norm: LayerNorm after each residual instead of RMSNorm before each layer.
+        sub_ln: LayerNorm on GateLoop's output.
+        gate, normalize_input, transition_bias: see GateLoopedAttention.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_tokens: int,
+        depth: int,
+        dim_head: int = 64,
+        heads: int = 8,
+        ff_mult: int = 4,
+        checkpoint_gate_looped_attn: bool = True,
+        use_gate_looped_attn: bool = True,
+        gate_loop_heads: int | None = None,
+        attn_add_swish_gating: bool = True,
+        dim_gate_looped_attn: int | None = None,
+        attn_softmax_normalize: bool | None = None,
+        data_dependent_rel_pos: bool = False,
+        frac_gradient_state_transition: float = 0.9,
+        ablate_complex: bool = False,
+        ablate_state_transition: bool = False,
+        rotary_emb: bool = False,
+        post_ln_norm: bool = False,
+        sub_ln: bool = False,
+        gate: Literal["polar", "sigmoid"] = "polar",
+        normalize_input: bool = False,
+        transition_bias: tuple[float, float] | None = None,
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        expect_positive(_NAME, dim=dim, num_tokens=num_tokens)
+        expect(depth >= 0, _NAME, "depth", "zero or more", depth)
+        #: The arguments above by name: what config.json holds.
+        self.options: dict[str, Any] = options
+        self.ablate_complex = ablate_complex
+        self.ablate_state_transition = ablate_state_transition
+
+        def mixer() -> nn.Module:
+            if use_gate_looped_attn:
+                return GateLoopedAttention(
+                    dim,
+                    heads=gate_loop_heads,
+                    dim_inner=dim_gate_looped_attn,
+                    checkpoint_gate_looped_attn=checkpoint_gate_looped_attn,
+                    add_swish_gating=attn_add_swish_gating,
+                    sub_ln=sub_ln,
+                    frac_gradient_state_transition=frac_gradient_state_transition,
+                    gate=gate,
+                    normalize_input=normalize_input,
+                    transition_bias=transition_bias,
+                )
+            return CausalFullAttention(
+                dim,
+                dim_head=dim_head,
+                heads=heads,
+                rotary_emb=rotary_emb,
+                add_swish_gating=attn_add_swish_gating,
+                data_dependent_rel_pos=data_dependent_rel_pos,
+                frac_gradient_data_dependent_rel_pos=frac_gradient_state_transition,
+                softmax_normalize=attn_softmax_normalize,
+            )
+
+        # In the reference's order, so that one seed gives both the same weights.
+        around = PostNorm if post_ln_norm else PreNorm
+        self.token_emb = nn.Embedding(num_tokens, dim)
+        layers = []
+        for _ in range(depth):
+            mix, feed = mixer(), FeedForward(dim, ff_mult)
+            layers.append(nn.ModuleList([around(dim, mix), around(dim, feed)]))
+        self.layers = nn.ModuleList(layers)
+        # Post-norm blocks leave a normalised output.
+        to_logits = nn.Linear(dim, num_tokens, bias=False)
+        self.to_logits = to_logits if post_ln_norm else nn.Sequential(RMSNorm(dim), to_logits)
+
+    def forward(
+        self,
+        x: Tensor,
+        return_loss: bool = False,
+        ablate_complex: bool | None = None,
+        ablate_state_transition: bool | None = None,
+        cache: Cache | None = None,
+        return_cache: bool = False,
+    ) -> Any:
+        """Logits, or the mean loss of predicting each token from those before it.
+
+        Args:
+            x: (B, T) int64 or int32 ids in [0, num_tokens).
+            return_loss: cross-entropy in nats of x[:, 1:] given x[:, :-1]; needs T ≥ 2.
+            ablate_complex, ablate_state_transition: default: as the model was built.
+            cache: what an earlier call returned for the tokens before these. A sequence cut
+                anywhere and carried through its cache gives what one call gives. The cost of a
+                token is constant for GateLoop and grows with the tokens before it for attention.
+            return_cache: return (logits, cache) instead of logits.
+
+        Returns:
+            Logits (B, T, num_tokens), or a loss (), or (logits, cache).
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+            IndexError: for ids outside of the vocabulary.
+        """
+        self._check_ids(x)
+        if return_loss:
+            alone = cache is None and not return_cache
+            expect(alone, _NAME, "return_loss", "False with cache or return_cache", True)
+            expect(x.shape[1] >= 2, _NAME, "x", "(B, T) with T >= 2 for a loss", x)
+            x, labels = x[:, :-1], x[:, 1:]
+        layers = len(self.layers)
+        fits = cache is None or (isinstance(cache, tuple | list) and len(cache) == layers)
+        expect(fits, _NAME, "cache", f"one entry for each of {layers} layers", cache)
+        options: dict[str, Any] = {
+            "ablate_complex": self.ablate_complex if ablate_complex is None else ablate_complex,
+            "ablate_state_transition": self.ablate_state_transition
+            if ablate_state_transition is None
+            else ablate_state_transition,
+            "return_cache": True,
+        }
+
+        h = self.token_emb(x)
+        caches = []
+        for i, block in enumerate(self.layers):
+            mix, feed = cast(nn.ModuleList, block)
+            h, carried = mix(h, cache=None if cache is None else cache[i], **options)
+            caches.append(carried)
+            h = feed(h)
+        logits = self.to_logits(h)
+        if return_loss:
+            return F.cross_entropy(logits.flatten(0, 1), labels.flatten().long())
+        return (logits, tuple(caches)) if return_cache else logits
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        length: int,
+        temperature: float = 1.0,
+        filter_thres: float = 0.9,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue ``prompt`` by ``length`` tokens; one forward pass of one step for each.
+
+        Args:
+            prompt: (B, T) ids, T ≥ 1.
+            length: how many tokens to add.
+            temperature: divides the logits; 0 always takes the likeliest token.
+            filter_thres: in [0, 1]: only the likeliest (1 - filter_thres) · num_tokens tokens, and
+                at least one, can be drawn.
+            generator: of the random numbers; None is torch's own.
+
+        Returns:
+            (B, length) ids, without the prompt.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what came.
+        """
+        self._check_ids(prompt, "prompt")
+        expect(prompt.shape[1] >= 1, _NAME, "prompt", "(B, T) with T >= 1", prompt)
+        expect(length >= 0, _NAME, "length", "zero or more", length)
+        tokens = prompt.new_empty(prompt.shape[0], length)
+        step, cache = prompt, None
+        for i in range(length):
+            logits, cache = self(step, cache=cache, return_cache=True)
+            step = sample(logits[:, -1], temperature, filter_thres, generator).to(prompt.dtype)
+            tokens[:, i] = step
+            step = step.unsqueeze(1)
+        return tokens
+
+    def _check_ids(self, x: Tensor, argument: str = "x") -> None:
+        integer = x.dtype in (torch.int64, torch.int32)
+        expect(integer, _NAME, argument, "int64 or int32 ids", x, TypeError)
+        expect(x.ndim == 2, _NAME, argument, "(B, T)", x)
+        # On an accelerator reading the bounds would stall the queue; its embedding kernel asserts.
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
+            return
+        low, high = (int(bound) for bound in x.aminmax())
+        size = self.token_emb.num_embeddings
+        if low < 0 or high >= size:
+            outside = low if low < 0 else high
+            raise IndexError(f"{_NAME}: {argument} must be in [0, {size}), got {outside}")

@@ -1,0 +1,218 @@
+"""Bad input is refused by name: the module, the argument, what was expected and what came."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gateloop_cpp
+import pytest
+import torch
+from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
+from gateloop_cpp.heinsen import heinsen_scan
+from gateloop_cpp.ops import gate_loop, linear_recurrence
+from gateloop_cpp.sampling import sample
+
+X = torch.zeros(2, 5, 16)
+IDS = torch.zeros(2, 5, dtype=torch.int64)
+STATE = torch.zeros(3, 16)  # of a batch of 3
+
+
+def model(**options: Any) -> Transformer:
+    return Transformer(16, num_tokens=8, depth=1, **options)
+
+
+Bad = tuple[str, Callable[[], Any], type[Exception], str]
+ATTENTION = dict(dim_head=8, heads=2)
+CASES: list[Bad] = [
+    ("rank", lambda: SimpleGateLoopLayer(16)(X[0]), ValueError, r"Layer: x must be \(B, T, 16\)"),
+    ("width", lambda: GateLoopedAttention(8)(X), ValueError, r"x must be \(B, T, 8\), got .*16"),
+    ("integers", lambda: SimpleGateLoopLayer(16)(X.long()), TypeError, r"x must be floating"),
+    ("attention rank", lambda: CausalFullAttention(16)(X[0]), ValueError, r"Attention: x must be"),
+    ("heads", lambda: GateLoopedAttention(16, heads=5), ValueError, r"heads must be a divisor"),
+    ("no dim", lambda: SimpleGateLoopLayer(0), ValueError, r"dim must be positive, got 0"),
+    ("gate", lambda: GateLoopedAttention(16, gate="tanh"), ValueError, r"gate must be .*'tanh'"),  # type: ignore[arg-type]
+    (
+        "normalize_input",
+        lambda: GateLoopedAttention(16, normalize_input=True),
+        ValueError,
+        r"normalize_input must be left out with the polar gate",
+    ),
+    (
+        "odd dim_head",
+        lambda: CausalFullAttention(16, dim_head=7, rotary_emb=True),
+        ValueError,
+        r"dim_head must be even with rotary_emb, got 7",
+    ),
+    (
+        "two scans",
+        lambda: SimpleGateLoopLayer(16, use_heinsen=True, use_jax_associative_scan=True),
+        ValueError,
+        r"use_jax_associative_scan must be off with use_heinsen",
+    ),
+    (
+        "cache of another batch",
+        lambda: SimpleGateLoopLayer(16)(X, cache=(torch.zeros(48, 1), torch.zeros(48, 1))),
+        ValueError,
+        r"cache\.a must be \(B · dim, 1\) = \(32, 1\), got .*\(48, 1\)",
+    ),
+    ("half a cache", lambda: SimpleGateLoopLayer(16)(X, cache=(None, None)), ValueError, r"cache"),  # type: ignore[arg-type]
+    (
+        "cache of a reversed layer",
+        lambda: SimpleGateLoopLayer(16, reverse=True)(X, return_cache=True),
+        ValueError,
+        r"reverse must be False to use a cache",
+    ),
+    (
+        "state of another batch",
+        lambda: GateLoopedAttention(16)(X, cache=STATE),
+        ValueError,
+        r"cache must be \(2, 16\), got .*\(3, 16\)",
+    ),
+    (
+        "keys of another batch",
+        lambda: CausalFullAttention(16, **ATTENTION)(X, cache=(torch.zeros(3, 2, 4, 8),) * 2),  # type: ignore[arg-type]
+        ValueError,
+        r"cache\[0\] must be .*\(2, 2, S, 8\)",
+    ),
+    ("float ids", lambda: model()(X), TypeError, r"Transformer: x must be int64 or int32 ids"),
+    ("ids rank", lambda: model()(IDS[0]), ValueError, r"Transformer: x must be \(B, T\)"),
+    ("ids range", lambda: model()(IDS + 8), IndexError, r"x must be in \[0, 8\), got 8"),
+    ("negative ids", lambda: model()(IDS - 1), IndexError, r"x must be in \[0, 8\), got -1"),
+    ("loss of one", lambda: model()(IDS[:, :1], return_loss=True), ValueError, r"T >= 2"),
+    ("caches", lambda: model()(IDS, cache=(None, None)), ValueError, r"cache must be one entry"),
+    (
+        "loss and cache",
+        lambda: model()(IDS, return_loss=True, return_cache=True),
+        ValueError,
+        r"return_loss must be False",
+    ),
+    ("empty prompt", lambda: model().generate(IDS[:, :0], 3), ValueError, r"prompt must be .*T >="),
+    ("length", lambda: model().generate(IDS, -1), ValueError, r"length must be zero or more"),
+    ("temperature", lambda: model().generate(IDS, 1, -1.0), ValueError, r"temperature must be"),
+    ("threshold", lambda: sample(X[0], filter_thres=2.0), ValueError, r"filter_thres must be"),
+    ("gate_loop rank", lambda: gate_loop(X[0], X, X, X), ValueError, r"gate_loop: q must be"),
+    ("gate_loop k", lambda: gate_loop(X, X[:, :2], X, X), ValueError, r"gate_loop: k must be"),
+    (
+        "gate_loop mix",
+        lambda: gate_loop(X, X.double(), X, X),
+        TypeError,
+        r"k must be torch.float32, as q, got torch.float64",
+    ),
+    ("gate_loop a", lambda: gate_loop(X, X, X, X.double()), TypeError, r"a must be .*complex64"),
+    (
+        "gate_loop state",
+        lambda: gate_loop(X, X, X, X, STATE),
+        ValueError,
+        r"initial_state must be \(2, 16\)",
+    ),
+    ("integers in an op", lambda: linear_recurrence(X, X.long()), TypeError, r"x must be one of"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
+def test_is_refused_by_name(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@pytest.mark.parametrize("operator", ["linear_recurrence", "gate_loop", "simple_gate_loop"])
+def test_cuda_tensors_on_a_cpu_build(operator: str) -> None:
+    """What the dispatcher calls for CUDA tensors, reached here without such a device."""
+    op = getattr(torch.ops.gateloop, operator).default
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    arguments = (X,) * {"linear_recurrence": 2, "gate_loop": 4, "simple_gate_loop": 3}[operator]
+    with pytest.raises(NotImplementedError, match=f"{operator}: gateloop was built without CUDA"):
+        op.redispatch(cuda, *arguments)
+
+
+# ---- Heinsen's form where its logarithms have poles ----------------------------------------------
+
+
+def exact_scan(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return linear_recurrence(a.double(), x.double())[0]
+
+
+@pytest.mark.parametrize(
+    "fill", ["ordinary", "zero inputs", "zero gates", "tiny gates", "gates of one"]
+)
+@pytest.mark.parametrize("time", [300, 65_536])
+def test_heinsen_is_finite_and_exact(fill: str, time: int) -> None:
+    torch.manual_seed(0)
+    a, x = torch.randn(1, time, 2).sigmoid(), torch.randn(1, time, 2)
+    if fill == "zero inputs":
+        x[:, ::3] = 0
+    elif fill == "zero gates":
+        a[:, ::5] = 0
+    elif fill == "tiny gates":
+        a = a * 1e-38
+    elif fill == "gates of one":
+        a = 1 - a * 1e-4
+    a.requires_grad_()
+    x.requires_grad_()
+    h, expected = heinsen_scan(a, x), exact_scan(a, x)
+    gradients = [torch.autograd.grad(y.square().mean(), (a, x)) for y in (h, expected)]
+    scale = exact_scan(a, x.abs()).max()
+    # One float32 rounding of h, and 1e-8 of the largest sum of magnitudes where zeros add up.
+    assert (h - expected).abs().max() <= 1.2e-7 * scale
+    for ours, exact in zip(*gradients, strict=True):
+        assert ours.isfinite().all()
+        assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+def test_heinsen_layer_in_float16_stays_finite() -> None:
+    torch.manual_seed(0)
+    layer = SimpleGateLoopLayer(8, use_heinsen=True).half()
+    x = (30 * torch.randn(1, 65_536, 8)).half()
+    x[:, 100:200] = 0
+    x.requires_grad_()
+    y = layer(x)
+    y.float().square().mean().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+# ---- Without jax, without a library --------------------------------------------------------------
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    source = str(Path(gateloop_cpp.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": source, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_without_jax(build_dir: Path) -> None:
+    code = """
+import sys
+sys.modules["jax"] = None
+from gateloop_cpp import SimpleGateLoopLayer
+SimpleGateLoopLayer(4, use_jax_associative_scan=True)
+"""
+    library = build_dir / "lib" / "libgateloop_ops.so"
+    result = python(code, GATELOOP_OPS_LIBRARY=str(library))
+    assert (
+        "ImportError: SimpleGateLoopLayer: use_jax_associative_scan=True needs jax" in result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "libgateloop_ops.so is not in"),
+        ({"GATELOOP_OPS_LIBRARY": "/nowhere.so"}, "GATELOOP_OPS_LIBRARY names /nowhere.so"),
+        ({"GATELOOP_OPS_LIBRARY": __file__}, "does not load with torch"),
+    ],
+)
+def test_without_the_library(environment: dict[str, str], message: str) -> None:
+    result = python("import gateloop_cpp", **environment)
+    assert "ImportError: gateloop_cpp: " in result.stderr
+    assert message in result.stderr

@@ -1,0 +1,291 @@
+"""torch's own tools on the package: compile, export, autocast, func, copies, dtypes, meta, DDP."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gateloop_cpp
+import pytest
+import torch
+from gateloop_cpp import SimpleGateLoopLayer, Transformer
+from gateloop_cpp.heinsen import heinsen_scan
+from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
+from torch import Tensor, nn
+
+MODELS: dict[str, dict[str, Any]] = {
+    "max_heads": {},
+    "post_norm": dict(post_ln_norm=True, sub_ln=True),
+    "wide_heads": dict(gate_loop_heads=4),
+    "sigmoid": dict(gate="sigmoid", normalize_input=True, transition_bias=(-1.0, 5.0)),
+    "attention": dict(use_gate_looped_attn=False, dim_head=8, heads=2, rotary_emb=True),
+    "relative": dict(use_gate_looped_attn=False, dim_head=8, heads=2, data_dependent_rel_pos=True),
+}
+LAYERS: dict[str, dict[str, Any]] = {
+    "fused": {},
+    "reverse": dict(reverse=True, post_ln=True),
+    "heinsen": dict(use_heinsen=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def transformer(name: str) -> Transformer:
+    return Transformer(16, num_tokens=32, depth=2, **MODELS[name])
+
+
+def ids(time: int = 12) -> Tensor:
+    return torch.randint(32, (2, time))
+
+
+# ---- torch.compile -------------------------------------------------------------------------------
+
+
+def assert_compiles(
+    module: nn.Module, calls: list[Callable[[nn.Module], Tensor]], backend: str = "inductor"
+) -> None:
+    """One graph, forward and backward, for every length."""
+    torch.compiler.reset()
+    compiled = copy.deepcopy(module)
+    compiled.compile(fullgraph=True, dynamic=True, backend=backend)
+    for call in calls:
+        results = []
+        for m in (module, compiled):
+            m.zero_grad()
+            y = call(m)
+            y.square().mean().backward()
+            results.append([y, *(p.grad for p in m.parameters() if p.grad is not None)])
+        for plain, ours in zip(*results, strict=True):
+            # The compiler fuses and reorders float32 sums of some dozens of terms.
+            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compile_transformer(name: str) -> None:
+    lengths = [ids(12), ids(31), ids(7)]
+    # Both backends take the same whole graphs; the default one then compiles C++ for up to 30 s.
+    backend = "inductor" if name == "max_heads" else "aot_eager"
+    calls = [lambda m, x=x: m(x, return_loss=True) for x in lengths]
+    assert_compiles(transformer(name), calls, backend)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_compile_simple_gate_loop_layer(name: str) -> None:
+    lengths = [torch.randn(2, time, 16) for time in (12, 31, 7)]
+    assert_compiles(SimpleGateLoopLayer(16, **LAYERS[name]), [lambda m, x=x: m(x) for x in lengths])
+
+
+# ---- torch.export --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export(name: str) -> None:
+    model = transformer(name).eval()
+    time = torch.export.Dim("time", min=2, max=1024)
+    program = torch.export.export(model, (ids(),), dynamic_shapes=({1: time},))
+    x = ids(33)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+# ---- Copies, dtypes, devices ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pickle_and_deepcopy(name: str) -> None:
+    model, x = transformer(name), ids()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(twin(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", set(MODELS) - {"relative"})
+def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    model, x = transformer(name), ids()
+    expected = model(x)
+    logits = copy.deepcopy(model).to(dtype)(x)
+    assert logits.dtype == dtype
+    # Two layers of about ten roundings each of logits of order 1.
+    tolerance = 20 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    torch.testing.assert_close(logits.float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(use_heinsen=True)], ids=["fused", "heinsen"])
+def test_low_precision_layer(options: dict[str, bool], dtype: torch.dtype) -> None:
+    layer = SimpleGateLoopLayer(16, **options)
+    x = torch.randn(2, 50, 16)
+    y, (a, kv) = copy.deepcopy(layer).to(dtype)(x.to(dtype), return_cache=True)
+    assert (y.dtype, a.dtype, kv.dtype) == (dtype, torch.float32, torch.float32)
+    torch.testing.assert_close(y.float(), layer(x), rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_meta_device(name: str) -> None:
+    with torch.device("meta"):
+        model = transformer(name)
+    assert model(ids().to("meta")).shape == (2, 12, 32)
+    real = transformer(name)
+    model.load_state_dict(real.state_dict(), assign=True)
+    torch.testing.assert_close(model(ids(5)).shape, real(ids(5)).shape)
+
+
+# ---- Autocast ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast(name: str) -> None:
+    model, x = transformer(name), ids()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, cache = model(x, return_cache=True)
+        loss = model(x, return_loss=True)
+    assert logits.dtype == torch.bfloat16
+    loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+    if model.options["use_gate_looped_attn"]:
+        wide = {torch.float32, torch.complex64}
+        assert all(state.dtype in wide for state in cache)
+    if name != "relative":  # its floor of 1e-10 magnifies every rounding
+        atol = 20 * torch.finfo(torch.bfloat16).eps
+        torch.testing.assert_close(logits.float(), model(x), rtol=0, atol=atol)
+
+
+# ---- torch.func ----------------------------------------------------------------------------------
+
+
+def sequence(width: int = 4) -> Tensor:
+    return torch.randn(3, 2, 7, width, dtype=torch.float64)
+
+
+def function_cases() -> dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], list[Tensor]]]:
+    torch.manual_seed(0)
+    a = torch.polar(torch.rand(3, 2, 7, 4, dtype=torch.float64), sequence())
+    return {
+        "linear_recurrence": (linear_recurrence, [sequence().sigmoid(), sequence()]),
+        "complex": (linear_recurrence, [a, sequence() + 0j]),
+        "gate_loop": (gate_loop, [sequence(), sequence(), sequence(), a]),
+        "polar_gate_loop": (polar_gate_loop, [sequence() for _ in range(3)] + [sequence(8)]),
+        "simple_gate_loop": (simple_gate_loop, [sequence() for _ in range(3)]),
+        "reverse": (partial(simple_gate_loop, reverse=True), [sequence() for _ in range(3)]),
+    }
+
+
+@pytest.mark.parametrize("name", function_cases())
+def test_vmap(name: str) -> None:
+    function, arguments = function_cases()[name]
+    expected = [torch.stack(t) for t in zip(*map(function, *arguments), strict=True)]
+    for place in (0, 1, -1):
+        moved = [t.movedim(0, place) for t in arguments]
+        for ours, plain in zip(torch.vmap(function, place)(*moved), expected, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=0, atol=0)
+
+
+def test_vmap_over_one_argument_keeps_the_gradient() -> None:
+    a, x = sequence()[0].sigmoid().requires_grad_(), sequence().requires_grad_()
+    mapped = torch.vmap(linear_recurrence, (None, 0))(a, x)[0]
+    plain = torch.stack([linear_recurrence(a, each)[0] for each in x])
+    torch.testing.assert_close(mapped, plain, rtol=0, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(mapped.square().sum(), (a, x)),
+        torch.autograd.grad(plain.square().sum(), (a, x)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vjp, torch.func.jvp])
+def test_functional_derivatives_are_refused(transform: Callable[..., Any]) -> None:
+    a, x = sequence()[0].sigmoid(), sequence()[0]
+
+    def total(a: Tensor) -> Tensor:
+        return linear_recurrence(a, x)[0].sum()
+
+    with pytest.raises(RuntimeError, match=r"torch::autograd::Function with functorch transforms"):
+        if transform is torch.func.grad:
+            transform(total)(a)
+        elif transform is torch.func.vjp:
+            transform(total, a)
+        else:
+            transform(total, (a,), (a,))
+
+
+# ---- gradcheck and opcheck of what is written in Python ------------------------------------------
+
+
+@pytest.mark.parametrize("name", function_cases())
+def test_gradcheck_of_the_functions(name: str) -> None:
+    function, arguments = function_cases()[name]
+    leaves = tuple(t[0, :, :4].detach().requires_grad_() for t in arguments)
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradcheck_of_wide_heads(reverse: bool) -> None:
+    q, k = torch.randn(2, 1, 4, 2, 3, dtype=torch.float64).requires_grad_().unbind()
+    v = torch.randn(1, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    a = torch.polar(torch.rand(1, 4, 2).double(), torch.randn(1, 4, 2).double()).requires_grad_()
+    state = torch.randn(1, 2, 3, 2, dtype=torch.complex128, requires_grad=True)
+    assert torch.autograd.gradcheck(partial(gate_loop, reverse=reverse), (q, k, v, a, state))
+
+
+def test_gradcheck_of_heinsen() -> None:
+    a = torch.rand(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(heinsen_scan, (a, x))
+    assert torch.autograd.gradgradcheck(heinsen_scan, (a, x))
+
+
+# ---- DistributedDataParallel ---------------------------------------------------------------------
+
+WORKER = """
+import sys
+import torch
+import torch.distributed as dist
+from gateloop_cpp import Transformer
+from torch.nn.parallel import DistributedDataParallel
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = DistributedDataParallel(Transformer(16, num_tokens=32, depth=2))
+batches = torch.load(f"{folder}/batches.pt")
+model(batches[rank], return_loss=True).backward()
+if rank == 0:
+    torch.save({n: p.grad for n, p in model.module.named_parameters()}, f"{folder}/gradients.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    batches = [ids(), ids()]
+    torch.save(batches, tmp_path / "batches.pt")
+    source = str(Path(gateloop_cpp.__file__).parents[1])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": source},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, stderr = worker.communicate(timeout=120)
+        assert worker.returncode == 0, stderr
+
+    torch.manual_seed(0)
+    model = Transformer(16, num_tokens=32, depth=2)
+    model(torch.cat(batches), return_loss=True).backward()
+    gradients = torch.load(tmp_path / "gradients.pt")
+    for name, parameter in model.named_parameters():
+        # The mean of two means sums in another order.
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-7)
