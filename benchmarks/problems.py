@@ -10,6 +10,6 @@ def all_problems(quick: bool) -> list[Problem]:
         *layer.problems(quick),
         *model.problems(quick),
         *generation.problems(quick),
-        *memory.problems(quick),
         *operators.growth(quick),
+        *memory.problems(quick),
     ]

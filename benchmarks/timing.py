@@ -9,7 +9,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-def seconds_of(run: Callable[[], object], at_least: float = 0.1) -> float:
+def seconds_of(run: Callable[[], object], at_least: float) -> float:
     """Seconds of one call. A call shorter than `at_least` is repeated until that much has passed;
     the first finds cold caches and a sleeping thread pool and is left out of the median."""
     taken: list[float] = []

@@ -47,7 +47,7 @@ class LocalWorker:
     """A worker in this process."""
 
     def __init__(self, problem: Problem) -> None:
-        self.bench = Bench([problem])
+        self.bench = Bench([problem], at_least=0.001)
 
     def call(self, method: str, *arguments: Any, timeout: float) -> Any:
         try:
