@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import oracle, program
 from benchmarks.contenders import Contender, Pass, Problem
-from benchmarks.floors import floor, linear_shapes, reading
+from benchmarks.floors import floor, linear_shapes, products, reading
 from benchmarks.model import DTYPES, FULL, QUICK, Inputs, Size, build, inputs, ours, theirs
 from benchmarks.torch_passes import our_package
 
@@ -95,27 +95,42 @@ def program_passes(size: Size, length: int, data: Inputs) -> Mapping[str, Pass]:
     return {dtype: one(dtype) for dtype in DTYPES}
 
 
-def reading_passes(times: int, how: str, data: Inputs) -> Mapping[str, Pass]:
+def reading_passes(length: int, how: str, data: Inputs) -> Mapping[str, Pass]:
+    """Once for the prompt, then once for each byte but the first."""
     floats = sum(rows * columns for rows, columns in linear_shapes(data.weights))
 
     def one(floats: int) -> Pass:
         once = reading(floats, how)
-        return Pass(lambda: [once() for _ in range(times)])
+        return Pass(lambda: [once() for _ in range(length)])
 
     return {"float32": one(floats), "bfloat16": one(floats // 2)}
+
+
+def product_passes(length: int, data: Inputs) -> Mapping[str, Pass]:
+    """Of the prompts, then of one row a sequence for each byte but the first."""
+    sequences, prompt = data.ids.shape
+    shapes = linear_shapes(data.weights)
+
+    def one(dtype: torch.dtype) -> Pass:
+        read = products(sequences * prompt, shapes, dtype, backward=False)
+        step = products(sequences, shapes, dtype, backward=False)
+        return Pass(lambda: (read(), [step() for _ in range(length - 1)]))
+
+    return {name: one(dtype) for name, dtype in DTYPES.items()}
 
 
 def problem(size: Size, sequences: int, prompt: int, length: int) -> Problem:
     contenders = [
         Contender("gateloop_cpp", "ours", "ours", partial(our_passes, size, length)),
-        # Once for the prompt, then once for each byte but the first.
-        *(
-            floor(f"read the weights: {how}", partial(reading_passes, length, how))
-            for how in ("matrix-vector product", "dot product", "maximum")
-        ),
     ]
-    if sequences == 1:
+    if sequences > 1:
+        contenders.append(floor("matrix products", partial(product_passes, length)))
+    else:
         contenders += [
+            *(
+                floor(f"read the weights: {how}", partial(reading_passes, length, how))
+                for how in ("matrix-vector product", "dot product", "maximum")
+            ),
             Contender("gateloop generate", "ours", "ours", partial(program_passes, size, length)),
             Contender("gateloop-transformer", "peer", "peer", partial(their_passes, size, length)),
         ]
@@ -133,5 +148,5 @@ def problem(size: Size, sequences: int, prompt: int, length: int) -> Problem:
 
 def problems(quick: bool) -> list[Problem]:
     if quick:
-        return [problem(QUICK, 1, 16, 4), problem(QUICK, 4, 16, 4)]
-    return [problem(FULL, 1, 128, 384), problem(FULL, 64, 128, 384)]
+        return [problem(QUICK, 1, 16, 4), problem(QUICK, 4, 4, 4)]
+    return [problem(FULL, 1, 128, 384), problem(FULL, 64, 16, 384)]
