@@ -10,9 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
-from benchmarks import contenders, kernels, measure, report, timing
+from benchmarks import (
+    contenders,
+    generation,
+    kernels,
+    measure,
+    model,
+    oracle,
+    report,
+    timing,
+)
 from benchmarks.contenders import Array, Contender, Pass, Problem
 from benchmarks.worker import Bench, FailedError
 
@@ -138,6 +148,20 @@ def test_contenders_take_turns() -> None:
     calls.clear()
     timing.interleave({"a": taker("a")}, rounds=5, budget=0)
     assert len(calls) == 2  # a median of at least two, however long they took
+
+
+def test_a_text_is_right_only_if_its_bytes_are_the_likeliest() -> None:
+    data = model.inputs(model.QUICK, batch=1, length=16)
+    weights = {name: w.double() for name, w in data.weights.items()}
+    text = data.ids
+    for _ in range(4):
+        text = torch.cat([text, oracle.transformer(weights, text)[:, -1:].argmax(-1)], 1)
+    right = text[:, 16:]
+    assert generation.regret(data, right) == 0
+    for place in range(4):
+        wrong = right.clone()
+        wrong[0, place] = (wrong[0, place] + 1) % 256
+        assert generation.regret(data, wrong) > generation.TOLERANCES["bfloat16"]
 
 
 def test_a_wrong_kernel_stops_the_benchmark(tmp_path: Path) -> None:
