@@ -118,13 +118,24 @@ class Measurement:
         for worker in self.pool.workers.values():
             worker.call("rest", timeout=PATIENCE)  # the oracle needs the memory
         with tempfile.TemporaryDirectory() as folder:
-            self.pool["floor"].call("oracle", self.key, Path(folder), timeout=PATIENCE)
-            if self.problem.unit == "bytes":
-                self.weigh(Path(folder))
+            try:
+                self.pool["floor"].call("oracle", self.key, Path(folder), timeout=PATIENCE)
+            except FailedError as reason:
+                for _, row in self.lanes:
+                    row.failed = f"no oracle: {reason}"
             else:
-                self.validate(Path(folder))
-                self.time()
+                self.measure(Path(folder))
+        for _, row in self.lanes:
+            if row.absent or row.failed or row.wrong:
+                row.values = []
         return [row for _, row in self.lanes]
+
+    def measure(self, folder: Path) -> None:
+        if self.problem.unit == "bytes":
+            self.weigh(folder)
+        else:
+            self.validate(folder)
+            self.take_turns()
 
     def weigh(self, folder: Path) -> None:
         """In processes of their own, which end before the next begins."""
@@ -135,7 +146,7 @@ class Measurement:
             peak = self.ask(worker, "bytes", entry, row)
             if peak is not None:
                 row.error = self.ask(worker, "error", entry, row, folder)
-                row.values = [] if row.wrong else [peak]
+                row.values = [peak]
             worker.stop()
 
     def validate(self, folder: Path) -> None:
@@ -148,7 +159,7 @@ class Measurement:
             if row.failed is not None:
                 broken[entry] = row.failed
 
-    def time(self) -> None:
+    def take_turns(self) -> None:
         for which in self.problem.tolerances:
             able = {
                 entry: row
