@@ -22,9 +22,10 @@ from benchmarks.floors import floor, linear_shapes, products
 from benchmarks.torch_passes import compiled, numpy_of, our_package
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Relative error of logits or of all gradients together. float32: 1e-5 is seen. bfloat16 keeps 8
-# bits, so a rounding is up to 4e-3; six layers of them add up to 1e-2 to 3e-2, the peer's too.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-1}
+# Relative error of logits, or of all gradients together. float32: the reference's gradients have
+# 1.6e-4. bfloat16: its logits 4e-3 and its gradients 1.0e-1, and twice what PyTorch itself loses is
+# the limit.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-1}
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Trainer:
         forward: Callable[..., Tensor] | None = None,
     ) -> None:
         self.model, self.dtype = model, dtype
-        self.forward = forward or model
+        self.forward = model if forward is None else forward  # `or` asks a compiled one for len()
         self.parts = data.ids.chunk(micro_batches)
         self.names = list(data.weights)
         # The reference's train.py; fused is for whoever writes a new one.
