@@ -22,8 +22,8 @@ help:  ## Show this list
 	@echo "  MINUTES=N     how long to train (default: what the preset says)"
 	@echo "  PRESET=NAME   quick (default) or enwik8"
 	@echo "  OUT=DIR       where the model goes (default: runs/PRESET)"
-	@echo "  ARGS='...'    more flags for 'gateloop train' ('make train ARGS=--help' lists them),"
-	@echo "                or for the kernel benchmark of 'make bench'"
+	@echo "  ARGS='...'    more flags for 'gateloop train' or for the benchmark (ARGS=--help lists them)"
+	@echo "  BASE=REVISION 'make bench' compares with this git revision"
 	@echo "  JOBS=N        compile N files at once (default: all cores; a file takes up to 2 GB)"
 
 # ---- Set-up and build -------------------------------------------------------------------------
@@ -82,8 +82,8 @@ train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
 	  $(if $(DATA),--data '$(DATA)') $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
 
 .PHONY: bench
-bench: build  ## Run the benchmarks; results go to benchmarks/results/
-	@scripts/bench $(ARGS)
+bench: build  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it
+	.venv/bin/python -m benchmarks.run $(if $(BASE),--base '$(BASE)') $(ARGS)
 
 # ---- Care -------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 # One layer of the simplified, real GateLoop on a long sequence.
 import torch
+
 from gateloop_cpp import SimpleGateLoopLayer
 
 gate_loop = SimpleGateLoopLayer(512)

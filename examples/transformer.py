@@ -1,5 +1,6 @@
 # A GateLoop Transformer over bytes: ids in, logits out; then more bytes, at a constant cost each.
 import torch
+
 from gateloop_cpp import Transformer
 
 model = Transformer(num_tokens=256, dim=624, depth=6)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gateloop_cpp
 import pytest
 import torch
+
+import gateloop_cpp
 from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
 from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import gate_loop, linear_recurrence

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from gateloop_cpp import Transformer, checkpoint
 from parity import peer
 from torch import nn
+
+from gateloop_cpp import Transformer, checkpoint
 
 Gateloop = Callable[..., str]
 

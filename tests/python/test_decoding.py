@@ -2,13 +2,14 @@
 
 from typing import Any
 
-import gateloop_cpp
 import pytest
 import torch
-from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
-from gateloop_cpp.sampling import sample
 from parity import peer
 from torch import Tensor, nn
+
+import gateloop_cpp
+from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
+from gateloop_cpp.sampling import sample
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,10 @@
 """The ways in which public projects call the layer, written from their calling conventions."""
 
 import torch
-from gateloop_cpp import SimpleGateLoopLayer
 from parity import peer
 from torch import Tensor, nn
+
+from gateloop_cpp import SimpleGateLoopLayer
 
 
 def twins(**options: bool) -> tuple[nn.Module, nn.Module]:

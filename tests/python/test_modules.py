@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import gateloop_cpp
 import pytest
 import torch
 from parity import assert_parity, forward_backward, gradients, peer, small_phases
 from torch import Tensor, nn
+
+import gateloop_cpp
 
 BOTH = (False, True)
 Options = dict[str, Any]

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gateloop_cpp
 import pytest
 import torch
+from torch import Tensor, nn
+
+import gateloop_cpp
 from gateloop_cpp import SimpleGateLoopLayer, Transformer
 from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
-from torch import Tensor, nn
 
 MODELS: dict[str, dict[str, Any]] = {
     "max_heads": {},

@@ -7,9 +7,10 @@ import copy
 from typing import Any
 
 import torch
-from gateloop_cpp import Transformer
 from parity import peer
 from torch import Tensor, nn
+
+from gateloop_cpp import Transformer
 
 STEPS, BATCH, TIME = 50, 2, 32
 

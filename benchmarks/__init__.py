@@ -1,0 +1,12 @@
+"""Our code, its peers and the machine's floors, side by side: `make bench`.
+
+run                                  the command
+operators, layer, model,
+generation, memory, problems         what is measured
+contenders                           the types that these are made of
+torch_passes, jax_contenders,
+peer, program, floors, oracle        who takes part, and the truth
+measure, worker, timing              how: processes, validation, turns
+kernels, base                        the C++ benchmark; another revision of ours
+environment, records, report, plot   what is kept and shown
+"""

@@ -1,0 +1,15 @@
+"""All problems, in the order in which they are measured."""
+
+from benchmarks import generation, layer, memory, model, operators
+from benchmarks.contenders import Problem
+
+
+def all_problems(quick: bool) -> list[Problem]:
+    return [
+        *operators.problems(quick),
+        *layer.problems(quick),
+        *model.problems(quick),
+        *generation.problems(quick),
+        *operators.growth(quick),
+        *memory.problems(quick),
+    ]

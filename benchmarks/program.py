@@ -1,0 +1,59 @@
+"""The gateloop program as a contender: it brings its own clock."""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.contenders import AbsentError
+
+
+def run(*arguments: str | Path) -> tuple[bytes, str]:
+    """What the program writes to standard output and standard error."""
+    program = os.environ.get("GATELOOP_PROGRAM")
+    if not program or not Path(program).exists():
+        raise AbsentError("the gateloop program is not built")
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"gateloop {arguments[0]} failed: {done.stderr.decode()[-500:]}")
+    return done.stdout, done.stderr.decode()
+
+
+def train(text: bytes, flags: list[str], steps: int, folder: Path) -> list[dict[str, float]]:
+    """Trains into `folder`/run and returns what it notes of each step."""
+    data = folder / "text"
+    data.write_bytes(text)
+    quiet = ["--validate-every", "0", "--final-windows", "1", "--sample-length", "0"]
+    where = ["--data", str(data), "--out", str(folder / "run"), "--overwrite"]
+    run("train", *where, "--steps", str(steps), "--checkpoint-every", "0", *quiet, *flags)
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def seconds_per_step(flags: list[str], tokens: int, steps: int = 4) -> float:
+    text = np.random.default_rng(7).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
+    with tempfile.TemporaryDirectory() as folder:
+        notes = train(text, flags, steps, Path(folder))
+    # The first step meets cold caches and fetches its memory.
+    return tokens / statistics.median(note["tokens_per_second"] for note in notes[1:])
+
+
+def generate(
+    checkpoint: Path, prompt: bytes, length: int, dtype: str
+) -> tuple[bytes, float, float]:
+    """The likeliest bytes, and the seconds until the first one and for all of them."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(prompt)
+        greedy = ["--temperature", "0", "--prompt-file", file.name]
+        model = ["--checkpoint", str(checkpoint), "--dtype", dtype]
+        text, report = run("generate", *model, *greedy, "--length", str(length))
+    first = re.search(r"first token: ([\d.]+) ms; then (\d+) tokens, ([\d.]+) tokens/s", report)
+    if first is None:
+        raise RuntimeError(f"gateloop generate reported no times: {report[-300:]}")
+    until_first = float(first[1]) / 1e3
+    return text, until_first, until_first + float(first[2]) / float(first[3])

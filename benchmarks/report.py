@@ -1,0 +1,206 @@
+"""Tables for readers, from what was measured.
+
+python -m benchmarks.report    puts the table of benchmarks/results/ into README.md
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks import kernels, records
+from benchmarks.contenders import Kind
+from benchmarks.environment import ROOT
+from benchmarks.kernels import Kernel
+from benchmarks.records import Row
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+def amount(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{value / 2**20:,.0f} MiB"
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    numbers = "|".join("---" if i == 0 else "---:" for i in range(len(header)))
+    rows = [f"| {' | '.join(line)} |" for line in (header, *lines)]
+    return "\n".join([rows[0], f"|{numbers}|", *rows[1:]])
+
+
+def best(rows: Iterable[Row], kind: Kind) -> Row | None:
+    """The fastest, or leanest, of a kind."""
+    able = [row for row in rows if row.kind == kind and row.values]
+    return min(able, key=lambda row: row.value, default=None)
+
+
+def by_pass(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of one pass of one problem together."""
+
+    def key(row: Row) -> tuple[str, str, str]:
+        return row.group, row.problem, row.which
+
+    order = list(dict.fromkeys(map(key, rows)))
+    ordered = sorted(rows, key=lambda row: order.index(key(row)))
+    return [list(lane) for _, lane in groupby(ordered, key)]
+
+
+def summary_line(lane: Sequence[Row]) -> list[str]:
+    first, ours = lane[0], best(lane, "ours")
+    floor, peer = best(lane, "floor"), best(lane, "peer")
+    memory = ", peak memory" if first.unit == "bytes" else ""
+    line = [f"{first.problem}, {first.which}{memory}"]
+    line.append(f"{amount(ours.value, ours.unit)}, {ours.contender}" if ours else "–")
+    line.append(ratio(ours.value / floor.value) if ours and floor else "–")
+    line.append(f"{amount(peer.value, peer.unit)}, {peer.contender}" if peer else "–")
+    line.append(ratio(peer.value / ours.value) if ours and peer else "–")
+    seed = [row for row in lane if row.contender == "gateloop-transformer" and row.values]
+    line.append(ratio(seed[0].value / ours.value) if ours and seed else "–")
+    return line
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The fastest of ours against the floor and the fastest of the peers."""
+    header = ["what", "ours", "ours / floor", "best peer", "best peer / ours", "reference / ours"]
+    lanes = [lane for lane in by_pass(rows) if lane[0].group != "growth"]
+    text = table(header, map(summary_line, lanes))
+    return f"{text}\n{throughput(rows)}"
+
+
+def throughput(rows: Sequence[Row]) -> str:
+    """Many sequences together against one, in bytes a second."""
+    text = ""
+    lanes = [lane for lane in by_pass(rows) if lane[0].group == "generation"]
+    for which in dict.fromkeys(lane[0].which for lane in lanes):
+        fastest = [best(lane, "ours") for lane in lanes if lane[0].which == which]
+        rates = [row.work / row.value for row in fastest if row]
+        if len(rates) == 2:
+            text += (
+                f"\nGeneration, {which}: {rates[0]:,.0f} bytes/s alone,"
+                f" {rates[1]:,.0f} together: {ratio(rates[1] / rates[0])} times as many.\n"
+            )
+    return text
+
+
+def sentence(row: Row) -> str:
+    name = f"{row.problem}, {row.which}, {row.contender}"
+    if row.absent:
+        return f"{name}: absent: {row.absent}"
+    if row.failed:
+        return f"{name}: failed: {row.failed}"
+    return f"{name}: error {row.error:.1e}, at most {row.tolerance:.0e} allowed"
+
+
+def details(rows: Sequence[Row]) -> str:
+    lines = []
+    for lane in by_pass(rows):
+        floor = best(lane, "floor")
+        for row in lane:
+            if not row.values:
+                continue
+            over = ratio(row.value / floor.value) if floor else "–"
+            error = "–" if row.error is None else f"{row.error:.1e}"
+            value = amount(row.value, row.unit)
+            lines.append([f"{row.problem}, {row.which}", row.contender, value, over, error])
+    header = ["what", "contender", "median", "over floor", "error"]
+    text = f"## Everyone\n\n{table(header, lines)}"
+    out = [sentence(row) for row in rows if not row.values]
+    if out:
+        text += "\n\nNot measured:\n\n" + "\n".join(f"- {line}" for line in out)
+    return text
+
+
+def comparison(rows: Sequence[Row]) -> str:
+    """This revision beside the base."""
+    lines = []
+    for lane in by_pass(rows):
+        base = {row.contender: row for row in lane if row.kind == "base" and row.values}
+        for row in lane:
+            if row.kind != "ours" or not row.values or row.contender not in base:
+                continue
+            other = base[row.contender].value
+            values = [
+                amount(row.value, row.unit),
+                amount(other, row.unit),
+                ratio(other / row.value),
+            ]
+            lines.append([f"{row.problem}, {row.which}", row.contender, *values])
+    return table(["what", "contender", "here", "base", "base / here"], lines)
+
+
+def kernel_table(measured: Sequence[Kernel]) -> str:
+    lines = [[k.name, f"{k.ms:.3g} ms", ratio(k.over_floor), ratio(k.speedup)] for k in measured]
+    header = ["kernel / (B x T x D)", "time", "over an elementwise pass", "over one thread"]
+    return table(header, lines)
+
+
+def kernel_comparison(pairs: Sequence[tuple[Sequence[Kernel], Sequence[Kernel]]]) -> str:
+    """The fastest of the runs of each side."""
+
+    def fastest(runs: Iterable[Sequence[Kernel]]) -> dict[str, float]:
+        times: dict[str, list[float]] = {}
+        for kernel in (kernel for run in runs for kernel in run):
+            times.setdefault(kernel.name, []).append(kernel.ms)
+        return {name: min(values) for name, values in times.items()}
+
+    here = fastest(run for run, _ in pairs)
+    there = fastest(run for _, run in pairs)
+    lines = [
+        [name, f"{ms:.3g} ms", f"{there[name]:.3g} ms", ratio(there[name] / ms)]
+        for name, ms in here.items()
+        if name in there
+    ]
+    return table(["kernel", "here", "base", "base / here"], lines)
+
+
+def document(facts: dict[str, str], parts: Sequence[str]) -> str:
+    head = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return "\n\n".join(["# Benchmark", head, *parts]) + "\n"
+
+
+# ---- Documents that show results ----------------------------------------------------------------
+
+
+def readme_table(results: Path) -> str:
+    """The problems of the first shape, with what they were measured on."""
+    groups = ("operators", "layer", "model", "generation", "memory")
+    measured = [records.load(results / f"{group}.json") for group in groups]
+    rows = [row for record in measured for row in record.rows]
+    shown = [row for row in rows if row.group != "operators" or "(1, 65,536, 512)" in row.problem]
+    facts = measured[0].environment
+    made = ", ".join([facts["machine"], facts["compiler"], f"torch {facts['torch']}"])
+    made += f", jax {facts['jax']}, {facts['peer']}, revision {facts['revision']}"
+    return f"{summary(shown)}\nMeasured by `make bench` on {made}."
+
+
+def with_table(document: str, new: str) -> str:
+    """The document with what stands between its two markers replaced."""
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.S)
+    if len(pattern.findall(document)) != 1:
+        raise ValueError(f"a document needs {BEGIN} and {END} once, around its table")
+    return pattern.sub(lambda _: f"{BEGIN}\n{new}\n{END}", document)
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """Every document that shows results, as it has to read."""
+    results = root / "benchmarks" / "results"
+    readme = performance = "Not measured yet: `make bench`."
+    if results.exists():
+        readme = readme_table(results)
+        performance = kernel_table(kernels.parse(results / "kernels.json"))
+    tables = {root / "README.md": readme, root / "docs" / "performance.md": performance}
+    return {file: with_table(file.read_text(), table) for file, table in tables.items()}
+
+
+def main() -> None:
+    for file, text in documents(ROOT).items():
+        file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What all torch contenders share: a function bound to its inputs, without and with gradients."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import AbsentError, Array, Pass, import_or_absent
+
+Layout = Callable[[Array], Array]
+
+
+def as_is(array: Array) -> Array:
+    return array
+
+
+def our_operators() -> Any:
+    """torch.ops.gateloop, from the library that GATELOOP_OPS_LIBRARY names."""
+    torch.ops.load_library(os.environ["GATELOOP_OPS_LIBRARY"])
+    return torch.ops.gateloop
+
+
+def our_package() -> Any:
+    """gateloop_cpp, which finds its library by the same variable."""
+    return import_or_absent("gateloop_cpp")
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function under torch.compile, static shapes: the fastest that it offers."""
+    try:
+        return torch.compile(function, dynamic=False)
+    except RuntimeError as problem:  # no compiler, or a Python that dynamo does not know
+        raise AbsentError(str(problem)) from problem
+
+
+def numpy_of(tensors: Sequence[Tensor]) -> list[Array]:
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def torch_passes(
+    function: Callable[..., Tensor],
+    arrays: Sequence[Array],
+    gradient: Array,
+    names: tuple[str, str] = ("forward", "forward + backward"),
+    there: Layout = as_is,
+    back: Layout = as_is,
+) -> dict[str, Pass]:
+    """`there` and `back` are to and from the layout that the function likes best, untimed."""
+    leaves = [torch.from_numpy(np.ascontiguousarray(there(x))).requires_grad_() for x in arrays]
+    output_gradient = torch.from_numpy(np.ascontiguousarray(there(gradient)))
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            return [function(*leaves)]
+
+    def both() -> list[Tensor]:
+        y = function(*leaves)
+        return [y, *torch.autograd.grad(y, leaves, output_gradient)]
+
+    return {
+        names[0]: Pass(forward, lambda: [back(x) for x in numpy_of(forward())]),
+        names[1]: Pass(both, lambda: [back(x) for x in numpy_of(both())]),
+    }
+
+
+def oracle_passes(
+    function: Callable[..., Tensor], arrays: Sequence[Array], gradient: Array
+) -> list[Array]:
+    """The function in float64: its value and the gradients of its inputs."""
+    leaves = [torch.from_numpy(x).double().requires_grad_() for x in arrays]
+    y = function(*leaves)
+    return numpy_of([y, *torch.autograd.grad(y, leaves, torch.from_numpy(gradient).double())])

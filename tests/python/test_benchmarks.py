@@ -1,0 +1,180 @@
+"""The benchmark: that it still runs, refuses what is wrong, and that its tables are its results."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import (
+    contenders,
+    generation,
+    kernels,
+    measure,
+    model,
+    oracle,
+    report,
+    timing,
+)
+from benchmarks.contenders import Array, Contender, Pass, Problem
+from benchmarks.worker import Bench, FailedError
+from conftest import ROOT
+
+GROUPS = ("operators", "layer", "model", "generation", "memory", "growth")
+# gateloop_jax is built only where jax is; the reference cannot run in bfloat16 weights.
+MAY_BE_ABSENT = {("gateloop_jax", which) for which in ("forward", "forward + backward")} | {
+    ("gateloop-transformer", "bfloat16")
+}
+
+
+def test_quick_benchmark_measures_everyone(build_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.run", "--quick"]
+    paths = ["--build", str(build_dir), "--results", str(tmp_path)]
+    done = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "kernels.json").read_text())["benchmarks"]
+    for group in GROUPS:
+        rows = json.loads((tmp_path / f"{group}.json").read_text())["rows"]
+        assert any(row["kind"] == "ours" and row["values"] for row in rows), group
+        for row in rows:
+            absent = (row["contender"], row["which"])
+            assert row["values"] or absent in MAY_BE_ABSENT, row
+            assert row["error"] is not None or row["kind"] == "floor" or row["absent"], row
+    assert (tmp_path / "growth.svg").stat().st_size > 0
+    assert "| what | ours |" in (tmp_path / "bench.md").read_text()
+
+
+# ---- What is wrong is not timed ------------------------------------------------------------------
+
+
+class LocalWorker:
+    """A worker in this process."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.bench = Bench([problem], at_least=0.001)
+
+    def call(self, method: str, *arguments: Any, timeout: float) -> Any:
+        try:
+            return getattr(self.bench, method)(*arguments)
+        except ZeroDivisionError as reason:
+            raise FailedError(str(reason)) from reason
+
+    def stop(self) -> None:
+        self.bench.rest()
+
+
+class LocalPool(measure.Pool):
+    def __init__(self, problem: Problem) -> None:
+        self.worker: Any = LocalWorker(problem)
+        self.workers = {}
+
+    def __getitem__(self, home: contenders.Home) -> Any:
+        return self.worker
+
+
+def contender(name: str, result: Callable[[Array], Array]) -> Contender:
+    def make(x: Array) -> dict[str, Pass]:
+        return {"forward": Pass(lambda: result(x), lambda: [result(x)])}
+
+    return Contender(name, "ours", "ours", make)
+
+
+def double(x: Array) -> Array:
+    return 2 * x
+
+
+def not_a_number(x: Array) -> Array:
+    return np.full_like(x, np.nan)
+
+
+def one_wrong(x: Array) -> Array:
+    y = 2 * x
+    y[3] += 1  # 1e-3 of the whole
+    return y
+
+
+def broken(x: Array) -> Array:
+    return x * (1 / 0)
+
+
+def test_only_what_agrees_with_the_oracle_is_timed() -> None:
+    functions = (double, not_a_number, one_wrong, broken)
+    problem = Problem(
+        "group",
+        "doubling",
+        {"forward": 1e-4},
+        lambda: np.arange(1, 100, dtype=np.float32),
+        lambda x: [2 * x.astype(np.float64)],
+        [contender(function.__name__, function) for function in functions],
+    )
+    rows = measure.Measurement(problem, LocalPool(problem), None, rounds=2, budget=1).rows()
+    right, nan, wrong, failed = rows
+    assert len(right.values) == 2 and not right.wrong and right.error == 0
+    assert nan.wrong and not nan.values and nan.error is not None and math.isnan(nan.error)
+    assert wrong.wrong and not wrong.values
+    assert failed.failed and not failed.values
+    # ... and the report says so.
+    text = report.details(rows)
+    for row in (nan, wrong, failed):
+        assert report.sentence(row) in text
+
+
+def test_error_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        contenders.error([np.zeros(3)], [np.ones(4)])
+    with pytest.raises(ValueError, match="2 arrays"):
+        contenders.error([np.zeros(3)] * 2, [np.ones(3)])
+
+
+def test_contenders_take_turns() -> None:
+    calls = []
+
+    def taker(name: str) -> Callable[[], int]:
+        def take() -> int:
+            calls.append(name)
+            return len(calls)
+
+        return take
+
+    values = timing.interleave({"a": taker("a"), "b": taker("b")}, rounds=3, budget=1e9)
+    assert calls == ["a", "b"] * 3
+    assert values == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    calls.clear()
+    timing.interleave({"a": taker("a")}, rounds=5, budget=0)
+    assert len(calls) == 2  # a median of at least two, however long they took
+
+
+def test_a_text_is_right_only_if_its_bytes_are_the_likeliest() -> None:
+    data = model.inputs(model.QUICK, batch=1, length=16)
+    weights = {name: w.double() for name, w in data.weights.items()}
+    text = data.ids
+    for _ in range(4):
+        text = torch.cat([text, oracle.transformer(weights, text)[:, -1:].argmax(-1)], 1)
+    right = text[:, 16:]
+    assert generation.regret(data, right) == 0
+    for place in range(4):
+        wrong = right.clone()
+        wrong[0, place] = (wrong[0, place] + 1) % 256
+        assert generation.regret(data, wrong) > generation.TOLERANCES["bfloat16"]
+
+
+def test_a_wrong_kernel_stops_the_benchmark(tmp_path: Path) -> None:
+    right = {"name": "Op/1x2x3/iterations:15", "ms": 1.5, "ratio": 1.1, "speedup": 1.9}
+    wrong = {"name": "Other/1x2x3", "error_occurred": True, "error_message": "differs"}
+    file = tmp_path / "kernels.json"
+    file.write_text(json.dumps({"benchmarks": [right]}))
+    assert kernels.parse(file) == [kernels.Kernel("Op/1x2x3", 1.5, 1.1, 1.9)]
+    file.write_text(json.dumps({"benchmarks": [right, wrong]}))
+    with pytest.raises(RuntimeError, match="Other/1x2x3: differs"):
+        kernels.parse(file)
+
+
+def test_documents_show_the_results() -> None:
+    """`python -m benchmarks.report` has been run after the last measurement."""
+    for document, text in report.documents(ROOT).items():
+        assert document.read_text() == text, f"{document}: run 'python -m benchmarks.report'"
