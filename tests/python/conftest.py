@@ -16,6 +16,8 @@ os.environ["GATELOOP_OPS_LIBRARY"] = str(BUILD / "lib" / "libgateloop_ops.so")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# Two devices for shard_map; read when JAX first computes, whichever test that is in.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Read when gateloop_jax is imported.
 os.environ.setdefault("GATELOOP_JAX_LIBRARY", str(BUILD / "lib" / "libgateloop_jax.so"))
 HAS_JAX = importlib.util.find_spec("jax") is not None

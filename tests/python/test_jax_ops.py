@@ -24,8 +24,6 @@ from gateloop_jax import (
     polar_gate,
 )
 
-# For shard_map; before anything asks for a device.
-jax.config.update("jax_num_cpu_devices", 2)
 
 Outputs = tuple[Array, Array]
 Function = Callable[..., Outputs]

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -24,10 +25,14 @@ using torch::Tensor;
 using Tensors = std::map<std::string, Tensor>;
 
 // Both packages compute in float32 what the peer also computed in float64. Summing in another order
-// is allowed, losing digits is not: our distance to the float64 result may be at most twice the
-// peer's own. The floor covers results where the peer happens to be almost exact, such as a loss
-// (one number): eight roundings of 2^-24.
-constexpr double kPeerErrors = 2;
+// is allowed, losing digits is not: our distance to the float64 results may be at most twice the
+// peer's own, in the geometric mean over a case. A single result is one draw of a rounding error,
+// with heavy tails where a transition is close to zero (its gradient divides by |z|): in the case
+// "readme" the mean ratio is 1.1 and the largest 2.5. As in tests/python/parity.py it may be 16.
+// The floor covers results where the peer happens to be almost exact, such as a loss (one number):
+// eight roundings of 2^-24.
+constexpr double kMeanPeerErrors = 2;
+constexpr double kSinglePeerErrors = 16;
 constexpr double kFloor32 = 8 * 0x1p-24;
 // In float64 nothing but the order of summation differs: 1e-10 is 2^20 roundings.
 constexpr double kTolerance64 = 1e-10;
@@ -168,12 +173,16 @@ class Golden : public testing::TestWithParam<std::string> {
 TEST_P(Golden, Float32IsAsExactAsThePeer) {
   const auto result = run_in(torch::kFloat);
   expect_same_names(result);
-  for (const auto& [name, reference] : group(file_, "reference")) {
+  double log_ratios = 0;
+  const auto references = group(file_, "reference");
+  for (const auto& [name, reference] : references) {
     const auto peer = file_.tensors.at("error/" + name).item<double>();
     const auto ours = relative_error(result.at(name), reference);
-    EXPECT_LE(ours, kPeerErrors * peer + kFloor32) << name << ", the peer's error is " << peer;
+    EXPECT_LE(ours, kSinglePeerErrors * peer + kFloor32) << name << ", the peer's is " << peer;
+    log_ratios += std::log((ours + kFloor32) / (peer + kFloor32));
     if (std::getenv("GATELOOP_VERBOSE")) std::printf("%-56s %.2e %.2e\n", name.c_str(), ours, peer);
   }
+  EXPECT_LE(std::exp(log_ratios / static_cast<double>(references.size())), kMeanPeerErrors);
 }
 
 TEST_P(Golden, Float64Equals) {
