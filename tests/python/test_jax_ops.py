@@ -24,7 +24,6 @@ from gateloop_jax import (
     polar_gate,
 )
 
-
 Outputs = tuple[Array, Array]
 Function = Callable[..., Outputs]
 
