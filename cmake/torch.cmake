@@ -1,12 +1,7 @@
-# libtorch comes from a Python wheel, that of .venv or of the Python that builds our own wheel, unless
-# -DTorch_DIR or CMAKE_PREFIX_PATH names another.
-set(torch_python ${PROJECT_SOURCE_DIR}/.venv/bin/python)
-if(SKBUILD)
-  set(torch_python ${Python_EXECUTABLE})
-endif()
-if(NOT Torch_DIR AND EXISTS ${torch_python})
+# libtorch comes from a Python wheel unless -DTorch_DIR or CMAKE_PREFIX_PATH names another.
+if(NOT Torch_DIR AND EXISTS ${gateloop_python})
   execute_process(
-    COMMAND ${torch_python} -c "import torch; print(torch.utils.cmake_prefix_path)"
+    COMMAND ${gateloop_python} -c "import torch; print(torch.utils.cmake_prefix_path)"
     OUTPUT_VARIABLE torch_prefix OUTPUT_STRIP_TRAILING_WHITESPACE)
   list(APPEND CMAKE_PREFIX_PATH ${torch_prefix})
 endif()

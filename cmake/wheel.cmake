@@ -1,4 +1,4 @@
-# The Python package (pyproject.toml): the operators' library beside its modules, and nothing else.
+# The wheel of gateloop-cpp (pyproject.toml): the operators' library beside its modules, and nothing else.
 include(cmake/torch.cmake)
 add_subdirectory(src/ops)
 install(TARGETS gateloop_ops LIBRARY DESTINATION gateloop_cpp)

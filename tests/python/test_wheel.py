@@ -1,4 +1,4 @@
-"""The package as pip builds and installs it, and the README's examples on it."""
+"""The packages as pip builds and installs them, and the README's examples on one of them."""
 
 import os
 import re
@@ -12,24 +12,30 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ["transformer.py", "simple_gate_loop_layer.py"]
 
 
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package alone; what it depends on comes from this environment."""
-    target = tmp_path_factory.mktemp("site")
+def install(source: Path, target: Path) -> None:
+    """The package alone into a folder; what it depends on comes from this environment."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     result = subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", "--target", target, ROOT],
+        [*pip, "--no-deps", "--no-build-isolation", "--target", target, source],
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with gateloop-cpp."""
+    target = tmp_path_factory.mktemp("site")
+    install(ROOT, target)
     return target
 
 
 def run(installed: Path, *arguments: str, cwd: Path) -> str:
     environment = os.environ | {"PYTHONPATH": str(installed)}
-    del environment["GATELOOP_OPS_LIBRARY"]
+    for library in ("GATELOOP_OPS_LIBRARY", "GATELOOP_JAX_LIBRARY"):  # of the build
+        environment.pop(library, None)
     result = subprocess.run(
         [sys.executable, *arguments],
         env=environment,
@@ -62,3 +68,17 @@ def test_nothing_else_is_installed(installed: Path, tmp_path: Path) -> None:
     assert {p.name for p in package.iterdir() if p.is_file()} == ours | {"libgateloop_ops.so"}
     where = run(installed, "-c", "import gateloop_cpp as g; print(g.__file__)", cwd=tmp_path)
     assert where.strip() == str(package / "__init__.py")
+
+
+def test_gateloop_jax_runs_as_installed(tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    install(ROOT / "python" / "gateloop_jax", tmp_path / "site")
+    program = """
+import jax.numpy as jnp
+from gateloop_jax import _library, linear_recurrence
+print(_library.path())
+print(linear_recurrence(jnp.full((1, 3, 1), 0.5), jnp.ones((1, 3, 1)))[0].ravel().tolist())
+"""
+    where, values = run(tmp_path / "site", "-c", program, cwd=tmp_path).splitlines()
+    assert where == str(tmp_path / "site" / "gateloop_jax" / "libgateloop_jax.so")
+    assert values == "[1.0, 1.5, 1.75]"
