@@ -79,6 +79,16 @@ void* checkpoints(const AnyBuffer& buffer, const Shape& s) {
   return buffer.untyped_data();
 }
 
+/// What every operation is told, from one of its sequences.
+template <class Params>
+Params sized(const AnyBuffer& sequence, bool reverse) {
+  Params p;
+  p.dtype = dtype_of(sequence);
+  p.shape = shape_of(sequence);
+  p.reverse = reverse;
+  return p;
+}
+
 /// The kernels throw, XLA wants a value.
 template <class Body>
 ffi::Error guarded(const char* name, const Body& body) {
@@ -93,11 +103,8 @@ ffi::Error guarded(const char* name, const Body& body) {
 ffi::Error linear_recurrence(ffi::ThreadPool pool, AnyBuffer a, AnyBuffer x,
                              AnyBuffer initial_state, Output h, Output final_state, bool reverse) {
   return guarded("linear_recurrence", [&] {
-    const Shape s = shape_of(x);
-    recurrence::LinearRecurrence p;
-    p.dtype = dtype_of(x);
-    p.shape = s;
-    p.reverse = reverse;
+    auto p = sized<recurrence::LinearRecurrence>(x, reverse);
+    const Shape& s = p.shape;
     p.a = input(a, "a", s);
     p.x = input(x, "x", s);
     p.initial_state = state(initial_state, "initial_state", s);
@@ -111,11 +118,8 @@ ffi::Error linear_recurrence_backward(ffi::ThreadPool pool, AnyBuffer a, AnyBuff
                                       AnyBuffer initial_state, AnyBuffer dh, AnyBuffer dfinal_state,
                                       Output da, Output dx, Output dinitial_state, bool reverse) {
   return guarded("linear_recurrence_backward", [&] {
-    const Shape s = shape_of(a);
-    recurrence::LinearRecurrenceBackward p;
-    p.dtype = dtype_of(a);
-    p.shape = s;
-    p.reverse = reverse;
+    auto p = sized<recurrence::LinearRecurrenceBackward>(a, reverse);
+    const Shape& s = p.shape;
     p.a = input(a, "a", s);
     p.h = input(h, "h", s);
     p.dh = input(dh, "dh", s);
@@ -133,11 +137,8 @@ ffi::Error gate_loop(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, AnyBuffer v
                      AnyBuffer initial_state, Output y, Output final_state, ffi::RemainingRets kept,
                      bool reverse) {
   return guarded("gate_loop", [&] {
-    const Shape s = shape_of(q);
-    recurrence::GateLoop p;
-    p.dtype = dtype_of(q);
-    p.shape = s;
-    p.reverse = reverse;
+    auto p = sized<recurrence::GateLoop>(q, reverse);
+    const Shape& s = p.shape;
     p.q = input(q, "q", s);
     p.k = input(k, "k", s);
     p.v = input(v, "v", s);
@@ -155,11 +156,8 @@ ffi::Error gate_loop_backward(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, An
                               Output dq, Output dk, Output dv, Output dz, Output dinitial_state,
                               bool reverse) {
   return guarded("gate_loop_backward", [&] {
-    const Shape s = shape_of(q);
-    recurrence::GateLoopBackward p;
-    p.dtype = dtype_of(q);
-    p.shape = s;
-    p.reverse = reverse;
+    auto p = sized<recurrence::GateLoopBackward>(q, reverse);
+    const Shape& s = p.shape;
     p.q = input(q, "q", s);
     p.k = input(k, "k", s);
     p.v = input(v, "v", s);

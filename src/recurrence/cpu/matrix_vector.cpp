@@ -4,6 +4,7 @@
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "recurrence/cpu/matrix_vector.cpp"
@@ -41,7 +42,7 @@ Accumulation<S> Dot(const S* row, const Accumulation<S>* x, std::int64_t columns
 }
 
 template <class S>
-void Rows(const MatrixVector& p, std::int64_t first, std::int64_t last) {
+void DotRows(const MatrixVector& p, std::int64_t first, std::int64_t last) {
   using T = Accumulation<S>;
   const hn::CappedTag<T, 1> one;
   const auto* matrix = static_cast<const S*>(p.matrix);
@@ -56,16 +57,7 @@ void Rows(const MatrixVector& p, std::int64_t first, std::int64_t last) {
 }
 
 void RunMatrixVector(const MatrixVector& p, std::int64_t first, std::int64_t last) {
-  switch (p.dtype) {
-    case DType::kFloat64:
-      return Rows<double>(p, first, last);
-    case DType::kBFloat16:
-      return Rows<BFloat16>(p, first, last);
-    case DType::kFloat16:
-      return Rows<Float16>(p, first, last);
-    default:
-      return Rows<float>(p, first, last);
-  }
+  WithStorageOf(p.dtype, [&]<class S>() { DotRows<S>(p, first, last); });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -85,14 +77,9 @@ void run(const MatrixVector& p, const Executor& executor) {
       std::max<std::int64_t>(1, p.columns) * static_cast<std::int64_t>(storage_bytes(p.dtype));
   const std::int64_t rows = std::max<std::int64_t>(1, kMatrixVectorTaskBytes / row_bytes);
   const std::int64_t tasks = (p.rows + rows - 1) / rows;
-  const auto task = [&](std::int64_t i) {
+  parallel(executor, executor.threads, tasks, [&](std::int64_t i, std::int64_t /*slot*/) {
     HWY_DYNAMIC_DISPATCH(RunMatrixVector)(p, i * rows, std::min(p.rows, (i + 1) * rows));
-  };
-  if (executor.threads > 1 && executor.parallel_for && tasks > 1) {
-    executor.parallel_for(tasks, task);
-  } else {
-    for (std::int64_t i = 0; i < tasks; ++i) task(i);
-  }
+  });
 }
 
 }  // namespace gateloop::recurrence

@@ -236,16 +236,7 @@ class KernelOf final : public Kernel {
 /// Runs Op<S> with S the real storage type of the parameters.
 template <template <class> class Op, class Params>
 void RunReal(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
-  switch (p.dtype) {
-    case DType::kFloat64:
-      return drive(problem, KernelOf(Op<double>(p)), executor, scratch);
-    case DType::kBFloat16:
-      return drive(problem, KernelOf(Op<BFloat16>(p)), executor, scratch);
-    case DType::kFloat16:
-      return drive(problem, KernelOf(Op<Float16>(p)), executor, scratch);
-    default:
-      return drive(problem, KernelOf(Op<float>(p)), executor, scratch);
-  }
+  WithStorageOf(p.dtype, [&]<class S>() { drive(problem, KernelOf(Op<S>(p)), executor, scratch); });
 }
 
 }  // namespace HWY_NAMESPACE

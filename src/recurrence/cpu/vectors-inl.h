@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gateloop/recurrence.h"
 #include "recurrence/cpu/half.h"
 
 #if defined(GATELOOP_RECURRENCE_CPU_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -33,6 +34,21 @@ struct AccumulationOf<double> {
 };
 template <class S>
 using Accumulation = typename AccumulationOf<S>::type;
+
+/// f.template operator()<S>() with S the storage type of a dtype that is not complex.
+template <class F>
+void WithStorageOf(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return f.template operator()<double>();
+    case DType::kBFloat16:
+      return f.template operator()<BFloat16>();
+    case DType::kFloat16:
+      return f.template operator()<Float16>();
+    default:
+      return f.template operator()<float>();
+  }
+}
 
 // ---------------------------------------------------------------- values
 
