@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gateloop_cpp._adjoint import adjoint
+
 # log 0 = -inf would make inf - inf of the sums below. e^-745 is the least positive float64, so that
 # a transition of e^-800 is a zero to every result, while 65,536 of them in a row still add up to a
 # number whose last digit is worth 1e-8.
@@ -30,8 +32,7 @@ def _scan(a: Tensor, x: Tensor) -> Tensor:
 
 class _HeinsenScan(torch.autograd.Function):
     # The derivative of log |x| has a pole at 0; that of the recurrence has not. So the backward
-    # pass is the recurrence's own adjoint, scanned in log space too:
-    #   g_t = dh_t + a_{t+1} g_{t+1},   dx_t = g_t,   da_t = g_t h_{t-1}
+    # pass is the recurrence's own adjoint, scanned in log space too.
     generate_vmap_rule = True
 
     @staticmethod
@@ -45,10 +46,7 @@ class _HeinsenScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors
-        after = torch.cat((a[:, 1:], torch.ones_like(a[:, :1])), 1)
-        g = heinsen_scan(after.flip(1), dh.flip(1)).flip(1)
-        before = torch.cat((torch.zeros_like(h[:, :1]), h[:, :-1]), 1)
-        return g * before, g
+        return adjoint(heinsen_scan, a, h, dh)
 
 
 def heinsen_scan(a: Tensor, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gateloop_cpp._adjoint import adjoint
+
 try:
     import jax
 except ImportError as error:
@@ -32,7 +34,6 @@ def _scan(a: Tensor, x: Tensor) -> Tensor:
 
 
 class _JaxScan(torch.autograd.Function):
-    # g_t = dh_t + a_{t+1} g_{t+1},   dx_t = g_t,   da_t = g_t h_{t-1}: JAX scans the adjoint too.
     @staticmethod
     def forward(ctx: Any, a: Tensor, x: Tensor) -> Tensor:
         h = _scan(a, x)
@@ -42,10 +43,7 @@ class _JaxScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors
-        after = torch.cat((a[:, 1:], torch.ones_like(a[:, :1])), 1)
-        g = jax_associative_scan(after.flip(1), dh.flip(1)).flip(1)
-        before = torch.cat((torch.zeros_like(h[:, :1]), h[:, :-1]), 1)
-        return g * before, g
+        return adjoint(jax_associative_scan, a, h, dh)
 
 
 def jax_associative_scan(a: Tensor, x: Tensor) -> Tensor:

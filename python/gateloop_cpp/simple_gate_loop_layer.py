@@ -1,18 +1,17 @@
 """The simplified, real GateLoop as a layer of its own."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from gateloop_cpp._adjoint import Scan
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
+from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import simple_gate_loop
 from gateloop_cpp.rms_norm import RMSNorm
 
 _NAME = "SimpleGateLoopLayer"
 
 Cache = tuple[Tensor, Tensor]
-Scan = Callable[[Tensor, Tensor], Tensor]
 
 
 class SimpleGateLoopLayer(nn.Module):
@@ -53,7 +52,7 @@ class SimpleGateLoopLayer(nn.Module):
         # The reference keeps the projection inside a Sequential, which shows in its name.
         self.to_qkva = nn.Sequential(nn.Linear(dim, dim * 3, bias=False))
         self.maybe_post_ln = nn.LayerNorm(dim) if post_ln else nn.Identity()
-        self._scan()  # fails here rather than at the first call
+        self._scan = _scan(use_heinsen, use_jax_associative_scan)
 
     def forward(
         self, x: Tensor, cache: Cache | None = None, return_cache: bool = False
@@ -77,11 +76,10 @@ class SimpleGateLoopLayer(nn.Module):
 
         state = torch.float64 if z.dtype == torch.float64 else torch.float32
         initial = None if cache is None else cache[1].view(-1, self.dim).to(state)
-        scan = self._scan()
-        if scan is None:
+        if self._scan is None:
             y, final = simple_gate_loop(q, kv, z, initial, self.reverse)
         else:
-            y, final = self._read(scan, q, kv, z, initial)
+            y, final = self._read(self._scan, q, kv, z, initial)
         y = self.maybe_post_ln(y)
         if not return_cache:
             return y
@@ -89,18 +87,6 @@ class SimpleGateLoopLayer(nn.Module):
         if cache is not None:
             a = a * cache[0].to(state)
         return y, (a, final.reshape(-1, 1))
-
-    def _scan(self) -> Scan | None:
-        """The scan asked for in place of the fused operator."""
-        if self.use_heinsen:
-            from gateloop_cpp.heinsen import heinsen_scan
-
-            return heinsen_scan
-        if self.use_jax:
-            from gateloop_cpp.jax_scan import jax_associative_scan
-
-            return jax_associative_scan
-        return None
 
     def _read(
         self, scan: Scan, q: Tensor, kv: Tensor, z: Tensor, initial: Tensor | None
@@ -131,3 +117,14 @@ class SimpleGateLoopLayer(nn.Module):
             shape = (batch * self.dim, 1)
             fits = isinstance(tensor, Tensor) and tensor.shape == shape
             expect(fits, _NAME, f"cache.{field}", f"(B · dim, 1) = {shape}", tensor)
+
+
+def _scan(use_heinsen: bool, use_jax: bool) -> Scan | None:
+    """The scan asked for in place of the fused operator."""
+    if use_heinsen:
+        return heinsen_scan
+    if use_jax:
+        from gateloop_cpp.jax_scan import jax_associative_scan  # imports jax, if there is one
+
+        return jax_associative_scan
+    return None

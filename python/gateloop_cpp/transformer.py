@@ -160,15 +160,17 @@ class Transformer(nn.Module):
             "ablate_state_transition": self.ablate_state_transition
             if ablate_state_transition is None
             else ablate_state_transition,
-            "return_cache": True,
+            "return_cache": return_cache,
         }
 
         h = self.token_emb(x)
         caches = []
         for i, block in enumerate(self.layers):
             mix, feed = cast(nn.ModuleList, block)
-            h, carried = mix(h, cache=None if cache is None else cache[i], **options)
-            caches.append(carried)
+            h = mix(h, cache=None if cache is None else cache[i], **options)
+            if return_cache:
+                h, carried = h
+                caches.append(carried)
             h = feed(h)
         logits = self.to_logits(h)
         if return_loss:

@@ -11,7 +11,6 @@ import torch
 
 import gateloop_cpp
 from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
-from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import gate_loop, linear_recurrence
 from gateloop_cpp.sampling import sample
 
@@ -128,53 +127,6 @@ def test_cuda_tensors_on_a_cpu_build(operator: str) -> None:
     arguments = (X,) * {"linear_recurrence": 2, "gate_loop": 4, "simple_gate_loop": 3}[operator]
     with pytest.raises(NotImplementedError, match=f"{operator}: gateloop was built without CUDA"):
         op.redispatch(cuda, *arguments)
-
-
-# ---- Heinsen's form where its logarithms have poles ----------------------------------------------
-
-
-def exact_scan(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return linear_recurrence(a.double(), x.double())[0]
-
-
-@pytest.mark.parametrize(
-    "fill", ["ordinary", "zero inputs", "zero gates", "tiny gates", "gates of one"]
-)
-@pytest.mark.parametrize("time", [300, 65_536])
-def test_heinsen_is_finite_and_exact(fill: str, time: int) -> None:
-    torch.manual_seed(0)
-    a, x = torch.randn(1, time, 2).sigmoid(), torch.randn(1, time, 2)
-    if fill == "zero inputs":
-        x[:, ::3] = 0
-    elif fill == "zero gates":
-        a[:, ::5] = 0
-    elif fill == "tiny gates":
-        a = a * 1e-38
-    elif fill == "gates of one":
-        a = 1 - a * 1e-4
-    a.requires_grad_()
-    x.requires_grad_()
-    h, expected = heinsen_scan(a, x), exact_scan(a, x)
-    gradients = [torch.autograd.grad(y.square().mean(), (a, x)) for y in (h, expected)]
-    scale = exact_scan(a, x.abs()).max()
-    # One float32 rounding of h, and 1e-8 of the largest sum of magnitudes where zeros add up.
-    assert (h - expected).abs().max() <= 1.2e-7 * scale
-    for ours, exact in zip(*gradients, strict=True):
-        assert ours.isfinite().all()
-        assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
-
-
-def test_heinsen_layer_in_float16_stays_finite() -> None:
-    torch.manual_seed(0)
-    layer = SimpleGateLoopLayer(8, use_heinsen=True).half()
-    x = (30 * torch.randn(1, 65_536, 8)).half()
-    x[:, 100:200] = 0
-    x.requires_grad_()
-    y = layer(x)
-    y.float().square().mean().backward()
-    assert y.isfinite().all()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
 
 
 # ---- Without jax, without a library --------------------------------------------------------------
