@@ -5,20 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gateloop_cpp
+ROOT = Path(__file__).resolve().parents[2]
 
 # Two layers of six: what each keeps is the same.
 STEP = """
-import resource, sys, torch
+import sys, torch
+from benchmarks.worker import peak_bytes
 package, checkpointing = sys.argv[1], sys.argv[2] == "checkpointing"
 Transformer = getattr(__import__(package), "Transformer")
 model = Transformer(512, num_tokens=256, depth=2, gate_loop_heads=512, post_ln_norm=True,
                     checkpoint_gate_looped_attn=checkpointing)
 step = lambda time: model(torch.randint(256, (1, time + 1)), return_loss=True).backward()
 step(2)  # gradients and libraries are there before the measurement begins
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes()
 step(4096)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_bytes() - before) / 2**20)
 """
 
 
@@ -26,7 +27,7 @@ def peak(package: str, checkpointing: str) -> float:
     """MiB above what the model itself takes."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", STEP, package, checkpointing],
-        env=os.environ | {"PYTHONPATH": str(Path(gateloop_cpp.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'python'}:{ROOT}"},
         capture_output=True,
         text=True,
         check=True,
