@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.base import Base
 from benchmarks.contenders import AbsentError, Home, Kind, Problem
-from benchmarks.environment import ROOT
+from benchmarks.environment import LARGE_PAGES, ROOT
 from benchmarks.records import Row
 from benchmarks.timing import interleave
 from benchmarks.worker import FailedError, Worker
@@ -25,6 +25,7 @@ def environment_of(build: Path, program: bool) -> dict[str, str]:
     variables = {
         "GATELOOP_OPS_LIBRARY": str(build / "lib" / "libgateloop_ops.so"),
         "GATELOOP_PROGRAM": str(build / "gateloop") if program else "",
+        **LARGE_PAGES,
     }
     jax_library = build / "lib" / "libgateloop_jax.so"
     if jax_library.exists():

@@ -1,11 +1,18 @@
 """The channel mixer."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from gateloop_cpp._checks import expect_positive
+from gateloop_cpp._projection import project, project_activated
 
 
-def FeedForward(dim: int, mult: int = 4) -> nn.Sequential:  # noqa: N802  (the reference's name)
+class FeedForward(nn.Sequential):
     """Linear(dim, dim · mult), exact GELU, Linear(dim · mult, dim): (..., dim) to (..., dim)."""
-    expect_positive("FeedForward", dim=dim, mult=mult)
-    return nn.Sequential(nn.Linear(dim, dim * mult), nn.GELU(), nn.Linear(dim * mult, dim))
+
+    def __init__(self, dim: int, mult: int = 4) -> None:
+        expect_positive("FeedForward", dim=dim, mult=mult)
+        super().__init__(nn.Linear(dim, dim * mult), nn.GELU(), nn.Linear(dim * mult, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        expand, activation, contract = self  # GELU has no parameters
+        return project_activated(contract, activation, project(expand, x))

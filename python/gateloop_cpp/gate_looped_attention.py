@@ -4,11 +4,13 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp._autocast import cast_once
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
+from gateloop_cpp._projection import project, project_activated
 from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
@@ -120,9 +122,12 @@ class GateLoopedAttention(nn.Module):
         mix = self._max_heads if self.heads == self.dim_inner else self._wide_heads
         y, state = mix(x, ablate_complex, ablate_state_transition, cache)
         y = self.maybe_sub_ln(y)
-        if self.to_gates is not None:
-            y = self.to_gates(x) * y
-        y = self.to_out(y)
+        if self.to_gates is None:
+            y = project(self.to_out, y)
+        else:
+            to_gates = self.to_gates[0]
+            gates = project(to_gates, x)
+            y = project_activated(self.to_out, lambda gates, y: F.silu(gates) * y, gates, y)
         return (y, state) if return_cache else y
 
     def _check_cache(self, cache: Tensor | None, x: Tensor) -> None:
@@ -134,13 +139,13 @@ class GateLoopedAttention(nn.Module):
 
     def _transition(self, x: Tensor, ablate_complex: bool) -> Tensor:
         """The raw transition: (B, T, 2 heads), or (B, T, heads) for the sigmoid gate."""
-        z = scale_gradient(self.to_a(x), self.frac_gradient_state_transition)
+        z = scale_gradient(project(self.to_a[0], x), self.frac_gradient_state_transition)
         return drop_imaginary(z) if ablate_complex and self.gate == "polar" else z
 
     def _max_heads(
         self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        q, k, v = project(self.to_qkv, x).chunk(3, dim=-1)
         if ablate_state_transition:
             # With a = 1, normalize_input would scale every input by zero: the sum stays plain.
             kv = k * v
@@ -154,7 +159,7 @@ class GateLoopedAttention(nn.Module):
     def _wide_heads(
         self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = project(self.to_qkv, x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if ablate_state_transition:
             wide = torch.float64 if q.dtype == torch.float64 else torch.float32
             a = q.new_ones((), dtype=wide).expand(q.shape[:3])

@@ -17,10 +17,14 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         expect_positive("RMSNorm", dim=dim)
-        self.scale = dim**0.5
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        # √dim joins gamma, which is small, instead of taking a pass of its own over x.
-        floor = 2**-24 if x.dtype == torch.float16 else 1e-12
-        return F.normalize(x, dim=-1, eps=floor) * (self.gamma * self.scale)
+        return rms_norm(x, self.gamma)
+
+
+def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """RMSNorm as a function: x (..., dim), gamma (dim)."""
+    # √dim joins gamma, which is small, instead of taking a pass of its own over x.
+    floor = 2**-24 if x.dtype == torch.float16 else 1e-12
+    return F.normalize(x, dim=-1, eps=floor) * (gamma * gamma.shape[0] ** 0.5)

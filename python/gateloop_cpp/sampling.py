@@ -27,8 +27,7 @@ def sample(
     expect(0 <= filter_thres <= 1, _NAME, "filter_thres", "in [0, 1]", filter_thres)
     if temperature == 0:
         return logits.argmax(dim=-1)
-    # 1 - 0.9 is 0.09999999999999998: rounding up what is not quite a whole number adds no token.
-    keep = max(1, math.ceil(round((1 - filter_thres) * logits.shape[-1], 6)))
+    keep = max(1, math.ceil((1 - filter_thres) * logits.shape[-1]))
     likeliest, tokens = logits.float().topk(keep, dim=-1)
     # Less the largest, so that a small temperature overflows nothing.
     scaled = (likeliest - likeliest[:, :1]) / temperature

@@ -1,15 +1,23 @@
 """The simplified, real GateLoop as a layer of its own."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from gateloop_cpp._adjoint import Scan
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
+from gateloop_cpp._projection import project_activated
 from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import simple_gate_loop
-from gateloop_cpp.rms_norm import RMSNorm
+from gateloop_cpp.rms_norm import RMSNorm, rms_norm
 
 _NAME = "SimpleGateLoopLayer"
+
+# Rows of a block of inference, B times its steps: enough for the matrix product.
+_BLOCK_ROWS = 2048
 
 Cache = tuple[Tensor, Tensor]
 
@@ -72,21 +80,42 @@ class SimpleGateLoopLayer(nn.Module):
         if cache is not None or return_cache:
             expect(not self.reverse, _NAME, "reverse", "False to use a cache", self.reverse)
         self._check_cache(cache, x.shape[0])
-        q, kv, z = self.to_qkva(self.norm(x)).chunk(3, dim=-1)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        initial = None if cache is None else cache[1].view(-1, self.dim).to(wide)
+        differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if not (differentiable or return_cache) and x.shape[0] * x.shape[1] > _BLOCK_ROWS:
+            return self._in_blocks(x, initial)
+        y, final, z = self._steps(x, initial)
+        if not return_cache:
+            return y
+        a = z.to(wide).sigmoid().prod(1).view(-1, 1)
+        if cache is not None:
+            a = a * cache[0].to(wide)
+        return y, (a, final.reshape(-1, 1))
 
-        state = torch.float64 if z.dtype == torch.float64 else torch.float32
-        initial = None if cache is None else cache[1].view(-1, self.dim).to(state)
+    def _steps(self, x: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, the state after these steps and the raw transitions."""
+        norm: Callable[[Tensor], Tensor] = self.norm
+        if isinstance(norm, RMSNorm):
+            norm = partial(rms_norm, gamma=norm.gamma)
+        q, kv, z = project_activated(self.to_qkva[0], norm, x).chunk(3, dim=-1)
         if self._scan is None:
             y, final = simple_gate_loop(q, kv, z, initial, self.reverse)
         else:
             y, final = self._read(self._scan, q, kv, z, initial)
-        y = self.maybe_post_ln(y)
-        if not return_cache:
-            return y
-        a = z.to(state).sigmoid().prod(1).view(-1, 1)
-        if cache is not None:
-            a = a * cache[0].to(state)
-        return y, (a, final.reshape(-1, 1))
+        return self.maybe_post_ln(y), final, z
+
+    def _in_blocks(self, x: Tensor, state: Tensor | None) -> Tensor:
+        """Block by block over time, the state carried: projections stay in cache."""
+        steps = max(1, _BLOCK_ROWS // x.shape[0])
+        starts = range(0, x.shape[1], steps)
+        y = None
+        for start in reversed(starts) if self.reverse else starts:
+            block = slice(start, start + steps)
+            out, state, _ = self._steps(x[:, block], state)
+            y = out.new_empty(x.shape) if y is None else y
+            y[:, block] = out
+        return cast(Tensor, y)
 
     def _read(
         self, scan: Scan, q: Tensor, kv: Tensor, z: Tensor, initial: Tensor | None

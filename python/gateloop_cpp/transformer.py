@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gateloop_cpp._checks import expect, expect_positive
+from gateloop_cpp._projection import project
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
@@ -172,7 +173,11 @@ class Transformer(nn.Module):
                 h, carried = h
                 caches.append(carried)
             h = feed(h)
-        logits = self.to_logits(h)
+        if isinstance(self.to_logits, nn.Sequential):
+            h = self.to_logits[0](h)
+            logits = project(self.to_logits[1], h)
+        else:
+            logits = project(self.to_logits, h)
         if return_loss:
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten().long())
         return (logits, tuple(caches)) if return_cache else logits

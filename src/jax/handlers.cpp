@@ -11,6 +11,7 @@
 
 #include "gateloop/recurrence.h"
 #include "jax/host.h"
+#include "recurrence/large_pages.h"
 
 namespace gateloop::jax {
 namespace {
@@ -67,7 +68,7 @@ recurrence::ConstSequence input(const AnyBuffer& buffer, const char* name, const
 recurrence::Sequence output(Output& buffer, const char* name, const Shape& s,
                             std::int64_t parts = 1) {
   const std::int64_t width = parts * s.channels;
-  ask_for_large_pages(buffer->untyped_data(), buffer->size_bytes());
+  recurrence::ask_for_large_pages(buffer->untyped_data(), buffer->size_bytes());
   return {sequence(*buffer, name, s, width), s.time * width, width};
 }
 void* state(const AnyBuffer& buffer, const char* name, const Shape& s) {

@@ -1,7 +1,5 @@
 #include "jax/host.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -49,17 +47,6 @@ recurrence::Executor lend_threads(xla::ffi::ThreadPool& pool) {
     work->wait();
   };
   return executor;
-}
-
-void ask_for_large_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr std::size_t kLargestPooled = std::size_t{32} << 20;  // glibc: M_MMAP_THRESHOLD's most
-  constexpr std::size_t kPage = std::size_t{2} << 20;
-  // A wish: where the system has no large pages, small ones do.
-  if (bytes > kLargestPooled && std::align(kPage, kPage, data, bytes) != nullptr) {
-    ::madvise(data, bytes / kPage * kPage, MADV_HUGEPAGE);
-  }
-#endif
 }
 
 }  // namespace gateloop::jax

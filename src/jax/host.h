@@ -28,11 +28,6 @@ class Scratch {
   void* data_;
 };
 
-/// A result about to be written whole. Above malloc's largest pool every result is fresh memory,
-/// which the system hands out page by page as it is touched: 134 MB in pages of 4 KiB cost 60 ms,
-/// of 2 MiB 8 ms, and the recurrence that writes them 12.
-void ask_for_large_pages(void* data, std::size_t bytes);
-
 /// The kernel on XLA's threads. Scratch comes from the heap: XLA's allocator for handlers is one of
 /// device memory, and its CPU client answers "No device memory allocator available". It is at most
 /// some 256 KiB a thread, so that malloc hands the same memory out again.

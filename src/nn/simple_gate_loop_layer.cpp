@@ -1,6 +1,6 @@
 #include "gateloop/nn/simple_gate_loop_layer.h"
 
-#include <optional>
+#include <algorithm>
 
 #include "gateloop/ops.h"
 #include "nn/common.h"
@@ -12,6 +12,9 @@ using torch::Tensor;
 namespace {
 
 constexpr auto kName = "SimpleGateLoopLayer";
+
+/// Rows of a block of inference, B times its steps: enough for the matrix product.
+constexpr std::int64_t kBlockRows = 2048;
 
 void check_cache(const char* field, const Tensor& t, std::int64_t rows) {
   TORCH_CHECK(t.defined() && t.dim() == 2 && t.size(0) == rows && t.size(1) == 1, kName, ": cache.",
@@ -35,10 +38,32 @@ SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
 
 Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) {
   check_sequence(kName, x, dim_);
+  const bool long_inference = !at::GradMode::is_enabled() && x.size(0) * x.size(1) > kBlockRows;
+  return long_inference ? run_in_blocks(x) : run(x, std::nullopt).y;
+}
+
+SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
+    const Tensor& x, const std::optional<Tensor>& initial_state) {
   const auto qkva = project(to_qkva_, norm_ ? norm_(x) : x).chunk(3, -1);
-  const auto y =
-      std::get<0>(simple_gate_loop(qkva[0], qkva[1], qkva[2], std::nullopt, options_.reverse));
-  return post_ln_ ? post_ln_(y) : y;
+  auto [y, final_state] =
+      simple_gate_loop(qkva[0], qkva[1], qkva[2], initial_state, options_.reverse);
+  return {post_ln_ ? post_ln_(y) : y, qkva[2], final_state};
+}
+
+/// Block by block over time, the state carried: projections stay in cache.
+Tensor SimpleGateLoopLayerImpl::run_in_blocks(const Tensor& x) {
+  const std::int64_t time = x.size(1), length = std::max<std::int64_t>(1, kBlockRows / x.size(0));
+  Tensor y;
+  std::optional<Tensor> state;
+  for (std::int64_t done = 0; done < time; done += length) {
+    const std::int64_t steps = std::min(length, time - done);
+    const std::int64_t begin = options_.reverse ? time - done - steps : done;
+    const auto block = run(x.narrow(1, begin, steps), state);
+    if (!y.defined()) y = at::empty(x.sizes(), block.y.options());
+    y.narrow(1, begin, steps).copy_(block.y);
+    state = block.final_state;
+  }
+  return y;
 }
 
 std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cache(
@@ -47,7 +72,6 @@ std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cac
               ": a reversed layer has no cache: its recurrence starts at the last step");
   check_sequence(kName, x, dim_);
   const auto batch = x.size(0);
-  const auto qkva = project(to_qkva_, norm_ ? norm_(x) : x).chunk(3, -1);
 
   std::optional<Tensor> initial;
   const bool continued = cache.a.defined() || cache.kv.defined();
@@ -56,11 +80,11 @@ std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cac
     check_cache("kv", cache.kv, batch * dim_);
     initial = cache.kv.view({batch, dim_});
   }
-  auto [y, h] = simple_gate_loop(qkva[0], qkva[1], qkva[2], initial);
-
-  auto a = qkva[2].detach().to(h.scalar_type()).sigmoid().prod(1).view({-1, 1});
+  const auto steps = run(x, initial);
+  const auto h = steps.final_state.detach();
+  auto a = steps.transition.detach().to(h.scalar_type()).sigmoid().prod(1).view({-1, 1});
   if (continued) a = a * cache.a;
-  return {post_ln_ ? post_ln_(y) : y, {a, h.detach().view({-1, 1})}};
+  return {steps.y, {a, h.view({-1, 1})}};
 }
 
 }  // namespace gateloop::nn

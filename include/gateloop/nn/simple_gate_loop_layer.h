@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "gateloop/nn/rms_norm.h"
@@ -42,6 +43,12 @@ class SimpleGateLoopLayerImpl : public torch::nn::Module {
       const torch::Tensor& x, const SimpleGateLoopCache& cache = {});
 
  private:
+  struct Steps {
+    torch::Tensor y, transition, final_state;
+  };
+  Steps run(const torch::Tensor& x, const std::optional<torch::Tensor>& initial_state);
+  torch::Tensor run_in_blocks(const torch::Tensor& x);
+
   std::int64_t dim_;
   SimpleGateLoopLayerOptions options_;
   RMSNorm norm_{nullptr};

@@ -2,6 +2,12 @@
 
 #include <ATen/Parallel.h>
 
+#include "recurrence/large_pages.h"
+
+#ifndef INTRA_OP_PARALLEL
+#error "at::parallel_for would run on one thread: compile this file for OpenMP"
+#endif
+
 namespace gateloop::ops {
 
 recurrence::Executor torch_threads() {
@@ -52,6 +58,12 @@ recurrence::ConstSequence input(const at::Tensor& sequence) {
 
 recurrence::Sequence output(const at::Tensor& sequence) {
   return {sequence.mutable_data_ptr(), sequence.stride(0), sequence.stride(1)};
+}
+
+at::Tensor empty_sequence(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor sequence = at::empty(sizes, options);
+  recurrence::ask_for_large_pages(sequence.mutable_data_ptr(), sequence.nbytes());
+  return sequence;
 }
 
 at::Tensor contiguous_state(const std::optional<at::Tensor>& state) {

@@ -26,6 +26,9 @@ at::Tensor with_contiguous_channels(const at::Tensor& sequence);
 recurrence::ConstSequence input(const at::Tensor& sequence);
 recurrence::Sequence output(const at::Tensor& sequence);
 
+/// A (B, T, D) output, uninitialised.
+at::Tensor empty_sequence(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 /// Contiguous (B, D) state, or an undefined tensor for an absent one.
 at::Tensor contiguous_state(const std::optional<at::Tensor>& state);
 recurrence::ConstState state_input(const at::Tensor& state);

@@ -21,7 +21,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
   const at::Tensor v_ = with_contiguous_channels(v);
   const at::Tensor z_ = with_contiguous_channels(z);
   const at::Tensor initial = contiguous_state(initial_state);
-  at::Tensor y = at::empty(q.sizes(), q.options());
+  at::Tensor y = empty_sequence(q.sizes(), q.options());
   at::Tensor final_state = at::empty({q.size(0), q.size(2)}, state_options(q));
 
   run_kernel(recurrence::GateLoop{
@@ -68,10 +68,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gate_loop
   const bool has_dy = dy.has_value() && dy->defined();
   const at::Tensor dy_ = has_dy ? with_contiguous_channels(*dy) : at::Tensor();
   const at::Tensor dfinal = contiguous_state(dfinal_state);
-  at::Tensor dq = at::empty(q.sizes(), q.options());
-  at::Tensor dk = at::empty(q.sizes(), q.options());
-  at::Tensor dv = at::empty(q.sizes(), q.options());
-  at::Tensor dz = at::empty(z.sizes(), z.options());
+  at::Tensor dq = empty_sequence(q.sizes(), q.options());
+  at::Tensor dk = empty_sequence(q.sizes(), q.options());
+  at::Tensor dv = empty_sequence(q.sizes(), q.options());
+  at::Tensor dz = empty_sequence(z.sizes(), z.options());
   at::Tensor dinitial = at::empty({q.size(0), q.size(2)}, checkpoints.options());
 
   run_kernel(recurrence::GateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),

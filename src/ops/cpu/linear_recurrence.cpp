@@ -14,7 +14,7 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, co
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor x_ = with_contiguous_channels(x);
   const at::Tensor initial = contiguous_state(initial_state);
-  at::Tensor h = at::empty(x.sizes(), x.options());
+  at::Tensor h = empty_sequence(x.sizes(), x.options());
   at::Tensor final_state =
       at::empty({x.size(0), x.size(2)}, x.options().dtype(accumulation_type(x.scalar_type())));
 
@@ -38,8 +38,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
   const at::Tensor dh_ = has_dh ? with_contiguous_channels(*dh) : at::Tensor();
   const at::Tensor initial = contiguous_state(initial_state);
   const at::Tensor dfinal = contiguous_state(dfinal_state);
-  at::Tensor da = at::empty(h.sizes(), h.options());
-  at::Tensor dx = at::empty(h.sizes(), h.options());
+  at::Tensor da = empty_sequence(h.sizes(), h.options());
+  at::Tensor dx = empty_sequence(h.sizes(), h.options());
   at::Tensor dinitial =
       at::empty({h.size(0), h.size(2)}, h.options().dtype(accumulation_type(h.scalar_type())));
 

@@ -1,5 +1,7 @@
 #include "ops/linear_row.h"
 
+#include <ATen/autocast_mode.h>
+
 #include "gateloop/recurrence.h"
 #include "ops/checks.h"
 #include "ops/cpu/executor.h"
@@ -7,7 +9,8 @@
 namespace gateloop::ops {
 
 bool is_linear_row(const at::Tensor& x, const at::Tensor& weight) {
-  return !at::GradMode::is_enabled() && x.is_cpu() && x.dim() > 0 && x.numel() == weight.size(1) &&
+  return !at::GradMode::is_enabled() && x.is_cpu() && x.dim() > 0 &&
+         !at::autocast::is_autocast_enabled(at::kCPU) && x.numel() == weight.size(1) &&
          x.size(-1) == weight.size(1) && x.scalar_type() == weight.scalar_type() &&
          weight.is_contiguous() && x.is_contiguous();
 }

@@ -20,7 +20,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
   const at::Tensor initial = contiguous_state(initial_state);
-  at::Tensor y = at::empty(q.sizes(), q.options());
+  at::Tensor y = empty_sequence(q.sizes(), q.options());
   at::Tensor final_state = at::empty({q.size(0), q.size(2)}, state_options(q));
 
   run_kernel(recurrence::SimpleGateLoop{
@@ -66,9 +66,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
   const bool has_dy = dy.has_value() && dy->defined();
   const at::Tensor dy_ = has_dy ? with_contiguous_channels(*dy) : at::Tensor();
   const at::Tensor dfinal = contiguous_state(dfinal_state);
-  at::Tensor dq = at::empty(q.sizes(), q.options());
-  at::Tensor dkv = at::empty(q.sizes(), q.options());
-  at::Tensor dz = at::empty(q.sizes(), q.options());
+  at::Tensor dq = empty_sequence(q.sizes(), q.options());
+  at::Tensor dkv = empty_sequence(q.sizes(), q.options());
+  at::Tensor dz = empty_sequence(q.sizes(), q.options());
   at::Tensor dinitial = at::empty({q.size(0), q.size(2)}, checkpoints.options());
 
   run_kernel(recurrence::SimpleGateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),

@@ -1,0 +1,57 @@
+"""Linear layers, with the two things that a projection of ours does beside calling one."""
+
+from collections.abc import Callable
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gateloop_cpp import _library as _library  # loads the operators
+
+# Below this, an activation that is computed again saves little memory, and to note how takes some
+# 100 µs.
+LEAST_BYTES = 4 << 20
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), by a kernel of our own where one row meets the whole matrix: decoding."""
+    y: Tensor
+    inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if inference and _is_plain(layer) and x.numel() == layer.in_features:
+        y = torch.ops.gateloop._linear(x, layer.weight, layer.bias)
+    else:
+        y = layer(x)
+    return y
+
+
+def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: Tensor) -> Tensor:
+    """layer(activation(*x)), keeping ``x`` for the backward pass instead of the layer's input.
+
+    The activation, cheap beside the product, is computed again; the product is not. A compiler
+    decides by itself what to keep. ``activation`` reads no module, for in the backward pass that
+    may hold other parameters (``torch.func.functional_call``).
+    """
+    large = sum(t.numel() * t.element_size() for t in x) >= LEAST_BYTES
+    training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not (large and training and _is_plain(layer)):
+        return project(layer, activation(*x))
+    weight, bias = layer.weight, layer.bias
+    y: Tensor = checkpoint(
+        lambda *x: F.linear(activation(*x), weight, bias),
+        *x,
+        use_reentrant=False,
+        preserve_rng_state=False,
+    )
+    return y
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether nobody would notice that the layer itself is not called."""
+    return type(layer) is nn.Linear and not (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )

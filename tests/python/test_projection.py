@@ -1,0 +1,133 @@
+"""What is computed again, in blocks or by the kernel of one row gives the same."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gateloop_cpp import SimpleGateLoopLayer, Transformer, _projection
+from gateloop_cpp import simple_gate_loop_layer as layer_module
+
+# Float64: what differs is the order of sums.
+assert_close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+
+
+def layer(**options: bool) -> nn.Module:
+    torch.manual_seed(0)
+    return SimpleGateLoopLayer(6, **options).double()
+
+
+def model() -> Callable[[Tensor], Tensor]:
+    """A function of embeddings through all layers but the first and last of a Transformer."""
+    torch.manual_seed(0)
+    blocks = Transformer(6, num_tokens=5, depth=2).double().layers
+
+    def function(h: Tensor) -> Tensor:
+        for block in blocks:
+            mix, feed = cast(nn.ModuleList, block)
+            h = feed(mix(h))
+        return h
+
+    return function
+
+
+def saved(function: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Numbers that the forward pass keeps for the backward pass, of each storage once."""
+    sizes: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        kept.append(function(x))
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("function", [layer(), layer(post_ln=True), model()])
+def test_recomputed_activations_have_the_same_gradients(
+    function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+
+    def gradients() -> tuple[Tensor, Tensor]:
+        (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        return first, second
+
+    kept = saved(function, x), gradients()
+    monkeypatch.setattr(_projection, "LEAST_BYTES", 0)
+    again = saved(function, x), gradients()
+    assert again[0] < kept[0]
+    for ours, expected in zip(again[1], kept[1], strict=True):
+        assert_close(ours, expected)
+
+
+def test_recomputation_uses_the_parameters_of_the_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """functional_call has put the module's own back when the backward pass runs."""
+    module = layer()
+    given = {
+        name: torch.randn_like(parameter).requires_grad_()
+        for name, parameter in module.named_parameters()
+    }
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+
+    def gradients() -> tuple[Tensor, ...]:
+        y: Tensor = functional_call(module, given, (x,))
+        return torch.autograd.grad(y.sum(), [x, *given.values()])
+
+    kept = gradients()
+    monkeypatch.setattr(_projection, "LEAST_BYTES", 0)
+    for ours, expected in zip(gradients(), kept, strict=True):
+        assert_close(ours, expected)
+
+
+def test_a_layer_with_a_hook_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_projection, "LEAST_BYTES", 0)
+    module = layer()
+    seen: list[torch.Size] = []
+    module.get_submodule("to_qkva.0").register_forward_hook(lambda m, x, y: seen.append(y.shape))
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            module(torch.randn(1, 1, 6, dtype=torch.float64))
+    assert seen == [torch.Size((1, 1, 18))] * 2
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shape", [(1, 9, 6), (3, 9, 6), (9, 3, 6)])
+def test_inference_in_blocks_gives_what_one_call_gives(
+    shape: tuple[int, int, int], reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = layer(reverse=reverse, post_ln=True)
+    x = torch.randn(shape, dtype=torch.float64)
+    whole = module(x)
+    monkeypatch.setattr(layer_module, "_BLOCK_ROWS", 4)
+    with torch.no_grad():
+        assert_close(module(x), whole.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_row_is_projected_as_by_the_layer(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(33, 130, bias=bias).to(dtype)
+    x = torch.randn(1, 1, 33).to(dtype)
+    with torch.no_grad():
+        ours, exact = _projection.project(linear, x), linear.double()(x.double())
+    assert ours.dtype == dtype
+    # Half an ulp of the result, and for wide types some ulp of 33 products.
+    tolerance = max(torch.finfo(dtype).eps, 16 * torch.finfo(torch.float64).eps)
+    torch.testing.assert_close(ours.double(), exact, rtol=2 * tolerance, atol=tolerance)
+
+
+def test_autocast_decides_the_dtype_of_one_row_too() -> None:
+    linear = nn.Linear(8, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert _projection.project(linear, torch.randn(1, 8)).dtype == torch.bfloat16
