@@ -10,8 +10,8 @@
 #include <string>
 
 #include "gateloop/recurrence.h"
+#include "host/large_pages.h"
 #include "jax/host.h"
-#include "recurrence/large_pages.h"
 
 namespace gateloop::jax {
 namespace {
@@ -68,7 +68,7 @@ recurrence::ConstSequence input(const AnyBuffer& buffer, const char* name, const
 recurrence::Sequence output(Output& buffer, const char* name, const Shape& s,
                             std::int64_t parts = 1) {
   const std::int64_t width = parts * s.channels;
-  recurrence::ask_for_large_pages(buffer->untyped_data(), buffer->size_bytes());
+  host::ask_for_large_pages(buffer->untyped_data(), buffer->size_bytes());
   return {sequence(*buffer, name, s, width), s.time * width, width};
 }
 void* state(const AnyBuffer& buffer, const char* name, const Shape& s) {

@@ -12,13 +12,14 @@ PUBLIC = ROOT / "include" / "gateloop"
 # Room -> rooms it may use besides itself. Nothing points back.
 ARROWS = {
     "recurrence": set(),
-    "ops": {"recurrence"},
+    "host": set(),
+    "ops": {"recurrence", "host"},
     "nn": {"ops"},
     "checkpoint": {"nn"},
     "training": {"nn", "checkpoint"},
     "generation": {"nn"},
     "app": {"nn", "checkpoint", "training", "generation"},
-    "jax": {"recurrence"},
+    "jax": {"recurrence", "host"},
 }
 # Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
 # library is everyone's.
@@ -26,13 +27,14 @@ TORCH = ("torch/", "ATen/", "c10/")
 SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h")
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "recurrence": ("hwy/",),
+    "host": ("sys/mman.h",),
     "ops": TORCH,
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),
     "training": (*TORCH, *SYSTEM, "nlohmann/", "zlib.h"),
     "generation": TORCH,
     "app": (*TORCH, *SYSTEM, "CLI/"),
-    "jax": ("xla/ffi/", "sys/mman.h"),
+    "jax": ("xla/ffi/",),
 }
 # Public header -> the room it is the door of; those in a folder belong to the room of that name.
 DOORS = {

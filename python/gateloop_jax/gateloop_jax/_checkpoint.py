@@ -113,8 +113,13 @@ def save_checkpoint(
 def _replace(file: Path, write: Callable[[Path], object]) -> None:
     """Renamed into place: who reads meanwhile, or a crash, finds a whole file."""
     temporary = file.with_name(f".{file.name}.tmp")
-    write(temporary)
-    temporary.replace(file)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def disagreements(options: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 #include <ATen/Parallel.h>
 
-#include "recurrence/large_pages.h"
+#include "host/large_pages.h"
 
 #ifndef INTRA_OP_PARALLEL
 #error "at::parallel_for would run on one thread: compile this file for OpenMP"
@@ -62,7 +62,7 @@ recurrence::Sequence output(const at::Tensor& sequence) {
 
 at::Tensor empty_sequence(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor sequence = at::empty(sizes, options);
-  recurrence::ask_for_large_pages(sequence.mutable_data_ptr(), sequence.nbytes());
+  host::ask_for_large_pages(sequence.mutable_data_ptr(), sequence.nbytes());
   return sequence;
 }
 

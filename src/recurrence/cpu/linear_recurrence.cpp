@@ -173,6 +173,7 @@ namespace {
 Problem problem_of(const LinearRecurrence& p) {
   Problem problem =
       sized_problem("LinearRecurrence", p, /*complex_allowed=*/true, is_complex(p.dtype) ? 2 : 1);
+  problem.cheap_aggregate = true;
   problem.carry_in = p.initial_state;
   problem.carry_out = p.final_state;
   return problem;

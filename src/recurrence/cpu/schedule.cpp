@@ -23,7 +23,14 @@ std::int64_t channels_per_line(const Problem& p) {
 
 bool cuts_time(const Problem& p) {
   const std::int64_t lines = div_up(p.shape.channels, channels_per_line(p));
-  return p.shape.batch * lines < kCutLines && p.shape.time >= kCutMinSteps;
+  const std::int64_t limit = p.cheap_aggregate ? kCheapCutLines : kCutLines;
+  return p.shape.batch * lines < limit && p.shape.time >= kCutMinSteps;
+}
+
+std::int64_t cut_block_steps(const Problem& p) {
+  const std::int64_t lines = div_up(p.shape.channels, channels_per_line(p));
+  const std::int64_t steps = kCutBlockLines / lines / kCheckpointBlock * kCheckpointBlock;
+  return std::clamp(steps, kCheckpointBlock, kCutBlockSteps);
 }
 
 int slots(const Problem& p, int threads) {
@@ -106,14 +113,16 @@ struct alignas(kCacheLine) Baton {
   void pass(std::int64_t blocks) { passed.store(blocks + 1, std::memory_order_release); }
 };
 
-/// A narrow sequence, cut in time: what a block does to any carry is computed without it, and with
+/// Few channels, cut in time: what a block does to any carry is computed without it, and with
 /// it the carry of the next block; so blocks overlap, and a block is read again while in cache.
 /// Blocks are taken in order and wait only for blocks that a running thread has taken before, so
 /// any number of threads gets through.
 void drive_cut(const Problem& p, const Kernel& kernel, const Executor& executor,
                std::byte* scratch) {
   const int threads = executor.parallel_for ? slots(p, executor.threads) : 1;
-  const std::int64_t batch = p.shape.batch, blocks = div_up(p.shape.time, kCutBlockSteps);
+  const std::int64_t batch = p.shape.batch, length = cut_block_steps(p);
+  const std::int64_t blocks = div_up(p.shape.time, length);
+  const std::size_t carry_bytes = static_cast<std::size_t>(p.shape.channels) * p.carry_bytes;
   const auto unit = [&](std::int64_t b) { return Unit{b, 0, p.shape.channels}; };
   auto* const batons = reinterpret_cast<Baton*>(scratch);
   std::byte* const stashes = scratch + static_cast<std::size_t>(batch) * sizeof(Baton);
@@ -121,11 +130,11 @@ void drive_cut(const Problem& p, const Kernel& kernel, const Executor& executor,
 
   const auto run_block = [&](std::int64_t b, std::int64_t position, std::byte* stash) {
     const std::int64_t block = p.adjoint ? blocks - 1 - position : position;
-    const Steps steps{block * kCutBlockSteps, std::min(p.shape.time, (block + 1) * kCutBlockSteps)};
+    const Steps steps{block * length, std::min(p.shape.time, (block + 1) * length)};
     alignas(kCacheLine) std::byte product[kCutRowBytes], sum[kCutRowBytes], carry[kCutRowBytes];
     kernel.aggregate(unit(b), steps, product, sum);
     batons[b].await(position);
-    std::memcpy(carry, batons[b].carry, kCutRowBytes);
+    std::memcpy(carry, batons[b].carry, carry_bytes);
     kernel.combine(p.shape.channels, product, sum, batons[b].carry);
     batons[b].pass(position);
     kernel.scan(unit(b), steps, carry, stash);

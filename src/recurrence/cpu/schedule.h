@@ -40,6 +40,7 @@ struct Problem {
   Shape shape;
   bool adjoint = false;           // the scan runs from the last step to the first
   bool downwards = false;         // in memory it does: batches follow in the same direction
+  bool cheap_aggregate = false;   // Kernel::aggregate costs next to nothing beside scan
   std::size_t storage_bytes = 0;  // one real number of the sequences
   std::size_t carry_bytes = 0;    // one channel of the carry
   std::size_t stash_bytes = 0;    // scratch of a unit for each of its channels

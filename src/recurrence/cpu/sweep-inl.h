@@ -175,17 +175,43 @@ void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& car
 template <class Step, class T>
 void Aggregate(const Step& shared, Steps steps, std::int64_t channels, T* product, T* sum) {
   const Step step = shared;
+  const auto at = [&](std::int64_t i) {
+    return Step::kAdjoint ? steps.end - 1 - i : steps.begin + i;
+  };
+  const auto add = [&]<class D, class V>(D d, std::int64_t t, std::int64_t c, V& a, V& x) HWY_ATTR {
+    const auto one = step.Transition(d, t, c);
+    x = MulAdd(d, one.a, x, one.x);
+    a = Mul(d, one.a, a);
+  };
+  const std::int64_t count = steps.end - steps.begin;
+  if (channels <= kCacheLine / 4 * (kCutLines - 1)) {
+    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+      using V = typename Step::template Value<decltype(d)>;
+      V a = Ones<V>(d), x = Zeros<V>(d);
+      for (std::int64_t i = 0; i < count; ++i) add(d, at(i), c, a, x);
+      Store(d, a, product, c);
+      Store(d, x, sum, c);
+    });
+    return;
+  }
+  // Row by row, for this is the first time that the block is read.
+  Carry<T> as, xs;
   ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
     using V = typename Step::template Value<decltype(d)>;
-    V a = Ones<V>(d), x = Zeros<V>(d);
-    for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
-      const auto one = step.Transition(d, Step::kAdjoint ? steps.end - 1 - i : steps.begin + i, c);
-      x = MulAdd(d, one.a, x, one.x);
-      a = Mul(d, one.a, a);
-    }
-    Store(d, a, product, c);
-    Store(d, x, sum, c);
+    as.Store(d, Ones<V>(d), c);
+    xs.Store(d, Zeros<V>(d), c);
   });
+  for (std::int64_t i = 0; i < count; ++i) {
+    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
+      using V = typename Step::template Value<decltype(d)>;
+      V a = as.template Load<V>(d, c), x = xs.template Load<V>(d, c);
+      add(d, at(i), c, a, x);
+      as.Store(d, a, c);
+      xs.Store(d, x, c);
+    });
+  }
+  as.template To<Step::template Value>(channels, product);
+  xs.template To<Step::template Value>(channels, sum);
 }
 
 /// One step of a carry: c' = a c + x.

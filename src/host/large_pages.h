@@ -1,9 +1,9 @@
 #pragma once
 
-/// For hosts, of the memory they lend.
+/// Of the memory that torch and XLA lend the kernels.
 #include <cstddef>
 
-namespace gateloop::recurrence {
+namespace gateloop::host {
 
 /// An output about to be written whole. Above malloc's largest pool every output is fresh memory,
 /// which the system hands out page by page as it is touched: 134 MB in pages of 4 KiB cost 60 ms,
@@ -11,4 +11,4 @@ namespace gateloop::recurrence {
 /// `data` comes from a pool, nothing changes.
 void ask_for_large_pages(void* data, std::size_t bytes);
 
-}  // namespace gateloop::recurrence
+}  // namespace gateloop::host

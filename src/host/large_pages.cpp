@@ -1,10 +1,10 @@
-#include "recurrence/large_pages.h"
+#include "host/large_pages.h"
 
 #include <sys/mman.h>
 
 #include <memory>
 
-namespace gateloop::recurrence {
+namespace gateloop::host {
 
 void ask_for_large_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
 #ifdef MADV_HUGEPAGE
@@ -16,4 +16,4 @@ void ask_for_large_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size
 #endif
 }
 
-}  // namespace gateloop::recurrence
+}  // namespace gateloop::host
