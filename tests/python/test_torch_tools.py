@@ -244,7 +244,11 @@ def test_gradcheck_of_heinsen() -> None:
 
 # ---- DistributedDataParallel ---------------------------------------------------------------------
 
+# The threads of gloo outlive destroy_process_group() and may still hold tensors while the
+# interpreter is taken down, which then aborts (github.com/pytorch/pytorch/pull/179291), so a worker
+# that has done its work leaves without that.
 WORKER = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -261,6 +265,7 @@ model(batches[rank], return_loss=True).backward()
 if rank == 0:
     torch.save({n: p.grad for n, p in model.module.named_parameters()}, f"{folder}/gradients.pt")
 dist.destroy_process_group()
+os._exit(0)
 """
 
 
