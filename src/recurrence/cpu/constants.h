@@ -47,20 +47,19 @@ inline constexpr std::int64_t kStreamBytes = 32 << 20;
 /// reads its input twice, the second time from cache. (1, 2^20, 8) on one thread and on two:
 /// LinearRecurrence 3.5 and 2.4 ms, GateLoop 17.4 and 9.3, its adjoint 31.8 and 17.3.
 inline constexpr std::int64_t kCutLines = 4;
-/// And below this where what a block does to a state costs next to nothing: each core then reads
-/// whole rows, where tiles would give each a part of every row. LinearRecurrence (1, 65536, 512) on
-/// a Zen 4: 19 -> 12 ms on two threads, 14 -> 20 on one. Its adjoint lost: 27 -> 32 ms on two.
-inline constexpr std::int64_t kCheapCutLines = 65;
 /// Not measured: some 20 us of LinearRecurrence on one thread, a few times the waking of a pool.
 inline constexpr std::int64_t kCutMinSteps = 4096;
-/// At most, and a multiple of kCheckpointBlock. SimpleGateLoop (1, 2^20, 8) on two threads and on
+/// A multiple of kCheckpointBlock. SimpleGateLoop (1, 2^20, 8) on two threads and on
 /// one, with blocks of 256: 5.7 and 11.5 ms; of 1024: 5.3 and 10.2.
 inline constexpr std::int64_t kCutBlockSteps = 1024;
-/// Cache lines of one sequence that a block takes at most: with those of its other sequences they
-/// stay in L2, to be read again. LinearRecurrence (1, 65536, 512) on two threads: 12.2 ms with 1024
-/// lines, 11.6 with 2048, 12.3 with 4096.
-inline constexpr std::int64_t kCutBlockLines = 2048;
-/// The widest carry that is cut: below kCheapCutLines lines of half precision or complex numbers.
-inline constexpr std::int64_t kCutRowBytes = (kCheapCutLines - 1) * kCacheLine * 2;
+/// The widest carry that is cut: below kCutLines lines of half precision, complex float32 states.
+inline constexpr std::int64_t kCutRowBytes = (kCutLines - 1) * kCacheLine / 2 * 8;
+
+/// Cache lines of one sequence in a block of a pipeline; with those of the other sequences they
+/// stay in L2. (1, 65536, 512) on two threads of a Zen 4, where a tile would be half a row, with
+/// blocks of 16, 32 and 64 steps: LinearRecurrence 13.5 -> 12.0, 10.5, 10.5 ms, its adjoint 20 ->
+/// 20, 18.5, 18.5, that of GateLoop 59 -> 52, 51.5, 50.5, that of SimpleGateLoop 39 ->
+/// 31, 30.7, 29.
+inline constexpr std::int64_t kPipelineLines = 2048;
 
 }  // namespace gateloop::recurrence::cpu

@@ -33,10 +33,10 @@ struct GateLoopStep {
     return {MakePolarGate(d, Load<Complex<D>>(d, z[t], c)).a,
             Mul(d, Load<Real<D>>(d, k[t], c), Load<Real<D>>(d, v[t], c))};
   }
-  template <class D>
-  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
-    for (const auto* rows : {&q, &k, &v}) PrefetchVector<Real<D>>(d, *rows, t, c);
-    PrefetchVector<Complex<D>>(d, z, t, c);
+  template <class How, class D>
+  HWY_INLINE void Fetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &k, &v}) FetchVector<How, Real<D>>(d, *rows, t, c);
+    FetchVector<How, Complex<D>>(d, z, t, c);
   }
   template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& state) const {
@@ -71,6 +71,7 @@ struct GateLoopOp {
   GateLoopStep<S> StepAt(const Unit& u) const {
     return {q.At(u), k.At(u), v.At(u), z.At(u), y.At(u)};
   }
+  GateLoopStep<S> ReaderAt(const Unit& u) const { return StepAt(u); }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
     SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
                          {RowsAhead(u, shape, kGateLoopRowsAhead), shape.time});
@@ -102,10 +103,10 @@ struct GateLoopRecompute {
   Rows<const S> q, k, v, z, dy;
   GateLoopStash<T> stash;
 
-  template <class D>
-  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
-    for (const auto* rows : {&q, &k, &v, &dy}) PrefetchVector<Real<D>>(d, *rows, t, c);
-    PrefetchVector<Complex<D>>(d, z, t, c);
+  template <class How, class D>
+  HWY_INLINE void Fetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &k, &v, &dy}) FetchVector<How, Real<D>>(d, *rows, t, c);
+    FetchVector<How, Complex<D>>(d, z, t, c);
   }
   template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Complex<D>& state) const {
@@ -195,13 +196,15 @@ struct GateLoopAdjointOp {
     return {q.At(u),  k.At(u),  v.At(u),  z.At(u),  dy.At(u),
             dq.At(u), dk.At(u), dv.At(u), dz.At(u), {nullptr, 0, 0}};
   }
+  GateLoopRecompute<S> ReaderAt(const Unit& u) const {
+    return {q.At(u), k.At(u), v.At(u), z.At(u), (dy.IsNull() ? q : dy).At(u), {nullptr, 0, 0}};
+  }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
     auto back = StepAt(u);
+    auto recompute = ReaderAt(u);
     ForEachCheckpointBack<Complex>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
-      back.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(GateLoopRecompute<S>{back.q, back.k, back.v, back.z,
-                                 back.dy.first == nullptr ? back.q : back.dy, back.stash},
-            block, u.channels, state, BlockBefore(shape));
+      back.stash = recompute.stash = {stash, block.begin, StashWidth(u)};
+      Sweep(recompute, block, u.channels, state, BlockBefore(shape));
       Sweep(back, block, u.channels, carry);
     });
   }

@@ -27,9 +27,9 @@ struct LinearStep {
   HWY_INLINE Affine<V<D>, V<D>> Transition(D d, std::int64_t t, std::int64_t c) const {
     return {Load<V<D>>(d, a[t], c), Load<V<D>>(d, x[t], c)};
   }
-  template <class D>
-  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
-    for (const auto* rows : {&a, &x}) PrefetchVector<V<D>>(d, *rows, t, c);
+  template <class How, class D>
+  HWY_INLINE void Fetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&a, &x}) FetchVector<How, V<D>>(d, *rows, t, c);
   }
   template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, V<D>& state) const {
@@ -58,6 +58,7 @@ struct LinearOp {
         h(p.h, p.shape, p.reverse, kParts, streams),
         shape(p.shape) {}
   LinearStep<S, V> StepAt(const Unit& u) const { return {a.At(u), x.At(u), h.At(u)}; }
+  LinearStep<S, V> ReaderAt(const Unit& u) const { return StepAt(u); }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
     Sweep(StepAt(u), steps, u.channels, state, {RowsAhead(u, shape, 0), shape.time});
   }
@@ -81,10 +82,10 @@ struct LinearAdjointStep {
     const V<D> conj = Conj(d, Load<V<D>>(d, a[t], c));
     return {conj, Mul(d, conj, LoadOrZero<V<D>>(d, dh, t, c))};
   }
-  template <class D>
-  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
+  template <class How, class D>
+  HWY_INLINE void Fetch(D d, std::int64_t t, std::int64_t c) const {
     for (const auto* rows : {&a, &h, dh.first == nullptr ? &a : &dh})
-      PrefetchVector<V<D>>(d, *rows, t, c);
+      FetchVector<How, V<D>>(d, *rows, t, c);
   }
   template <class D>
   HWY_INLINE V<D> Previous(D d, std::int64_t t, std::int64_t c) const {
@@ -127,6 +128,7 @@ struct LinearAdjointOp {
         initial == nullptr ? nullptr : initial + (u.batch * shape.channels + u.channel) * kParts;
     return {a.At(u), h.At(u), dh.At(u), da.At(u), dx.At(u), row};
   }
+  LinearAdjointStep<S, V> ReaderAt(const Unit& u) const { return StepAt(u); }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T*) const {
     Sweep(StepAt(u), steps, u.channels, carry, {-RowsAhead(u, shape, 0), shape.time});
   }
@@ -173,7 +175,6 @@ namespace {
 Problem problem_of(const LinearRecurrence& p) {
   Problem problem =
       sized_problem("LinearRecurrence", p, /*complex_allowed=*/true, is_complex(p.dtype) ? 2 : 1);
-  problem.cheap_aggregate = true;
   problem.carry_in = p.initial_state;
   problem.carry_out = p.final_state;
   return problem;

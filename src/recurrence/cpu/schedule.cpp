@@ -23,14 +23,7 @@ std::int64_t channels_per_line(const Problem& p) {
 
 bool cuts_time(const Problem& p) {
   const std::int64_t lines = div_up(p.shape.channels, channels_per_line(p));
-  const std::int64_t limit = p.cheap_aggregate ? kCheapCutLines : kCutLines;
-  return p.shape.batch * lines < limit && p.shape.time >= kCutMinSteps;
-}
-
-std::int64_t cut_block_steps(const Problem& p) {
-  const std::int64_t lines = div_up(p.shape.channels, channels_per_line(p));
-  const std::int64_t steps = kCutBlockLines / lines / kCheckpointBlock * kCheckpointBlock;
-  return std::clamp(steps, kCheckpointBlock, kCutBlockSteps);
+  return p.shape.batch * lines < kCutLines && p.shape.time >= kCutMinSteps;
 }
 
 int slots(const Problem& p, int threads) {
@@ -62,6 +55,18 @@ std::int64_t tile_channels(const Problem& p, int threads) {
   return div_up(lines, best) * line;
 }
 
+std::int64_t pipeline_steps(const Problem& p) {
+  const std::int64_t lines = div_up(p.shape.channels, channels_per_line(p));
+  return kPipelineLines / lines / kCheckpointBlock * kCheckpointBlock;
+}
+
+/// Where tiles are narrow because sequences are few, and time is long enough for all threads to be
+/// at work nearly all the time.
+bool pipelines(const Problem& p, int threads) {
+  return p.shape.batch < threads && tile_channels(p, threads) < p.shape.channels &&
+         pipeline_steps(p) > 0 && p.shape.time >= 8 * threads * pipeline_steps(p);
+}
+
 void load_carry(const Problem& p, const Unit& u, void* carry) {
   const std::size_t bytes = static_cast<std::size_t>(u.channels) * p.carry_bytes;
   if (p.carry_in == nullptr) {
@@ -83,6 +88,12 @@ std::size_t stash_stride(const Problem& p, std::int64_t tile) {
   return static_cast<std::size_t>(round_up(tile, kCacheLine)) * p.stash_bytes;
 }
 
+Unit tile_of(const Problem& p, std::int64_t batch, std::int64_t index, std::int64_t tile) {
+  const std::int64_t channel = index * tile;
+  return {batch, channel, std::min(tile, p.shape.channels - channel)};
+}
+
+/// Each unit from its first step to its last.
 void drive_whole(const Problem& p, const Kernel& kernel, const Executor& executor,
                  std::byte* scratch) {
   const int threads = slots(p, executor.threads);
@@ -90,10 +101,8 @@ void drive_whole(const Problem& p, const Kernel& kernel, const Executor& executo
   const std::int64_t tiles = div_up(p.shape.channels, tile);
   const std::size_t stash = stash_stride(p, tile);
   parallel(executor, threads, p.shape.batch * tiles, [&](std::int64_t item, std::int64_t slot) {
-    const std::int64_t channel = item % tiles * tile;
-    const std::int64_t turn = item / tiles;
-    const Unit unit{p.downwards ? p.shape.batch - 1 - turn : turn, channel,
-                    std::min(tile, p.shape.channels - channel)};
+    const Unit unit = tile_of(p, p.downwards ? p.shape.batch - 1 - item / tiles : item / tiles,
+                              item % tiles, tile);
     alignas(kCacheLine) std::byte carry[kTileCarryBytes];
     load_carry(p, unit, carry);
     kernel.scan(unit, {0, p.shape.time}, carry, scratch + static_cast<std::size_t>(slot) * stash);
@@ -101,10 +110,10 @@ void drive_whole(const Problem& p, const Kernel& kernel, const Executor& executo
   });
 }
 
-/// The carry of one batch entry as it passes from block to block, and how many it has passed.
+/// A carry that passes from block to block of time, and how many it has passed.
 struct alignas(kCacheLine) Baton {
   std::atomic<std::int64_t> passed{0};
-  std::byte carry[kCutRowBytes];
+  alignas(kCacheLine) std::byte carry[kTileCarryBytes];
 
   void await(std::int64_t blocks) const {
     // The thread that holds the carry may not be running.
@@ -113,41 +122,72 @@ struct alignas(kCacheLine) Baton {
   void pass(std::int64_t blocks) { passed.store(blocks + 1, std::memory_order_release); }
 };
 
-/// Few channels, cut in time: what a block does to any carry is computed without it, and with
+/// Time in blocks of `length` steps, in the order in which the carry meets them: calls
+/// run(batch, position, steps, slot). Blocks are taken in order, so one that waits for a block
+/// before it waits for a running thread, and any number of threads gets through.
+template <class Run>
+void for_each_block(const Problem& p, std::int64_t length, const Executor& executor,
+                    const Run& run) {
+  const std::int64_t batch = p.shape.batch, blocks = div_up(p.shape.time, length);
+  std::atomic<std::int64_t> next{0};
+  const auto work = [&](std::int64_t slot) {
+    for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < batch * blocks;) {
+      const std::int64_t position = i / batch;
+      const std::int64_t begin = (p.adjoint ? blocks - 1 - position : position) * length;
+      run(i % batch, position, Steps{begin, std::min(p.shape.time, begin + length)}, slot);
+    }
+  };
+  const int threads = executor.parallel_for ? slots(p, executor.threads) : 1;
+  threads > 1 ? executor.parallel_for(threads, work) : work(0);
+}
+
+/// Fewer rows than threads: tiles of a row in parallel, but block by block, and all tiles of a
+/// block by one thread, a tile behind the thread of the block before. So a core reads whole rows;
+/// where it has a part of every row to itself, its prefetchers fetch the other parts in vain.
+void drive_pipelined(const Problem& p, const Kernel& kernel, const Executor& executor,
+                     std::byte* scratch) {
+  const std::int64_t tile = tile_channels(p, slots(p, executor.threads));
+  const std::int64_t tiles = div_up(p.shape.channels, tile), units = p.shape.batch * tiles;
+  auto* const batons = reinterpret_cast<Baton*>(scratch);
+  std::byte* const stashes = scratch + static_cast<std::size_t>(units) * sizeof(Baton);
+  const auto unit = [&](std::int64_t i) { return tile_of(p, i / tiles, i % tiles, tile); };
+  for (std::int64_t i = 0; i < units; ++i) load_carry(p, unit(i), (new (batons + i) Baton)->carry);
+  for_each_block(p, pipeline_steps(p), executor,
+                 [&](std::int64_t b, std::int64_t position, Steps steps, std::int64_t slot) {
+                   std::byte* const stash =
+                       stashes + static_cast<std::size_t>(slot) * stash_stride(p, tile);
+                   kernel.touch({b, 0, p.shape.channels}, steps);
+                   for (std::int64_t i = b * tiles; i < (b + 1) * tiles; ++i) {
+                     batons[i].await(position);
+                     kernel.scan(unit(i), steps, batons[i].carry, stash);
+                     batons[i].pass(position);
+                   }
+                 });
+  for (std::int64_t i = 0; i < units; ++i) store_carry(p, unit(i), batons[i].carry);
+}
+
+/// A narrow sequence, cut in time: what a block does to any carry is computed without it, and with
 /// it the carry of the next block; so blocks overlap, and a block is read again while in cache.
-/// Blocks are taken in order and wait only for blocks that a running thread has taken before, so
-/// any number of threads gets through.
 void drive_cut(const Problem& p, const Kernel& kernel, const Executor& executor,
                std::byte* scratch) {
-  const int threads = executor.parallel_for ? slots(p, executor.threads) : 1;
-  const std::int64_t batch = p.shape.batch, length = cut_block_steps(p);
-  const std::int64_t blocks = div_up(p.shape.time, length);
+  const std::int64_t batch = p.shape.batch;
   const std::size_t carry_bytes = static_cast<std::size_t>(p.shape.channels) * p.carry_bytes;
   const auto unit = [&](std::int64_t b) { return Unit{b, 0, p.shape.channels}; };
   auto* const batons = reinterpret_cast<Baton*>(scratch);
   std::byte* const stashes = scratch + static_cast<std::size_t>(batch) * sizeof(Baton);
   for (std::int64_t b = 0; b < batch; ++b) load_carry(p, unit(b), (new (batons + b) Baton)->carry);
-
-  const auto run_block = [&](std::int64_t b, std::int64_t position, std::byte* stash) {
-    const std::int64_t block = p.adjoint ? blocks - 1 - position : position;
-    const Steps steps{block * length, std::min(p.shape.time, (block + 1) * length)};
-    alignas(kCacheLine) std::byte product[kCutRowBytes], sum[kCutRowBytes], carry[kCutRowBytes];
-    kernel.aggregate(unit(b), steps, product, sum);
-    batons[b].await(position);
-    std::memcpy(carry, batons[b].carry, carry_bytes);
-    kernel.combine(p.shape.channels, product, sum, batons[b].carry);
-    batons[b].pass(position);
-    kernel.scan(unit(b), steps, carry, stash);
-  };
-  std::atomic<std::int64_t> next{0};
-  const auto work = [&](std::int64_t slot) {
-    std::byte* const stash =
-        stashes + static_cast<std::size_t>(slot) * stash_stride(p, p.shape.channels);
-    for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < batch * blocks;) {
-      run_block(i % batch, i / batch, stash);
-    }
-  };
-  threads > 1 ? executor.parallel_for(threads, work) : work(0);
+  for_each_block(
+      p, kCutBlockSteps, executor,
+      [&](std::int64_t b, std::int64_t position, Steps steps, std::int64_t slot) {
+        alignas(kCacheLine) std::byte product[kCutRowBytes], sum[kCutRowBytes], carry[kCutRowBytes];
+        kernel.aggregate(unit(b), steps, product, sum);
+        batons[b].await(position);
+        std::memcpy(carry, batons[b].carry, carry_bytes);
+        kernel.combine(p.shape.channels, product, sum, batons[b].carry);
+        batons[b].pass(position);
+        kernel.scan(unit(b), steps, carry,
+                    stashes + static_cast<std::size_t>(slot) * stash_stride(p, p.shape.channels));
+      });
   for (std::int64_t b = 0; b < batch; ++b) store_carry(p, unit(b), batons[b].carry);
 }
 
@@ -155,17 +195,20 @@ void drive_cut(const Problem& p, const Kernel& kernel, const Executor& executor,
 
 std::size_t scratch_bytes(const Problem& p, int threads) {
   if (p.shape.batch == 0 || p.shape.channels == 0) return 0;
-  const auto used = static_cast<std::size_t>(slots(p, threads));
-  if (cuts_time(p)) {
-    return static_cast<std::size_t>(p.shape.batch) * sizeof(Baton) +
-           used * stash_stride(p, p.shape.channels);
-  }
-  return used * stash_stride(p, tile_channels(p, slots(p, threads)));
+  const int used = slots(p, threads);
+  const std::int64_t tile = cuts_time(p) ? p.shape.channels : tile_channels(p, used);
+  const std::int64_t batons =
+      cuts_time(p) || pipelines(p, used) ? p.shape.batch * div_up(p.shape.channels, tile) : 0;
+  return static_cast<std::size_t>(batons) * sizeof(Baton) +
+         static_cast<std::size_t>(used) * stash_stride(p, tile);
 }
 
 void drive(const Problem& p, const Kernel& kernel, const Executor& executor, void* scratch) {
   if (p.shape.batch == 0 || p.shape.channels == 0) return;
-  (cuts_time(p) ? drive_cut : drive_whole)(p, kernel, executor, static_cast<std::byte*>(scratch));
+  const auto way = cuts_time(p)                               ? drive_cut
+                   : pipelines(p, slots(p, executor.threads)) ? drive_pipelined
+                                                              : drive_whole;
+  way(p, kernel, executor, static_cast<std::byte*>(scratch));
 }
 
 }  // namespace gateloop::recurrence::cpu

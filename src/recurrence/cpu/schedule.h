@@ -26,6 +26,8 @@ class Kernel {
   /// Does the whole work of these steps and moves `carry` across them: from begin to end, or from
   /// end to begin if the problem is an adjoint. `stash` is private to the call.
   virtual void scan(const Unit&, Steps, void* carry, void* stash) const = 0;
+  /// Reads what scan will read, in the order in which it lies in memory.
+  virtual void touch(const Unit&, Steps) const = 0;
   /// The same steps as one step (product, sum) of the recurrence; writes nothing else.
   virtual void aggregate(const Unit&, Steps, void* product, void* sum) const = 0;
   /// carry = product * carry + sum.
@@ -40,7 +42,6 @@ struct Problem {
   Shape shape;
   bool adjoint = false;           // the scan runs from the last step to the first
   bool downwards = false;         // in memory it does: batches follow in the same direction
-  bool cheap_aggregate = false;   // Kernel::aggregate costs next to nothing beside scan
   std::size_t storage_bytes = 0;  // one real number of the sequences
   std::size_t carry_bytes = 0;    // one channel of the carry
   std::size_t stash_bytes = 0;    // scratch of a unit for each of its channels

@@ -35,9 +35,9 @@ struct SimpleStep {
     const auto kv_t = Load<Real<D>>(d, kv[t], c);
     return {gate.a, normalize ? Mul(d, gate.rest, kv_t) : kv_t};
   }
-  template <class D>
-  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
-    for (const auto* rows : {&q, &kv, &z}) PrefetchVector<Real<D>>(d, *rows, t, c);
+  template <class How, class D>
+  HWY_INLINE void Fetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &kv, &z}) FetchVector<How, Real<D>>(d, *rows, t, c);
   }
   template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& state) const {
@@ -72,6 +72,7 @@ struct SimpleOp {
   SimpleStep<S> StepAt(const Unit& u) const {
     return {q.At(u), kv.At(u), z.At(u), y.At(u), normalize};
   }
+  SimpleStep<S> ReaderAt(const Unit& u) const { return StepAt(u); }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
     SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
                          {RowsAhead(u, shape, 0), shape.time});
@@ -103,9 +104,9 @@ struct SimpleRecompute {
   bool normalize;
   SimpleStash<T> stash;
 
-  template <class D>
-  HWY_INLINE void Prefetch(D d, std::int64_t t, std::int64_t c) const {
-    for (const auto* rows : {&q, &kv, &z, &dy}) PrefetchVector<Real<D>>(d, *rows, t, c);
+  template <class How, class D>
+  HWY_INLINE void Fetch(D d, std::int64_t t, std::int64_t c) const {
+    for (const auto* rows : {&q, &kv, &z, &dy}) FetchVector<How, Real<D>>(d, *rows, t, c);
   }
   template <class D>
   HWY_INLINE void operator()(D d, std::int64_t t, std::int64_t c, Real<D>& state) const {
@@ -186,13 +187,15 @@ struct SimpleAdjointOp {
     return {q.At(u),   kv.At(u), z.At(u),   dy.At(u),       dq.At(u),
             dkv.At(u), dz.At(u), normalize, {nullptr, 0, 0}};
   }
+  SimpleRecompute<S> ReaderAt(const Unit& u) const {
+    return {q.At(u), kv.At(u), z.At(u), (dy.IsNull() ? q : dy).At(u), normalize, {nullptr, 0, 0}};
+  }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
     auto back = StepAt(u);
+    auto recompute = ReaderAt(u);
     ForEachCheckpointBack<Real>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
-      back.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(SimpleRecompute<S>{back.q, back.kv, back.z, back.dy.first == nullptr ? back.q : back.dy,
-                               normalize, back.stash},
-            block, u.channels, state, BlockBefore(shape));
+      back.stash = recompute.stash = {stash, block.begin, StashWidth(u)};
+      Sweep(recompute, block, u.channels, state, BlockBefore(shape));
       Sweep(back, block, u.channels, carry);
     });
   }

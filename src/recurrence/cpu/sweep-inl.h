@@ -1,6 +1,7 @@
 // Moving a carry through time: typed views of sequences, and the loops that every operation shares.
 #include <hwy/cache_control.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "gateloop/recurrence.h"
@@ -54,8 +55,9 @@ class View {
     }
   }
 
+  bool IsNull() const { return data_ == nullptr; }
   Rows<S> At(const Unit& unit) const {
-    if (data_ == nullptr) return {nullptr, 0};
+    if (IsNull()) return {nullptr, 0};
     return {data_ + unit.batch * batch_stride_ + unit.channel * kParts, time_stride_, stream_};
   }
 
@@ -77,12 +79,23 @@ template <class V, class D, class S>
 HWY_INLINE V LoadOrZero(D d, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
   return rows.first == nullptr ? Zeros<V>(d) : Load<V>(d, rows[t], c);
 }
-/// Asks for the cache lines of one vector of V.
-template <class V, class D, class S>
-HWY_INLINE void PrefetchVector(D d, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
+/// Two ways to fetch a cache line: not waiting for it, or as an ordinary read, which the hardware
+/// prefetchers of a Zen 4 follow (they ignore prefetch instructions).
+struct Prefetch {
+  static HWY_INLINE void Line(const void* p) { hwy::Prefetch(p); }
+};
+struct Touch {
+  static HWY_INLINE void Line(const void* p) {
+    static_cast<void>(*static_cast<const volatile std::byte*>(p));
+  }
+};
+
+/// Fetches the cache lines of one vector of V.
+template <class How, class V, class D, class S>
+HWY_INLINE void FetchVector(D d, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
   const S* p = rows[t] + c * V::kParts;
-  hwy::Prefetch(p);
-  if constexpr (V::kParts == 2) hwy::Prefetch(p + hn::MaxLanes(d));
+  How::Line(p);
+  if constexpr (V::kParts == 2) How::Line(p + hn::MaxLanes(d));
 }
 
 template <class D, class V, class S>
@@ -152,7 +165,9 @@ void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& car
     ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
       auto value = carry.template Load<typename Step::template Value<decltype(d)>>(d, c);
       for (std::int64_t i = 0; i < count; ++i) {
-        if constexpr (requires { step.Prefetch(d, i, c); }) step.Prefetch(d, later(at(i)), c);
+        if constexpr (requires { step.template Fetch<Prefetch>(d, i, c); }) {
+          step.template Fetch<Prefetch>(d, later(at(i)), c);
+        }
         step(d, at(i), c, value);
       }
       carry.Store(d, value, c);
@@ -164,7 +179,9 @@ void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& car
     ForEachVector<T, Step::kAdjoint>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
       auto value = carry.template Load<typename Step::template Value<decltype(d)>>(d, c);
       // Vector by vector: whole rows at a time stall until earlier prefetches are served.
-      if constexpr (requires { step.Prefetch(d, next, c); }) step.Prefetch(d, next, c);
+      if constexpr (requires { step.template Fetch<Prefetch>(d, next, c); }) {
+        step.template Fetch<Prefetch>(d, next, c);
+      }
       step(d, t, c, value);
       carry.Store(d, value, c);
     });
@@ -175,43 +192,17 @@ void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& car
 template <class Step, class T>
 void Aggregate(const Step& shared, Steps steps, std::int64_t channels, T* product, T* sum) {
   const Step step = shared;
-  const auto at = [&](std::int64_t i) {
-    return Step::kAdjoint ? steps.end - 1 - i : steps.begin + i;
-  };
-  const auto add = [&]<class D, class V>(D d, std::int64_t t, std::int64_t c, V& a, V& x) HWY_ATTR {
-    const auto one = step.Transition(d, t, c);
-    x = MulAdd(d, one.a, x, one.x);
-    a = Mul(d, one.a, a);
-  };
-  const std::int64_t count = steps.end - steps.begin;
-  if (channels <= kCacheLine / 4 * (kCutLines - 1)) {
-    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
-      using V = typename Step::template Value<decltype(d)>;
-      V a = Ones<V>(d), x = Zeros<V>(d);
-      for (std::int64_t i = 0; i < count; ++i) add(d, at(i), c, a, x);
-      Store(d, a, product, c);
-      Store(d, x, sum, c);
-    });
-    return;
-  }
-  // Row by row, for this is the first time that the block is read.
-  Carry<T> as, xs;
   ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
     using V = typename Step::template Value<decltype(d)>;
-    as.Store(d, Ones<V>(d), c);
-    xs.Store(d, Zeros<V>(d), c);
+    V a = Ones<V>(d), x = Zeros<V>(d);
+    for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
+      const auto one = step.Transition(d, Step::kAdjoint ? steps.end - 1 - i : steps.begin + i, c);
+      x = MulAdd(d, one.a, x, one.x);
+      a = Mul(d, one.a, a);
+    }
+    Store(d, a, product, c);
+    Store(d, x, sum, c);
   });
-  for (std::int64_t i = 0; i < count; ++i) {
-    ForEachVector<T>(channels, [&](auto d, std::int64_t c) HWY_ATTR {
-      using V = typename Step::template Value<decltype(d)>;
-      V a = as.template Load<V>(d, c), x = xs.template Load<V>(d, c);
-      add(d, at(i), c, a, x);
-      as.Store(d, a, c);
-      xs.Store(d, x, c);
-    });
-  }
-  as.template To<Step::template Value>(channels, product);
-  xs.template To<Step::template Value>(channels, sum);
 }
 
 /// One step of a carry: c' = a c + x.
@@ -226,6 +217,7 @@ struct Affine {
 ///   Scan(unit, steps, carry, stash)   the work
 ///   streams                           whether outputs bypass the cache
 ///   StepAt(unit)                      a step with Transition(d, t, c)
+///   ReaderAt(unit)                    a step with Fetch<how>(d, t, c) of all that Scan reads
 template <class Op>
 class KernelOf final : public Kernel {
  public:
@@ -238,6 +230,16 @@ class KernelOf final : public Kernel {
     op_.Scan(unit, steps, planar, static_cast<T*>(stash));
     planar.template To<Op::template Value>(unit.channels, static_cast<T*>(carry));
     if (op_.streams) hwy::FlushStream();
+  }
+  void touch(const Unit& unit, Steps steps) const override {
+    constexpr bool kDown = decltype(op_.StepAt(unit))::kAdjoint;
+    const auto reader = op_.ReaderAt(unit);
+    for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
+      const std::int64_t t = kDown ? steps.end - 1 - i : steps.begin + i;
+      ForEachVector<T, kDown>(unit.channels, [&](auto d, std::int64_t c) HWY_ATTR {
+        reader.template Fetch<Touch>(d, t, c);
+      });
+    }
   }
   void aggregate(const Unit& unit, Steps steps, void* product, void* sum) const override {
     Aggregate(op_.StepAt(unit), steps, unit.channels, static_cast<T*>(product),
