@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def test_quick_benchmark_measures_everyone(build_dir: Path, tmp_path: Path) -> N
             assert row["error"] is not None or row["kind"] == "floor" or row["absent"], row
     assert (tmp_path / "growth.svg").stat().st_size > 0
     assert "| what | ours |" in (tmp_path / "bench.md").read_text()
+
+
+def test_the_first_of_short_calls_does_not_count() -> None:
+    waits = iter([0.03, *[0.002] * 1000])
+    assert timing.seconds_of(lambda: time.sleep(next(waits)), at_least=0.01) < 0.03
 
 
 # ---- What is wrong is not timed ------------------------------------------------------------------
