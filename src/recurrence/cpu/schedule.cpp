@@ -21,9 +21,10 @@ std::int64_t channels_per_line(const Problem& p) {
   return kCacheLine / static_cast<std::int64_t>(p.storage_bytes);
 }
 
+std::int64_t row_lines(const Problem& p) { return div_up(p.shape.channels, channels_per_line(p)); }
+
 bool cuts_time(const Problem& p) {
-  const std::int64_t lines = div_up(p.shape.channels, channels_per_line(p));
-  return p.shape.batch * lines < kCutLines && p.shape.time >= kCutMinSteps;
+  return p.shape.batch * row_lines(p) < kCutLines && p.shape.time >= kCutMinSteps;
 }
 
 int slots(const Problem& p, int threads) {
@@ -35,7 +36,7 @@ int slots(const Problem& p, int threads) {
 /// busy, but narrow enough to give every thread the same number of units (to within a tenth).
 std::int64_t tile_channels(const Problem& p, int threads) {
   const std::int64_t line = channels_per_line(p);
-  const std::int64_t lines = div_up(p.shape.channels, line);
+  const std::int64_t lines = row_lines(p);
   std::int64_t widest = kTileCarryBytes / static_cast<std::int64_t>(p.carry_bytes);
   if (p.stash_bytes > 0) {
     widest = std::min(widest, kStashBytes / static_cast<std::int64_t>(p.stash_bytes));
@@ -56,8 +57,7 @@ std::int64_t tile_channels(const Problem& p, int threads) {
 }
 
 std::int64_t pipeline_steps(const Problem& p) {
-  const std::int64_t lines = div_up(p.shape.channels, channels_per_line(p));
-  return kPipelineLines / lines / kCheckpointBlock * kCheckpointBlock;
+  return kPipelineLines / row_lines(p) / kCheckpointBlock * kCheckpointBlock;
 }
 
 /// Where tiles are narrow because sequences are few, and time is long enough for all threads to be
@@ -122,23 +122,36 @@ struct alignas(kCacheLine) Baton {
   void pass(std::int64_t blocks) { passed.store(blocks + 1, std::memory_order_release); }
 };
 
-/// Time in blocks of `length` steps, in the order in which the carry meets them: calls
-/// run(batch, position, steps, slot). Blocks are taken in order, so one that waits for a block
-/// before it waits for a running thread, and any number of threads gets through.
+/// Carries that go from block to block of `length` steps: calls
+/// run(unit, steps, position, baton, stash) for every tile of every block, blocks in the order in
+/// which the carry meets them and all tiles of one by one thread. Blocks are taken in order, so one
+/// that waits for a block before it waits for a running thread, and any number of threads gets
+/// through.
 template <class Run>
-void for_each_block(const Problem& p, std::int64_t length, const Executor& executor,
-                    const Run& run) {
-  const std::int64_t batch = p.shape.batch, blocks = div_up(p.shape.time, length);
+void relay(const Problem& p, std::int64_t tile, std::int64_t length, const Executor& executor,
+           std::byte* scratch, const Run& run) {
+  const std::int64_t tiles = div_up(p.shape.channels, tile), units = p.shape.batch * tiles;
+  const std::int64_t blocks = div_up(p.shape.time, length);
+  auto* const batons = reinterpret_cast<Baton*>(scratch);
+  std::byte* const stashes = scratch + static_cast<std::size_t>(units) * sizeof(Baton);
+  const auto unit = [&](std::int64_t i) { return tile_of(p, i / tiles, i % tiles, tile); };
+  for (std::int64_t i = 0; i < units; ++i) load_carry(p, unit(i), (new (batons + i) Baton)->carry);
   std::atomic<std::int64_t> next{0};
   const auto work = [&](std::int64_t slot) {
-    for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < batch * blocks;) {
-      const std::int64_t position = i / batch;
+    std::byte* const stash = stashes + static_cast<std::size_t>(slot) * stash_stride(p, tile);
+    const std::int64_t count = p.shape.batch * blocks;
+    for (std::int64_t n; (n = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      const std::int64_t batch = n % p.shape.batch, position = n / p.shape.batch;
       const std::int64_t begin = (p.adjoint ? blocks - 1 - position : position) * length;
-      run(i % batch, position, Steps{begin, std::min(p.shape.time, begin + length)}, slot);
+      const Steps steps{begin, std::min(p.shape.time, begin + length)};
+      for (std::int64_t i = batch * tiles; i < (batch + 1) * tiles; ++i) {
+        run(unit(i), steps, position, batons[i], stash);
+      }
     }
   };
   const int threads = executor.parallel_for ? slots(p, executor.threads) : 1;
   threads > 1 ? executor.parallel_for(threads, work) : work(0);
+  for (std::int64_t i = 0; i < units; ++i) store_carry(p, unit(i), batons[i].carry);
 }
 
 /// Fewer rows than threads: tiles of a row in parallel, but block by block, and all tiles of a
@@ -147,48 +160,30 @@ void for_each_block(const Problem& p, std::int64_t length, const Executor& execu
 void drive_pipelined(const Problem& p, const Kernel& kernel, const Executor& executor,
                      std::byte* scratch) {
   const std::int64_t tile = tile_channels(p, slots(p, executor.threads));
-  const std::int64_t tiles = div_up(p.shape.channels, tile), units = p.shape.batch * tiles;
-  auto* const batons = reinterpret_cast<Baton*>(scratch);
-  std::byte* const stashes = scratch + static_cast<std::size_t>(units) * sizeof(Baton);
-  const auto unit = [&](std::int64_t i) { return tile_of(p, i / tiles, i % tiles, tile); };
-  for (std::int64_t i = 0; i < units; ++i) load_carry(p, unit(i), (new (batons + i) Baton)->carry);
-  for_each_block(p, pipeline_steps(p), executor,
-                 [&](std::int64_t b, std::int64_t position, Steps steps, std::int64_t slot) {
-                   std::byte* const stash =
-                       stashes + static_cast<std::size_t>(slot) * stash_stride(p, tile);
-                   kernel.touch({b, 0, p.shape.channels}, steps);
-                   for (std::int64_t i = b * tiles; i < (b + 1) * tiles; ++i) {
-                     batons[i].await(position);
-                     kernel.scan(unit(i), steps, batons[i].carry, stash);
-                     batons[i].pass(position);
-                   }
-                 });
-  for (std::int64_t i = 0; i < units; ++i) store_carry(p, unit(i), batons[i].carry);
+  relay(p, tile, pipeline_steps(p), executor, scratch,
+        [&](const Unit& unit, Steps steps, std::int64_t position, Baton& baton, std::byte* stash) {
+          if (unit.channel == 0) kernel.touch({unit.batch, 0, p.shape.channels}, steps);
+          baton.await(position);
+          kernel.scan(unit, steps, baton.carry, stash);
+          baton.pass(position);
+        });
 }
 
 /// A narrow sequence, cut in time: what a block does to any carry is computed without it, and with
 /// it the carry of the next block; so blocks overlap, and a block is read again while in cache.
 void drive_cut(const Problem& p, const Kernel& kernel, const Executor& executor,
                std::byte* scratch) {
-  const std::int64_t batch = p.shape.batch;
-  const std::size_t carry_bytes = static_cast<std::size_t>(p.shape.channels) * p.carry_bytes;
-  const auto unit = [&](std::int64_t b) { return Unit{b, 0, p.shape.channels}; };
-  auto* const batons = reinterpret_cast<Baton*>(scratch);
-  std::byte* const stashes = scratch + static_cast<std::size_t>(batch) * sizeof(Baton);
-  for (std::int64_t b = 0; b < batch; ++b) load_carry(p, unit(b), (new (batons + b) Baton)->carry);
-  for_each_block(
-      p, kCutBlockSteps, executor,
-      [&](std::int64_t b, std::int64_t position, Steps steps, std::int64_t slot) {
-        alignas(kCacheLine) std::byte product[kCutRowBytes], sum[kCutRowBytes], carry[kCutRowBytes];
-        kernel.aggregate(unit(b), steps, product, sum);
-        batons[b].await(position);
-        std::memcpy(carry, batons[b].carry, carry_bytes);
-        kernel.combine(p.shape.channels, product, sum, batons[b].carry);
-        batons[b].pass(position);
-        kernel.scan(unit(b), steps, carry,
-                    stashes + static_cast<std::size_t>(slot) * stash_stride(p, p.shape.channels));
-      });
-  for (std::int64_t b = 0; b < batch; ++b) store_carry(p, unit(b), batons[b].carry);
+  relay(p, p.shape.channels, kCutBlockSteps, executor, scratch,
+        [&](const Unit& unit, Steps steps, std::int64_t position, Baton& baton, std::byte* stash) {
+          alignas(kCacheLine) std::byte product[kCutRowBytes], sum[kCutRowBytes],
+              carry[kCutRowBytes];
+          kernel.aggregate(unit, steps, product, sum);
+          baton.await(position);
+          std::memcpy(carry, baton.carry, static_cast<std::size_t>(unit.channels) * p.carry_bytes);
+          kernel.combine(unit.channels, product, sum, baton.carry);
+          baton.pass(position);
+          kernel.scan(unit, steps, carry, stash);
+        });
 }
 
 }  // namespace

@@ -146,6 +146,12 @@ inline std::int64_t RowsAhead(const Unit& u, const Shape& shape, std::int64_t wh
   return u.channels < shape.channels ? kTileRowsAhead : whole;
 }
 
+/// The step that the carry meets after `i` others.
+template <bool kAdjoint>
+HWY_INLINE std::int64_t StepAfter(Steps steps, std::int64_t i) {
+  return kAdjoint ? steps.end - 1 - i : steps.begin + i;
+}
+
 /// Moves the carry through these steps, from the last to the first if Step::kAdjoint: row by row,
 /// so that memory is read in the order it lies.
 template <class Step, class T>
@@ -153,9 +159,7 @@ void Sweep(const Step& shared, Steps steps, std::int64_t channels, Carry<T>& car
            Lookahead ahead = {0, 0}) {
   const Step step = shared;  // a local copy stays in registers across the stores of outputs
   const std::int64_t count = steps.end - steps.begin;
-  const auto at = [&](std::int64_t i) {
-    return Step::kAdjoint ? steps.end - 1 - i : steps.begin + i;
-  };
+  const auto at = [&](std::int64_t i) { return StepAfter<Step::kAdjoint>(steps, i); };
   const auto later = [&](std::int64_t t) {
     const std::int64_t next = t + ahead.rows;
     return next >= 0 && next < ahead.time ? next : t;
@@ -196,7 +200,7 @@ void Aggregate(const Step& shared, Steps steps, std::int64_t channels, T* produc
     using V = typename Step::template Value<decltype(d)>;
     V a = Ones<V>(d), x = Zeros<V>(d);
     for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
-      const auto one = step.Transition(d, Step::kAdjoint ? steps.end - 1 - i : steps.begin + i, c);
+      const auto one = step.Transition(d, StepAfter<Step::kAdjoint>(steps, i), c);
       x = MulAdd(d, one.a, x, one.x);
       a = Mul(d, one.a, a);
     }
@@ -235,7 +239,7 @@ class KernelOf final : public Kernel {
     constexpr bool kDown = decltype(op_.StepAt(unit))::kAdjoint;
     const auto reader = op_.ReaderAt(unit);
     for (std::int64_t i = 0; i < steps.end - steps.begin; ++i) {
-      const std::int64_t t = kDown ? steps.end - 1 - i : steps.begin + i;
+      const std::int64_t t = StepAfter<kDown>(steps, i);
       ForEachVector<T, kDown>(unit.channels, [&](auto d, std::int64_t c) HWY_ATTR {
         reader.template Fetch<Touch>(d, t, c);
       });
