@@ -30,7 +30,7 @@
 #include <thread>
 #include <vector>
 
-#include "host/large_pages.h"
+#include "host/output_memory.h"
 #include "oracle.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -128,7 +128,7 @@ class Floats {
       : n_(n),
         data_(static_cast<float*>(
             ::operator new (static_cast<std::size_t>(n + 16) * 4, std::align_val_t{4096}))) {
-    host::ask_for_large_pages(data_, static_cast<std::size_t>(n + 16) * 4);  // as operators do
+    host::ready_output(data_, static_cast<std::size_t>(n + 16) * 4, 1, {});  // as operators do
     for (std::int64_t i = 0; i < n; ++i) data_[i] = 0;
   }
   ~Floats() { ::operator delete (data_, std::align_val_t{4096}); }

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "gateloop/recurrence.h"
-#include "host/large_pages.h"
+#include "host/output_memory.h"
 #include "jax/host.h"
 
 namespace gateloop::jax {
@@ -65,10 +65,10 @@ recurrence::ConstSequence input(const AnyBuffer& buffer, const char* name, const
   const std::int64_t width = parts * s.channels;
   return {sequence(buffer, name, s, width), s.time * width, width};
 }
-recurrence::Sequence output(Output& buffer, const char* name, const Shape& s,
+recurrence::Sequence output(Output& buffer, const char* name, const Shape& s, ffi::ThreadPool& pool,
                             std::int64_t parts = 1) {
   const std::int64_t width = parts * s.channels;
-  host::ask_for_large_pages(buffer->untyped_data(), buffer->size_bytes());
+  host::ready_output(buffer->untyped_data(), buffer->size_bytes(), s.batch, lend_threads(pool));
   return {sequence(*buffer, name, s, width), s.time * width, width};
 }
 void* state(const AnyBuffer& buffer, const char* name, const Shape& s) {
@@ -109,7 +109,7 @@ ffi::Error linear_recurrence(ffi::ThreadPool pool, AnyBuffer a, AnyBuffer x,
     p.a = input(a, "a", s);
     p.x = input(x, "x", s);
     p.initial_state = state(initial_state, "initial_state", s);
-    p.h = output(h, "h", s);
+    p.h = output(h, "h", s, pool);
     p.final_state = state(*final_state, "final_state", s);
     run(p, pool);
   });
@@ -126,8 +126,8 @@ ffi::Error linear_recurrence_backward(ffi::ThreadPool pool, AnyBuffer a, AnyBuff
     p.dh = input(dh, "dh", s);
     p.initial_state = state(initial_state, "initial_state", s);
     p.dfinal_state = state(dfinal_state, "dfinal_state", s);
-    p.da = output(da, "da", s);
-    p.dx = output(dx, "dx", s);
+    p.da = output(da, "da", s, pool);
+    p.dx = output(dx, "dx", s, pool);
     p.dinitial_state = state(*dinitial_state, "dinitial_state", s);
     run(p, pool);
   });
@@ -145,7 +145,7 @@ ffi::Error gate_loop(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, AnyBuffer v
     p.v = input(v, "v", s);
     p.z = input(z, "z", s, 2);
     p.initial_state = state(initial_state, "initial_state", s);
-    p.y = output(y, "y", s);
+    p.y = output(y, "y", s, pool);
     p.final_state = state(*final_state, "final_state", s);
     if (kept.size() > 0) p.checkpoints = checkpoints(**kept.get<AnyBuffer>(0), s);
     run(p, pool);
@@ -166,10 +166,10 @@ ffi::Error gate_loop_backward(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, An
     p.dy = input(dy, "dy", s);
     p.checkpoints = checkpoints(kept, s);
     p.dfinal_state = state(dfinal_state, "dfinal_state", s);
-    p.dq = output(dq, "dq", s);
-    p.dk = output(dk, "dk", s);
-    p.dv = output(dv, "dv", s);
-    p.dz = output(dz, "dz", s, 2);
+    p.dq = output(dq, "dq", s, pool);
+    p.dk = output(dk, "dk", s, pool);
+    p.dv = output(dv, "dv", s, pool);
+    p.dz = output(dz, "dz", s, pool, 2);
     p.dinitial_state = state(*dinitial_state, "dinitial_state", s);
     run(p, pool);
   });

@@ -12,7 +12,7 @@ PUBLIC = ROOT / "include" / "gateloop"
 # Room -> rooms it may use besides itself. Nothing points back.
 ARROWS = {
     "recurrence": set(),
-    "host": set(),
+    "host": {"recurrence"},
     "ops": {"recurrence", "host"},
     "nn": {"ops"},
     "checkpoint": {"nn"},
