@@ -4,7 +4,6 @@
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dtypes.h"
-#include "recurrence/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "recurrence/cpu/matrix_vector.cpp"
@@ -73,13 +72,17 @@ HWY_EXPORT(RunMatrixVector);
 void run(const MatrixVector& p, const Executor& executor) {
   using namespace cpu;
   check("MatrixVector", {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
-  const auto row_bytes =
-      std::max<std::int64_t>(1, p.columns) * static_cast<std::int64_t>(storage_bytes(p.dtype));
-  const std::int64_t rows = std::max<std::int64_t>(1, kMatrixVectorTaskBytes / row_bytes);
-  const std::int64_t tasks = (p.rows + rows - 1) / rows;
-  parallel(executor, executor.threads, tasks, [&](std::int64_t i, std::int64_t /*slot*/) {
-    HWY_DYNAMIC_DISPATCH(RunMatrixVector)(p, i * rows, std::min(p.rows, (i + 1) * rows));
-  });
+  // A run of rows for each thread: where threads take turns at shorter runs, a core's prefetchers
+  // fetch in vain what the other will read. And the same run to the same thread in every step, for
+  // caches keep some of it.
+  const std::int64_t bytes = p.rows * p.columns * static_cast<std::int64_t>(storage_bytes(p.dtype));
+  const std::int64_t most = executor.parallel_for ? executor.threads : 1;
+  const std::int64_t runs =
+      std::max<std::int64_t>(1, std::min({bytes / kMatrixVectorRunBytes, p.rows, most}));
+  const auto work = [&](std::int64_t run) {
+    HWY_DYNAMIC_DISPATCH(RunMatrixVector)(p, p.rows * run / runs, p.rows * (run + 1) / runs);
+  };
+  runs > 1 ? executor.parallel_for(runs, work) : work(0);
 }
 
 }  // namespace gateloop::recurrence

@@ -48,7 +48,7 @@ Outcome product(DType dtype, std::int64_t rows, std::int64_t columns, bool with_
   return out;
 }
 
-/// Around vectors of 1 to 64 lanes, and more than one task of rows.
+/// Around vectors of 1 to 64 lanes, and more than one run of rows.
 constexpr std::pair<std::int64_t, std::int64_t> kShapes[] = {
     {1, 1}, {3, 0}, {0, 5}, {5, 7}, {2, 63}, {3, 64}, {4, 65}, {7, 257}, {300, 129}};
 
