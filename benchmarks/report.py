@@ -175,6 +175,10 @@ def readme_table(results: Path) -> str:
     facts = measured[0].environment
     made = ", ".join([facts["machine"], facts["compiler"], f"torch {facts['torch']}"])
     made += f", jax {facts['jax']}, {facts['peer']}, revision {facts['revision']}"
+    for group, record in zip(groups, measured, strict=True):
+        revision = record.environment["revision"]
+        if revision != facts["revision"]:
+            made += f" ({group}: {revision}, measured by itself)"
     return f"{summary(shown)}\nMeasured by `make bench` on {made}."
 
 
