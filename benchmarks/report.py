@@ -178,7 +178,7 @@ def readme_table(results: Path) -> str:
     for group, record in zip(groups, measured, strict=True):
         revision = record.environment["revision"]
         if revision != facts["revision"]:
-            made += f" ({group}: {revision}, measured by itself)"
+            made += f" ({group}: {revision})"
     return f"{summary(shown)}\nMeasured by `make bench` on {made}."
 
 
