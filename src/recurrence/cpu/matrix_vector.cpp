@@ -4,6 +4,7 @@
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/parallel.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "recurrence/cpu/matrix_vector.cpp"
@@ -76,13 +77,12 @@ void run(const MatrixVector& p, const Executor& executor) {
   // fetch in vain what the other will read. And the same run to the same thread in every step, for
   // caches keep some of it.
   const std::int64_t bytes = p.rows * p.columns * static_cast<std::int64_t>(storage_bytes(p.dtype));
-  const std::int64_t most = executor.parallel_for ? executor.threads : 1;
   const std::int64_t runs =
-      std::max<std::int64_t>(1, std::min({bytes / kMatrixVectorRunBytes, p.rows, most}));
-  const auto work = [&](std::int64_t run) {
+      std::max<std::int64_t>(1, std::min({bytes / kMatrixVectorRunBytes, p.rows,
+                                          static_cast<std::int64_t>(executor.threads)}));
+  fan_out(executor, runs, [&](std::int64_t run) {
     HWY_DYNAMIC_DISPATCH(RunMatrixVector)(p, p.rows * run / runs, p.rows * (run + 1) / runs);
-  };
-  runs > 1 ? executor.parallel_for(runs, work) : work(0);
+  });
 }
 
 }  // namespace gateloop::recurrence

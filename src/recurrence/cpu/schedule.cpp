@@ -149,8 +149,7 @@ void relay(const Problem& p, std::int64_t tile, std::int64_t length, const Execu
       }
     }
   };
-  const int threads = executor.parallel_for ? slots(p, executor.threads) : 1;
-  threads > 1 ? executor.parallel_for(threads, work) : work(0);
+  fan_out(executor, slots(p, executor.threads), work);
   for (std::int64_t i = 0; i < units; ++i) store_carry(p, unit(i), batons[i].carry);
 }
 

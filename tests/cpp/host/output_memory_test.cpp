@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <thread>
 #include <vector>
+
+#include "harness.h"
 
 namespace gateloop::host {
 namespace {
@@ -38,17 +38,6 @@ class Mapping {
   std::byte* data_;
 };
 
-recurrence::Executor executor_of(int threads) {
-  recurrence::Executor executor;
-  executor.threads = threads;
-  executor.parallel_for = [](std::int64_t n, const std::function<void(std::int64_t)>& body) {
-    std::vector<std::thread> pool;
-    for (std::int64_t i = 0; i < n; ++i) pool.emplace_back(body, i);
-    for (std::thread& thread : pool) thread.join();
-  };
-  return executor;
-}
-
 /// Whether this system knows how to take pages beforehand (Linux 5.14) and has large ones.
 bool populates() {
 #if defined(MADV_HUGEPAGE) && defined(MADV_POPULATE_WRITE)
@@ -66,15 +55,15 @@ TEST(OutputMemory, ThreadsTakeAllPagesOfOneSequenceBeforehand) {
   if (!populates()) GTEST_SKIP() << "no MADV_POPULATE_WRITE here";
   for (const int threads : {2, 3, 100}) {
     const Mapping memory(kBytes + 2 * kLargePage);
-    ready_output(memory.data() + kOffset, kBytes, 1, executor_of(threads));
+    ready_output(memory.data() + kOffset, kBytes, 1, testing::threads(threads));
     EXPECT_GE(memory.pages_in_memory(), kBytes / kPage + 1) << threads << " threads";
   }
 }
 
 TEST(OutputMemory, LeavesPagesToTheKernelWhereThreadsHaveSequencesOfTheirOwn) {
   const Mapping memory(kBytes + 2 * kLargePage);
-  ready_output(memory.data() + kOffset, kBytes, 2, executor_of(2));
-  ready_output(memory.data() + kOffset, kBytes, 1, executor_of(1));
+  ready_output(memory.data() + kOffset, kBytes, 2, testing::threads(2));
+  ready_output(memory.data() + kOffset, kBytes, 1, testing::threads(1));
   recurrence::Executor without_threads;
   without_threads.threads = 4;
   ready_output(memory.data() + kOffset, kBytes, 1, without_threads);
@@ -83,7 +72,7 @@ TEST(OutputMemory, LeavesPagesToTheKernelWhereThreadsHaveSequencesOfTheirOwn) {
 
 TEST(OutputMemory, LeavesMallocsPoolAlone) {
   const Mapping memory(kBytes);
-  ready_output(memory.data() + kOffset, std::size_t{32} << 20, 1, executor_of(2));
+  ready_output(memory.data() + kOffset, std::size_t{32} << 20, 1, testing::threads(2));
   EXPECT_EQ(memory.pages_in_memory(), 0U);
 }
 
@@ -93,7 +82,7 @@ TEST(OutputMemory, ChangesNoByte) {
   const auto value = [](std::size_t i) { return static_cast<std::byte>(i * 7 + i / kPage); };
   for (std::size_t i = 0; i < kBytes; i += 64) output[i] = value(i);
   output[-1] = output[kBytes] = std::byte{42};
-  ready_output(output, kBytes, 1, executor_of(2));
+  ready_output(output, kBytes, 1, testing::threads(2));
   for (std::size_t i = 0; i < kBytes; i += 64) ASSERT_EQ(output[i], value(i)) << i;
   EXPECT_EQ(output[-1], std::byte{42});
   EXPECT_EQ(output[kBytes], std::byte{42});
