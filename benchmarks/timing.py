@@ -10,15 +10,27 @@ Value = TypeVar("Value")
 
 
 def seconds_of(run: Callable[[], object], at_least: float) -> float:
-    """Seconds of one call. A call shorter than ten times `at_least` is repeated until `at_least`
-    has passed; the first finds cold caches, a sleeping thread pool and memory that the system may
-    have to fetch from the host of a virtual machine, and is left out of the median."""
-    taken: list[float] = []
-    while not taken or (taken[0] < 10 * at_least and sum(taken[1:]) < at_least):
+    """Seconds of one call. A call shorter than ten times `at_least` is repeated: for five times
+    `at_least` untimed, then until `at_least` has passed, of which the median counts. For the first
+    calls after a pause find cold caches and a sleeping thread pool, and a virtual machine gives
+    idle memory back to its host: up to four calls then took ten times as long."""
+
+    def seconds() -> float:
         start = time.perf_counter()
         run()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:] or taken)
+        return time.perf_counter() - start
+
+    def calls(total: float) -> list[float]:
+        taken: list[float] = []
+        while sum(taken) < total:
+            taken.append(seconds())
+        return taken
+
+    first = seconds()
+    if first >= 10 * at_least:
+        return first
+    calls(5 * at_least - first)
+    return statistics.median(calls(at_least))
 
 
 def interleave(
