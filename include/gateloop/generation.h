@@ -6,9 +6,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string_view>
 
 #include "gateloop/nn/transformer.h"
+
+namespace gateloop::nn {
+class PackedWeights;
+}  // namespace gateloop::nn
 
 namespace gateloop::generation {
 
@@ -51,7 +56,9 @@ StateSize state_size(const nn::TransformerOptions& options,
                      torch::ScalarType dtype = torch::kFloat32);
 
 /// Reads tokens and answers with the logits of the next, carrying the model's state. B sequences
-/// advance together. Runs in inference mode and does not change the model.
+/// advance together. Runs in inference mode and does not change the model. Two and more sequences
+/// read a copy of its matrices, made by the first read(), in the layout of oneDNN's products: start
+/// a new decoder for a model whose weights have changed.
 class Decoder {
  public:
   /// `prefill_chunk`: tokens per sequence read in one pass, which bounds the memory of a long
@@ -72,6 +79,7 @@ class Decoder {
   nn::Transformer model_;
   std::int64_t prefill_chunk_;
   torch::Device device_;
+  std::shared_ptr<const nn::PackedWeights> packed_;
   nn::TransformerState state_;
   std::int64_t batch_ = 0;
   std::int64_t position_ = 0;

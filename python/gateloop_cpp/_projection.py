@@ -1,6 +1,9 @@
 """Linear layers, with the two things that a projection of ours does beside calling one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TypeGuard
 
 import torch
@@ -14,15 +17,36 @@ from gateloop_cpp import _library as _library  # loads the operators
 # 100 µs.
 LEAST_BYTES = 4 << 20
 
+_packed: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar(
+    "_packed", default=MappingProxyType({})
+)
+
+
+@contextmanager
+def packed_weights(model: nn.Module) -> Iterator[None]:
+    """Within, project() multiplies by copies of the matrices of ``model`` in the layout of oneDNN's
+    products: for many passes of a few rows, without gradients, while the weights stay as they are.
+    """
+    layers = [] if torch.is_autocast_enabled("cpu") else filter(_is_plain, model.modules())
+    token = _packed.set({m: torch.ops.gateloop._packed(m.weight) for m in layers})
+    try:
+        yield
+    finally:
+        _packed.reset(token)
+
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), by a kernel of our own where one row meets the whole matrix: decoding."""
+    """layer(x), by a kernel of our own where one row meets the whole matrix, decoding, or with the
+    copy of :func:`packed_weights`."""
     y: Tensor
     inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if inference and _is_plain(layer) and x.numel() == layer.in_features:
-        y = torch.ops.gateloop._linear(x, layer.weight, layer.bias)
-    else:
-        y = layer(x)
+    if inference and _is_plain(layer):
+        one_row = x.numel() == layer.in_features
+        weight = layer.weight if one_row else _packed.get().get(layer)
+        if weight is not None:
+            y = torch.ops.gateloop._linear(x, weight, layer.bias)
+            return y
+    y = layer(x)
     return y
 
 

@@ -1,5 +1,6 @@
 """The GateLoop Transformer."""
 
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gateloop_cpp._checks import expect, expect_positive
-from gateloop_cpp._projection import project
+from gateloop_cpp._projection import packed_weights, project
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
@@ -193,6 +194,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Continue ``prompt`` by ``length`` tokens; one forward pass of one step for each.
 
+        Two and more sequences together read a copy of the matrices in the layout of oneDNN's
+        products, which takes their memory once more for the time of the call.
+
         Args:
             prompt: (B, T) ids, T ≥ 1.
             length: how many tokens to add.
@@ -212,11 +216,13 @@ class Transformer(nn.Module):
         expect(length >= 0, _NAME, "length", "zero or more", length)
         tokens = prompt.new_empty(prompt.shape[0], length)
         step, cache = prompt, None
-        for i in range(length):
-            logits, cache = self(step, cache=cache, return_cache=True)
-            step = sample(logits[:, -1], temperature, filter_thres, generator).to(prompt.dtype)
-            tokens[:, i] = step
-            step = step.unsqueeze(1)
+        # One row is bound by reading the weights, as they lie.
+        with packed_weights(self) if prompt.shape[0] > 1 else nullcontext():
+            for i in range(length):
+                logits, cache = self(step, cache=cache, return_cache=True)
+                step = sample(logits[:, -1], temperature, filter_thres, generator).to(prompt.dtype)
+                tokens[:, i] = step
+                step = step.unsqueeze(1)
         return tokens
 
     def _check_ids(self, x: Tensor, argument: str = "x") -> None:

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gateloop/generation.h"
+#include "nn/packed_weights.h"
 
 namespace gateloop::generation {
 namespace {
@@ -35,6 +36,9 @@ torch::Tensor Decoder::read(const torch::Tensor& ids) {
     throw std::invalid_argument("this decoder carries " + std::to_string(batch_) +
                                 " sequences, got ids " + shape_of(ids));
   const c10::InferenceMode inference;
+  // One row is bound by reading the weights, as they lie.
+  if (ids.size(0) > 1 && !packed_) packed_ = std::make_shared<nn::PackedWeights>(*model_);
+  const nn::PackedWeights::Use use(packed_.get());
   const auto on_device = ids.to(device_);
   const auto length = ids.size(1);
   torch::Tensor logits;

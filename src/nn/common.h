@@ -6,7 +6,8 @@
 
 #include <cstdint>
 
-#include "ops/linear_row.h"
+#include "nn/packed_weights.h"
+#include "ops/linear.h"
 
 namespace gateloop::nn {
 
@@ -32,10 +33,9 @@ inline torch::Tensor cast_once(const torch::Tensor& x) {
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
 }
 
-/// layer(x), by a kernel of our own where one row meets the whole matrix.
-inline torch::Tensor project(torch::nn::Linear& layer, const torch::Tensor& x) {
-  if (!ops::is_linear_row(x, layer->weight)) return layer(x);
-  return ops::linear_row(x, layer->weight, layer->bias);
+/// layer(x), by the fastest product known.
+inline torch::Tensor project(const torch::nn::Linear& layer, const torch::Tensor& x) {
+  return ops::linear(x, PackedWeights::or_own(layer->weight), layer->bias);
 }
 
 /// The reference keeps some layers inside a Sequential, which shows in the parameter names:

@@ -1,3 +1,7 @@
+#include "ops/linear.h"
+
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "ops/linear_row.h"
@@ -5,16 +9,50 @@
 namespace gateloop::ops {
 namespace {
 
-/// at::linear, or one row by a kernel of our own: for Python, which cannot see which applies.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
-                  const std::optional<at::Tensor>& bias) {
-  return is_linear_row(x, weight) ? linear_row(x, weight, bias) : at::linear(x, weight, bias);
+/// torch has no header for oneDNN's products; its own compiler calls them by these names.
+auto find(const char* name) { return c10::Dispatcher::singleton().findSchema({name, ""}); }
+
+bool has_packed_products(const at::Tensor& weight) {
+  static const bool present = find("mkldnn::_linear_pointwise") &&
+                              find("mkldnn::_reorder_linear_weight") &&
+                              find("mkldnn::_is_mkldnn_bf16_supported");
+  if (!present || !at::globalContext().userEnabledMkldnn()) return false;
+  if (!weight.device().is_cpu() || weight.dim() != 2 || weight.numel() == 0) return false;
+  if (weight.scalar_type() != at::kBFloat16) return weight.scalar_type() == at::kFloat;
+  static const bool bfloat16 = find("mkldnn::_is_mkldnn_bf16_supported")->typed<bool()>().call();
+  return bfloat16;
+}
+
+at::Tensor linear_packed(const at::Tensor& x, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias) {
+  using Product = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                             std::string_view, c10::List<std::optional<at::Scalar>>,
+                             std::optional<std::string_view>);
+  static const auto product = find("mkldnn::_linear_pointwise")->typed<Product>();
+  return product.call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
 }  // namespace
 
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias) {
+  if (weight.is_mkldnn()) return linear_packed(x, weight, bias);
+  return is_linear_row(x, weight) ? linear_row(x, weight, bias) : at::linear(x, weight, bias);
+}
+
+at::Tensor packed(const at::Tensor& weight) {
+  if (!has_packed_products(weight)) return weight;
+  using Reorder = at::Tensor(const at::Tensor&, std::optional<c10::SymInt>);
+  static const auto reorder = find("mkldnn::_reorder_linear_weight")->typed<Reorder>();
+  // The layout hardly depends on the number of rows; without one it is that of a single row.
+  constexpr int kRows = 64;
+  return reorder.call(weight.detach(), kRows);
+}
+
+// For Python, which cannot see which product applies.
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def("_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", linear);
+  m.def("_packed(Tensor weight) -> Tensor", packed);
 }
 
 }  // namespace gateloop::ops

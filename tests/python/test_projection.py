@@ -1,4 +1,4 @@
-"""What is computed again, in blocks or by the kernel of one row gives the same."""
+"""What is computed again, in blocks, for one row or with packed weights is the same."""
 
 from collections.abc import Callable
 from functools import partial
@@ -125,6 +125,60 @@ def test_one_row_is_projected_as_by_the_layer(dtype: torch.dtype, bias: bool) ->
     # Half an ulp of the result, and for wide types some ulp of 33 products.
     tolerance = max(torch.finfo(dtype).eps, 16 * torch.finfo(torch.float64).eps)
     torch.testing.assert_close(ours.double(), exact, rtol=2 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [(33, 130), (512, 64), (1, 1)])
+def test_packed_weights_give_what_the_layer_gives(
+    size: tuple[int, int], dtype: torch.dtype, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(*size, bias=bias).to(dtype)
+    for shape in [(5, 1, size[0]), (2, 3, size[0]), (7, size[0])]:
+        x = torch.randn(shape).to(dtype)
+        with torch.no_grad():
+            with _projection.packed_weights(linear):
+                ours = _projection.project(linear, x)
+            again, theirs = _projection.project(linear, x), linear(x)
+        assert ours.dtype == dtype and ours.shape == theirs.shape
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(ours, theirs, rtol=2 * eps, atol=16 * eps)
+        assert torch.equal(again, theirs)
+
+
+def test_weights_are_packed_where_that_is_faster() -> None:
+    weight = torch.randn(8, 4)
+    packed = torch.ops.gateloop._packed
+    assert packed(weight).is_mkldnn == torch.backends.mkldnn.is_available()
+    assert not packed(weight.double()).is_mkldnn
+    torch.backends.mkldnn.set_flags(False, None, None)
+    try:
+        assert not packed(weight).is_mkldnn
+    finally:
+        torch.backends.mkldnn.set_flags(True, None, None)
+
+
+def test_generation_follows_weights_that_change() -> None:
+    model = Transformer(16, num_tokens=32, depth=2)
+    prompt = torch.randint(32, (2, 5))
+    texts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        for weight in model.parameters():
+            nn.init.normal_(weight)
+        text = prompt
+        for _ in range(8):
+            text = torch.cat((text, model(text)[:, -1:].argmax(-1)), dim=1)
+        assert model.generate(prompt, 8, temperature=0).tolist() == text[:, 5:].tolist()
+        texts.append(text)
+    assert not torch.equal(*texts)
+
+
+def test_autocast_decides_the_dtype_with_packed_weights_too() -> None:
+    linear = nn.Linear(8, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), _projection.packed_weights(linear):
+        assert _projection.project(linear, torch.randn(2, 8)).dtype == torch.bfloat16
 
 
 def test_autocast_decides_the_dtype_of_one_row_too() -> None:

@@ -126,6 +126,37 @@ TEST(Generate, LengthZeroDrawsNothing) {
   EXPECT_EQ(drawn.sizes(), (std::vector<std::int64_t>{kBatch, 0}));
 }
 
+TEST(Decoder, SequencesTogetherGetWhatEachGetsAlone) {
+  // Together they read packed weights, which exist in float32; alone they do not.
+  torch::manual_seed(1);
+  for (const auto& kind : test::all_kinds()) {
+    nn::Transformer model(kind.options);
+    const auto ids = some_ids();
+    Decoder together(model);
+    together.read(ids);
+    const auto got = together.read(ids.narrow(1, 0, 1));
+    for (std::int64_t i = 0; i < kBatch; ++i) {
+      Decoder alone(model);
+      alone.read(ids.narrow(0, i, 1));
+      const auto expected = alone.read(ids.narrow(0, i, 1).narrow(1, 0, 1));
+      EXPECT_LT(difference(got.narrow(0, i, 1), expected), 1e-4) << kind.name;
+    }
+  }
+}
+
+TEST(Decoder, ANewOneReadsTheWeightsThatTheModelHasNow) {
+  nn::Transformer model(test::small_options());
+  const auto ids = some_ids();
+  const auto before = Decoder(model).read(ids);
+  {
+    const torch::NoGradGuard no_grad;
+    for (auto& weight : model->parameters()) weight.mul_(1.5);
+  }
+  const auto after = Decoder(model).read(ids);
+  EXPECT_LT(difference(after, model->forward(ids).select(1, -1)), 1e-4);
+  EXPECT_GT(difference(after, before), 0.1);
+}
+
 TEST(Decoder, Bfloat16WeightsKeepTheStateInFloat32) {
   torch::manual_seed(1);
   nn::Transformer model(test::small_options());
