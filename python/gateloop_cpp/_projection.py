@@ -27,7 +27,7 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     """Within, project() multiplies by copies of the matrices of ``model`` in the layout of oneDNN's
     products: for many passes of a few rows, without gradients, while the weights stay as they are.
     """
-    layers = [] if torch.is_autocast_enabled("cpu") else filter(_is_plain, model.modules())
+    layers = [] if torch.is_autocast_enabled("cpu") else filter(is_plain, model.modules())
     token = _packed.set({m: torch.ops.gateloop._packed(m.weight) for m in layers})
     try:
         yield
@@ -40,7 +40,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     copy of :func:`packed_weights`."""
     y: Tensor
     inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if inference and _is_plain(layer):
+    if inference and is_plain(layer):
         one_row = x.numel() == layer.in_features
         weight = layer.weight if one_row else _packed.get().get(layer)
         if weight is not None:
@@ -59,7 +59,7 @@ def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: T
     """
     large = sum(t.numel() * t.element_size() for t in x) >= LEAST_BYTES
     training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not (large and training and _is_plain(layer)):
+    if not (large and training and is_plain(layer)):
         return project(layer, activation(*x))
     weight, bias = layer.weight, layer.bias
     y: Tensor = checkpoint(
@@ -71,7 +71,7 @@ def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: T
     return y
 
 
-def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether nobody would notice that the layer itself is not called."""
     return type(layer) is nn.Linear and not (
         layer._forward_hooks

@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from gateloop_cpp._adjoint import Scan
+from gateloop_cpp._blocks import TrainedInBlocks, time_blocks
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
-from gateloop_cpp._projection import project_activated
+from gateloop_cpp._projection import is_plain, packed_weights, project_activated
 from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import simple_gate_loop
 from gateloop_cpp.rms_norm import RMSNorm, rms_norm
 
 _NAME = "SimpleGateLoopLayer"
 
-# Rows of a block of inference, B times its steps: enough for the matrix product.
+# Rows of a block, B times its steps: enough for the matrix product.
 _BLOCK_ROWS = 2048
+# The least steps of a block in training: four checkpoints.
+_LEAST_STEPS = 64
 
 Cache = tuple[Tensor, Tensor]
 
@@ -82,9 +85,13 @@ class SimpleGateLoopLayer(nn.Module):
         self._check_cache(cache, x.shape[0])
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         initial = None if cache is None else cache[1].view(-1, self.dim).to(wide)
-        differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if not (differentiable or return_cache) and x.shape[0] * x.shape[1] > _BLOCK_ROWS:
-            return self._in_blocks(x, initial)
+        large = x.shape[0] * x.shape[1] > _BLOCK_ROWS
+        if large and not (return_cache or torch.compiler.is_compiling()):
+            if not torch.is_grad_enabled():
+                with packed_weights(self):
+                    return self._in_blocks(x, initial)
+            if self._trains_in_blocks(x):
+                return self._trained_in_blocks(x, initial)
         y, final, z = self._steps(x, initial)
         if not return_cache:
             return y
@@ -107,15 +114,35 @@ class SimpleGateLoopLayer(nn.Module):
 
     def _in_blocks(self, x: Tensor, state: Tensor | None) -> Tensor:
         """Block by block over time, the state carried: projections stay in cache."""
-        steps = max(1, _BLOCK_ROWS // x.shape[0])
-        starts = range(0, x.shape[1], steps)
         y = None
-        for start in reversed(starts) if self.reverse else starts:
-            block = slice(start, start + steps)
+        for block in time_blocks(x.shape[1], self._block_steps(x), self.reverse):
             out, state, _ = self._steps(x[:, block], state)
             y = out.new_empty(x.shape) if y is None else y
             y[:, block] = out
         return cast(Tensor, y)
+
+    def _block_steps(self, x: Tensor) -> int:
+        return max(1, _BLOCK_ROWS // x.shape[0])
+
+    def _trains_in_blocks(self, x: Tensor) -> bool:
+        """Where a norm, a product and the fused operator are all that happens."""
+        return (
+            self._scan is None
+            and isinstance(self.norm, RMSNorm | nn.Identity)
+            and is_plain(self.to_qkva[0])
+            and self.to_qkva[0].bias is None
+            and self._block_steps(x) >= _LEAST_STEPS
+            and not torch.is_autocast_enabled(x.device.type)
+            and not torch._C._are_functorch_transforms_active()
+        )
+
+    def _trained_in_blocks(self, x: Tensor, initial: Tensor | None) -> Tensor:
+        gamma = self.norm.gamma if isinstance(self.norm, RMSNorm) else None
+        weight, steps = self.to_qkva[0].weight, self._block_steps(x)
+        y = TrainedInBlocks.apply(  # type: ignore[no-untyped-call]
+            x, gamma, weight, initial, self.reverse, steps
+        )
+        return cast(Tensor, self.maybe_post_ln(y))
 
     def _read(
         self, scan: Scan, q: Tensor, kv: Tensor, z: Tensor, initial: Tensor | None

@@ -53,6 +53,8 @@ SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
 /// Block by block over time, the state carried: projections stay in cache.
 Tensor SimpleGateLoopLayerImpl::run_in_blocks(const Tensor& x) {
   const std::int64_t time = x.size(1), length = std::max<std::int64_t>(1, kBlockRows / x.size(0));
+  const PackedWeights packed(*this);
+  const PackedWeights::Use use(&packed);
   Tensor y;
   std::optional<Tensor> state;
   for (std::int64_t done = 0; done < time; done += length) {

@@ -113,6 +113,73 @@ def test_inference_in_blocks_gives_what_one_call_gives(
         assert_close(module(x), whole.detach())
 
 
+def in_training_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_module, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(layer_module, "_LEAST_STEPS", 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"prenorm": False}, {"post_ln": True}])
+@pytest.mark.parametrize("shape", [(1, 37, 6), (3, 9, 6)])
+def test_training_in_blocks_gives_what_one_call_gives(
+    shape: tuple[int, int, int], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = layer(**options)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(shape, dtype=torch.float64)
+    tensors = [x, *module.parameters()]
+
+    def gradients() -> tuple[Tensor, ...]:
+        y = module(x)
+        first = torch.autograd.grad(y, tensors, dy, create_graph=True)
+        squares = torch.stack([g.square().sum() for g in first])
+        second = torch.autograd.grad(squares.sum(), tensors, materialize_grads=True)
+        return y, *first, *second, *torch.autograd.grad(module(x), tensors, dy)
+
+    whole = gradients()
+    in_training_blocks(monkeypatch)
+    assert "TrainedInBlocks" in str(layer(**(options | {"post_ln": False}))(x).grad_fn)
+    for ours, expected in zip(gradients(), whole, strict=True):
+        assert_close(ours, expected)
+
+
+def test_training_in_blocks_differentiates_the_state_and_what_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = layer()
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    state = torch.randn(12, 1, dtype=torch.float64, requires_grad=True)
+    cache = (torch.ones_like(state), state)
+    dy = torch.randn_like(x)
+    (whole,) = torch.autograd.grad(module(x, cache=cache), state, dy)
+    in_training_blocks(monkeypatch)
+    (ours,) = torch.autograd.grad(module(x, cache=cache), state, dy)
+    assert_close(ours, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_in_blocks_sums_in_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = layer().to(dtype)
+    x = torch.randn(1, 800, 6).to(dtype)
+    whole = torch.autograd.grad(module(x).sum(), list(module.parameters()))
+    in_training_blocks(monkeypatch)
+    blocks = torch.autograd.grad(module(x).sum(), list(module.parameters()))
+    exact = torch.autograd.grad(module.double()(x.double()).sum(), list(module.parameters()))
+    for ours, theirs, expected in zip(blocks, whole, exact, strict=True):
+        error, allowed = ((g - expected).norm() / expected.norm() for g in (ours, theirs))
+        assert error <= max(2 * allowed, 4 * torch.finfo(dtype).eps)
+
+
+def test_what_blocks_do_not_know_trains_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_training_blocks(monkeypatch)
+    x = torch.randn(1, 20, 6, dtype=torch.float64)
+    module = layer()
+    assert_close(torch.func.vmap(module)(x[None]), module(x)[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.float()(x.float()).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [False, True])
 def test_one_row_is_projected_as_by_the_layer(dtype: torch.dtype, bias: bool) -> None:
