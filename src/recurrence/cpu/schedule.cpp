@@ -155,7 +155,8 @@ void relay(const Problem& p, std::int64_t tile, std::int64_t length, const Execu
 
 /// Fewer rows than threads: tiles of a row in parallel, but block by block, and all tiles of a
 /// block by one thread, a tile behind the thread of the block before. So a core reads whole rows;
-/// where it has a part of every row to itself, its prefetchers fetch the other parts in vain.
+/// where it has a part of every row to itself, its prefetchers fetch the other parts in vain. To
+/// fetch the next block row by row while this one is computed took 1.3 times as long, not less.
 void drive_pipelined(const Problem& p, const Kernel& kernel, const Executor& executor,
                      std::byte* scratch) {
   const std::int64_t tile = tile_channels(p, slots(p, executor.threads));
