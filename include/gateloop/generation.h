@@ -57,8 +57,8 @@ StateSize state_size(const nn::TransformerOptions& options,
 
 /// Reads tokens and answers with the logits of the next, carrying the model's state. B sequences
 /// advance together. Runs in inference mode and does not change the model. Two and more sequences
-/// read a copy of its matrices, made by the first read(), in the layout of oneDNN's products: start
-/// a new decoder for a model whose weights have changed.
+/// read a copy of its matrices, made by the first read() and as large, in the layout of oneDNN's
+/// products: start a new decoder for a model whose weights have changed.
 class Decoder {
  public:
   /// `prefill_chunk`: tokens per sequence read in one pass, which bounds the memory of a long

@@ -53,19 +53,14 @@ class TrainedInBlocks(torch.autograd.Function):
         (dy,) = dys
         x, gamma, weight, initial, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            q, kv, z = F.linear(_norm(x, gamma), weight).chunk(3, dim=-1)
-            y, _ = simple_gate_loop(q, kv, z, initial, ctx.reverse)
-            needed = ctx.needs_input_grad[:4]
-            wanted = [
-                t for t, need in zip((x, gamma, weight, initial), needed, strict=True) if need
-            ]
-            grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-            return *(next(grads) if need else None for need in needed), None, None
+            return *_differentiable_backward(ctx, dy, x, gamma, weight, initial), None, None
 
+        needs_x, needs_gamma, needs_weight = ctx.needs_input_grad[:3]
         wide = torch.promote_types(x.dtype, torch.float32)
-        dx = torch.empty_like(x)
-        dgamma = x.new_zeros(x.shape[-1], dtype=wide)
-        dweight = torch.zeros_like(weight, dtype=wide)
+        # All like dy, to which torch.func.vmap may have added an axis.
+        dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
+        dgamma = dy.new_zeros(x.shape[-1], dtype=wide)
+        dweight = dy.new_zeros(weight.shape, dtype=wide)
         dstate = None
         packed = torch.ops.gateloop._packed(weight.t().contiguous())
         blocks = time_blocks(x.shape[1], ctx.steps, ctx.reverse)
@@ -79,20 +74,44 @@ class TrainedInBlocks(torch.autograd.Function):
                 ctx.reverse,
                 False,
             )
-            rows = torch.cat(dprojection, dim=-1).flatten(0, 1)
+            rows = torch.cat(dprojection, dim=-1).view(-1, weight.shape[0])
             with torch.enable_grad():
                 part = x[:, block].detach().requires_grad_()
                 gain = None if gamma is None else gamma.detach().requires_grad_()
                 normed = _norm(part, gain)
-            dweight += rows.t() @ normed.detach().flatten(0, 1)
-            inputs = [part] if gain is None else [part, gain]
-            dnormed = torch.ops.gateloop._linear(rows, packed, None).view_as(normed)
-            found = torch.autograd.grad(normed, inputs, dnormed)
-            dx[:, block] = found[0]
-            dgamma += sum(found[1:])
-        of_gamma = None if gamma is None else dgamma.to(gamma.dtype)
-        of_initial = None if initial is None else dstate
-        return dx, of_gamma, dweight.to(weight.dtype), of_initial, None, None
+            if needs_weight:
+                dweight += rows.t() @ normed.detach().flatten(0, 1)
+            if needs_x or needs_gamma:
+                dnormed = torch.ops.gateloop._linear(rows, packed, None).view(normed.shape)
+                if gain is None:
+                    dx[:, block] = dnormed
+                else:
+                    dx[:, block], dgain = torch.autograd.grad(normed, (part, gain), dnormed)
+                    dgamma += dgain
+        return (
+            dx if needs_x else None,
+            dgamma.to(x.dtype) if needs_gamma else None,
+            dweight.to(x.dtype) if needs_weight else None,
+            dstate if ctx.needs_input_grad[3] else None,
+            None,
+            None,
+        )
+
+
+def _differentiable_backward(ctx: Any, dy: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+    """The gradients with respect to ``tensors``, with a graph, through the layer's definition."""
+    # One may be computed from another, as a cache is from the weights. Only through an alias of its
+    # own does each receive what is its part and not also what flows through the others.
+    x, gamma, weight, initial = (None if t is None else t.view_as(t) for t in tensors)
+    assert x is not None and weight is not None
+    q, kv, z = F.linear(_norm(x, gamma), weight).chunk(3, dim=-1)
+    y, _ = simple_gate_loop(q, kv, z, initial, ctx.reverse)
+    needed = ctx.needs_input_grad[:4]
+    wanted = [t for t, need in zip((x, gamma, weight, initial), needed, strict=True) if need]
+    grads = iter(
+        torch.autograd.grad(y, [t for t in wanted if t is not None], dy, create_graph=True)
+    )
+    return [next(grads) if need else None for need in needed]
 
 
 def _norm(x: Tensor, gamma: Tensor | None) -> Tensor:

@@ -1,10 +1,10 @@
-"""Linear layers, with the two things that a projection of ours does beside calling one."""
+"""Linear layers, and what a projection of ours does beside calling one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,10 @@ _packed: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar(
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Within, project() multiplies by copies of the matrices of ``model`` in the layout of oneDNN's
-    products: for many passes of a few rows, without gradients, while the weights stay as they are.
+    products: for many passes without gradients, while the weights stay as they are.
     """
-    layers = [] if torch.is_autocast_enabled("cpu") else filter(is_plain, model.modules())
+    own = torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
+    layers = [] if own else filter(is_plain, model.modules())
     token = _packed.set({m: torch.ops.gateloop._packed(m.weight) for m in layers})
     try:
         yield
@@ -38,16 +39,13 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x), by a kernel of our own where one row meets the whole matrix, decoding, or with the
     copy of :func:`packed_weights`."""
-    y: Tensor
     inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
     if inference and is_plain(layer):
         one_row = x.numel() == layer.in_features
         weight = layer.weight if one_row else _packed.get().get(layer)
         if weight is not None:
-            y = torch.ops.gateloop._linear(x, weight, layer.bias)
-            return y
-    y = layer(x)
-    return y
+            return cast(Tensor, torch.ops.gateloop._linear(x, weight, layer.bias))
+    return cast(Tensor, layer(x))
 
 
 def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gateloop_cpp._adjoint import Scan
+from gateloop_cpp._autocast import autocasts
 from gateloop_cpp._blocks import TrainedInBlocks, time_blocks
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
 from gateloop_cpp._projection import is_plain, packed_weights, project_activated
@@ -132,7 +133,8 @@ class SimpleGateLoopLayer(nn.Module):
             and is_plain(self.to_qkva[0])
             and self.to_qkva[0].bias is None
             and self._block_steps(x) >= _LEAST_STEPS
-            and not torch.is_autocast_enabled(x.device.type)
+            and {p.dtype for p in self.parameters()} == {x.dtype}
+            and not autocasts(x.device)
             and not torch._C._are_functorch_transforms_active()
         )
 

@@ -6,7 +6,7 @@
 
 namespace gateloop::nn {
 
-/// Copies of the matrices of a model's projections for products with a few rows: see ops::packed().
+/// Copies of the matrices of a model's projections for many products: see ops::packed().
 /// They keep the values that the model has now.
 class PackedWeights {
  public:

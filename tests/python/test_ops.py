@@ -136,6 +136,20 @@ def test_gradgradcheck(ops: Ops, case: Case) -> None:
     assert torch.autograd.gradgradcheck(lambda *a: call(ops, case, a), arguments)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_arguments_computed_from_each_other_are_not_counted_twice(ops: Ops, case: Case) -> None:
+    first, *others = inputs(case, 1, 4, 2)
+    leaf = first.clone().requires_grad_()
+
+    def gradient(create_graph: bool) -> Tensor:
+        first = leaf * 1
+        y, _ = call(ops, case, (first, *(other + first.mean() for other in others)))
+        (found,) = torch.autograd.grad(y.abs().square().sum(), leaf, create_graph=create_graph)
+        return found
+
+    torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-12, atol=1e-12)
+
+
 # gradcheck covers a few steps; this, the seams between checkpoint blocks.
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_equal_the_definition_over_blocks(ops: Ops, case: Case) -> None:

@@ -171,13 +171,74 @@ def test_training_in_blocks_sums_in_float32(
         assert error <= max(2 * allowed, 4 * torch.finfo(dtype).eps)
 
 
-def test_what_blocks_do_not_know_trains_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_blocks_does_not_count_a_cache_of_its_own_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     in_training_blocks(monkeypatch)
-    x = torch.randn(1, 20, 6, dtype=torch.float64)
     module = layer()
-    assert_close(torch.func.vmap(module)(x[None]), module(x)[None])
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    weights = list(module.parameters())
+
+    def gradients(create_graph: bool) -> tuple[Tensor, ...]:
+        _, cache = module(x[:, :2], return_cache=True)
+        y = module(x, cache=cache)
+        return torch.autograd.grad(y.sum(), weights, create_graph=create_graph)
+
+    for ours, expected in zip(gradients(True), gradients(False), strict=True):
+        assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_training_in_blocks_gives_many_gradients_at_once(
+    prenorm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_training_blocks(monkeypatch)
+    module = layer(prenorm=prenorm)
+    x = torch.randn(1, 20, 6, dtype=torch.float64, requires_grad=True)
+    tensors = [x, *module.parameters()]
+    dys = torch.randn(3, *x.shape, dtype=torch.float64)
+    y = module(x)
+    together = torch.autograd.grad(y, tensors, dys, is_grads_batched=True, retain_graph=True)
+    for i, dy in enumerate(dys):
+        alone = torch.autograd.grad(y, tensors, dy, retain_graph=True)
+        for ours, expected in zip(together, alone, strict=True):
+            assert_close(ours[i], expected)
+
+
+@pytest.mark.parametrize("frozen", ["norm.gamma", "to_qkva.0.weight", "x"])
+def test_training_in_blocks_leaves_out_what_is_frozen(
+    frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_training_blocks(monkeypatch)
+    module = layer()
+    x = torch.randn(1, 20, 6, dtype=torch.float64)
+    tensors = dict(module.named_parameters()) | {"x": x}
+    wanted = {name: t.requires_grad_() for name, t in tensors.items() if name != frozen}
+    whole = torch.autograd.grad(module(x).sum(), list(wanted.values()))
+    tensors[frozen].requires_grad_(False)
+    for ours, expected in zip(
+        torch.autograd.grad(module(x).sum(), list(wanted.values())), whole, strict=True
+    ):
+        assert_close(ours, expected)
+
+
+def test_what_blocks_do_not_know_runs_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_training_blocks(monkeypatch)
+    x = torch.randn(1, 20, 6)
+    module = layer().float()
+    y = module(x)
+    torch.testing.assert_close(torch.func.vmap(module)(x[None]), y[None])
+    with torch.no_grad():
+        weights = {name: torch.stack([p, p]) for name, p in module.named_parameters()}
+        call = torch.func.vmap(lambda weights: functional_call(module, weights, (x,)))
+        torch.testing.assert_close(call(weights)[1], y)
     with torch.autocast("cpu", torch.bfloat16):
-        assert module.float()(x.float()).dtype == torch.bfloat16
+        assert module(x).dtype == torch.bfloat16
+    low = x.bfloat16().requires_grad_()
+    assert module(low).dtype == torch.float32
+    module(low).sum().backward()
+    assert low.grad is not None and low.grad.isfinite().all()
+    assert module.to("meta")(x.to("meta")).shape == x.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

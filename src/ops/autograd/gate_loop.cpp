@@ -49,8 +49,11 @@ struct GateLoopFunction : torch::autograd::Function<GateLoopFunction> {
     variable_list result(6);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     if (needs_differentiable_backward()) {
-      result =
-          differentiate(definition(q, k, v, z, initial, reverse), {q, k, v, z, initial}, grads);
+      result = differentiate(
+          [&](const variable_list& in) {
+            return definition(in[0], in[1], in[2], in[3], in[4], reverse);
+          },
+          {q, k, v, z, initial}, grads);
       result.emplace_back();
     } else {
       auto [dq, dk, dv, dz, dinitial] =

@@ -14,16 +14,21 @@ bool any_requires_grad(std::initializer_list<at::Tensor> inputs) {
                      [](const at::Tensor& t) { return t.defined() && t.requires_grad(); });
 }
 
-variable_list differentiate(const variable_list& outputs, const variable_list& inputs,
-                            const variable_list& grad_outputs) {
-  variable_list used_outputs, used_grads, wanted;
+variable_list differentiate(const std::function<variable_list(const variable_list&)>& definition,
+                            const variable_list& inputs, const variable_list& grad_outputs) {
+  // One input may be computed from another, or be the same tensor. Only through an alias of its own
+  // does each receive what is its part and not also what flows through the others.
+  variable_list aliases, used_outputs, used_grads, wanted;
+  for (const auto& input : inputs) {
+    const bool needed = input.defined() && input.requires_grad();
+    aliases.push_back(needed ? input.view_as(input) : input);
+    if (needed) wanted.push_back(aliases.back());
+  }
+  const variable_list outputs = definition(aliases);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     if (!grad_outputs[i].defined()) continue;
     used_outputs.push_back(outputs[i]);
     used_grads.push_back(grad_outputs[i]);
-  }
-  for (const auto& input : inputs) {
-    if (input.defined() && input.requires_grad()) wanted.push_back(input);
   }
   variable_list gradients(inputs.size());
   if (used_outputs.empty() || wanted.empty()) return gradients;

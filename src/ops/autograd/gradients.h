@@ -3,6 +3,7 @@
 /// What the autograd kernels share.
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <functional>
 #include <initializer_list>
 
 namespace gateloop::ops {
@@ -14,10 +15,12 @@ bool any_requires_grad(std::initializer_list<at::Tensor> inputs);
 /// operator's definition.
 inline bool needs_differentiable_backward() { return at::GradMode::is_enabled(); }
 
-/// Gradients of `outputs` with respect to `inputs`, with a graph; undefined where an input needs
-/// none. Undefined grad_outputs count as zeros.
-torch::autograd::variable_list differentiate(const torch::autograd::variable_list& outputs,
-                                             const torch::autograd::variable_list& inputs,
-                                             const torch::autograd::variable_list& grad_outputs);
+/// Partial gradients of definition(inputs) with respect to `inputs`, with a graph; undefined where
+/// an input needs none. Undefined grad_outputs count as zeros.
+torch::autograd::variable_list differentiate(
+    const std::function<torch::autograd::variable_list(const torch::autograd::variable_list&)>&
+        definition,
+    const torch::autograd::variable_list& inputs,
+    const torch::autograd::variable_list& grad_outputs);
 
 }  // namespace gateloop::ops

@@ -49,8 +49,11 @@ struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction
     variable_list result(6);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     if (needs_differentiable_backward()) {
-      result = differentiate(definition(q, kv, z, initial, reverse, normalize_input),
-                             {q, kv, z, initial}, grads);
+      result = differentiate(
+          [&](const variable_list& in) {
+            return definition(in[0], in[1], in[2], in[3], reverse, normalize_input);
+          },
+          {q, kv, z, initial}, grads);
       result.resize(6);
     } else {
       auto [dq, dkv, dz, dinitial] = simple_gate_loop_backward(
