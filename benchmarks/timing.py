@@ -1,6 +1,5 @@
 """How time is taken: in turns, so that a busy moment of the machine falls on everyone."""
 
-import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
@@ -10,27 +9,30 @@ Value = TypeVar("Value")
 
 
 def seconds_of(run: Callable[[], object], at_least: float) -> float:
-    """Seconds of one call. A call shorter than ten times `at_least` is repeated: for five times
-    `at_least` untimed, then until `at_least` has passed, of which the median counts. For the first
-    calls after a pause find cold caches and a sleeping thread pool, and a virtual machine gives
-    idle memory back to its host: up to four calls then took ten times as long."""
+    """Seconds of one call, the fastest of three after calls of five times `at_least` that do not
+    count; all three take `at_least` together. Longer than ten times `at_least`, one call is timed,
+    and longer than a hundred times, no other is made.
+
+    For what disturbs a call only adds to it: cold caches, a sleeping thread pool, and the host of a
+    virtual machine, to which idle memory goes back; four or more calls after a pause then took ten
+    times as long.
+    """
 
     def seconds() -> float:
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
 
-    def calls(total: float) -> list[float]:
-        taken: list[float] = []
-        while sum(taken) < total:
-            taken.append(seconds())
-        return taken
-
-    first = seconds()
-    if first >= 10 * at_least:
+    untimed = first = seconds()
+    if first >= 100 * at_least:
         return first
-    calls(5 * at_least - first)
-    return statistics.median(calls(at_least))
+    fewest = 3 if first < 10 * at_least else 1
+    while untimed < 5 * at_least:
+        untimed += seconds()
+    timed: list[float] = []
+    while len(timed) < fewest or sum(timed) < at_least:
+        timed.append(seconds())
+    return min(timed)
 
 
 def interleave(

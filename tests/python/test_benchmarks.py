@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,14 +49,28 @@ def test_quick_benchmark_measures_everyone(build_dir: Path, tmp_path: Path) -> N
     assert "| what | ours |" in (tmp_path / "bench.md").read_text()
 
 
-def test_the_first_of_short_calls_do_not_count() -> None:
-    waits = iter([0.03, 0.02, *[0.002] * 1000])
-    assert timing.seconds_of(lambda: time.sleep(next(waits)), at_least=0.01) < 0.02
+@pytest.mark.parametrize(
+    ("calls", "counts", "made"),
+    [
+        # Half a second untimed, then three.
+        ([0.2, 0.1, 0.1, 0.1, 0.09, 0.03, 0.02, 0.01], 0.02, 7),
+        # Three that do not take a tenth of a second are not enough.
+        ([0.5, 0.03, 0.03, 0.03, 0.02, 0.01], 0.02, 5),
+        ([5.0, 4.0, 3.0], 4.0, 2),
+        ([11.0, 10.0], 11.0, 1),
+    ],
+)
+def test_what_counts_of_calls_that_get_faster(
+    calls: list[float], counts: float, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, left = [0.0], list(calls)
 
+    def run() -> None:
+        now[0] += left.pop(0)
 
-def test_a_long_call_is_made_once() -> None:
-    waits = iter([0.03])
-    assert timing.seconds_of(lambda: time.sleep(next(waits)), at_least=0.002) >= 0.03
+    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: now[0])
+    assert timing.seconds_of(run, at_least=0.1) == pytest.approx(counts)
+    assert len(calls) - len(left) == made
 
 
 # ---- What is wrong is not timed ------------------------------------------------------------------
