@@ -17,7 +17,7 @@ bool has_packed_products(const at::Tensor& weight) {
                               find("mkldnn::_reorder_linear_weight") &&
                               find("mkldnn::_is_mkldnn_bf16_supported");
   if (!present || !at::globalContext().userEnabledMkldnn()) return false;
-  if (!weight.device().is_cpu() || weight.dim() != 2 || weight.numel() == 0) return false;
+  if (!is_plain_cpu(weight) || weight.dim() != 2 || weight.numel() == 0) return false;
   if (weight.scalar_type() != at::kBFloat16) return weight.scalar_type() == at::kFloat;
   static const bool bfloat16 = find("mkldnn::_is_mkldnn_bf16_supported")->typed<bool()>().call();
   return bfloat16;

@@ -6,8 +6,10 @@ from typing import cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.testing._internal.two_tensor import TwoTensor
 
 from gateloop_cpp import SimpleGateLoopLayer, Transformer, _projection
 from gateloop_cpp import simple_gate_loop_layer as layer_module
@@ -285,6 +287,18 @@ def test_weights_are_packed_where_that_is_faster() -> None:
         assert not packed(weight).is_mkldnn
     finally:
         torch.backends.mkldnn.set_flags(True, None, None)
+
+
+def test_weights_that_are_more_than_their_numbers_are_left_to_the_layer() -> None:
+    linear = nn.Linear(8, 4)
+    weight = linear.weight.detach()
+    linear.weight = nn.Parameter(TwoTensor(weight, 2 * weight))
+    with torch.no_grad(), _projection.packed_weights(linear):
+        for rows in (1, 3):
+            x = torch.randn(rows, 8)
+            y = _projection.project(linear, x)
+            assert isinstance(y, TwoTensor)
+            torch.testing.assert_close(y.b, F.linear(x, 2 * weight, linear.bias))
 
 
 def test_generation_follows_weights_that_change() -> None:

@@ -9,7 +9,7 @@
 namespace gateloop::ops {
 
 bool is_linear_row(const at::Tensor& x, const at::Tensor& weight) {
-  return !at::GradMode::is_enabled() && x.is_cpu() && x.has_storage() && x.dim() > 0 &&
+  return !at::GradMode::is_enabled() && is_plain_cpu(x) && is_plain_cpu(weight) && x.dim() > 0 &&
          !at::autocast::is_autocast_enabled(at::kCPU) && x.numel() == weight.size(1) &&
          x.size(-1) == weight.size(1) && x.scalar_type() == weight.scalar_type() &&
          weight.is_contiguous() && x.is_contiguous();
