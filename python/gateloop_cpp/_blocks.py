@@ -53,7 +53,8 @@ class TrainedInBlocks(torch.autograd.Function):
         (dy,) = dys
         x, gamma, weight, initial, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            return *_differentiable_backward(ctx, dy, x, gamma, weight, initial), None, None
+            tensors = (x, gamma, weight, initial)
+            return *_differentiable_backward(dy, *tensors, reverse=ctx.reverse), None, None
 
         needs_x, needs_gamma, needs_weight = ctx.needs_input_grad[:3]
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -98,20 +99,20 @@ class TrainedInBlocks(torch.autograd.Function):
         )
 
 
-def _differentiable_backward(ctx: Any, dy: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+def _differentiable_backward(
+    dy: Tensor, *tensors: Tensor | None, reverse: bool
+) -> list[Tensor | None]:
     """The gradients with respect to ``tensors``, with a graph, through the layer's definition."""
     # One may be computed from another, as a cache is from the weights. Only through an alias of its
     # own does each receive what is its part and not also what flows through the others.
-    x, gamma, weight, initial = (None if t is None else t.view_as(t) for t in tensors)
+    aliases = [None if t is None else t.view_as(t) for t in tensors]
+    x, gamma, weight, initial = aliases
     assert x is not None and weight is not None
     q, kv, z = F.linear(_norm(x, gamma), weight).chunk(3, dim=-1)
-    y, _ = simple_gate_loop(q, kv, z, initial, ctx.reverse)
-    needed = ctx.needs_input_grad[:4]
-    wanted = [t for t, need in zip((x, gamma, weight, initial), needed, strict=True) if need]
-    grads = iter(
-        torch.autograd.grad(y, [t for t in wanted if t is not None], dy, create_graph=True)
-    )
-    return [next(grads) if need else None for need in needed]
+    y, _ = simple_gate_loop(q, kv, z, initial, reverse)
+    wanted = [t for t in aliases if t is not None and t.requires_grad]
+    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(grads) if t is not None and t.requires_grad else None for t in aliases]
 
 
 def _norm(x: Tensor, gamma: Tensor | None) -> Tensor:

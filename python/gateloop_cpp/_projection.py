@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp import _library as _library  # loads the operators
+from gateloop_cpp._autocast import autocasts
 
 # Below this, an activation that is computed again saves little memory, and to note how takes some
 # 100 µs.
@@ -27,7 +28,7 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     """Within, project() multiplies by copies of the matrices of ``model`` in the layout of oneDNN's
     products: for many passes without gradients, while the weights stay as they are.
     """
-    own = torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
+    own = autocasts(torch.device("cpu")) or torch._C._are_functorch_transforms_active()
     layers = [] if own else filter(is_plain, model.modules())
     token = _packed.set({m: torch.ops.gateloop._packed(m.weight) for m in layers})
     try:

@@ -18,8 +18,7 @@ PackedWeights::PackedWeights(const torch::nn::Module& model) {
   }
 }
 
-PackedWeights::Use::Use(const PackedWeights* weights)
-    : before_(std::exchange(in_use, weights != nullptr ? weights : in_use)) {}
+PackedWeights::Use::Use(const PackedWeights* weights) : before_(std::exchange(in_use, weights)) {}
 
 PackedWeights::Use::~Use() { in_use = before_; }
 

@@ -12,7 +12,7 @@ class PackedWeights {
  public:
   explicit PackedWeights(const torch::nn::Module& model);
 
-  /// While it lives, project() on this thread multiplies by these copies; null changes nothing.
+  /// While it lives, project() on this thread multiplies by these copies; null: by none.
   class Use {
    public:
     explicit Use(const PackedWeights* weights);
