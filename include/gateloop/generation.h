@@ -80,6 +80,7 @@ class Decoder {
   std::int64_t prefill_chunk_;
   torch::Device device_;
   std::shared_ptr<const nn::PackedWeights> packed_;
+  bool in_large_pages_ = false;
   nn::TransformerState state_;
   std::int64_t batch_ = 0;
   std::int64_t position_ = 0;

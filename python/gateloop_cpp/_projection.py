@@ -72,9 +72,13 @@ def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: T
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether nobody would notice that the layer itself is not called."""
-    return type(layer) is nn.Linear and not (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
+    return type(layer) is nn.Linear and not has_hooks(layer)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gateloop_cpp._checks import expect, expect_positive
 from gateloop_cpp._projection import packed_weights, project
+from gateloop_cpp._step import decoding_step
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
@@ -194,8 +195,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Continue ``prompt`` by ``length`` tokens; one forward pass of one step for each.
 
-        Two and more sequences together read a copy of the matrices in the layout of oneDNN's
-        products, which takes their memory once more for the time of the call.
+        One sequence goes through GateLoop layers with max heads in one operator a token. Two and
+        more sequences together read a copy of the matrices in the layout of oneDNN's products,
+        which takes their memory once more for the time of the call.
 
         Args:
             prompt: (B, T) ids, T ≥ 1.
@@ -216,10 +218,15 @@ class Transformer(nn.Module):
         expect(length >= 0, _NAME, "length", "zero or more", length)
         tokens = prompt.new_empty(prompt.shape[0], length)
         step, cache = prompt, None
-        # One row is bound by reading the weights, as they lie.
-        with packed_weights(self) if prompt.shape[0] > 1 else nullcontext():
+        # One row is bound by reading the weights, as they lie; many rows by the products.
+        single = prompt.shape[0] == 1
+        one_step = decoding_step(self) if single and length > 1 else None
+        with nullcontext() if single else packed_weights(self):
             for i in range(length):
-                logits, cache = self(step, cache=cache, return_cache=True)
+                if one_step is None or cache is None:
+                    logits, cache = self(step, cache=cache, return_cache=True)
+                else:
+                    logits, cache = one_step(step, cache)
                 step = sample(logits[:, -1], temperature, filter_thres, generator).to(prompt.dtype)
                 tokens[:, i] = step
                 step = step.unsqueeze(1)

@@ -19,6 +19,15 @@ torch::Tensor gumbel_noise_like(const torch::Tensor& values, at::Generator& gene
   return torch::empty_like(values).exponential_(1.0, generator).log_().neg_();
 }
 
+/// The largest logit of every row, (B) float32.
+void check_finite(const torch::Tensor& largest) {
+  const auto rows = largest.accessor<float, 1>();
+  for (std::int64_t row = 0; row < rows.size(0); ++row) {
+    if (!std::isfinite(rows[row]))
+      throw std::runtime_error("the model's logits are not finite; its weights are damaged");
+  }
+}
+
 }  // namespace
 
 std::int64_t top_k(double threshold, std::int64_t num_tokens) {
@@ -40,11 +49,14 @@ torch::Tensor Sampler::operator()(const torch::Tensor& logits) {
   const c10::InferenceMode inference;
   const auto scores = logits.to(torch::kCPU, torch::kFloat32);
   const bool greedy = options_.temperature < kGreedyBelow;
-  const auto k = greedy ? 1 : top_k(options_.top_k_threshold, scores.size(-1));
-  auto [values, tokens] = scores.topk(k, -1);  // sorted: the largest first
-  if (!values.select(-1, 0).isfinite().all().item<bool>())
-    throw std::runtime_error("the model's logits are not finite; its weights are damaged");
-  if (greedy) return tokens.squeeze(-1);
+  if (greedy) {
+    const auto [values, tokens] = scores.max(-1);
+    check_finite(values);
+    return tokens;
+  }
+  // Sorted: the largest first.
+  auto [values, tokens] = scores.topk(top_k(options_.top_k_threshold, scores.size(-1)), -1);
+  check_finite(values.select(-1, 0));
   values.div_(options_.temperature).add_(gumbel_noise_like(values, generator_));
   return tokens.gather(-1, values.argmax(-1, /*keepdim=*/true)).squeeze(-1);
 }

@@ -31,4 +31,7 @@ class PackedWeights {
   std::unordered_map<const at::TensorImpl*, torch::Tensor> copies_;
 };
 
+/// Moves the matrices of a model's projections to large pages, for many products with one row.
+void move_to_large_pages(const torch::nn::Module& model);
+
 }  // namespace gateloop::nn

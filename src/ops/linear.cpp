@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "host/weight_memory.h"
 #include "ops/linear_row.h"
 
 namespace gateloop::ops {
@@ -49,10 +50,17 @@ at::Tensor packed(const at::Tensor& weight) {
   return reorder.call(weight.detach(), kRows);
 }
 
+void move_to_large_pages(const at::Tensor& weight) {
+  constexpr std::size_t kLeast = std::size_t{1} << 20;  // half a large page
+  if (!is_plain_cpu(weight) || weight.nbytes() < kLeast) return;
+  host::move_to_large_pages(weight.const_data_ptr(), weight.nbytes());
+}
+
 // For Python, which cannot see which product applies.
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def("_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", linear);
   m.def("_packed(Tensor weight) -> Tensor", packed);
+  m.def("_move_to_large_pages(Tensor weight) -> ()", move_to_large_pages);
 }
 
 }  // namespace gateloop::ops

@@ -17,4 +17,9 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
 /// and 227.
 at::Tensor packed(const at::Tensor& weight);
 
+/// Moves weight to large pages where the system can; see host/weight_memory.h. For weights that
+/// many products with one row will read, as they lie. Leaves alone what is not plain memory of a
+/// CPU.
+void move_to_large_pages(const at::Tensor& weight);
+
 }  // namespace gateloop::ops

@@ -1,5 +1,6 @@
 """A sequence cut anywhere and carried through the cache gives what one call gives."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import gateloop_cpp
 from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
+from gateloop_cpp._step import decoding_step
 from gateloop_cpp.sampling import sample
 
 
@@ -117,6 +119,66 @@ def test_greedy_generation_takes_the_likeliest() -> None:
     tokens = model.generate(prompt, 8, temperature=0)
     assert tokens.tolist() == expected[:, 5:].tolist()
     assert model.generate(prompt, 0).shape == (2, 0)
+
+
+STEPPED: list[dict[str, Any]] = [
+    {},
+    dict(post_ln_norm=True, sub_ln=True),
+    dict(dim_gate_looped_attn=24, attn_add_swish_gating=False),
+    dict(attn_add_swish_gating=False),
+    dict(gate="sigmoid", normalize_input=True),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", STEPPED, ids=str)
+def test_a_step_of_one_sequence_is_the_forward_pass(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    model = Transformer(16, num_tokens=32, depth=2, **options).to(dtype)
+    ids = torch.randint(32, (1, 20))
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(ids)[0, 5:]
+        by_modules = model(ids)[0, 5:]
+        step = decoding_step(model)
+        assert step is not None
+        _, cache = model(ids[:, :5], return_cache=True)
+        pieces = []
+        for i in range(5, 20):
+            logits, cache = step(ids[:, i : i + 1], cache)
+            pieces.append(logits[0, 0])
+    # Between reading and the logits all is float32 or wider, so that it is no further from the
+    # truth than the modules are; in float64 the order of sums is all that differs.
+    error = float((torch.stack(pieces).double() - exact).abs().max())
+    theirs = float((by_modules.double() - exact).abs().max())
+    floor = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    assert error <= max(2 * theirs, floor)
+
+
+@pytest.mark.parametrize("prompt", [1, 5])
+def test_greedy_generation_of_one_sequence(prompt: int) -> None:
+    model = Transformer(16, num_tokens=32, depth=2)
+    expected = ids = torch.randint(32, (1, prompt))
+    for _ in range(8):
+        expected = torch.cat((expected, model(expected)[:, -1:].argmax(-1)), dim=1)
+    assert model.generate(ids, 8, temperature=0).tolist() == expected[:, prompt:].tolist()
+
+
+def test_a_model_that_differs_is_called_module_by_module() -> None:
+    def steps(**options: Any) -> bool:
+        return decoding_step(Transformer(16, num_tokens=32, depth=1, **options)) is not None
+
+    assert steps()
+    assert not steps(gate_loop_heads=4)
+    assert not steps(use_gate_looped_attn=False)
+    assert not steps(ablate_complex=True)
+    model = Transformer(16, num_tokens=32, depth=1)
+    calls = []
+    model.token_emb.register_forward_hook(lambda *_: calls.append(1))
+    model.generate(torch.zeros(1, 1, dtype=torch.int64), 4)
+    assert len(calls) == 4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not steps()
 
 
 def test_generation_is_repeatable() -> None:

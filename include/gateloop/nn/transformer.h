@@ -3,12 +3,17 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "gateloop/nn/gate_looped_attention.h"
 #include "gateloop/nn/mixer.h"
 #include "gateloop/nn/rms_norm.h"
+
+namespace gateloop::ops {
+struct TransformerWeights;
+}  // namespace gateloop::ops
 
 namespace gateloop::nn {
 
@@ -73,11 +78,14 @@ class TransformerImpl : public torch::nn::Module {
   const TransformerOptions& options() const { return options_; }
 
  private:
+  torch::Tensor step(const torch::Tensor& ids, TransformerState& state) const;
+
   TransformerOptions options_;
   torch::nn::Embedding token_emb_{nullptr};
   torch::nn::ModuleList layers_{nullptr};
   RMSNorm final_norm_{nullptr};  ///< pre-norm only: post-norm blocks leave a normalised output
   torch::nn::Linear to_logits_{nullptr};
+  std::shared_ptr<const ops::TransformerWeights> step_weights_;  ///< null: no step() for this model
 };
 TORCH_MODULE(Transformer);
 

@@ -90,5 +90,7 @@ template void run_kernel(const recurrence::GateLoop&);
 template void run_kernel(const recurrence::GateLoopBackward&);
 template void run_kernel(const recurrence::SimpleGateLoop&);
 template void run_kernel(const recurrence::SimpleGateLoopBackward&);
+template void run_kernel(const recurrence::MatrixVector&);
+template void run_kernel(const recurrence::TransformerStep&);
 
 }  // namespace gateloop::ops

@@ -43,5 +43,7 @@ extern template void run_kernel(const recurrence::GateLoop&);
 extern template void run_kernel(const recurrence::GateLoopBackward&);
 extern template void run_kernel(const recurrence::SimpleGateLoop&);
 extern template void run_kernel(const recurrence::SimpleGateLoopBackward&);
+extern template void run_kernel(const recurrence::MatrixVector&);
+extern template void run_kernel(const recurrence::TransformerStep&);
 
 }  // namespace gateloop::ops

@@ -29,7 +29,7 @@ at::Tensor linear_row(const at::Tensor& x, const at::Tensor& weight,
   product.x = wide.const_data_ptr();
   if (bias.has_value() && bias->defined()) product.bias = bias->const_data_ptr();
   product.y = y.mutable_data_ptr();
-  recurrence::run(product, torch_threads());
+  run_kernel(product);
   return y;
 }
 

@@ -34,12 +34,15 @@ class EveryKind : public testing::TestWithParam<test::Kind> {
 };
 
 TEST_P(EveryKind, StepByStepGivesTheFullForward) {
-  const auto expected = whole();
-  Decoder decoder(model);
-  for (std::int64_t t = 0; t < kLength; ++t)
-    EXPECT_LT(difference(decoder.read(ids.narrow(1, t, 1)), expected.select(1, t)), kTolerance)
-        << "step " << t;
-  EXPECT_EQ(decoder.position(), kLength);
+  for (const std::int64_t batch : {kBatch, std::int64_t{1}}) {  // one sequence has a way of its own
+    ids = ids.narrow(0, 0, batch);
+    const auto expected = whole();
+    Decoder decoder(model);
+    for (std::int64_t t = 0; t < kLength; ++t)
+      EXPECT_LT(difference(decoder.read(ids.narrow(1, t, 1)), expected.select(1, t)), kTolerance)
+          << "step " << t << " of " << batch << " sequences";
+    EXPECT_EQ(decoder.position(), kLength);
+  }
 }
 
 TEST_P(EveryKind, PrefillInChunksGivesOneShot) {

@@ -31,7 +31,7 @@ Outcome product(DType dtype, std::int64_t rows, std::int64_t columns, bool with_
   p.x = x.data();
   p.bias = with_bias ? bias.data() : nullptr;
   p.y = y.data();
-  recurrence::run(p, threads(thread_count));
+  execute(p, thread_count);
   y.expect_guards_intact("y");
 
   Outcome out{y.get(), {}, {}};
@@ -84,10 +84,10 @@ TEST(MatrixVector, IsTheSameForAnyNumberOfThreads) {
 TEST(MatrixVector, RefusesComplexNumbersAndNegativeSizes) {
   recurrence::MatrixVector p;
   p.dtype = DType::kComplex64;
-  EXPECT_THROW(recurrence::run(p, {}), std::invalid_argument);
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
   p.dtype = DType::kFloat32;
   p.rows = -1;
-  EXPECT_THROW(recurrence::run(p, {}), std::invalid_argument);
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
 }
 
 }  // namespace

@@ -1,0 +1,50 @@
+#include "nn/step_weights.h"
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+namespace gateloop::nn {
+
+std::shared_ptr<const ops::TransformerWeights> step_weights(const TransformerOptions& options,
+                                                            const torch::nn::Module& model) {
+  const auto inner = options.dim_gate_looped_attn.value_or(options.dim);
+  if (!options.use_gate_looped_attn || options.gate_loop_heads.value_or(inner) != inner) return {};
+
+  const auto parameters = model.named_parameters();
+  const auto find = [&](const std::string& name) {
+    const torch::Tensor* found = parameters.find(name);
+    return found == nullptr ? torch::Tensor() : *found;
+  };
+  ops::TransformerWeights weights;
+  weights.post_norm = options.post_ln_norm;
+  weights.sigmoid_gate = options.gate == Gate::kSigmoid;
+  weights.normalize_input = options.normalize_input;
+  weights.embedding = find("token_emb.weight");
+  weights.final_norm = find("to_logits.0.gamma");
+  weights.to_logits = find(options.post_ln_norm ? "to_logits.weight" : "to_logits.1.weight");
+  const std::string gain = options.post_ln_norm ? "norm.weight" : "norm.gamma";
+  for (std::int64_t i = 0; i < options.depth; ++i) {
+    const std::string layer = "layers." + std::to_string(i);
+    const std::string mixer = layer + ".0.", mix = mixer + "fn.";
+    const std::string feed = layer + ".1.", forward = feed + "fn.";
+    weights.layers.push_back({.mixer_norm = find(mixer + gain),
+                              .mixer_norm_bias = find(mixer + "norm.bias"),
+                              .qkv = find(mix + "to_qkv.weight"),
+                              .transition = find(mix + "to_a.0.weight"),
+                              .transition_bias = find(mix + "to_a.0.bias"),
+                              .sub_norm = find(mix + "maybe_sub_ln.weight"),
+                              .sub_norm_bias = find(mix + "maybe_sub_ln.bias"),
+                              .gates = find(mix + "to_gates.0.weight"),
+                              .out = find(mix + "to_out.weight"),
+                              .ff_norm = find(feed + gain),
+                              .ff_norm_bias = find(feed + "norm.bias"),
+                              .expand = find(forward + "0.weight"),
+                              .expand_bias = find(forward + "0.bias"),
+                              .contract = find(forward + "2.weight"),
+                              .contract_bias = find(forward + "2.bias")});
+  }
+  return std::make_shared<const ops::TransformerWeights>(std::move(weights));
+}
+
+}  // namespace gateloop::nn
