@@ -17,6 +17,9 @@ from gateloop_cpp._autocast import autocasts
 # Below this, an activation that is computed again saves little memory, and to note how takes some
 # 100 µs.
 LEAST_BYTES = 4 << 20
+# From here on memory begins to matter more than time (8192 steps of the train.py model), and what
+# costs a product or a recurrence is computed again too.
+LARGE_BYTES = 16 << 20
 
 _packed: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar(
     "_packed", default=MappingProxyType({})
@@ -68,6 +71,11 @@ def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: T
         preserve_rng_state=False,
     )
     return y
+
+
+def is_large(x: Tensor) -> bool:
+    """Whether a block that reads x (B, T, dim) shall keep little for the backward pass."""
+    return x.numel() * x.element_size() >= LARGE_BYTES
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp._autocast import cast_once
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
-from gateloop_cpp._projection import project, project_activated
+from gateloop_cpp._projection import is_large, project, project_activated
 from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
@@ -119,14 +119,22 @@ class GateLoopedAttention(nn.Module):
         expect_sequence(_NAME, x, self.dim)
         self._check_cache(cache, x)
         x = cast_once(x)
-        mix = self._max_heads if self.heads == self.dim_inner else self._wide_heads
+        max_heads = self.heads == self.dim_inner
+        gates = None if self.to_gates is None else project(self.to_gates[0], x)
+        carries = cache is not None or return_cache
+        plain = not ablate_state_transition and isinstance(self.maybe_sub_ln, nn.Identity)
+        if max_heads and gates is not None and is_large(x) and plain and not carries:
+            qkv, z = project(self.to_qkv, x), self._transition(x, ablate_complex)
+            return project_activated(
+                self.to_out, lambda gates, *x: F.silu(gates) * self._read(*x)[0], gates, qkv, z
+            )
+
+        mix = self._max_heads if max_heads else self._wide_heads
         y, state = mix(x, ablate_complex, ablate_state_transition, cache)
         y = self.maybe_sub_ln(y)
-        if self.to_gates is None:
+        if gates is None:
             y = project(self.to_out, y)
         else:
-            to_gates = self.to_gates[0]
-            gates = project(to_gates, x)
             y = project_activated(self.to_out, lambda gates, y: F.silu(gates) * y, gates, y)
         return (y, state) if return_cache else y
 
@@ -145,13 +153,18 @@ class GateLoopedAttention(nn.Module):
     def _max_heads(
         self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = project(self.to_qkv, x).chunk(3, dim=-1)
+        qkv = project(self.to_qkv, x)
         if ablate_state_transition:
+            q, k, v = qkv.chunk(3, dim=-1)
             # With a = 1, normalize_input would scale every input by zero: the sum stays plain.
             kv = k * v
             h, state = linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache)
             return q * h, state
-        z = self._transition(x, ablate_complex)
+        return self._read(qkv, self._transition(x, ablate_complex), cache)
+
+    def _read(self, qkv: Tensor, z: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The recurrence of max heads: y and the state after it."""
+        q, k, v = qkv.chunk(3, dim=-1)
         if self.gate == "polar":
             return polar_gate_loop(q, k, v, z, cache)
         return simple_gate_loop(q, k * v, z, cache, normalize_input=self.normalize_input)

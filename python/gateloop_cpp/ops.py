@@ -160,3 +160,12 @@ def _check_gate_loop(
         expect(initial_state.shape == state, name, "initial_state", str(state), initial_state)
         same = initial_state.dtype == a.dtype
         expect(same, name, "initial_state", f"{a.dtype}, as a", initial_state, TypeError)
+
+
+def release_unused_memory() -> int:
+    """Return to the system what outputs above 32 MiB took and nobody uses; says how many bytes.
+
+    Up to 1 GiB of it is kept for the next outputs of about that size, since clearing fresh pages
+    takes as long as a recurrence. The system takes it by itself when it runs short (Linux).
+    """
+    return int(torch.ops.gateloop._release_unused_memory())

@@ -5,14 +5,13 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "host/pages.h"
+
 namespace gateloop::host {
 
 #if defined(MADV_HUGEPAGE) && defined(MADV_POPULATE_WRITE)
 
 namespace {
-
-constexpr std::size_t kLargestPooled = std::size_t{32} << 20;  // glibc: M_MMAP_THRESHOLD's most
-constexpr std::uintptr_t kPage = 4096, kLargePage = std::uintptr_t{2} << 20;
 
 bool advise(std::uintptr_t begin, std::uintptr_t end, int advice) {
   return ::madvise(reinterpret_cast<void*>(begin), end - begin, advice) == 0;
@@ -22,12 +21,12 @@ bool advise(std::uintptr_t begin, std::uintptr_t end, int advice) {
 
 void ready_output(void* data, std::size_t bytes, std::int64_t batch,
                   const recurrence::Executor& executor) {
-  if (bytes <= kLargestPooled) return;
+  if (bytes <= kLargestOfMalloc) return;
   // Outwards, for malloc's own words before and after: inwards, up to 1022 small pages would be
   // left, which cost 4 ms.
   const auto address = reinterpret_cast<std::uintptr_t>(data);
   const std::uintptr_t begin = address / kPage * kPage;
-  const std::uintptr_t end = (address + bytes + kPage - 1) / kPage * kPage;
+  const std::uintptr_t end = round_up(address + bytes, kPage);
   const int threads = executor.parallel_for ? executor.threads : 1;
   if (!advise(begin, end, MADV_HUGEPAGE) || batch >= threads) return;
   const auto border = [&](std::int64_t share) {

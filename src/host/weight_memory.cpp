@@ -4,13 +4,14 @@
 
 #include <cstdint>
 
+#include "host/pages.h"
+
 namespace gateloop::host {
 
 #ifdef __linux__
 
 void move_to_large_pages(const void* data, std::size_t bytes) {
   constexpr int kCollapse = 25;  // MADV_COLLAPSE, which glibc 2.36 does not name
-  constexpr std::uintptr_t kLargePage = std::uintptr_t{2} << 20;
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   // Outwards and page by page, for the ends may lie in pages that cannot be moved: in part not
   // mapped, or of a file.

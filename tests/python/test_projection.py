@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,10 +23,10 @@ def layer(**options: bool) -> nn.Module:
     return SimpleGateLoopLayer(6, **options).double()
 
 
-def model() -> Callable[[Tensor], Tensor]:
+def model(**options: Any) -> Callable[[Tensor], Tensor]:
     """A function of embeddings through all layers but the first and last of a Transformer."""
     torch.manual_seed(0)
-    blocks = Transformer(6, num_tokens=5, depth=2).double().layers
+    blocks = Transformer(6, num_tokens=5, depth=2, **options).double().layers
 
     def function(h: Tensor) -> Tensor:
         for block in blocks:
@@ -70,23 +70,43 @@ def test_recomputed_activations_have_the_same_gradients(
         assert_close(ours, expected)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, dict(post_ln_norm=True), dict(gate="sigmoid", normalize_input=True)], ids=str
+)
+def test_large_blocks_keep_less_and_have_the_same_gradients(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_projection, "LEAST_BYTES", 0)
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    function = model(**options)
+    kept = saved(function, x), torch.autograd.grad(function(x).square().sum(), x)[0]
+    monkeypatch.setattr(_projection, "LARGE_BYTES", 0)
+    again = saved(function, x), torch.autograd.grad(function(x).square().sum(), x)[0]
+    # The hidden layers, 4 arrays each, and the read-outs with their states, one in 16.
+    assert again[0] <= kept[0] - 2 * 5 * x.nbytes
+    assert_close(again[1], kept[1])
+
+
+@pytest.mark.parametrize("which", ["layer", "model"])
 def test_recomputation_uses_the_parameters_of_the_forward_pass(
-    monkeypatch: pytest.MonkeyPatch,
+    which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """functional_call has put the module's own back when the backward pass runs."""
-    module = layer()
+    torch.manual_seed(0)
+    module = layer() if which == "layer" else Transformer(6, num_tokens=6, depth=1).double()
     given = {
         name: torch.randn_like(parameter).requires_grad_()
         for name, parameter in module.named_parameters()
     }
-    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randint(6, (2, 9)) if which == "model" else torch.randn(2, 9, 6).double()
 
     def gradients() -> tuple[Tensor, ...]:
         y: Tensor = functional_call(module, given, (x,))
-        return torch.autograd.grad(y.sum(), [x, *given.values()])
+        return torch.autograd.grad(y.square().sum(), [*given.values()])
 
     kept = gradients()
     monkeypatch.setattr(_projection, "LEAST_BYTES", 0)
+    monkeypatch.setattr(_projection, "LARGE_BYTES", 0)
     for ours, expected in zip(gradients(), kept, strict=True):
         assert_close(ours, expected)
 

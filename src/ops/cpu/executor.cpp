@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include "host/output_memory.h"
+#include "ops/cpu/pooled_memory.h"
 
 #ifndef INTRA_OP_PARALLEL
 #error "at::parallel_for would run on one thread: compile this file for OpenMP"
@@ -61,7 +62,7 @@ recurrence::Sequence output(const at::Tensor& sequence) {
 }
 
 at::Tensor empty_sequence(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  at::Tensor sequence = at::empty(sizes, options);
+  at::Tensor sequence = empty_pooled(sizes, options);
   host::ready_output(sequence.mutable_data_ptr(), sequence.nbytes(), sizes[0], torch_threads());
   return sequence;
 }

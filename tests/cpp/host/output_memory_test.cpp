@@ -9,11 +9,10 @@
 #include <vector>
 
 #include "harness.h"
+#include "host/pages.h"
 
 namespace gateloop::host {
 namespace {
-
-constexpr std::size_t kPage = 4096, kLargePage = std::size_t{2} << 20;
 
 /// Fresh memory, of which an output takes a part that begins and ends inside of pages.
 class Mapping {

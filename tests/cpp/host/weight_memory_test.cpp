@@ -11,10 +11,10 @@
 #include <span>
 #include <string>
 
+#include "host/pages.h"
+
 namespace gateloop::host {
 namespace {
-
-constexpr std::size_t kPage = 4096, kLargePage = std::size_t{2} << 20;
 
 /// Bytes of this process in large pages.
 std::size_t in_large_pages() {
