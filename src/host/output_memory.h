@@ -3,6 +3,8 @@
 /// Of the memory that torch and XLA lend the kernels.
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <span>
 
 #include "gateloop/recurrence.h"
 
@@ -17,5 +19,18 @@ namespace gateloop::host {
 /// nothing changes.
 void ready_output(void* data, std::size_t bytes, std::int64_t batch,
                   const recurrence::Executor& executor);
+
+struct Output {
+  void* data;
+  std::size_t bytes;
+};
+
+/// The same for a kernel that is bound by memory, with which half of the threads keep up: calls
+/// compute(executor) with those, while the others take the pages of all outputs ahead of it, from
+/// the last byte to the first if `downwards`. JAX's linear_recurrence (1, 65536, 512) on two
+/// threads: 20 ms with the pages before the kernel, 16.5 beside it.
+void compute_behind_pages(std::span<const Output> outputs, bool downwards, std::int64_t batch,
+                          const recurrence::Executor& executor,
+                          const std::function<void(const recurrence::Executor&)>& compute);
 
 }  // namespace gateloop::host

@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "gateloop/recurrence.h"
 #include "host/output_memory.h"
@@ -65,10 +66,9 @@ recurrence::ConstSequence input(const AnyBuffer& buffer, const char* name, const
   const std::int64_t width = parts * s.channels;
   return {sequence(buffer, name, s, width), s.time * width, width};
 }
-recurrence::Sequence output(Output& buffer, const char* name, const Shape& s, ffi::ThreadPool& pool,
+recurrence::Sequence output(Output& buffer, const char* name, const Shape& s,
                             std::int64_t parts = 1) {
   const std::int64_t width = parts * s.channels;
-  host::ready_output(buffer->untyped_data(), buffer->size_bytes(), s.batch, lend_threads(pool));
   return {sequence(*buffer, name, s, width), s.time * width, width};
 }
 void* state(const AnyBuffer& buffer, const char* name, const Shape& s) {
@@ -90,6 +90,33 @@ Params sized(const AnyBuffer& sequence, bool reverse) {
   return p;
 }
 
+/// Sequences that a call writes whole, as memory.
+std::vector<host::Output> memory_of(std::initializer_list<Output*> buffers) {
+  std::vector<host::Output> outputs;
+  for (Output* buffer : buffers) {
+    outputs.push_back({(*buffer)->untyped_data(), (*buffer)->size_bytes()});
+  }
+  return outputs;
+}
+
+/// A gate takes all threads: the pages of its outputs come first.
+template <class Params>
+void run_gate(const Params& p, std::initializer_list<Output*> buffers, ffi::ThreadPool& pool) {
+  const recurrence::Executor executor = lend_threads(pool);
+  for (const host::Output& memory : memory_of(buffers)) {
+    host::ready_output(memory.data, memory.bytes, p.shape.batch, executor);
+  }
+  run(p, executor);
+}
+
+/// `downwards`: the scan runs from the last step to the first.
+template <class Params>
+void run_linear(const Params& p, bool downwards, std::initializer_list<Output*> buffers,
+                ffi::ThreadPool& pool) {
+  host::compute_behind_pages(memory_of(buffers), downwards, p.shape.batch, lend_threads(pool),
+                             [&](const recurrence::Executor& executor) { run(p, executor); });
+}
+
 /// The kernels throw, XLA wants a value.
 template <class Body>
 ffi::Error guarded(const char* name, const Body& body) {
@@ -109,9 +136,9 @@ ffi::Error linear_recurrence(ffi::ThreadPool pool, AnyBuffer a, AnyBuffer x,
     p.a = input(a, "a", s);
     p.x = input(x, "x", s);
     p.initial_state = state(initial_state, "initial_state", s);
-    p.h = output(h, "h", s, pool);
+    p.h = output(h, "h", s);
     p.final_state = state(*final_state, "final_state", s);
-    run(p, pool);
+    run_linear(p, reverse, {&h}, pool);
   });
 }
 
@@ -126,10 +153,10 @@ ffi::Error linear_recurrence_backward(ffi::ThreadPool pool, AnyBuffer a, AnyBuff
     p.dh = input(dh, "dh", s);
     p.initial_state = state(initial_state, "initial_state", s);
     p.dfinal_state = state(dfinal_state, "dfinal_state", s);
-    p.da = output(da, "da", s, pool);
-    p.dx = output(dx, "dx", s, pool);
+    p.da = output(da, "da", s);
+    p.dx = output(dx, "dx", s);
     p.dinitial_state = state(*dinitial_state, "dinitial_state", s);
-    run(p, pool);
+    run_linear(p, !reverse, {&da, &dx}, pool);
   });
 }
 
@@ -145,10 +172,10 @@ ffi::Error gate_loop(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, AnyBuffer v
     p.v = input(v, "v", s);
     p.z = input(z, "z", s, 2);
     p.initial_state = state(initial_state, "initial_state", s);
-    p.y = output(y, "y", s, pool);
+    p.y = output(y, "y", s);
     p.final_state = state(*final_state, "final_state", s);
     if (kept.size() > 0) p.checkpoints = checkpoints(**kept.get<AnyBuffer>(0), s);
-    run(p, pool);
+    run_gate(p, {&y}, pool);
   });
 }
 
@@ -166,12 +193,12 @@ ffi::Error gate_loop_backward(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, An
     p.dy = input(dy, "dy", s);
     p.checkpoints = checkpoints(kept, s);
     p.dfinal_state = state(dfinal_state, "dfinal_state", s);
-    p.dq = output(dq, "dq", s, pool);
-    p.dk = output(dk, "dk", s, pool);
-    p.dv = output(dv, "dv", s, pool);
-    p.dz = output(dz, "dz", s, pool, 2);
+    p.dq = output(dq, "dq", s);
+    p.dk = output(dk, "dk", s);
+    p.dv = output(dv, "dv", s);
+    p.dz = output(dz, "dz", s, 2);
     p.dinitial_state = state(*dinitial_state, "dinitial_state", s);
-    run(p, pool);
+    run_gate(p, {&dq, &dk, &dv, &dz}, pool);
   });
 }
 

@@ -32,8 +32,7 @@ class Scratch {
 /// device memory, and its CPU client answers "No device memory allocator available". It is at most
 /// some 256 KiB a thread, so that malloc hands the same memory out again.
 template <class Params>
-void run(const Params& params, xla::ffi::ThreadPool& pool) {
-  const recurrence::Executor executor = lend_threads(pool);
+void run(const Params& params, const recurrence::Executor& executor) {
   const Scratch scratch(recurrence::scratch_bytes(params, executor.threads));
   recurrence::run(params, executor, scratch.data());
 }
