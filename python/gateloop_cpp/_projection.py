@@ -75,7 +75,8 @@ def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: T
 
 def is_large(x: Tensor) -> bool:
     """Whether a block that reads x (B, T, dim) shall keep little for the backward pass."""
-    return x.numel() * x.element_size() >= LARGE_BYTES
+    training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return training and x.numel() * x.element_size() >= LARGE_BYTES
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

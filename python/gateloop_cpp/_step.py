@@ -9,27 +9,13 @@ from torch import Tensor, nn
 from gateloop_cpp import _library as _library  # loads the operators
 from gateloop_cpp._autocast import autocasts
 from gateloop_cpp._projection import has_hooks
-from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
-from gateloop_cpp.residual import PostNorm, PreNorm
-from gateloop_cpp.rms_norm import RMSNorm
 
 if TYPE_CHECKING:
     from gateloop_cpp.transformer import Cache, Transformer
 
 Step = Callable[[Tensor, "Cache"], tuple[Tensor, "Cache"]]
 
-# Modules that compute what the operator takes them to compute.
-_KNOWN = {GateLoopedAttention, FeedForward, PreNorm, PostNorm, RMSNorm} | {
-    nn.Embedding,
-    nn.GELU,
-    nn.Identity,
-    nn.LayerNorm,
-    nn.Linear,
-    nn.ModuleList,
-    nn.Sequential,
-    nn.SiLU,
-}
 # Parameters of a layer in the order in which the operator takes them; {} is the norm's gain.
 _LAYER = (
     "0.norm.{}",
@@ -56,25 +42,11 @@ def decoding_step(model: "Transformer") -> Step | None:
 
     The matrices move to large pages where the system can (Linux): their addresses stay.
     """
-    from gateloop_cpp.transformer import Transformer
-
-    parameters = dict(model.named_parameters())
-    embedding = parameters["token_emb.weight"]
-    plain = all(
-        type(p) is nn.Parameter and p.is_cpu and p.is_contiguous() and p.dtype == embedding.dtype
-        for p in parameters.values()
-    )
-    known = type(model) is Transformer and all(
-        (type(m) in _KNOWN or m is model) and not has_hooks(m) for m in model.modules()
-    )
-    max_heads = all(
-        m.heads == m.dim_inner for m in model.modules() if isinstance(m, GateLoopedAttention)
-    )
-    ablated = model.ablate_complex or model.ablate_state_transition
-    own = autocasts(embedding.device) or torch._C._are_functorch_transforms_active()
-    if not (plain and known and max_heads) or ablated or own:
+    busy = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if busy or autocasts(torch.device("cpu")) or not _is_stepped(model):
         return None
 
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     post_norm = model.options["post_ln_norm"]
     names = ["token_emb.weight", "to_logits.0.gamma"]
     names.append("to_logits.weight" if post_norm else "to_logits.1.weight")
@@ -94,3 +66,35 @@ def decoding_step(model: "Transformer") -> Step | None:
         return cast(Tensor, logits), tuple(states)
 
     return step
+
+
+def _is_stepped(model: "Transformer") -> bool:
+    """Whether ``model`` computes what its options say, by max heads and plain weights on a CPU."""
+    from gateloop_cpp.transformer import Transformer
+
+    o = model.options
+    max_heads = o["gate_loop_heads"] in (None, o["dim_gate_looped_attn"] or o["dim"])
+    ablated = model.ablate_complex or model.ablate_state_transition
+    if type(model) is not Transformer or not (o["use_gate_looped_attn"] and max_heads) or ablated:
+        return False
+    with torch.device("meta"):
+        twin = Transformer(**o)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    expected = {name: p.shape for name, p in twin.named_parameters()}
+    dtype = model.token_emb.weight.dtype
+    return (
+        [_describe(m) for m in model.modules()] == [_describe(m) for m in twin.modules()]
+        and not any(has_hooks(m) for m in model.modules())
+        and {name: p.shape for name, p in parameters.items()} == expected
+        and all(
+            type(p) is nn.Parameter and p.is_cpu and p.is_contiguous() and p.dtype == dtype
+            for p in parameters.values()
+        )
+    )
+
+
+def _describe(module: nn.Module) -> tuple[Any, ...]:
+    """What a module computes, but for its parameters and children."""
+    if isinstance(module, GateLoopedAttention):
+        return type(module), module.heads, module.gate, module.normalize_input
+    return type(module), module.extra_repr()

@@ -16,7 +16,7 @@ class FeedForward(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         expand, activation, contract = self  # GELU has no parameters
-        if not (is_large(x) and is_plain(expand)):
+        if not (is_large(x) and is_plain(expand) and expand.bias is not None):
             return project_activated(contract, activation, project(expand, x))
 
         # The hidden layer is four of the fifteen arrays that a block keeps; to compute it again

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp._autocast import cast_once
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
-from gateloop_cpp._projection import is_large, project, project_activated
+from gateloop_cpp._projection import has_hooks, is_large, project, project_activated
 from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
@@ -122,8 +122,9 @@ class GateLoopedAttention(nn.Module):
         max_heads = self.heads == self.dim_inner
         gates = None if self.to_gates is None else project(self.to_gates[0], x)
         carries = cache is not None or return_cache
-        plain = not ablate_state_transition and isinstance(self.maybe_sub_ln, nn.Identity)
-        if max_heads and gates is not None and is_large(x) and plain and not carries:
+        read_as_it_is = type(self.maybe_sub_ln) is nn.Identity and not has_hooks(self.maybe_sub_ln)
+        plain = max_heads and read_as_it_is and not (carries or ablate_state_transition)
+        if plain and gates is not None and is_large(x):
             qkv, z = project(self.to_qkv, x), self._transition(x, ablate_complex)
             return project_activated(
                 self.to_out, lambda gates, *x: F.silu(gates) * self._read(*x)[0], gates, qkv, z

@@ -1,5 +1,6 @@
 #include "host/memory_pool.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include "host/pages.h"
@@ -31,7 +32,13 @@ void* map(std::size_t size) {
 }  // namespace
 
 MemoryPool& MemoryPool::shared() {
-  static auto* const pool = new MemoryPool;
+  static auto* const pool = [] {
+    static auto* const made = new MemoryPool;
+    // A child that is forked while another thread holds the lock could never take it.
+    ::pthread_atfork([] { made->mutex_.lock(); }, [] { made->mutex_.unlock(); },
+                     [] { made->mutex_.unlock(); });
+    return made;
+  }();
   return *pool;
 }
 

@@ -39,9 +39,10 @@ struct Pages {
                                             static_cast<std::uintptr_t>(share);
     return share == shares ? end : std::max(begin, even / kLargePage * kLargePage);
   }
-  void take(std::int64_t share, std::int64_t shares) const {
+  /// False where the system cannot (before Linux 5.14).
+  bool take(std::int64_t share, std::int64_t shares) const {
     const std::uintptr_t from = border(share, shares), to = border(share + 1, shares);
-    if (from < to) advise(from, to, MADV_POPULATE_WRITE);
+    return from >= to || advise(from, to, MADV_POPULATE_WRITE);
   }
 };
 
@@ -76,17 +77,20 @@ void compute_behind_pages(std::span<const Output> outputs, bool downwards, std::
 
   // One large page of every output after the other, in the order of the kernel.
   const auto shares = static_cast<std::int64_t>((fresh[0].end - fresh[0].begin) / kLargePage) + 1;
+  std::atomic<bool> done{false};
   const auto take = [&](std::int64_t i) {
-    for (const Pages& pages : fresh) pages.take(downwards ? shares - 1 - i : i, shares);
+    for (const Pages& pages : fresh) {
+      if (!pages.take(downwards ? shares - 1 - i : i, shares)) done = true;
+    }
   };
   // A lead: where the kernel meets a page that is being taken, both clear it.
   const std::int64_t lead = shares / kLead;
   executor.parallel_for(lead, take);
+  if (done) return compute(executor);
 
   recurrence::Executor rest = executor;
   rest.threads = threads - takers;
   std::exception_ptr failure;
-  std::atomic<bool> done{false};
   executor.parallel_for(takers + 1, [&](std::int64_t i) {
     if (i > 0) {
       for (std::int64_t next = lead + i - 1; next < shares && !done; next += takers) take(next);

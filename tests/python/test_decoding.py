@@ -1,6 +1,7 @@
 """A sequence cut anywhere and carried through the cache gives what one call gives."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import gateloop_cpp
 from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
 from gateloop_cpp._step import decoding_step
+from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.sampling import sample
 
 
@@ -164,21 +166,98 @@ def test_greedy_generation_of_one_sequence(prompt: int) -> None:
     assert model.generate(ids, 8, temperature=0).tolist() == expected[:, prompt:].tolist()
 
 
-def test_a_model_that_differs_is_called_module_by_module() -> None:
-    def steps(**options: Any) -> bool:
-        return decoding_step(Transformer(16, num_tokens=32, depth=1, **options)) is not None
+def small(**options: Any) -> Any:
+    return Transformer(16, num_tokens=32, depth=2, **options)
 
-    assert steps()
-    assert not steps(gate_loop_heads=4)
-    assert not steps(use_gate_looped_attn=False)
-    assert not steps(ablate_complex=True)
-    model = Transformer(16, num_tokens=32, depth=1)
-    calls = []
-    model.token_emb.register_forward_hook(lambda *_: calls.append(1))
+
+def changed(change: Callable[[Any], Any], **options: Any) -> Any:
+    model = small(**options)
+    change(model)
+    return model
+
+
+def layer(model: Any, index: int = 0) -> tuple[Any, Any]:
+    """GateLoop and the feed-forward of a layer."""
+    mix, feed = model.layers[index]
+    return mix.fn, feed.fn
+
+
+def share_gates(model: Any) -> None:
+    layer(model, 1)[0].to_gates = layer(model)[0].to_gates
+
+
+def tie_weights(model: Any) -> None:
+    model.to_logits[1].weight = model.token_emb.weight
+
+
+DIFFERENT: dict[str, Any] = {
+    "wide heads": small(gate_loop_heads=4),
+    "attention": small(use_gate_looped_attn=False),
+    "ablated": small(ablate_complex=True),
+    "a subclass": type("Mine", (Transformer,), {})(16, num_tokens=32, depth=1),
+    "a hook": changed(lambda m: m.token_emb.register_forward_hook(lambda *_: None)),
+    "a parametrization": changed(lambda m: nn.utils.parametrizations.weight_norm(m.token_emb)),
+    "another width": changed(lambda m: setattr(m.layers[1][1], "fn", FeedForward(16, 2))),
+    "another gate": changed(
+        lambda m: setattr(m.layers[1][0], "fn", GateLoopedAttention(16, gate="sigmoid"))
+    ),
+    "another bias": changed(lambda m: setattr(layer(m)[0], "to_qkv", nn.Linear(16, 48))),
+    "another activation": changed(lambda m: layer(m)[1].__setitem__(1, nn.GELU("tanh"))),
+    "another norm": changed(
+        lambda m: setattr(m.layers[0][0], "norm", nn.LayerNorm(16, bias=False)), post_ln_norm=True
+    ),
+    "mixed dtypes": changed(lambda m: m.token_emb.double()),
+    "one layer less": changed(lambda m: m.layers.__delitem__(1)),
+}
+
+
+@pytest.mark.parametrize("which", DIFFERENT)
+def test_a_model_that_differs_is_called_module_by_module(which: str) -> None:
+    assert decoding_step(DIFFERENT[which]) is None
+
+
+@pytest.mark.parametrize("share", [share_gates, tie_weights])
+def test_shared_parameters_count_everywhere(share: Callable[[Any], Any]) -> None:
+    model = changed(share)
+    ids = torch.randint(32, (1, 4))
+    expected = ids
+    for _ in range(6):
+        expected = torch.cat((expected, model(expected)[:, -1:].argmax(-1)), dim=1)
+    assert model.generate(ids, 6, temperature=0).tolist() == expected[:, 4:].tolist()
+
+
+def test_where_others_are_at_work_modules_are_called() -> None:
+    assert decoding_step(small()) is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decoding_step(small()) is None
+    calls: list[int] = []
+    model = changed(lambda m: m.token_emb.register_forward_hook(lambda *_: calls.append(1)))
     model.generate(torch.zeros(1, 1, dtype=torch.int64), 4)
     assert len(calls) == 4
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not steps()
+
+
+def test_the_operator_refuses_weights_that_do_not_fit() -> None:
+    good = [torch.randn(4, 2), torch.ones(2), torch.randn(4, 2)]
+    norm, square, hidden = torch.ones(2), torch.randn(2, 2), torch.randn(8, 2)
+    mixer = [norm, None, torch.randn(6, 2), torch.randn(4, 2), torch.ones(4), None, None]
+    feed = [norm, None, hidden, torch.ones(8), torch.randn(2, 8), torch.ones(2)]
+    weights: list[Tensor | None] = [*good, *mixer, square, square, *feed]
+
+    def step(weights: list[Tensor | None], states: list[Tensor]) -> Any:
+        ids = torch.zeros(1, 1, dtype=torch.int64)
+        with torch.no_grad():
+            return torch.ops.gateloop._transformer_step(ids, weights, states, False, False, False)
+
+    logits, states = step(weights, [])
+    assert logits.shape == (1, 1, 4) and states[0].shape == (1, 2)
+    step(weights, states)
+    for i, name in ((3, "mixer_norm"), (5, "qkv"), (6, "transition"), (16, "contract")):
+        with pytest.raises(RuntimeError, match=name):
+            step([*weights[:i], torch.ones(5), *weights[i + 1 :]], [])
+    with pytest.raises(RuntimeError, match="state 0"):
+        step(weights, [torch.zeros(1, 3, dtype=torch.complex64)])
+    with pytest.raises(ValueError, match="weights"):
+        step(weights[:-1], [])
 
 
 def test_generation_is_repeatable() -> None:

@@ -27,7 +27,7 @@ TORCH = ("torch/", "ATen/", "c10/")
 SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h")
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "recurrence": ("hwy/",),
-    "host": ("sys/mman.h",),
+    "host": ("pthread.h", "sys/mman.h"),
     "ops": TORCH,
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),

@@ -28,6 +28,51 @@ bool is_layer(const LayerWeights& w, at::ScalarType dtype) {
                      [&](const at::Tensor* t) { return is_read_as_it_lies(*t, dtype); });
 }
 
+/// The kernel reads what these sizes say.
+struct Sizes {
+  std::int64_t dim, inner, hidden, parts;
+  bool post_norm;
+
+  void check(const LayerWeights& w) const {
+    const auto expect = [](const char* name, const at::Tensor& t, at::IntArrayRef sizes,
+                           bool needed = true) {
+      const bool fits = t.defined() ? t.sizes() == sizes : !needed;
+      TORCH_CHECK(fits, "transformer_step: ", name, " must be ", sizes, ", got ",
+                  t.defined() ? c10::str(t.sizes()) : "none");
+    };
+    expect("mixer_norm", w.mixer_norm, {dim});
+    expect("mixer_norm_bias", w.mixer_norm_bias, {dim}, post_norm);
+    expect("qkv", w.qkv, {3 * inner, dim});
+    expect("transition", w.transition, {parts * inner, dim});
+    expect("transition_bias", w.transition_bias, {parts * inner});
+    expect("sub_norm", w.sub_norm, {inner}, false);
+    expect("sub_norm_bias", w.sub_norm_bias, {inner}, w.sub_norm.defined());
+    expect("gates", w.gates, {inner, dim}, false);
+    expect("out", w.out, {dim, inner}, inner != dim);
+    expect("ff_norm", w.ff_norm, {dim});
+    expect("ff_norm_bias", w.ff_norm_bias, {dim}, post_norm);
+    expect("expand", w.expand, {hidden, dim});
+    expect("expand_bias", w.expand_bias, {hidden});
+    expect("contract", w.contract, {dim, hidden});
+    expect("contract_bias", w.contract_bias, {dim});
+  }
+  void check(const TransformerWeights& w) const {
+    TORCH_CHECK(w.to_logits.sizes() == at::IntArrayRef({w.embedding.size(0), dim}) &&
+                    (post_norm || w.final_norm.sizes() == at::IntArrayRef({dim})),
+                "transformer_step: to_logits must be like the embedding, and final_norm (", dim,
+                ")");
+    for (const LayerWeights& layer : w.layers) check(layer);
+  }
+};
+
+Sizes sizes_of(const TransformerWeights& w) {
+  const std::int64_t dim = w.embedding.size(1);
+  const bool empty =
+      w.layers.empty() || !w.layers[0].qkv.defined() || !w.layers[0].expand.defined();
+  return {dim, empty ? dim : w.layers[0].qkv.size(0) / 3, empty ? 1 : w.layers[0].expand.size(0),
+          w.sigmoid_gate ? 1 : 2, w.post_norm};
+}
+
 }  // namespace
 
 bool is_transformer_step(const at::Tensor& ids, const TransformerWeights& weights) {
@@ -48,7 +93,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> transformer_step(
   const auto dtype = embedding.scalar_type();
   const auto wide = accumulation_type(dtype);
   const auto id = ids.item<std::int64_t>();
-  const auto inner = weights.layers.empty() ? embedding.size(1) : weights.layers[0].qkv.size(0) / 3;
+  const Sizes sizes = sizes_of(weights);
+  sizes.check(weights);
+  const std::int64_t inner = sizes.inner;
   const auto state_type = weights.sigmoid_gate ? wide : at::toComplexType(wide);
 
   std::vector<recurrence::TransformerLayer> layers;
@@ -56,10 +103,12 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> transformer_step(
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     const LayerWeights& w = weights.layers[i];
     before.push_back(i < states.size() ? contiguous_state(states[i]) : at::Tensor());
-    TORCH_CHECK(!before[i].defined() || (before[i].scalar_type() == state_type &&
-                                         before[i].sizes() == at::IntArrayRef({1, inner})),
-                "transformer_step: state ", i, " must be (1, ", inner, ") of ", state_type,
-                ", got ", before[i].sizes(), " of ", before[i].scalar_type());
+    TORCH_CHECK(
+        !before[i].defined() || (is_plain_cpu(before[i]) && before[i].scalar_type() == state_type &&
+                                 before[i].sizes() == at::IntArrayRef({1, inner})),
+        "transformer_step: state ", i, " must be (1, ", inner, ") of ", state_type,
+        " on the CPU, got ", before[i].sizes(), " of ", before[i].scalar_type(), " on ",
+        before[i].device());
     after.push_back(at::empty({1, inner}, embedding.options().dtype(state_type)));
     layers.push_back({.mixer_norm = data(w.mixer_norm),
                       .mixer_norm_bias = data(w.mixer_norm_bias),
@@ -82,20 +131,19 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> transformer_step(
 
   const auto tokens = weights.to_logits.size(0);
   at::Tensor logits = at::empty({1, 1, tokens}, embedding.options());
-  run_kernel(recurrence::TransformerStep{
-      .dtype = kernel_dtype(dtype),
-      .dim = embedding.size(1),
-      .inner = inner,
-      .hidden = weights.layers.empty() ? 1 : weights.layers[0].expand.size(0),
-      .tokens = tokens,
-      .post_norm = weights.post_norm,
-      .sigmoid_gate = weights.sigmoid_gate,
-      .normalize_input = weights.normalize_input,
-      .layers = layers,
-      .embedding = data(embedding.select(0, id)),
-      .final_norm = data(weights.final_norm),
-      .to_logits = data(weights.to_logits),
-      .logits = logits.mutable_data_ptr()});
+  run_kernel(recurrence::TransformerStep{.dtype = kernel_dtype(dtype),
+                                         .dim = sizes.dim,
+                                         .inner = inner,
+                                         .hidden = sizes.hidden,
+                                         .tokens = tokens,
+                                         .post_norm = weights.post_norm,
+                                         .sigmoid_gate = weights.sigmoid_gate,
+                                         .normalize_input = weights.normalize_input,
+                                         .layers = layers,
+                                         .embedding = data(embedding.select(0, id)),
+                                         .final_norm = data(weights.final_norm),
+                                         .to_logits = data(weights.to_logits),
+                                         .logits = logits.mutable_data_ptr()});
   return {logits, std::move(after)};
 }
 

@@ -1,7 +1,10 @@
 #include "host/memory_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <thread>
@@ -99,6 +102,28 @@ TEST(MemoryPool, ServesThreads) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_LE(pool.unused_bytes(), 4 * 34 * kMiB);
+  pool.release_unused();
+}
+
+TEST(MemoryPool, AChildForkedMeanwhileCanUseIt) {
+  MemoryPool& pool = MemoryPool::shared();
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    while (!done) pool.give_back(pool.take(40 * kMiB));
+  });
+  for (int i = 0; i < 100; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::alarm(20);  // ends a child that waits for a lock
+      pool.give_back(pool.take(50 * kMiB));
+      ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0) << "child " << i;
+  }
+  done = true;
+  other.join();
   pool.release_unused();
 }
 

@@ -76,7 +76,7 @@ struct Model {
       if (c.gates) p.gates = weights.draw(l.gates, c.inner * c.dim, w);
       if (c.out) p.out = weights.draw(l.out, c.dim * c.inner, w);
       p.expand = weights.draw(l.expand, c.hidden * c.dim, 2 * w);
-      p.expand_bias = weights.draw(l.expand_bias, c.hidden, 1);
+      p.expand_bias = weights.draw(l.expand_bias, c.hidden, 5);  // on all branches of GELU
       p.contract = weights.draw(l.contract, c.dim * c.hidden, w);
       p.contract_bias = weights.draw(l.contract_bias, c.dim, 1);
       l.state.assign(static_cast<std::size_t>(c.inner), 0);
