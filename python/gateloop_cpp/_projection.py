@@ -40,6 +40,13 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
         _packed.reset(token)
 
 
+def move_to_large_pages(model: nn.Module) -> None:
+    """Moves the matrices of ``model`` to large pages where the system can (Linux): for many
+    products with one row, bound by reading them. Addresses and contents stay."""
+    for layer in filter(is_plain, model.modules()):
+        torch.ops.gateloop._move_to_large_pages(layer.weight)
+
+
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x), by a kernel of our own where one row meets the whole matrix, decoding, or with the
     copy of :func:`packed_weights`."""

@@ -39,11 +39,9 @@ _LAYER = (
 def decoding_step(model: "Transformer") -> Step | None:
     """(ids (1, 1), cache) to (logits, cache) as ``model`` would, without gradients and while its
     weights stay where they are; None where the operator does not know the model.
-
-    The matrices move to large pages where the system can (Linux): their addresses stay.
     """
-    busy = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if busy or autocasts(torch.device("cpu")) or not _is_stepped(model):
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if traced or autocasts(torch.device("cpu")) or not _is_as_its_options_say(model):
         return None
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -54,8 +52,6 @@ def decoding_step(model: "Transformer") -> Step | None:
         gain = "weight" if post_norm else "gamma"
         names += [f"layers.{i}.{name.format(gain)}" for name in _LAYER]
     weights = [parameters.get(name) for name in names]
-    for weight in parameters.values():
-        torch.ops.gateloop._move_to_large_pages(weight)
     sigmoid, normalize = model.options["gate"] == "sigmoid", model.options["normalize_input"]
 
     def step(ids: Tensor, cache: "Cache") -> tuple[Tensor, "Cache"]:
@@ -68,17 +64,15 @@ def decoding_step(model: "Transformer") -> Step | None:
     return step
 
 
-def _is_stepped(model: "Transformer") -> bool:
-    """Whether ``model`` computes what its options say, by max heads and plain weights on a CPU."""
-    from gateloop_cpp.transformer import Transformer
-
+def _is_as_its_options_say(model: "Transformer") -> bool:
+    """Whether nobody has changed ``model``, and its heads are one channel wide."""
     o = model.options
     max_heads = o["gate_loop_heads"] in (None, o["dim_gate_looped_attn"] or o["dim"])
     ablated = model.ablate_complex or model.ablate_state_transition
-    if type(model) is not Transformer or not (o["use_gate_looped_attn"] and max_heads) or ablated:
+    if ablated or not (o["use_gate_looped_attn"] and max_heads):
         return False
     with torch.device("meta"):
-        twin = Transformer(**o)
+        twin = type(model)(**o)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     expected = {name: p.shape for name, p in twin.named_parameters()}
     dtype = model.token_emb.weight.dtype

@@ -119,25 +119,28 @@ class GateLoopedAttention(nn.Module):
         expect_sequence(_NAME, x, self.dim)
         self._check_cache(cache, x)
         x = cast_once(x)
-        max_heads = self.heads == self.dim_inner
         gates = None if self.to_gates is None else project(self.to_gates[0], x)
         carries = cache is not None or return_cache
-        read_as_it_is = type(self.maybe_sub_ln) is nn.Identity and not has_hooks(self.maybe_sub_ln)
-        plain = max_heads and read_as_it_is and not (carries or ablate_state_transition)
-        if plain and gates is not None and is_large(x):
+        if gates is not None and self._recomputes(x, carries or ablate_state_transition):
             qkv, z = project(self.to_qkv, x), self._transition(x, ablate_complex)
             return project_activated(
-                self.to_out, lambda gates, *x: F.silu(gates) * self._read(*x)[0], gates, qkv, z
+                self.to_out, lambda gates, *x: _gated(gates, self._recurrence(*x)[0]), gates, qkv, z
             )
 
-        mix = self._max_heads if max_heads else self._wide_heads
+        mix = self._max_heads if self.heads == self.dim_inner else self._wide_heads
         y, state = mix(x, ablate_complex, ablate_state_transition, cache)
         y = self.maybe_sub_ln(y)
-        if gates is None:
-            y = project(self.to_out, y)
-        else:
-            y = project_activated(self.to_out, lambda gates, y: F.silu(gates) * y, gates, y)
+        y = (
+            project(self.to_out, y)
+            if gates is None
+            else project_activated(self.to_out, _gated, gates, y)
+        )
         return (y, state) if return_cache else y
+
+    def _recomputes(self, x: Tensor, special: bool) -> bool:
+        """Whether to keep q, k, v, z and the gates for the backward pass, and not the read-out."""
+        plain = type(self.maybe_sub_ln) is nn.Identity and not has_hooks(self.maybe_sub_ln)
+        return is_large(x) and self.heads == self.dim_inner and plain and not special
 
     def _check_cache(self, cache: Tensor | None, x: Tensor) -> None:
         if cache is None:
@@ -161,9 +164,11 @@ class GateLoopedAttention(nn.Module):
             kv = k * v
             h, state = linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache)
             return q * h, state
-        return self._read(qkv, self._transition(x, ablate_complex), cache)
+        return self._recurrence(qkv, self._transition(x, ablate_complex), cache)
 
-    def _read(self, qkv: Tensor, z: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _recurrence(
+        self, qkv: Tensor, z: Tensor, cache: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The recurrence of max heads: y and the state after it."""
         q, k, v = qkv.chunk(3, dim=-1)
         if self.gate == "polar":
@@ -190,3 +195,7 @@ class GateLoopedAttention(nn.Module):
             read = partial(checkpoint, gate_loop, use_reentrant=False)
         y, state = read(q, k, v, a, cache)
         return y.flatten(-2), state
+
+
+def _gated(gates: Tensor, y: Tensor) -> Tensor:
+    return F.silu(gates) * y

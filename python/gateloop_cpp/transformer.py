@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gateloop_cpp._checks import expect, expect_positive
-from gateloop_cpp._projection import packed_weights, project
+from gateloop_cpp._projection import move_to_large_pages, packed_weights, project
 from gateloop_cpp._step import decoding_step
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
@@ -195,9 +195,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Continue ``prompt`` by ``length`` tokens; one forward pass of one step for each.
 
-        One sequence goes through GateLoop layers with max heads in one operator a token. Two and
-        more sequences together read a copy of the matrices in the layout of oneDNN's products,
-        which takes their memory once more for the time of the call.
+        With heads one channel wide, one sequence takes one operator a token; its matrices move to
+        large pages (Linux). Two and more sequences together read a copy of the matrices in the
+        layout of oneDNN's products, which takes their memory once more for the time of the call.
 
         Args:
             prompt: (B, T) ids, T ≥ 1.
@@ -220,7 +220,10 @@ class Transformer(nn.Module):
         step, cache = prompt, None
         # One row is bound by reading the weights, as they lie; many rows by the products.
         single = prompt.shape[0] == 1
-        one_step = decoding_step(self) if single and length > 1 else None
+        one_step = None
+        if single and length > 1:
+            move_to_large_pages(self)
+            one_step = decoding_step(self) if type(self) is Transformer else None
         with nullcontext() if single else packed_weights(self):
             for i in range(length):
                 if one_step is None or cache is None:

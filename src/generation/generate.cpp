@@ -36,9 +36,12 @@ torch::Tensor Decoder::read(const torch::Tensor& ids) {
     throw std::invalid_argument("this decoder carries " + std::to_string(batch_) +
                                 " sequences, got ids " + shape_of(ids));
   const c10::InferenceMode inference;
-  // One row is bound by reading the weights, as they lie; many rows by the products.
   if (ids.size(0) > 1 && !packed_) packed_ = std::make_shared<nn::PackedWeights>(*model_);
-  if (ids.numel() == 1 && !std::exchange(in_large_pages_, true)) nn::move_to_large_pages(*model_);
+  // One row is bound by reading the weights, as they lie.
+  if (ids.numel() == 1 && !in_large_pages_) {
+    nn::move_to_large_pages(*model_);
+    in_large_pages_ = true;
+  }
   const nn::PackedWeights::Use use(packed_.get());
   const auto on_device = ids.to(device_);
   const auto length = ids.size(1);

@@ -8,10 +8,11 @@
 namespace gateloop::host {
 namespace {
 
-/// Blocks that nobody uses: as much as the backward pass of a (1, 65536, 512) recurrence takes.
+/// Blocks that nobody uses: what gate_loop at (1, 65536, 512) writes forward and backward is 805
+/// MB.
 constexpr std::size_t kMostUnused = std::size_t{1} << 30;
-/// A block serves what takes at least this share of it.
-constexpr std::size_t kLeastShare = 80;  // per cent
+/// In per cent: of a block in use a fifth at most lies idle.
+constexpr std::size_t kLeastShare = 80;
 
 /// At the start of a large page.
 void* map(std::size_t size) {
@@ -23,22 +24,17 @@ void* map(std::size_t size) {
   const std::size_t before = round_up(address, kLargePage) - address;
   if (before > 0) ::munmap(begin, before);
   if (before < kLargePage) ::munmap(begin + before + size, kLargePage - before);
-#ifdef MADV_HUGEPAGE
-  ::madvise(begin + before, size, MADV_HUGEPAGE);
-#endif
   return begin + before;
 }
 
 }  // namespace
 
 MemoryPool& MemoryPool::shared() {
-  static auto* const pool = [] {
-    static auto* const made = new MemoryPool;
-    // A child that is forked while another thread holds the lock could never take it.
-    ::pthread_atfork([] { made->mutex_.lock(); }, [] { made->mutex_.unlock(); },
-                     [] { made->mutex_.unlock(); });
-    return made;
-  }();
+  static auto* const pool = new MemoryPool;
+  // A child that is forked while another thread holds the lock could never take it.
+  static const int guarded = ::pthread_atfork(
+      [] { pool->mutex_.lock(); }, [] { pool->mutex_.unlock(); }, [] { pool->mutex_.unlock(); });
+  static_cast<void>(guarded);
   return *pool;
 }
 
@@ -84,7 +80,8 @@ void MemoryPool::give_back(void* data) {
   unused_bytes_ += size;
 }
 
-/// The smallest blocks first, until `at_least` bytes are gone or nothing is left.
+/// The smallest blocks first, for the large are the dearest to get again, until `at_least` bytes
+/// are gone or nothing is left.
 std::size_t MemoryPool::release(std::size_t at_least) {
   std::size_t gone = 0;
   while (gone < at_least && !unused_.empty()) {

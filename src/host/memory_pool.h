@@ -7,11 +7,10 @@
 
 namespace gateloop::host {
 
-/// Above malloc's largest pool (32 MiB) every allocation is fresh memory, which the system clears
-/// page by page: for 134 MB 40 ms in pages of 4 KiB and 11 in large ones, as long as a recurrence
-/// takes that writes them; and where a virtual machine has to ask its host for them, 200. Blocks
-/// that come back stay here in their pages for the next of about their size. The system may take
-/// the pages meanwhile if it runs short of memory (Linux: MADV_FREE).
+/// Above malloc's largest pool (kLargestOfMalloc) every allocation is fresh memory, which the
+/// system clears page by page. Blocks that come back stay here in their pages for the next of about
+/// their size. The system may take the pages meanwhile if it runs short of memory (Linux:
+/// MADV_FREE).
 class MemoryPool {
  public:
   /// The one of this process; it outlives every tensor.
@@ -20,7 +19,7 @@ class MemoryPool {
   /// Sizes below are malloc's.
   static bool keeps(std::size_t bytes);
 
-  /// Aligned to 64 bytes, in large pages where the system has them; null if there is no memory.
+  /// From the start of a large page on; null if there is no memory.
   void* take(std::size_t bytes);
   void give_back(void* data);
 

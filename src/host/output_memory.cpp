@@ -65,11 +65,11 @@ void ready_output(void* data, std::size_t bytes, std::int64_t batch,
   executor.parallel_for(threads, [&](std::int64_t share) { pages.take(share, threads); });
 }
 
-void compute_behind_pages(std::span<const Output> outputs, bool downwards, std::int64_t batch,
+void compute_behind_pages(std::span<const Memory> outputs, bool downwards, std::int64_t batch,
                           const recurrence::Executor& executor,
                           const std::function<void(const recurrence::Executor&)>& compute) {
   std::vector<Pages> fresh;
-  for (const Output& output : outputs) {
+  for (const Memory& output : outputs) {
     if (const Pages pages(output.data, output.bytes); pages.ask_for_large()) fresh.push_back(pages);
   }
   const int threads = threads_of(executor), takers = threads / 2;
@@ -83,8 +83,9 @@ void compute_behind_pages(std::span<const Output> outputs, bool downwards, std::
       if (!pages.take(downwards ? shares - 1 - i : i, shares)) done = true;
     }
   };
-  // A lead: where the kernel meets a page that is being taken, both clear it.
-  const std::int64_t lead = shares / kLead;
+  // A lead: where the kernel meets a page that is being taken, both clear it. The share at an edge
+  // may be empty.
+  const std::int64_t lead = shares / kLead + 1;
   executor.parallel_for(lead, take);
   if (done) return compute(executor);
 
@@ -110,7 +111,7 @@ void compute_behind_pages(std::span<const Output> outputs, bool downwards, std::
 
 void ready_output(void*, std::size_t, std::int64_t, const recurrence::Executor&) {}
 
-void compute_behind_pages(std::span<const Output>, bool, std::int64_t,
+void compute_behind_pages(std::span<const Memory>, bool, std::int64_t,
                           const recurrence::Executor& executor,
                           const std::function<void(const recurrence::Executor&)>& compute) {
   compute(executor);

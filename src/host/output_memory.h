@@ -10,17 +10,14 @@
 
 namespace gateloop::host {
 
-/// Makes ready an output of `batch` sequences that is about to be written whole. Above malloc's
-/// largest pool every output is fresh memory, which the system hands out page by page as it is
-/// touched: 134 MB in pages of 4 KiB cost 40 ms, of 2 MiB 11 ms, and the recurrence that writes
-/// them 11. So it asks for large pages; and where there are fewer sequences than threads, the
-/// threads take them before the kernel starts (6 ms), for there one that waits for a page in the
-/// kernel holds up the others. Where the system has no large pages, or `data` comes from a pool,
-/// nothing changes.
+/// Makes ready an output of `batch` sequences that is about to be written whole: where it is fresh
+/// memory (above kLargestOfMalloc), asks for large pages; and where there are fewer sequences than
+/// threads, the threads take them before the kernel starts (134 MB: 6 ms), for there one that waits
+/// for a page in the kernel holds up the others.
 void ready_output(void* data, std::size_t bytes, std::int64_t batch,
                   const recurrence::Executor& executor);
 
-struct Output {
+struct Memory {
   void* data;
   std::size_t bytes;
 };
@@ -29,7 +26,7 @@ struct Output {
 /// compute(executor) with those, while the others take the pages of all outputs ahead of it, from
 /// the last byte to the first if `downwards`. JAX's linear_recurrence (1, 65536, 512) on two
 /// threads: 20 ms with the pages before the kernel, 16.5 beside it.
-void compute_behind_pages(std::span<const Output> outputs, bool downwards, std::int64_t batch,
+void compute_behind_pages(std::span<const Memory> outputs, bool downwards, std::int64_t batch,
                           const recurrence::Executor& executor,
                           const std::function<void(const recurrence::Executor&)>& compute);
 

@@ -20,6 +20,7 @@ namespace {
 namespace ffi = xla::ffi;
 using ffi::AnyBuffer;
 using Output = ffi::Result<AnyBuffer>;
+using Fresh = std::vector<host::Memory>;
 using recurrence::DType;
 using recurrence::Shape;
 
@@ -66,9 +67,11 @@ recurrence::ConstSequence input(const AnyBuffer& buffer, const char* name, const
   const std::int64_t width = parts * s.channels;
   return {sequence(buffer, name, s, width), s.time * width, width};
 }
-recurrence::Sequence output(Output& buffer, const char* name, const Shape& s,
+/// Adds its memory to `fresh`, which the call is to write whole.
+recurrence::Sequence output(Output& buffer, const char* name, const Shape& s, Fresh& fresh,
                             std::int64_t parts = 1) {
   const std::int64_t width = parts * s.channels;
+  fresh.push_back({buffer->untyped_data(), buffer->size_bytes()});
   return {sequence(*buffer, name, s, width), s.time * width, width};
 }
 void* state(const AnyBuffer& buffer, const char* name, const Shape& s) {
@@ -90,20 +93,11 @@ Params sized(const AnyBuffer& sequence, bool reverse) {
   return p;
 }
 
-/// Sequences that a call writes whole, as memory.
-std::vector<host::Output> memory_of(std::initializer_list<Output*> buffers) {
-  std::vector<host::Output> outputs;
-  for (Output* buffer : buffers) {
-    outputs.push_back({(*buffer)->untyped_data(), (*buffer)->size_bytes()});
-  }
-  return outputs;
-}
-
 /// A gate takes all threads: the pages of its outputs come first.
 template <class Params>
-void run_gate(const Params& p, std::initializer_list<Output*> buffers, ffi::ThreadPool& pool) {
+void run_gate(const Params& p, const Fresh& fresh, ffi::ThreadPool& pool) {
   const recurrence::Executor executor = lend_threads(pool);
-  for (const host::Output& memory : memory_of(buffers)) {
+  for (const host::Memory& memory : fresh) {
     host::ready_output(memory.data, memory.bytes, p.shape.batch, executor);
   }
   run(p, executor);
@@ -111,9 +105,8 @@ void run_gate(const Params& p, std::initializer_list<Output*> buffers, ffi::Thre
 
 /// `downwards`: the scan runs from the last step to the first.
 template <class Params>
-void run_linear(const Params& p, bool downwards, std::initializer_list<Output*> buffers,
-                ffi::ThreadPool& pool) {
-  host::compute_behind_pages(memory_of(buffers), downwards, p.shape.batch, lend_threads(pool),
+void run_linear(const Params& p, bool downwards, const Fresh& fresh, ffi::ThreadPool& pool) {
+  host::compute_behind_pages(fresh, downwards, p.shape.batch, lend_threads(pool),
                              [&](const recurrence::Executor& executor) { run(p, executor); });
 }
 
@@ -133,12 +126,13 @@ ffi::Error linear_recurrence(ffi::ThreadPool pool, AnyBuffer a, AnyBuffer x,
   return guarded("linear_recurrence", [&] {
     auto p = sized<recurrence::LinearRecurrence>(x, reverse);
     const Shape& s = p.shape;
+    Fresh fresh;
     p.a = input(a, "a", s);
     p.x = input(x, "x", s);
     p.initial_state = state(initial_state, "initial_state", s);
-    p.h = output(h, "h", s);
+    p.h = output(h, "h", s, fresh);
     p.final_state = state(*final_state, "final_state", s);
-    run_linear(p, reverse, {&h}, pool);
+    run_linear(p, reverse, fresh, pool);
   });
 }
 
@@ -148,15 +142,16 @@ ffi::Error linear_recurrence_backward(ffi::ThreadPool pool, AnyBuffer a, AnyBuff
   return guarded("linear_recurrence_backward", [&] {
     auto p = sized<recurrence::LinearRecurrenceBackward>(a, reverse);
     const Shape& s = p.shape;
+    Fresh fresh;
     p.a = input(a, "a", s);
     p.h = input(h, "h", s);
     p.dh = input(dh, "dh", s);
     p.initial_state = state(initial_state, "initial_state", s);
     p.dfinal_state = state(dfinal_state, "dfinal_state", s);
-    p.da = output(da, "da", s);
-    p.dx = output(dx, "dx", s);
+    p.da = output(da, "da", s, fresh);
+    p.dx = output(dx, "dx", s, fresh);
     p.dinitial_state = state(*dinitial_state, "dinitial_state", s);
-    run_linear(p, !reverse, {&da, &dx}, pool);
+    run_linear(p, !reverse, fresh, pool);
   });
 }
 
@@ -167,15 +162,16 @@ ffi::Error gate_loop(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, AnyBuffer v
   return guarded("gate_loop", [&] {
     auto p = sized<recurrence::GateLoop>(q, reverse);
     const Shape& s = p.shape;
+    Fresh fresh;
     p.q = input(q, "q", s);
     p.k = input(k, "k", s);
     p.v = input(v, "v", s);
     p.z = input(z, "z", s, 2);
     p.initial_state = state(initial_state, "initial_state", s);
-    p.y = output(y, "y", s);
+    p.y = output(y, "y", s, fresh);
     p.final_state = state(*final_state, "final_state", s);
     if (kept.size() > 0) p.checkpoints = checkpoints(**kept.get<AnyBuffer>(0), s);
-    run_gate(p, {&y}, pool);
+    run_gate(p, fresh, pool);
   });
 }
 
@@ -186,6 +182,7 @@ ffi::Error gate_loop_backward(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, An
   return guarded("gate_loop_backward", [&] {
     auto p = sized<recurrence::GateLoopBackward>(q, reverse);
     const Shape& s = p.shape;
+    Fresh fresh;
     p.q = input(q, "q", s);
     p.k = input(k, "k", s);
     p.v = input(v, "v", s);
@@ -193,12 +190,12 @@ ffi::Error gate_loop_backward(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, An
     p.dy = input(dy, "dy", s);
     p.checkpoints = checkpoints(kept, s);
     p.dfinal_state = state(dfinal_state, "dfinal_state", s);
-    p.dq = output(dq, "dq", s);
-    p.dk = output(dk, "dk", s);
-    p.dv = output(dv, "dv", s);
-    p.dz = output(dz, "dz", s, 2);
+    p.dq = output(dq, "dq", s, fresh);
+    p.dk = output(dk, "dk", s, fresh);
+    p.dv = output(dv, "dv", s, fresh);
+    p.dz = output(dz, "dz", s, fresh, 2);
     p.dinitial_state = state(*dinitial_state, "dinitial_state", s);
-    run_gate(p, {&dq, &dk, &dv, &dz}, pool);
+    run_gate(p, fresh, pool);
   });
 }
 

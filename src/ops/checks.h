@@ -12,6 +12,11 @@ namespace gateloop::ops {
 /// Type of states and accumulations: float32 for bfloat16 and float16, else the type itself.
 at::ScalarType accumulation_type(at::ScalarType storage);
 
+/// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func.
+inline bool is_plain_cpu(const at::Tensor& t) {
+  return t.is_cpu() && t.has_storage() && !t.key_set().has(c10::DispatchKey::Python);
+}
+
 /// `t` is (B, T, D) in one of `dtypes`.
 void check_sequence(const char* op, const char* name, const at::Tensor& t,
                     std::initializer_list<at::ScalarType> dtypes);

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "host/weight_memory.h"
+#include "ops/checks.h"
 #include "ops/linear_row.h"
 
 namespace gateloop::ops {

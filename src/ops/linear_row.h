@@ -6,11 +6,6 @@
 
 namespace gateloop::ops {
 
-/// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func.
-inline bool is_plain_cpu(const at::Tensor& t) {
-  return t.is_cpu() && t.has_storage() && !t.key_set().has(c10::DispatchKey::Python);
-}
-
 /// Whether linear_row() can take the place of at::linear: one row, nothing to differentiate,
 /// weights as the kernel reads them.
 bool is_linear_row(const at::Tensor& x, const at::Tensor& weight);

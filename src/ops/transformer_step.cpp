@@ -2,15 +2,16 @@
 
 #include <torch/library.h>
 
+#include <iterator>
+
 namespace gateloop::ops {
 namespace {
 
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
-/// embedding, final_norm, to_logits; then the members of LayerWeights in their order, layer by
-/// layer.
+/// embedding, final_norm, to_logits; then those of kLayerWeights, layer by layer.
 TransformerWeights unpack(const OptionalTensors& flat) {
-  constexpr std::size_t kModel = 3, kLayer = 15;
+  constexpr std::size_t kModel = 3, kLayer = std::size(kLayerWeights);
   TORCH_CHECK_VALUE(flat.size() >= kModel && (flat.size() - kModel) % kLayer == 0,
                     "_transformer_step: weights must be ", kModel, " tensors and ", kLayer,
                     " a layer, got ", flat.size());
@@ -20,9 +21,11 @@ TransformerWeights unpack(const OptionalTensors& flat) {
   weights.embedding = take();
   weights.final_norm = take();
   weights.to_logits = take();
+  TORCH_CHECK_VALUE(weights.embedding.defined() && weights.embedding.dim() == 2,
+                    "_transformer_step: the embedding must be (tokens, D)");
   while (next < flat.size()) {
-    weights.layers.push_back({take(), take(), take(), take(), take(), take(), take(), take(),
-                              take(), take(), take(), take(), take(), take(), take()});
+    LayerWeights& layer = weights.layers.emplace_back();
+    for (const auto weight : kLayerWeights) layer.*weight = take();
   }
   return weights;
 }
@@ -36,10 +39,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> step(const at::Tensor& ids,
   weights.post_norm = post_norm;
   weights.sigmoid_gate = sigmoid_gate;
   weights.normalize_input = normalize_input;
-  TORCH_CHECK_VALUE(
-      is_transformer_step(ids, weights),
-      "_transformer_step: ids must be (1, 1) and weights contiguous, on the CPU and of "
-      "one floating dtype, without gradients or autocast");
+  TORCH_CHECK_VALUE(is_transformer_step(ids, weights),
+                    "_transformer_step: ids must be (1, 1) and weights contiguous, on the CPU and "
+                    "of one floating dtype, without gradients or autocast");
   return transformer_step(ids, weights, states);
 }
 

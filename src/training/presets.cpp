@@ -6,32 +6,34 @@
 namespace gateloop::training {
 namespace {
 
-/// 2 cores, 5 minutes, about 4 M parameters.
+/// 2 cores, 5 minutes, 1.45 M parameters. So short a run sees the more text the smaller the model
+/// is: on a Zen 4 dim 256 of depth 4 ended at 2.25 bits per byte after 1,675 steps, 192 of 5
+/// at 2.20 after 2,158, 128 of 6 at 2.14 after 3,485, and 96 of 8 no lower.
 RunConfig quick() {
   RunConfig config;
   nn::TransformerOptions& model = config.model;
-  model.dim = 256;
-  model.depth = 4;
+  model.dim = 128;
+  model.depth = 6;
   model.gate = nn::Gate::kSigmoid;
   model.normalize_input = true;
   model.transition_bias = {-1.0, 5.0};
 
   TrainingOptions& training = config.training;
   training.minutes = 5;
-  training.batch = 16;
+  training.batch = 8;
   training.accumulation = 1;
   training.length = 256;
   training.optimizer = "adamw";
-  training.learning_rate = 4e-3;
+  training.learning_rate = 5e-3;
   training.beta2 = 0.98;
   training.clip = 1.0;
   training.schedule = "linear";
   training.warmup_steps = 100;
   training.dtype = fastest_dtype();
-  training.validate_every = 200;
+  training.validate_every = 500;
   training.validation_windows = 64;
   training.sample_every = 0;
-  training.checkpoint_every = 400;
+  training.checkpoint_every = 1000;
   return config;
 }
 

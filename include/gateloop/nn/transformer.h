@@ -64,9 +64,9 @@ class TransformerImpl : public torch::nn::Module {
 
   /// ids (B, T) int64 -> logits (B, T, num_tokens).
   /// With `state`, continues from it and updates it: prefill with many steps, decode with one.
-  /// `ablation` overrides the options' for this call. One token of one sequence takes a way of its
-  /// own where nothing is differentiated and heads are one channel wide; it reads the parameters
-  /// that the model was built with, whatever their values now, not others put in their place.
+  /// `ablation` overrides the options' for this call. One token of one sequence is one operator
+  /// where nothing is differentiated and heads are one channel wide; it reads the parameters that
+  /// the model was built with, whatever their values now, not others put in their place.
   /// Throws c10::Error for ids that are not (B, T) int64 in [0, num_tokens) and for a state of
   /// another model or batch.
   torch::Tensor forward(const torch::Tensor& ids, TransformerState* state = nullptr,

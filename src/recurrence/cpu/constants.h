@@ -35,7 +35,8 @@ inline constexpr std::int64_t kInlineElements = 16 * 1024;
 inline constexpr std::int64_t kMatrixVectorRunBytes = 64 * 1024;
 
 /// How often a thread that is done with its part of a phase looks for the others before it offers
-/// help or its core: some 20 us, while phases take 5 to 100.
+/// help or its core: some 20 us, while phases take 5 to 100. Not measured: it matters only where
+/// threads share cores.
 inline constexpr std::int64_t kPhaseSpins = 20'000;
 
 /// Rows that a step leaves there: see GateLoopStash and SimpleStash.

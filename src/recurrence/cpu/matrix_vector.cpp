@@ -35,8 +35,8 @@ void RunMatrixVector(const MatrixVector& p, std::int64_t runs, const Executor& e
                      void* scratch) {
   WithStorageOf(p.dtype, [&]<class S>() {
     using T = Accumulation<S>;
-    auto* x =
-        std::copy_n(static_cast<const T*>(p.x), p.columns, static_cast<T*>(scratch)) - p.columns;
+    T* const x = static_cast<T*>(scratch);
+    std::copy_n(static_cast<const T*>(p.x), p.columns, x);
     ArrangeForDot<S>(x, p.columns);
     fan_out(executor, runs, [&](std::int64_t run) {
       DotRows<S>(p, x, p.rows * run / runs, p.rows * (run + 1) / runs);

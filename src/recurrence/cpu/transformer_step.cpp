@@ -33,6 +33,7 @@ struct StepBuffers {
         inner(padded(p.inner)),
         hidden(padded(p.hidden)),
         widest(std::max({dim, inner, hidden})) {}
+  /// Of any type, whole cache lines.
   static std::int64_t padded(std::int64_t n) {
     return (n + kCacheLine - 1) / kCacheLine * kCacheLine;
   }
@@ -83,7 +84,7 @@ class Step {
   struct Own {
     T *x, *in, *q, *k, *v, *z;
   };
-  Own At(std::int64_t unit) const {
+  Own OwnOf(std::int64_t unit) const {
     T* x = own_ + unit * n_.own();
     T* q = x + n_.dim + n_.widest;
     return {x, x + n_.dim, q, q + n_.inner, q + 2 * n_.inner, q + 3 * n_.inner};
@@ -94,7 +95,7 @@ class Step {
     std::int64_t size() const { return end - begin; }
   };
   /// Of n rows, on cache lines of what they give.
-  Share Of(std::int64_t n, std::int64_t unit) const {
+  Share ShareOf(std::int64_t n, std::int64_t unit) const {
     constexpr std::int64_t kLine = kCacheLine / static_cast<std::int64_t>(sizeof(T));
     const std::int64_t lines = (n + kLine - 1) / kLine;
     return {std::min(n, lines * unit / units_ * kLine),
@@ -112,36 +113,42 @@ class Step {
     if (bias != nullptr) AddRow(As(bias) + rows.begin, to, rows.size());
   }
 
-  /// The residual stream before a layer, into own.x, and what the layer reads of it, into own.in.
-  /// `norm`: the one before this layer, or with post-norm after the layer before.
-  void Receive(const Own& own, const T* sum, const void* norm, const void* bias) const {
+  /// The token read, as the residual stream into own.x and as the first products read it into
+  /// own.in. `norm`: the one before them, with post-norm none.
+  void Embed(const Own& own, const void* norm) const {
+    Widen(As(p_.embedding), p_.dim, own.x);
     if (p_.post_norm) {
-      LayerNorm(sum, As(norm), As(bias), p_.dim, own.x);
       std::copy_n(own.x, p_.dim, own.in);
     } else {
-      std::copy_n(sum, p_.dim, own.x);
-      RmsNorm(sum, As(norm), p_.dim, own.in);
+      RmsNorm(own.x, As(norm), p_.dim, own.in);
+    }
+    ArrangeForDot<S>(own.in, p_.dim);
+  }
+
+  /// The same of the sum that the phase before has left. `norm`: the one before the products that
+  /// follow, with post-norm after the layer whose sum it is.
+  void Receive(const Own& own, const void* norm, const void* bias) const {
+    if (p_.post_norm) {
+      LayerNorm(sum_, As(norm), As(bias), p_.dim, own.x);
+      std::copy_n(own.x, p_.dim, own.in);
+    } else {
+      std::copy_n(sum_, p_.dim, own.x);
+      RmsNorm(sum_, As(norm), p_.dim, own.in);
     }
     ArrangeForDot<S>(own.in, p_.dim);
   }
 
   void Mix(std::int64_t index, std::int64_t unit) const {
     const auto& layer = p_.layers[static_cast<std::size_t>(index)];
-    const Own own = At(unit);
+    const Own own = OwnOf(unit);
     if (index == 0) {
-      Widen(As(p_.embedding), p_.dim, own.x);
-      if (p_.post_norm) {
-        std::copy_n(own.x, p_.dim, own.in);
-      } else {
-        RmsNorm(own.x, As(layer.mixer_norm), p_.dim, own.in);
-      }
-      ArrangeForDot<S>(own.in, p_.dim);
+      Embed(own, layer.mixer_norm);
     } else {
       const auto& before = p_.layers[static_cast<std::size_t>(index - 1)];
-      Receive(own, sum_, p_.post_norm ? before.ff_norm : layer.mixer_norm, before.ff_norm_bias);
+      Receive(own, p_.post_norm ? before.ff_norm : layer.mixer_norm, before.ff_norm_bias);
     }
 
-    const Share share = Of(p_.inner, unit);
+    const Share share = ShareOf(p_.inner, unit);
     const auto part = [&](std::int64_t i) {
       return Share{i * p_.inner + share.begin, i * p_.inner + share.end};
     };
@@ -187,14 +194,14 @@ class Step {
   }
 
   void Project(const TransformerLayer& layer, std::int64_t unit) const {
-    const Own own = At(unit);
+    const Own own = OwnOf(unit);
     if (layer.sub_norm != nullptr) {
       LayerNorm(y_, As(layer.sub_norm), As(layer.sub_norm_bias), p_.inner, own.in);
     } else {
       std::copy_n(y_, p_.inner, own.in);
     }
     if (layer.gates != nullptr) MultiplyRow(gates_, own.in, p_.inner);
-    const Share share = Of(p_.dim, unit);
+    const Share share = ShareOf(p_.dim, unit);
     if (layer.out != nullptr) {
       ArrangeForDot<S>(own.in, p_.inner);
       Multiply(layer.out, nullptr, share, p_.inner, own.in, sum_ + share.begin);
@@ -205,16 +212,16 @@ class Step {
   }
 
   void Expand(const TransformerLayer& layer, std::int64_t unit) const {
-    const Own own = At(unit);
-    Receive(own, sum_, p_.post_norm ? layer.mixer_norm : layer.ff_norm, layer.mixer_norm_bias);
-    const Share share = Of(p_.hidden, unit);
+    const Own own = OwnOf(unit);
+    Receive(own, p_.post_norm ? layer.mixer_norm : layer.ff_norm, layer.mixer_norm_bias);
+    const Share share = ShareOf(p_.hidden, unit);
     Multiply(layer.expand, layer.expand_bias, share, p_.dim, own.in, hidden_ + share.begin);
     Gelu(hidden_ + share.begin, share.size());
   }
 
   void Contract(const TransformerLayer& layer, std::int64_t unit) const {
-    const Own own = At(unit);
-    const Share share = Of(p_.dim, unit);
+    const Own own = OwnOf(unit);
+    const Share share = ShareOf(p_.dim, unit);
     std::copy_n(hidden_, p_.hidden, own.in);
     ArrangeForDot<S>(own.in, p_.hidden);
     Multiply(layer.contract, layer.contract_bias, share, p_.hidden, own.in, sum_ + share.begin);
@@ -222,17 +229,14 @@ class Step {
   }
 
   void Logits(std::int64_t unit) const {
-    const Own own = At(unit);
+    const Own own = OwnOf(unit);
     if (p_.layers.empty()) {
-      Widen(As(p_.embedding), p_.dim, own.in);
-      if (!p_.post_norm) RmsNorm(own.in, As(p_.final_norm), p_.dim, own.in);
-    } else if (const auto& last = p_.layers.back(); p_.post_norm) {
-      LayerNorm(sum_, As(last.ff_norm), As(last.ff_norm_bias), p_.dim, own.in);
+      Embed(own, p_.final_norm);
     } else {
-      RmsNorm(sum_, As(p_.final_norm), p_.dim, own.in);
+      const auto& last = p_.layers.back();
+      Receive(own, p_.post_norm ? last.ff_norm : p_.final_norm, last.ff_norm_bias);
     }
-    ArrangeForDot<S>(own.in, p_.dim);
-    const Share share = Of(p_.tokens, unit);
+    const Share share = ShareOf(p_.tokens, unit);
     const hn::CappedTag<T, 1> one;
     for (std::int64_t r = share.begin; r < share.end; ++r) {
       const T logit = Dot(As(p_.to_logits) + r * p_.dim, own.in, p_.dim);

@@ -34,7 +34,7 @@ class EveryKind : public testing::TestWithParam<test::Kind> {
 };
 
 TEST_P(EveryKind, StepByStepGivesTheFullForward) {
-  for (const std::int64_t batch : {kBatch, std::int64_t{1}}) {  // one sequence has a way of its own
+  for (const std::int64_t batch : {kBatch, std::int64_t{1}}) {  // one sequence is one operator
     ids = ids.narrow(0, 0, batch);
     const auto expected = whole();
     Decoder decoder(model);

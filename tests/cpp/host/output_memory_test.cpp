@@ -27,6 +27,11 @@ class Mapping {
   Mapping& operator=(const Mapping&) = delete;
   ~Mapping() { ::munmap(data_, bytes_); }
   std::byte* data() const { return data_; }
+  bool has_page(std::size_t offset) const {
+    unsigned char there = 0;
+    EXPECT_EQ(::mincore(data_ + offset / kPage * kPage, kPage, &there), 0);
+    return there & 1;
+  }
   std::size_t pages_in_memory() const {
     std::vector<unsigned char> there(bytes_ / kPage);
     EXPECT_EQ(::mincore(data_, bytes_, there.data()), 0);
@@ -96,20 +101,23 @@ struct Seen {
 Seen compute(const Mapping& memory, std::int64_t batch, const recurrence::Executor& executor,
              bool downwards = false) {
   Seen seen;
-  const Output outputs[] = {{memory.data() + kOffset, kBytes}};
+  const Memory outputs[] = {{memory.data() + kOffset, kBytes}};
   compute_behind_pages(outputs, downwards, batch, executor, [&](const recurrence::Executor& rest) {
     ++seen.calls;
     seen.threads = rest.threads;
     if (seen.threads == executor.threads) return;
+    // The lead is where the kernel begins.
+    EXPECT_TRUE(memory.has_page(downwards ? kOffset + kBytes - 1 : kOffset));
     // The threads beside this one are at work until all pages are there.
     for (int looks = 0; memory.pages_in_memory() < kBytes / kPage + 1; ++looks) {
+      // Some seconds; the pages take 5 ms.
       if (looks == 100'000) return ADD_FAILURE() << "pages were left out";
     }
   });
   return seen;
 }
 
-TEST(OutputMemory, HalfOfTheThreadsTakePagesBesideTheKernel) {
+TEST(OutputMemory, HalfOfTheThreadsTakePagesAheadOfTheKernel) {
   for (const auto& [threads, rest] : {std::pair{2, 1}, {3, 2}, {8, 4}}) {
     for (const bool downwards : {false, true}) {
       const Mapping memory(kBytes + 2 * kLargePage);
@@ -125,7 +133,7 @@ TEST(OutputMemory, TheKernelHasAllThreadsWhereNoPagesAreToBeTaken) {
   EXPECT_EQ(compute(memory, 2, testing::threads(2)).threads, 2);  // a sequence for each thread
   EXPECT_EQ(compute(memory, 1, testing::threads(1)).threads, 1);
   Seen seen;
-  const Output small[] = {{memory.data(), std::size_t{32} << 20}};
+  const Memory small[] = {{memory.data(), std::size_t{32} << 20}};
   compute_behind_pages(small, false, 1, testing::threads(2),
                        [&](const recurrence::Executor& all) { seen.threads = all.threads; });
   EXPECT_EQ(seen.threads, 2);
@@ -134,7 +142,7 @@ TEST(OutputMemory, TheKernelHasAllThreadsWhereNoPagesAreToBeTaken) {
 
 TEST(OutputMemory, AnErrorOfTheKernelReachesTheCaller) {
   const Mapping memory(kBytes + 2 * kLargePage);
-  const Output outputs[] = {{memory.data() + kOffset, kBytes}};
+  const Memory outputs[] = {{memory.data() + kOffset, kBytes}};
   EXPECT_THROW(compute_behind_pages(outputs, false, 1, testing::threads(2),
                                     [](const recurrence::Executor&) {
                                       throw std::invalid_argument("no such dtype");

@@ -82,11 +82,11 @@ TEST(Config, ErrorsNameTheFileAndTheOption) {
       return error.what();
     }
   };
-  EXPECT_NE(load_with("\"batch\": 16", "\"batch\": 0").find("batch must be 1 or more"),
+  EXPECT_NE(load_with("\"batch\": 8", "\"batch\": 0").find("batch must be 1 or more"),
             std::string::npos);
   EXPECT_NE(load_with("\"batch\"", "\"bacth\"").find("unknown option \"bacth\""),
             std::string::npos);
-  EXPECT_NE(load_with("\"dim\": 256", "\"dim\": \"wide\"").find("\"dim\" must be an integer"),
+  EXPECT_NE(load_with("\"dim\": 128", "\"dim\": \"wide\"").find("\"dim\" must be an integer"),
             std::string::npos);
   EXPECT_NE(load_with("\"format\": 1", "\"format\": 9").find("format 9"), std::string::npos);
   EXPECT_NE(load_with("{", "").find((dir / "config.json").string()), std::string::npos);
@@ -110,7 +110,7 @@ TEST(Config, ChecksNameTheOption) {
   EXPECT_EQ(message([](RunConfig& c) { c.training.schedule = "step"; }),
             "schedule must be one of constant, linear, cosine, not \"step\"");
   EXPECT_EQ(message([](RunConfig& c) { c.training.rows_per_pass = 3; }),
-            "rows_per_pass must be a divisor of batch x accumulation = 16");
+            "rows_per_pass must be a divisor of batch x accumulation = 8");
   EXPECT_EQ(message([](RunConfig& c) { c.training.minutes.reset(); }),
             "how long to train: give steps or minutes");
   EXPECT_NE(message([](RunConfig& c) { c.training.warmup_steps = 0; }).find("warmup_steps of 10"),
