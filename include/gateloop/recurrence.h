@@ -162,6 +162,31 @@ struct MatrixVector {
   void* y = nullptr;
 };
 
+/// y = x / max(‖x‖, ε) √columns gain, row by row, ‖x‖ the Euclidean norm and ε 1e-12 as in the
+/// reference, or where that is zero, in float16, the least positive number: zeros give zeros.
+/// x, y: (rows, columns) contiguous, gain: (columns); in `dtype`, not complex.
+struct RmsNorm {
+  DType dtype = DType::kFloat32;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  const void* x = nullptr;
+  const void* gain = nullptr;
+  void* y = nullptr;
+};
+
+/// Adjoint of RmsNorm, of the sizes of what they are gradients of; nothing flows through a norm
+/// below ε. The norm is computed again: beside reading x it is free.
+struct RmsNormBackward {
+  DType dtype = DType::kFloat32;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  const void* x = nullptr;
+  const void* gain = nullptr;
+  const void* dy = nullptr;
+  void* dx = nullptr;
+  void* dgain = nullptr;
+};
+
 /// One layer of a GateLoop Transformer with max heads, of D channels, I of them within GateLoop and
 /// F within the feed-forward. Matrices (out, in) and vectors are contiguous, in the step's dtype; a
 /// null pointer stands for what the model has not.
@@ -214,6 +239,8 @@ std::size_t scratch_bytes(const GateLoopBackward&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoop&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoopBackward&, int threads);
 std::size_t scratch_bytes(const MatrixVector&, int threads);
+std::size_t scratch_bytes(const RmsNorm&, int threads);
+std::size_t scratch_bytes(const RmsNormBackward&, int threads);
 std::size_t scratch_bytes(const TransformerStep&, int threads);
 
 /// Runs the operation. Inputs and outputs may not overlap. Sizes may be zero (T = 0 copies the
@@ -226,6 +253,8 @@ void run(const GateLoopBackward&, const Executor&, void* scratch);
 void run(const SimpleGateLoop&, const Executor&, void* scratch);
 void run(const SimpleGateLoopBackward&, const Executor&, void* scratch);
 void run(const MatrixVector&, const Executor&, void* scratch);
+void run(const RmsNorm&, const Executor&, void* scratch);
+void run(const RmsNormBackward&, const Executor&, void* scratch);
 void run(const TransformerStep&, const Executor&, void* scratch);
 
 }  // namespace gateloop::recurrence

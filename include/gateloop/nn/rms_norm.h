@@ -17,7 +17,6 @@ class RMSNormImpl : public torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& x);
 
  private:
-  double scale_;
   torch::Tensor gamma_;
 };
 TORCH_MODULE(RMSNorm);

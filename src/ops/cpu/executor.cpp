@@ -92,6 +92,8 @@ template void run_kernel(const recurrence::GateLoopBackward&);
 template void run_kernel(const recurrence::SimpleGateLoop&);
 template void run_kernel(const recurrence::SimpleGateLoopBackward&);
 template void run_kernel(const recurrence::MatrixVector&);
+template void run_kernel(const recurrence::RmsNorm&);
+template void run_kernel(const recurrence::RmsNormBackward&);
 template void run_kernel(const recurrence::TransformerStep&);
 
 }  // namespace gateloop::ops

@@ -44,6 +44,8 @@ extern template void run_kernel(const recurrence::GateLoopBackward&);
 extern template void run_kernel(const recurrence::SimpleGateLoop&);
 extern template void run_kernel(const recurrence::SimpleGateLoopBackward&);
 extern template void run_kernel(const recurrence::MatrixVector&);
+extern template void run_kernel(const recurrence::RmsNorm&);
+extern template void run_kernel(const recurrence::RmsNormBackward&);
 extern template void run_kernel(const recurrence::TransformerStep&);
 
 }  // namespace gateloop::ops

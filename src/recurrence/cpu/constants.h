@@ -34,6 +34,10 @@ inline constexpr std::int64_t kInlineElements = 16 * 1024;
 /// threads: in turns of 64 KiB 2.9 ms, a run for each thread 1.8.
 inline constexpr std::int64_t kMatrixVectorRunBytes = 64 * 1024;
 
+/// Rows whose part of a gain's gradient is summed together, whatever the number of threads: their
+/// sums take a 128th of the memory of the rows. Not measured.
+inline constexpr std::int64_t kNormRows = 128;
+
 /// How often a thread that is done with its part of a phase looks for the others before it offers
 /// help or its core: some 20 us, while phases take 5 to 100. Not measured: it matters only where
 /// threads share cores.

@@ -36,14 +36,14 @@ void MultiplyRow(const T* from, T* to, std::int64_t n) {
   });
 }
 
-/// Σ f(x), vector by vector in an order of its own.
+/// Σ f(d, c) over vectors of n numbers, in an order of its own.
 template <class T, class F>
-T SumOf(const T* x, std::int64_t n, const F& f) {
+T SumOf(std::int64_t n, const F& f) {
   const hn::ScalableTag<T> whole;
   auto sums = hn::Zero(whole);
   T rest = 0;
   ForEachVector<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
-    const auto value = f(d, hn::LoadU(d, x + c));
+    const auto value = f(d, c);
     if constexpr (IsWhole(decltype(d)())) {
       sums = hn::Add(sums, value);
     } else {
@@ -53,32 +53,44 @@ T SumOf(const T* x, std::int64_t n, const F& f) {
   return hn::GetLane(hn::SumOfLanes(whole, sums)) + rest;
 }
 
-/// x / max(‖x‖, ε) √n gain, with the ε of the reference, and in float16, where that is zero, the
-/// least positive number. `to` may be x.
 template <class S>
-void RmsNorm(const Accumulation<S>* x, const S* gain, std::int64_t n, Accumulation<S>* to) {
+constexpr Accumulation<S> NormFloor() {
+  return std::is_same_v<S, Float16> ? Accumulation<S>(0x1p-24) : Accumulation<S>(1e-12);
+}
+
+/// max(‖x‖, ε), with the ε of the reference, and in float16, where that is zero, the least positive
+/// number.
+template <class S, class X>
+Accumulation<S> NormOf(const X* x, std::int64_t n) {
   using T = Accumulation<S>;
-  constexpr T kFloor = std::is_same_v<S, Float16> ? T(0x1p-24) : T(1e-12);
-  const T squares = SumOf(x, n, [](auto d, auto v) HWY_ATTR {
-    (void)d;
+  constexpr T kFloor = NormFloor<S>();
+  const T norm = std::sqrt(SumOf<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+    const auto v = LoadReal(d, x + c);
     return hn::Mul(v, v);
-  });
-  const T norm = std::sqrt(squares);
-  const T scale = std::sqrt(static_cast<T>(n)) / (norm < kFloor ? kFloor : norm);
+  }));
+  return norm < kFloor ? kFloor : norm;
+}
+
+/// x / max(‖x‖, ε) √n gain. `to` may be x.
+template <class S, class X>
+void RmsNormRow(const X* x, const S* gain, std::int64_t n, X* to) {
+  using T = Accumulation<S>;
+  const T scale = std::sqrt(static_cast<T>(n)) / NormOf<S>(x, n);
   ForEachVector<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
-    const auto scaled = hn::Mul(hn::LoadU(d, x + c), hn::Set(d, scale));
-    hn::StoreU(hn::Mul(scaled, LoadReal(d, gain + c)), d, to + c);
+    const auto scaled = hn::Mul(LoadReal(d, x + c), hn::Set(d, scale));
+    StoreReal(d, hn::Mul(scaled, LoadReal(d, gain + c)), to + c, /*stream=*/false);
   });
 }
 
 /// torch's LayerNorm with its ε of 1e-5.
 template <class S>
-void LayerNorm(const Accumulation<S>* x, const S* gain, const S* bias, std::int64_t n,
-               Accumulation<S>* to) {
+void LayerNormRow(const Accumulation<S>* x, const S* gain, const S* bias, std::int64_t n,
+                  Accumulation<S>* to) {
   using T = Accumulation<S>;
-  const T mean = SumOf(x, n, [](auto, auto v) HWY_ATTR { return v; }) / static_cast<T>(n);
-  const T squares = SumOf(x, n, [&](auto d, auto v) HWY_ATTR {
-    const auto apart = hn::Sub(v, hn::Set(d, mean));
+  const T sum = SumOf<T>(n, [&](auto d, std::int64_t c) HWY_ATTR { return hn::LoadU(d, x + c); });
+  const T mean = sum / static_cast<T>(n);
+  const T squares = SumOf<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+    const auto apart = hn::Sub(hn::LoadU(d, x + c), hn::Set(d, mean));
     return hn::Mul(apart, apart);
   });
   const T scale = T(1) / std::sqrt(squares / static_cast<T>(n) + T(1e-5));

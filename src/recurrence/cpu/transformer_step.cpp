@@ -120,7 +120,7 @@ class Step {
     if (p_.post_norm) {
       std::copy_n(own.x, p_.dim, own.in);
     } else {
-      RmsNorm(own.x, As(norm), p_.dim, own.in);
+      RmsNormRow(own.x, As(norm), p_.dim, own.in);
     }
     ArrangeForDot<S>(own.in, p_.dim);
   }
@@ -129,11 +129,11 @@ class Step {
   /// follow, with post-norm after the layer whose sum it is.
   void Receive(const Own& own, const void* norm, const void* bias) const {
     if (p_.post_norm) {
-      LayerNorm(sum_, As(norm), As(bias), p_.dim, own.x);
+      LayerNormRow(sum_, As(norm), As(bias), p_.dim, own.x);
       std::copy_n(own.x, p_.dim, own.in);
     } else {
       std::copy_n(sum_, p_.dim, own.x);
-      RmsNorm(sum_, As(norm), p_.dim, own.in);
+      RmsNormRow(sum_, As(norm), p_.dim, own.in);
     }
     ArrangeForDot<S>(own.in, p_.dim);
   }
@@ -196,7 +196,7 @@ class Step {
   void Project(const TransformerLayer& layer, std::int64_t unit) const {
     const Own own = OwnOf(unit);
     if (layer.sub_norm != nullptr) {
-      LayerNorm(y_, As(layer.sub_norm), As(layer.sub_norm_bias), p_.inner, own.in);
+      LayerNormRow(y_, As(layer.sub_norm), As(layer.sub_norm_bias), p_.inner, own.in);
     } else {
       std::copy_n(y_, p_.inner, own.in);
     }

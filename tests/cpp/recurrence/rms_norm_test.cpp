@@ -1,0 +1,143 @@
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+#include "harness.h"
+#include "recurrence/cpu/target.h"
+
+namespace gateloop::testing {
+namespace {
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
+
+struct Norm {
+  std::int64_t rows, columns;
+  std::vector<double> x, gain, dy;   // as stored
+  std::vector<double> y, dx, dgain;  // of the kernel
+};
+
+/// Row 1 is zero, and row 2 so large that its squares are near the end of float32.
+Norm kernel(DType dtype, std::int64_t rows, std::int64_t columns, int thread_count) {
+  Random random(23);
+  Tensor x(dtype, {1, rows, columns}), gain(dtype, {1, 1, columns}), dy(dtype, {1, rows, columns});
+  Tensor y(dtype, {1, rows, columns}), dx(dtype, {1, rows, columns}), dgain(dtype, {1, 1, columns});
+  auto values = random.normal(elements({1, rows, columns}));
+  for (std::int64_t c = 0; c < columns; ++c) {
+    if (rows > 1) values[columns + c] = 0;
+    if (rows > 2) values[2 * columns + c] *= dtype == DType::kFloat16 ? 1e4 : 1e17;
+  }
+  x.set(values);
+  gain.set(random.normal(elements({1, 1, columns})));
+  dy.set(random.normal(elements({1, rows, columns})));
+
+  recurrence::RmsNorm p;
+  p.dtype = dtype;
+  p.rows = rows;
+  p.columns = columns;
+  p.x = x.data();
+  p.gain = gain.data();
+  p.y = y.data();
+  execute(p, thread_count);
+  y.expect_guards_intact("y");
+
+  recurrence::RmsNormBackward b;
+  b.dtype = dtype;
+  b.rows = rows;
+  b.columns = columns;
+  b.x = x.data();
+  b.gain = gain.data();
+  b.dy = dy.data();
+  b.dx = dx.data();
+  b.dgain = dgain.data();
+  execute(b, thread_count);
+  dx.expect_guards_intact("dx");
+  dgain.expect_guards_intact("dgain");
+  return {rows, columns, x.get(), gain.get(), dy.get(), y.get(), dx.get(), dgain.get()};
+}
+
+/// One rounding of the value, and those of sums of `terms` numbers and of some steps beside them.
+double tolerance(DType dtype, double value, double magnitude, std::int64_t terms) {
+  return half_ulp(dtype) * std::abs(value) +
+         half_ulp(accumulation(dtype)) * static_cast<double>(8 + terms / 4) * magnitude +
+         (dtype == DType::kFloat16 ? 0x1p-25 : 0);  // half of its least number
+}
+
+void expect_definition(const Norm& n, DType dtype, const std::string& what) {
+  const double floor = dtype == DType::kFloat16 ? 0x1p-24 : 1e-12;
+  std::vector<double> dgain(n.columns), weight(n.columns);
+  for (std::int64_t r = 0; r < n.rows; ++r) {
+    double squares = 0, along = 0, magnitude = 0;
+    for (std::int64_t c = 0; c < n.columns; ++c) {
+      const double x = n.x[r * n.columns + c], g = n.gain[c] * n.dy[r * n.columns + c];
+      squares += x * x, along += x * g, magnitude += std::abs(x * g);
+    }
+    const double norm = std::sqrt(squares);
+    const double scale = std::sqrt(static_cast<double>(n.columns)) / std::max(norm, floor);
+    for (std::int64_t c = 0; c < n.columns; ++c) {
+      const std::int64_t i = r * n.columns + c;
+      const double y = scale * n.x[i] * n.gain[c];
+      ASSERT_NEAR(n.y[i], y, tolerance(dtype, y, std::abs(y), n.columns)) << what << " y " << i;
+      const double part = scale * n.x[i] * n.dy[i];
+      dgain[c] += part, weight[c] += std::abs(part);
+      const double g = n.gain[c] * n.dy[i];
+      const double shrink = norm < floor ? 0 : along / squares;
+      const double most = norm < floor ? 0 : std::abs(n.x[i]) * magnitude / squares;
+      const double dx = scale * (g - n.x[i] * shrink);
+      if (dtype == DType::kFloat16 && std::abs(dx) > 65520) {  // its largest number and a half ulp
+        ASSERT_EQ(n.dx[i], std::copysign(HUGE_VAL, dx)) << what << " dx " << i;
+        continue;
+      }
+      ASSERT_NEAR(n.dx[i], dx, tolerance(dtype, dx, scale * (std::abs(g) + most), n.columns))
+          << what << " dx " << i;
+    }
+  }
+  for (std::int64_t c = 0; c < n.columns; ++c) {
+    ASSERT_NEAR(n.dgain[c], dgain[c], tolerance(dtype, dgain[c], weight[c], n.rows + n.columns))
+        << what << " dgain " << c;
+  }
+}
+
+/// Around vectors of 1 to 64 lanes, and around groups of rows.
+constexpr std::pair<std::int64_t, std::int64_t> kShapes[] = {
+    {1, 1}, {3, 0}, {0, 5}, {5, 7}, {3, 64}, {4, 65}, {128, 3}, {129, 31}, {300, 129}};
+
+TEST(RmsNorm, AndItsAdjointEqualTheDefinition) {
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    for (const DType dtype : kDTypes) {
+      for (const auto& [rows, columns] : kShapes) {
+        expect_definition(kernel(dtype, rows, columns, 2), dtype,
+                          target + " " + name(dtype) + " " + std::to_string(rows) + "x" +
+                              std::to_string(columns));
+      }
+    }
+  }
+  recurrence::cpu::force_target("");
+}
+
+TEST(RmsNorm, IsTheSameForAnyNumberOfThreads) {
+  for (const DType dtype : kDTypes) {
+    const auto one = kernel(dtype, 700, 129, 1), three = kernel(dtype, 700, 129, 3);
+    expect_same_bits(one.y, three.y, name(dtype));
+    expect_same_bits(one.dx, three.dx, name(dtype));
+    expect_same_bits(one.dgain, three.dgain, name(dtype));
+  }
+}
+
+template <class Params>
+void expect_refusals() {
+  Params p;
+  p.dtype = DType::kComplex64;
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
+  p.dtype = DType::kFloat32;
+  p.rows = -1;
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
+}
+
+TEST(RmsNorm, RefusesComplexNumbersAndNegativeSizes) {
+  expect_refusals<recurrence::RmsNorm>();
+  expect_refusals<recurrence::RmsNormBackward>();
+}
+
+}  // namespace
+}  // namespace gateloop::testing

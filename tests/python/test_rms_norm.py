@@ -1,0 +1,164 @@
+"""RMSNorm is one kernel on plain tensors, and torch's operators wherever more is asked."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gateloop_cpp.rms_norm import RMSNorm, rms_norm
+
+ROWS = (2, 3, 40)
+Input = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def definition(x: Tensor, gamma: Tensor) -> Tensor:
+    floor = 2**-24 if x.dtype == torch.float16 else 1e-12
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(floor) * gamma * gamma.shape[0] ** 0.5
+
+
+def inputs(dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = ROWS) -> Input:
+    x, gamma = torch.randn(shape), torch.randn(shape[-1])
+    return x.to(dtype).requires_grad_(), gamma.to(dtype).requires_grad_()
+
+
+def gradients(f: Callable[..., Tensor], of: Input, dy: Tensor, **options: bool) -> Input:
+    dx, dgamma = torch.autograd.grad(f(*of), of, dy, **options)
+    return dx, dgamma
+
+
+def is_one_operator(y: Tensor) -> bool:
+    assert y.grad_fn is not None
+    return "RmsNorm" in y.grad_fn.name()
+
+
+@pytest.mark.parametrize("shape", [ROWS, (40,), (0, 40), (5, 1), (300, 33)], ids=str)
+def test_values_and_gradients_are_the_definitions(shape: tuple[int, ...]) -> None:
+    of = inputs(shape=shape)
+    y, dy = rms_norm(*of), torch.randn(shape, dtype=torch.float64)
+    assert is_one_operator(y)
+    torch.testing.assert_close(y, definition(*of), rtol=1e-13, atol=1e-13)
+    expected = gradients(definition, of, dy)
+    torch.testing.assert_close(gradients(rms_norm, of, dy), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes_are_about_as_near_to_float64(dtype: torch.dtype) -> None:
+    of = inputs(dtype)
+    wide = tuple(t.detach().double().requires_grad_() for t in of)
+    dy = torch.randn(ROWS).to(dtype)
+    exact = (definition(*wide), *gradients(definition, wide, dy.double()))
+    ours = (rms_norm(*of), *gradients(rms_norm, of, dy))
+    torchs = (definition(*of), *gradients(definition, of, dy))
+    for name, a, b, c in zip(("y", "dx", "dgamma"), ours, torchs, exact, strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - c).norm() <= 1.5 * (b.double() - c).norm(), name
+
+
+def test_derivatives_of_both_orders() -> None:
+    of = inputs(shape=(3, 5))
+    assert torch.autograd.gradcheck(rms_norm, of)
+    assert torch.autograd.gradgradcheck(rms_norm, of)
+
+
+def test_zeros_give_zeros_and_the_floors_gradient() -> None:
+    x = torch.zeros(2, 4, requires_grad=True)
+    norm = RMSNorm(4)
+    y = norm(x)
+    assert (y == 0).all()
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, torch.full_like(x, 2e12))
+
+
+def test_one_gradient_alone() -> None:
+    for wanted in range(2):
+        of = inputs()
+        of[1 - wanted].requires_grad_(False)
+        found = torch.autograd.grad(rms_norm(*of).sum(), of[wanted])
+        expected = torch.autograd.grad(definition(*of).sum(), of[wanted])
+        torch.testing.assert_close(found, expected)
+
+
+def test_any_strides() -> None:
+    x, gamma = torch.randn(3, 40, 4).transpose(1, 2), torch.randn(80)[::2]
+    torch.testing.assert_close(rms_norm(x, gamma), definition(x, gamma))
+    conjugate = torch.randn(3, 40, dtype=torch.complex64).conj().imag  # a lazy minus
+    torch.testing.assert_close(rms_norm(conjugate, gamma), definition(conjugate, gamma))
+
+
+def test_dtypes_that_differ_are_promoted() -> None:
+    x, gamma = torch.randn(ROWS).bfloat16(), torch.randn(40)
+    torch.testing.assert_close(rms_norm(x, gamma), definition(x, gamma))
+    assert rms_norm(x, gamma).dtype == torch.float32
+
+
+def test_func_transforms() -> None:
+    x, gamma = (t.detach() for t in inputs())
+    dy = torch.randn_like(x)
+
+    def loss(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, gamma: (f(x, gamma) * dy).sum()
+
+    for argnums in (0, 1):
+        torch.testing.assert_close(
+            torch.func.grad(loss(rms_norm), argnums)(x, gamma),
+            torch.func.grad(loss(definition), argnums)(x, gamma),
+        )
+    mapped = torch.func.vmap(rms_norm, (0, None))(x, gamma)
+    torch.testing.assert_close(mapped, definition(x, gamma))
+    ours, expected = (torch.func.jvp(f, (x, gamma), (dy, gamma)) for f in (rms_norm, definition))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_forward_derivatives_of_plain_tensors() -> None:
+    x, gamma = (t.detach() for t in inputs())
+    tangent = torch.randn_like(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(rms_norm(dual, gamma)).tangent
+        expected = torch.autograd.forward_ad.unpack_dual(definition(dual, gamma)).tangent
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_batch_of_gradients() -> None:
+    of, dys = inputs(), torch.randn(3, *ROWS, dtype=torch.float64)
+    found = gradients(rms_norm, of, dys, is_grads_batched=True)
+    assert not any(t.requires_grad for t in found)
+    for i, dy in enumerate(dys):
+        torch.testing.assert_close(
+            (found[0][i], found[1][i]), gradients(definition, of, dy), msg=str(i)
+        )
+
+
+def test_tracers_see_torchs_operators() -> None:
+    x, gamma = (t.detach() for t in inputs())
+    traced = make_fx(rms_norm)(x, gamma)
+    other = torch.randn_like(x)
+    torch.testing.assert_close(traced(other, gamma), definition(other, gamma))
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count() as count:
+        rms_norm(x, gamma)
+    assert count.calls > 0
+
+    compiled = torch.compile(rms_norm, fullgraph=True, backend="aot_eager")
+    of = inputs()
+    torch.testing.assert_close(gradients(compiled, of, other), gradients(definition, of, other))
+
+
+def test_meta() -> None:
+    y = rms_norm(torch.empty(ROWS, device="meta"), torch.empty(40, device="meta"))
+    assert y.shape == ROWS and y.device.type == "meta"
