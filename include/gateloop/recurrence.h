@@ -1,6 +1,7 @@
 #pragma once
 
-/// The scan kernels of GateLoop (Katsch 2023, arXiv 2311.01927, section 3).
+/// The kernels of GateLoop (Katsch 2023, arXiv 2311.01927, section 3): its scans, and of the model
+/// around them the norm and a whole decoding step.
 ///
 /// One plain struct per operation is the only door: pointers, sizes, 64-bit strides in elements.
 /// Kernels own no threads and no memory. The host lends both: an Executor, and scratch whose size
@@ -174,8 +175,8 @@ struct RmsNorm {
   void* y = nullptr;
 };
 
-/// Adjoint of RmsNorm, of the sizes of what they are gradients of; nothing flows through a norm
-/// below ε. The norm is computed again: beside reading x it is free.
+/// Adjoint of RmsNorm; nothing flows through a norm below ε. The norm is computed again: beside
+/// reading x it is free. x, dy, dx: (rows, columns) contiguous, gain, dgain: (columns).
 struct RmsNormBackward {
   DType dtype = DType::kFloat32;
   std::int64_t rows = 0;

@@ -12,9 +12,12 @@ namespace gateloop::ops {
 /// Type of states and accumulations: float32 for bfloat16 and float16, else the type itself.
 at::ScalarType accumulation_type(at::ScalarType storage);
 
-/// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func.
+/// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func, no zeros
+/// without memory.
 inline bool is_plain_cpu(const at::Tensor& t) {
-  return t.is_cpu() && t.has_storage() && !t.key_set().has(c10::DispatchKey::Python);
+  using enum c10::DispatchKey;
+  return t.is_cpu() && t.has_storage() &&
+         !t.key_set().has_any(c10::DispatchKeySet({Python, Functionalize, ZeroTensor}));
 }
 
 /// `t` is (B, T, D) in one of `dtypes`.

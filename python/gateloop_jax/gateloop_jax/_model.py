@@ -35,9 +35,12 @@ class RMSNorm(eqx.Module):
     eps: float | None = eqx.field(static=True)
 
     def __call__(self, x: Array) -> Array:
-        squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+        # Squares of float16 overflow from 256 on, and 1e-24 is zero there.
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
         squares = jnp.maximum(squares, 1e-24) if self.eps is None else squares + self.eps
-        return x * lax.rsqrt(squares) * (self.gamma * math.sqrt(x.shape[-1]))
+        y = wide * lax.rsqrt(squares) * (self.gamma * math.sqrt(x.shape[-1]))
+        return y.astype(jnp.result_type(x, self.gamma))
 
 
 class GateLoop(eqx.Module):

@@ -6,7 +6,7 @@
 namespace gateloop::ops {
 namespace {
 
-at::Tensor plain(const at::Tensor& t) { return t.resolve_neg().contiguous(); }
+at::Tensor contiguous(const at::Tensor& t) { return t.resolve_neg().contiguous(); }
 
 template <class Params>
 Params of_rows(const at::Tensor& x, const at::Tensor& gamma) {
@@ -22,7 +22,7 @@ Params of_rows(const at::Tensor& x, const at::Tensor& gamma) {
 }  // namespace
 
 at::Tensor rms_norm_forward(const at::Tensor& x, const at::Tensor& gamma) {
-  const at::Tensor rows = plain(x), gain = plain(gamma);
+  const at::Tensor rows = contiguous(x), gain = contiguous(gamma);
   at::Tensor y = empty_pooled(x.sizes(), x.options());
   auto norm = of_rows<recurrence::RmsNorm>(rows, gain);
   norm.y = y.mutable_data_ptr();
@@ -32,7 +32,7 @@ at::Tensor rms_norm_forward(const at::Tensor& x, const at::Tensor& gamma) {
 
 std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
                                                      const at::Tensor& gamma) {
-  const at::Tensor rows = plain(x), gain = plain(gamma), grad = plain(dy);
+  const at::Tensor rows = contiguous(x), gain = contiguous(gamma), grad = contiguous(dy);
   at::Tensor dx = empty_pooled(x.sizes(), x.options()), dgamma = at::empty_like(gain);
   auto norm = of_rows<recurrence::RmsNormBackward>(rows, gain);
   norm.dy = grad.const_data_ptr();

@@ -34,8 +34,8 @@ inline constexpr std::int64_t kInlineElements = 16 * 1024;
 /// threads: in turns of 64 KiB 2.9 ms, a run for each thread 1.8.
 inline constexpr std::int64_t kMatrixVectorRunBytes = 64 * 1024;
 
-/// Rows whose part of a gain's gradient is summed together, whatever the number of threads: their
-/// sums take a 128th of the memory of the rows. Not measured.
+/// Rows whose part of a gain's gradient is summed together, whatever the number of threads: the
+/// sums are a 128th as many as the rows. Not measured.
 inline constexpr std::int64_t kNormRows = 128;
 
 /// How often a thread that is done with its part of a phase looks for the others before it offers

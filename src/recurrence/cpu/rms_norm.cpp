@@ -17,21 +17,12 @@ HWY_BEFORE_NAMESPACE();
 namespace gateloop::recurrence::cpu {
 namespace HWY_NAMESPACE {
 
-/// Calls body(r) for the rows of group `group`.
-template <class Body>
-void ForRowsOf(std::int64_t group, std::int64_t rows, const Body& body) {
-  const std::int64_t end = std::min(rows, (group + 1) * kNormRows);
-  for (std::int64_t r = group * kNormRows; r < end; ++r) body(r);
-}
-
-void RunRmsNorm(const RmsNorm& p, std::int64_t groups, int slots, const Executor& executor) {
+void RunRmsNorm(const RmsNorm& p, int slots, const Executor& executor) {
   WithStorageOf(p.dtype, [&]<class S>() {
     const S *x = static_cast<const S*>(p.x), *gain = static_cast<const S*>(p.gain);
     S* const y = static_cast<S*>(p.y);
-    parallel(executor, slots, groups, [&](std::int64_t group, std::int64_t) {
-      ForRowsOf(group, p.rows, [&](std::int64_t r) {
-        RmsNormRow(x + r * p.columns, gain, p.columns, y + r * p.columns);
-      });
+    parallel(executor, slots, p.rows, [&](std::int64_t r, std::int64_t) {
+      RmsNormRow(x + r * p.columns, gain, p.columns, y + r * p.columns);
     });
   });
 }
@@ -42,14 +33,14 @@ template <class S>
 void BackwardRow(const S* x, const S* gain, const S* dy, std::int64_t columns, S* dx,
                  Accumulation<S>* dgain) {
   using T = Accumulation<S>;
-  const T norm = NormOf<S>(x, columns);
-  const T scale = std::sqrt(static_cast<T>(columns)) / norm;
+  const T norm = NormOf<T>(x, columns);
+  const T scale = ScaleOf<S>(norm, columns);
   const auto gained = [&](auto d, std::int64_t c)
                           HWY_ATTR { return hn::Mul(LoadReal(d, gain + c), LoadReal(d, dy + c)); };
   const T along = SumOf<T>(columns, [&](auto d, std::int64_t c) HWY_ATTR {
     return hn::Mul(LoadReal(d, x + c), gained(d, c));
   });
-  const T shrink = norm == NormFloor<S>() ? T(0) : along / norm / norm;
+  const T shrink = norm < NormFloor<S>() ? T(0) : along / norm / norm;
   ForEachVector<T>(columns, [&](auto d, std::int64_t c) HWY_ATTR {
     const auto s = hn::Set(d, scale), value = LoadReal(d, x + c);
     const auto across = hn::NegMulAdd(value, hn::Set(d, shrink), gained(d, c));
@@ -71,9 +62,10 @@ void RunRmsNormBackward(const RmsNormBackward& p, std::int64_t groups, int slots
     parallel(executor, slots, groups, [&](std::int64_t group, std::int64_t) {
       T* const sum = sums + group * n;
       std::fill_n(sum, n, T(0));
-      ForRowsOf(group, p.rows, [&](std::int64_t r) {
+      const std::int64_t end = std::min(p.rows, (group + 1) * kNormRows);
+      for (std::int64_t r = group * kNormRows; r < end; ++r) {
         BackwardRow(x + r * n, gain, dy + r * n, n, dx + r * n, sum);
-      });
+      }
     });
     T* const total = sums + groups * n;
     std::fill_n(total, n, T(0));
@@ -95,14 +87,13 @@ namespace cpu {
 HWY_EXPORT(RunRmsNorm);
 HWY_EXPORT(RunRmsNormBackward);
 
-template <class Params>
-std::int64_t groups_of(const Params& p) {
+std::int64_t groups_of(const RmsNormBackward& p) {
   return (std::max<std::int64_t>(0, p.rows) + kNormRows - 1) / kNormRows;
 }
 
 template <class Params>
 int slots_of(const Params& p, const Executor& executor) {
-  return p.rows * p.columns < kInlineElements ? 1 : executor.threads;
+  return p.rows * p.columns < kInlineElements ? 1 : std::max(1, executor.threads);
 }
 }  // namespace cpu
 
@@ -116,7 +107,7 @@ std::size_t scratch_bytes(const RmsNormBackward& p, int) {
 void run(const RmsNorm& p, const Executor& executor, void*) {
   using namespace cpu;
   check("RmsNorm", {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
-  HWY_DYNAMIC_DISPATCH(RunRmsNorm)(p, groups_of(p), slots_of(p, executor), executor);
+  HWY_DYNAMIC_DISPATCH(RunRmsNorm)(p, slots_of(p, executor), executor);
 }
 
 void run(const RmsNormBackward& p, const Executor& executor, void* scratch) {

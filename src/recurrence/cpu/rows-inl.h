@@ -1,4 +1,5 @@
 // What a Transformer does to a row beside products: norms, activations, sums.
+#include <algorithm>
 #include <cmath>
 #include <iterator>
 
@@ -53,29 +54,31 @@ T SumOf(std::int64_t n, const F& f) {
   return hn::GetLane(hn::SumOfLanes(whole, sums)) + rest;
 }
 
+/// The reference's ε, and in float16, where that is zero, the least positive number.
 template <class S>
 constexpr Accumulation<S> NormFloor() {
   return std::is_same_v<S, Float16> ? Accumulation<S>(0x1p-24) : Accumulation<S>(1e-12);
 }
 
-/// max(‖x‖, ε), with the ε of the reference, and in float16, where that is zero, the least positive
-/// number.
-template <class S, class X>
-Accumulation<S> NormOf(const X* x, std::int64_t n) {
-  using T = Accumulation<S>;
-  constexpr T kFloor = NormFloor<S>();
-  const T norm = std::sqrt(SumOf<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+template <class T, class X>
+T NormOf(const X* x, std::int64_t n) {
+  return std::sqrt(SumOf<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
     const auto v = LoadReal(d, x + c);
     return hn::Mul(v, v);
   }));
-  return norm < kFloor ? kFloor : norm;
+}
+
+/// √n / max(norm, ε); in this order a norm that is no number stays so.
+template <class S>
+Accumulation<S> ScaleOf(Accumulation<S> norm, std::int64_t n) {
+  return std::sqrt(static_cast<Accumulation<S>>(n)) / std::max(norm, NormFloor<S>());
 }
 
 /// x / max(‖x‖, ε) √n gain. `to` may be x.
 template <class S, class X>
 void RmsNormRow(const X* x, const S* gain, std::int64_t n, X* to) {
   using T = Accumulation<S>;
-  const T scale = std::sqrt(static_cast<T>(n)) / NormOf<S>(x, n);
+  const T scale = ScaleOf<S>(NormOf<T>(x, n), n);
   ForEachVector<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
     const auto scaled = hn::Mul(LoadReal(d, x + c), hn::Set(d, scale));
     StoreReal(d, hn::Mul(scaled, LoadReal(d, gain + c)), to + c, /*stream=*/false);

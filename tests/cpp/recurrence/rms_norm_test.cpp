@@ -10,13 +10,19 @@ namespace {
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
 
+double floor_of(DType dtype) {
+  // As the kernel's type of sums has it.
+  return dtype == DType::kFloat16 ? 0x1p-24 : dtype == DType::kFloat64 ? 1e-12 : double{1e-12f};
+}
+
 struct Norm {
   std::int64_t rows, columns;
   std::vector<double> x, gain, dy;   // as stored
   std::vector<double> y, dx, dgain;  // of the kernel
 };
 
-/// Row 1 is zero, and row 2 so large that its squares are near the end of float32.
+/// Row 1 is zero, row 2 so large that its squares are near the end of float32, row 3 has a norm
+/// below the floor, where the types have room, and row 4 exactly the floor.
 Norm kernel(DType dtype, std::int64_t rows, std::int64_t columns, int thread_count) {
   Random random(23);
   Tensor x(dtype, {1, rows, columns}), gain(dtype, {1, 1, columns}), dy(dtype, {1, rows, columns});
@@ -25,6 +31,8 @@ Norm kernel(DType dtype, std::int64_t rows, std::int64_t columns, int thread_cou
   for (std::int64_t c = 0; c < columns; ++c) {
     if (rows > 1) values[columns + c] = 0;
     if (rows > 2) values[2 * columns + c] *= dtype == DType::kFloat16 ? 1e4 : 1e17;
+    if (rows > 3 && dtype != DType::kFloat16) values[3 * columns + c] *= 1e-15;
+    if (rows > 4) values[4 * columns + c] = c == 0 ? floor_of(dtype) : 0;
   }
   x.set(values);
   gain.set(random.normal(elements({1, 1, columns})));
@@ -63,7 +71,7 @@ double tolerance(DType dtype, double value, double magnitude, std::int64_t terms
 }
 
 void expect_definition(const Norm& n, DType dtype, const std::string& what) {
-  const double floor = dtype == DType::kFloat16 ? 0x1p-24 : 1e-12;
+  const double floor = floor_of(dtype);
   std::vector<double> dgain(n.columns), weight(n.columns);
   for (std::int64_t r = 0; r < n.rows; ++r) {
     double squares = 0, along = 0, magnitude = 0;
