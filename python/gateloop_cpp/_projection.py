@@ -67,8 +67,7 @@ def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: T
     may hold other parameters (``torch.func.functional_call``).
     """
     large = sum(t.numel() * t.element_size() for t in x) >= LEAST_BYTES
-    training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not (large and training and is_plain(layer)):
+    if not (large and _records() and is_plain(layer)):
         return project(layer, activation(*x))
     weight, bias = layer.weight, layer.bias
     y: Tensor = checkpoint(
@@ -82,8 +81,12 @@ def project_activated(layer: nn.Module, activation: Callable[..., Tensor], *x: T
 
 def is_large(x: Tensor) -> bool:
     """Whether a block that reads x (B, T, dim) shall keep little for the backward pass."""
-    training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return training and x.numel() * x.element_size() >= LARGE_BYTES
+    return _records() and x.numel() * x.element_size() >= LARGE_BYTES
+
+
+def _records() -> bool:
+    """Whether a graph is recorded here, whose size is ours to choose and not a compiler's."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

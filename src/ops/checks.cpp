@@ -65,7 +65,7 @@ void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& z, const std::optional<at::Tensor>& initial_state) {
   constexpr auto op = "gateloop::gate_loop";
-  check_sequence(op, "q", q, kGateTypes);
+  check_sequence(op, "q", q, kRealTypes);
   check_matches(op, "k", k, "q", q);
   check_matches(op, "v", v, "q", q);
   check_matches(op, "z", z, "q", q, 2);
@@ -76,7 +76,7 @@ void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
                             const std::optional<at::Tensor>& initial_state) {
   constexpr auto op = "gateloop::simple_gate_loop";
-  check_sequence(op, "q", q, kGateTypes);
+  check_sequence(op, "q", q, kRealTypes);
   check_matches(op, "kv", kv, "q", q);
   check_matches(op, "z", z, "q", q);
   check_state(op, "initial_state", initial_state, q, accumulation_type(q.scalar_type()));

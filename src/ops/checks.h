@@ -35,7 +35,7 @@ void check_state(const char* op, const char* name, const std::optional<at::Tenso
 
 inline constexpr std::initializer_list<at::ScalarType> kRecurrenceTypes = {
     at::kFloat, at::kDouble, at::kComplexFloat, at::kComplexDouble, at::kBFloat16, at::kHalf};
-inline constexpr std::initializer_list<at::ScalarType> kGateTypes = {at::kFloat, at::kDouble,
+inline constexpr std::initializer_list<at::ScalarType> kRealTypes = {at::kFloat, at::kDouble,
                                                                      at::kBFloat16, at::kHalf};
 
 /// All the checks of one operator's inputs.

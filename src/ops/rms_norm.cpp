@@ -25,10 +25,11 @@ double floor_of(const at::Tensor& x) { return x.scalar_type() == at::kHalf ? 0x1
 at::Tensor norm_of(const at::Tensor& x) {
   return at::linalg_vector_norm(x, 2, -1, /*keepdim=*/true, wide(x));
 }
-// √dim joins gamma, which is small, instead of taking a pass of its own over x.
-at::Tensor gain_of(const at::Tensor& gamma) {
-  return gamma.to(wide(gamma)) * c10::SymFloat(gamma.sym_size(0)).sqrt();
+c10::SymFloat root_of_dim(const at::Tensor& gamma) {
+  return c10::SymFloat(gamma.sym_size(0)).sqrt();
 }
+// √dim joins gamma, which is small, instead of taking a pass of its own over x.
+at::Tensor gain_of(const at::Tensor& gamma) { return gamma.to(wide(gamma)) * root_of_dim(gamma); }
 
 at::Tensor definition(const at::Tensor& x, const at::Tensor& gamma) {
   const at::Tensor y = x / norm_of(x).clamp_min(floor_of(x)) * gain_of(gamma);
@@ -41,7 +42,7 @@ variable_list gradients(const at::Tensor& dy, const at::Tensor& x, const at::Ten
   const at::Tensor unit = x / bounded, dscaled = dy * gain_of(gamma);
   const at::Tensor along = (unit * dscaled).sum(-1, /*keepdim=*/true) * norm.ge(floor_of(x));
   const at::Tensor dx = (dscaled - unit * along) / bounded;
-  const at::Tensor parts = dy * unit * c10::SymFloat(gamma.sym_size(0)).sqrt();
+  const at::Tensor parts = dy * unit * root_of_dim(gamma);
   const at::Tensor dgamma = at::sum_to(parts, gamma.sym_sizes());
   return {dx.to(x.scalar_type()), dgamma.to(gamma.scalar_type())};
 }
@@ -51,7 +52,7 @@ variable_list gradients(const at::Tensor& dy, const at::Tensor& x, const at::Ten
 /// Whether nobody would notice that torch's operators are not called.
 bool is_plain(const at::Tensor& t) {
   const auto type = t.scalar_type();
-  return is_plain_cpu(t) && std::ranges::find(kGateTypes, type) != kGateTypes.end() &&
+  return is_plain_cpu(t) && std::ranges::find(kRealTypes, type) != kRealTypes.end() &&
          !t._fw_grad(/*level=*/0).defined();
 }
 
@@ -64,13 +65,17 @@ bool has_kernel(const at::Tensor& x, const at::Tensor& gamma) {
 /// A dispatch mode, a tracer or a counter, sees what goes through the dispatcher.
 bool is_watched() { return c10::impl::TorchDispatchModeTLS::any_modes_set(); }
 
+at::Tensor forward_of(const at::Tensor& x, const at::Tensor& gamma) {
+  return is_watched() ? definition(x, gamma) : rms_norm_forward(x, gamma);
+}
+
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   // Saves the same watched or not: a checkpoint may watch one of its two passes.
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& gamma) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, gamma});
     ctx->set_materialize_grads(false);
-    return is_watched() ? definition(x, gamma) : rms_norm_forward(x, gamma);
+    return forward_of(x, gamma);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -91,7 +96,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
 at::Tensor route(const at::Tensor& x, const at::Tensor& gamma) {
   if (!has_kernel(x, gamma)) return definition(x, gamma);
   if (any_requires_grad({x, gamma})) return RmsNormFunction::apply(x, gamma);
-  return is_watched() ? definition(x, gamma) : rms_norm_forward(x, gamma);
+  return forward_of(x, gamma);
 }
 
 }  // namespace

@@ -67,9 +67,9 @@ at::Tensor empty_sequence(at::IntArrayRef sizes, const at::TensorOptions& option
   return sequence;
 }
 
-at::Tensor contiguous_state(const std::optional<at::Tensor>& state) {
-  if (!state.has_value() || !state->defined()) return {};
-  return state->resolve_conj().resolve_neg().contiguous();
+at::Tensor contiguous(const std::optional<at::Tensor>& t) {
+  if (!t.has_value() || !t->defined()) return {};
+  return t->resolve_conj().resolve_neg().contiguous();
 }
 
 recurrence::ConstState state_input(const at::Tensor& state) {

@@ -29,8 +29,8 @@ recurrence::Sequence output(const at::Tensor& sequence);
 /// A (B, T, D) output, uninitialised.
 at::Tensor empty_sequence(at::IntArrayRef sizes, const at::TensorOptions& options);
 
-/// Contiguous (B, D) state, or an undefined tensor for an absent one.
-at::Tensor contiguous_state(const std::optional<at::Tensor>& state);
+/// The numbers of t, contiguous and nowhere lazy: t itself where it is so. Undefined where absent.
+at::Tensor contiguous(const std::optional<at::Tensor>& t);
 recurrence::ConstState state_input(const at::Tensor& state);
 
 /// Runs a kernel on torch's threads with scratch from torch's allocator.

@@ -13,7 +13,7 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, co
   check_linear_recurrence(a, x, initial_state);
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor x_ = with_contiguous_channels(x);
-  const at::Tensor initial = contiguous_state(initial_state);
+  const at::Tensor initial = contiguous(initial_state);
   at::Tensor h = empty_sequence(x.sizes(), x.options());
   at::Tensor final_state =
       at::empty({x.size(0), x.size(2)}, x.options().dtype(accumulation_type(x.scalar_type())));
@@ -36,8 +36,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
   const at::Tensor h_ = with_contiguous_channels(h);
   const bool has_dh = dh.has_value() && dh->defined();
   const at::Tensor dh_ = has_dh ? with_contiguous_channels(*dh) : at::Tensor();
-  const at::Tensor initial = contiguous_state(initial_state);
-  const at::Tensor dfinal = contiguous_state(dfinal_state);
+  const at::Tensor initial = contiguous(initial_state);
+  const at::Tensor dfinal = contiguous(dfinal_state);
   at::Tensor da = empty_sequence(h.sizes(), h.options());
   at::Tensor dx = empty_sequence(h.sizes(), h.options());
   at::Tensor dinitial =

@@ -6,8 +6,6 @@
 namespace gateloop::ops {
 namespace {
 
-at::Tensor contiguous(const at::Tensor& t) { return t.resolve_neg().contiguous(); }
-
 template <class Params>
 Params of_rows(const at::Tensor& x, const at::Tensor& gamma) {
   Params p;

@@ -19,7 +19,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
-  const at::Tensor initial = contiguous_state(initial_state);
+  const at::Tensor initial = contiguous(initial_state);
   at::Tensor y = empty_sequence(q.sizes(), q.options());
   at::Tensor final_state = at::empty({q.size(0), q.size(2)}, state_options(q));
 
@@ -65,7 +65,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
   const at::Tensor z_ = with_contiguous_channels(z);
   const bool has_dy = dy.has_value() && dy->defined();
   const at::Tensor dy_ = has_dy ? with_contiguous_channels(*dy) : at::Tensor();
-  const at::Tensor dfinal = contiguous_state(dfinal_state);
+  const at::Tensor dfinal = contiguous(dfinal_state);
   at::Tensor dq = empty_sequence(q.sizes(), q.options());
   at::Tensor dkv = empty_sequence(q.sizes(), q.options());
   at::Tensor dz = empty_sequence(q.sizes(), q.options());

@@ -141,7 +141,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> transformer_step(
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     TransformerLayer& layer = layers.emplace_back(layer_of(weights, weights.layers[i], s));
     const at::Tensor& state =
-        before.emplace_back(i < states.size() ? contiguous_state(states[i]) : at::Tensor());
+        before.emplace_back(i < states.size() ? contiguous(states[i]) : at::Tensor());
     TORCH_CHECK(!state.defined() || (is_plain_cpu(state) && state.scalar_type() == state_type &&
                                      state.sizes() == at::IntArrayRef({1, s.inner})),
                 "transformer_step: state ", i, " must be (1, ", s.inner, ") of ", state_type,

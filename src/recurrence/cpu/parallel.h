@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "gateloop/recurrence.h"
+#include "recurrence/cpu/constants.h"
 
 namespace gateloop::recurrence::cpu {
 
@@ -14,6 +15,11 @@ template <class Work>
 void fan_out(const Executor& executor, std::int64_t n, const Work& work) {
   if (executor.parallel_for && n > 1) return executor.parallel_for(n, work);
   for (std::int64_t i = 0; i < n; ++i) work(i);
+}
+
+/// Threads for a call on so many elements.
+inline int slots_for(std::int64_t elements, int threads) {
+  return elements < kInlineElements ? 1 : std::max(1, threads);
 }
 
 /// Calls body(item, slot) for every item; a slot is one thread's at a time.

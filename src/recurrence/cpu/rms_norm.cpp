@@ -90,11 +90,6 @@ HWY_EXPORT(RunRmsNormBackward);
 std::int64_t groups_of(const RmsNormBackward& p) {
   return (std::max<std::int64_t>(0, p.rows) + kNormRows - 1) / kNormRows;
 }
-
-template <class Params>
-int slots_of(const Params& p, const Executor& executor) {
-  return p.rows * p.columns < kInlineElements ? 1 : std::max(1, executor.threads);
-}
 }  // namespace cpu
 
 std::size_t scratch_bytes(const RmsNorm&, int) { return 0; }
@@ -107,14 +102,14 @@ std::size_t scratch_bytes(const RmsNormBackward& p, int) {
 void run(const RmsNorm& p, const Executor& executor, void*) {
   using namespace cpu;
   check("RmsNorm", {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
-  HWY_DYNAMIC_DISPATCH(RunRmsNorm)(p, slots_of(p, executor), executor);
+  HWY_DYNAMIC_DISPATCH(RunRmsNorm)(p, slots_for(p.rows * p.columns, executor.threads), executor);
 }
 
 void run(const RmsNormBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
   check("RmsNormBackward", {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
   HWY_DYNAMIC_DISPATCH(RunRmsNormBackward)
-  (p, groups_of(p), slots_of(p, executor), executor, scratch);
+  (p, groups_of(p), slots_for(p.rows * p.columns, executor.threads), executor, scratch);
 }
 
 }  // namespace gateloop::recurrence

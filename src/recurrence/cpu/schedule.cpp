@@ -28,8 +28,7 @@ bool cuts_time(const Problem& p) {
 }
 
 int slots(const Problem& p, int threads) {
-  const std::int64_t elements = p.shape.batch * p.shape.time * p.shape.channels;
-  return elements < kInlineElements ? 1 : std::max(1, threads);
+  return slots_for(p.shape.batch * p.shape.time * p.shape.channels, threads);
 }
 
 /// Channels per unit: as wide as the caches allow, for long rows keep the hardware prefetchers

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,9 @@ using oracle::Array;
 using oracle::Complex;
 using oracle::Dims;
 using recurrence::DType;
+
+inline constexpr DType kRealDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16,
+                                        DType::kFloat16};
 
 /// Under a sanitizer everything is some 10 times slower: fewer, not other, cases.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(GATELOOP_SANITIZED)
@@ -101,6 +105,17 @@ template <class Params>
 void execute(const Params& params, int thread_count) {
   const Scratch scratch(recurrence::scratch_bytes(params, thread_count));
   recurrence::run(params, threads(thread_count), scratch.get());
+}
+
+/// Of an operation on rows.
+template <class Params>
+void expect_refusals() {
+  Params p;
+  p.dtype = DType::kComplex64;
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
+  p.dtype = DType::kFloat32;
+  p.rows = -1;
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
 }
 
 class Random {
