@@ -1,4 +1,4 @@
-"""RMSNorm is one kernel on plain tensors, and torch's operators wherever more is asked."""
+"""RMSNorm as an operator: its kernel, its definition, and torch's tools on both."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,8 +10,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from gateloop_cpp.rms_norm import RMSNorm, rms_norm
+from gateloop_cpp.rms_norm import RMSNorm
 
+rms_norm = torch.ops.gateloop.rms_norm
 ROWS = (2, 3, 40)
 Input = tuple[Tensor, Tensor]
 
@@ -107,6 +108,30 @@ def test_any_strides() -> None:
     torch.testing.assert_close(rms_norm(conjugate, gamma), definition(conjugate, gamma))
 
 
+def test_opcheck() -> None:
+    for of in (inputs(torch.float32), inputs(torch.bfloat16, (4, 5))):
+        torch.library.opcheck(rms_norm.default, of)
+        backward = torch.ops.gateloop._rms_norm_backward.default
+        torch.library.opcheck(backward, (of[0].detach(), *(t.detach() for t in of)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_operands_that_do_not_fit_are_named(device: str) -> None:
+    x, gamma = torch.randn(2, 4, device=device), torch.ones(4, device=device)
+    backward = torch.ops.gateloop._rms_norm_backward
+    for wrong in (torch.ones(5, device=device), torch.ones(1, 4, device=device)):
+        with pytest.raises(RuntimeError, match=r"rms_norm: gamma must be \(dim\) = \(4\), got"):
+            rms_norm(x, wrong)
+        with pytest.raises(RuntimeError, match="_rms_norm_backward: gamma"):
+            backward(x, x, wrong)
+    with pytest.raises(RuntimeError, match=r"_rms_norm_backward: dy must be \[2, 4\]"):
+        backward(x[:1], x, gamma)
+    with pytest.raises(TypeError, match="rms_norm: x must be floating"):
+        rms_norm(x.long(), gamma)
+    with pytest.raises(RuntimeError, match="rms_norm: x must be"):
+        rms_norm(torch.zeros((), device=device), gamma)
+
+
 def test_dtypes_that_differ_are_promoted() -> None:
     x, gamma = torch.randn(ROWS).bfloat16(), torch.randn(40)
     expected = definition(x.float(), gamma)
@@ -151,9 +176,10 @@ def test_a_batch_of_gradients() -> None:
         )
 
 
-def test_tracers_see_torchs_operators() -> None:
+def test_tracers_see_the_operator() -> None:
     x, gamma = (t.detach() for t in inputs())
     traced = make_fx(rms_norm)(x, gamma)
+    assert "gateloop.rms_norm" in traced.code
     other = torch.randn_like(x)
     torch.testing.assert_close(traced(other, gamma), definition(other, gamma))
 

@@ -1,10 +1,23 @@
 #include "ops/rms_norm.h"
 
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "ops/checks.h"
 #include "ops/cpu/executor.h"
 #include "ops/cpu/pooled_memory.h"
 
 namespace gateloop::ops {
 namespace {
+
+/// The kernel takes one dtype; others are promoted by torch's operators.
+bool have_one_dtype(std::initializer_list<at::Tensor> tensors) {
+  const auto dtype = tensors.begin()->scalar_type();
+  return std::ranges::find(kRealTypes, dtype) != kRealTypes.end() &&
+         std::ranges::all_of(tensors,
+                             [&](const at::Tensor& t) { return t.scalar_type() == dtype; });
+}
 
 template <class Params>
 Params of_rows(const at::Tensor& x, const at::Tensor& gamma) {
@@ -17,9 +30,9 @@ Params of_rows(const at::Tensor& x, const at::Tensor& gamma) {
   return p;
 }
 
-}  // namespace
-
-at::Tensor rms_norm_forward(const at::Tensor& x, const at::Tensor& gamma) {
+at::Tensor rms_norm_cpu(const at::Tensor& x, const at::Tensor& gamma) {
+  if (!have_one_dtype({x, gamma})) return rms_norm_composite(x, gamma);
+  check_rms_norm(x, gamma);
   const at::Tensor rows = contiguous(x), gain = contiguous(gamma);
   at::Tensor y = empty_pooled(x.sizes(), x.options());
   auto norm = of_rows<recurrence::RmsNorm>(rows, gain);
@@ -28,8 +41,10 @@ at::Tensor rms_norm_forward(const at::Tensor& x, const at::Tensor& gamma) {
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
-                                                     const at::Tensor& gamma) {
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward_cpu(const at::Tensor& dy, const at::Tensor& x,
+                                                         const at::Tensor& gamma) {
+  if (!have_one_dtype({dy, x, gamma})) return rms_norm_backward_composite(dy, x, gamma);
+  check_rms_norm_backward(dy, x, gamma);
   const at::Tensor rows = contiguous(x), gain = contiguous(gamma), grad = contiguous(dy);
   at::Tensor dx = empty_pooled(x.sizes(), x.options()), dgamma = at::empty_like(gain);
   auto norm = of_rows<recurrence::RmsNormBackward>(rows, gain);
@@ -38,6 +53,13 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& dy, const
   norm.dgain = dgamma.mutable_data_ptr();
   run_kernel(norm);
   return {dx, dgamma};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
+  m.impl("rms_norm", rms_norm_cpu);
+  m.impl("_rms_norm_backward", rms_norm_backward_cpu);
 }
 
 }  // namespace gateloop::ops
