@@ -27,11 +27,26 @@ bool has_packed_products(const at::Tensor& weight) {
 
 at::Tensor linear_packed(const at::Tensor& x, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias) {
+  // oneDNN's product reads what it gets as the dtype and the shape of the weight.
+  constexpr auto op = "gateloop::_linear";
+  const auto dtype = weight.scalar_type();
+  TORCH_CHECK(
+      is_plain_cpu(x) && x.scalar_type() == dtype && x.dim() > 0 && x.size(-1) == weight.size(1),
+      op, ": x must be (..., ", weight.size(1), ") of ", dtype, " on the CPU, got ", x.sizes(),
+      " of ", x.scalar_type(), " on ", x.device());
+  const bool has_bias = bias.has_value() && bias->defined();
+  TORCH_CHECK(!has_bias || (is_plain_cpu(*bias) && bias->scalar_type() == dtype &&
+                            bias->dim() == 1 && bias->size(0) == weight.size(0)),
+              op, ": bias must be (", weight.size(0), ") of ", dtype, " on the CPU, got ",
+              has_bias
+                  ? c10::str(bias->sizes(), " of ", bias->scalar_type(), " on ", bias->device())
+                  : "none");
   using Product = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                              std::string_view, c10::List<std::optional<at::Scalar>>,
                              std::optional<std::string_view>);
   static const auto product = find("mkldnn::_linear_pointwise")->typed<Product>();
-  return product.call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
+  const auto dense_bias = has_bias ? std::optional(bias->contiguous()) : std::nullopt;
+  return product.call(x, weight, dense_bias, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
 }  // namespace
@@ -39,7 +54,7 @@ at::Tensor linear_packed(const at::Tensor& x, const at::Tensor& weight,
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                   const std::optional<at::Tensor>& bias) {
   if (weight.is_mkldnn()) return linear_packed(x, weight, bias);
-  return is_linear_row(x, weight) ? linear_row(x, weight, bias) : at::linear(x, weight, bias);
+  return is_linear_row(x, weight, bias) ? linear_row(x, weight, bias) : at::linear(x, weight, bias);
 }
 
 at::Tensor packed(const at::Tensor& weight) {
@@ -57,7 +72,7 @@ void move_to_large_pages(const at::Tensor& weight) {
   host::move_to_large_pages(weight.const_data_ptr(), weight.nbytes());
 }
 
-// For Python, which cannot see which product applies.
+// For the Decoder of the Python package.
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def("_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", linear);
   m.def("_packed(Tensor weight) -> Tensor", packed);

@@ -8,11 +8,18 @@
 
 namespace gateloop::ops {
 
-bool is_linear_row(const at::Tensor& x, const at::Tensor& weight) {
-  return !at::GradMode::is_enabled() && is_plain_cpu(x) && is_plain_cpu(weight) && x.dim() > 0 &&
-         !at::autocast::is_autocast_enabled(at::kCPU) && x.numel() == weight.size(1) &&
-         x.size(-1) == weight.size(1) && x.scalar_type() == weight.scalar_type() &&
-         weight.is_contiguous() && x.is_contiguous();
+bool is_linear_row(const at::Tensor& x, const at::Tensor& weight,
+                   const std::optional<at::Tensor>& bias) {
+  const auto dtype = x.scalar_type();
+  const auto is_read_in_place = [&](const at::Tensor& t) {
+    return is_plain_cpu(t) && t.is_contiguous() && t.scalar_type() == dtype;
+  };
+  const bool has_bias = bias.has_value() && bias->defined();
+  return !at::GradMode::is_enabled() && !at::autocast::is_autocast_enabled(at::kCPU) &&
+         at::isFloatingType(dtype) && is_read_in_place(x) && is_read_in_place(weight) &&
+         (!has_bias || is_read_in_place(*bias)) && x.dim() > 0 && weight.dim() == 2 &&
+         x.numel() == weight.size(1) && x.size(-1) == weight.size(1) &&
+         (!has_bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)));
 }
 
 at::Tensor linear_row(const at::Tensor& x, const at::Tensor& weight,

@@ -21,7 +21,7 @@ struct Sizes {
 /// Which models have a weight.
 enum class Needed { kAlways, kWithPostNorm, kWithSubNorm, kUnlessSquare, kNever };
 
-/// How the kernel knows a weight, its shape, and whether it may be missing.
+/// A weight's member in the kernel's struct, its shape, and which models have it.
 struct Weight {
   const char* name;
   const void* TransformerLayer::*pointer;
@@ -89,8 +89,7 @@ void check_weight(const char* name, const at::Tensor& weight, at::IntArrayRef si
               weight.defined() ? c10::str(weight.sizes()) : "none");
 }
 
-/// Pointers to the weights of a layer, which the kernel reads without asking. To check all shapes
-/// of six layers takes 3 us a token.
+/// Pointers to the weights of a layer, of checked shapes: 3 us a token for six layers.
 TransformerLayer layer_of(const TransformerWeights& model, const LayerWeights& weights,
                           const Sizes& s) {
   TransformerLayer layer;
@@ -105,7 +104,7 @@ TransformerLayer layer_of(const TransformerWeights& model, const LayerWeights& w
   return layer;
 }
 
-bool is_read_as_it_lies(const at::Tensor& t, at::ScalarType dtype) {
+bool is_dense_cpu(const at::Tensor& t, at::ScalarType dtype) {
   return !t.defined() || (is_plain_cpu(t) && t.is_contiguous() && t.scalar_type() == dtype);
 }
 
@@ -113,14 +112,15 @@ bool is_read_as_it_lies(const at::Tensor& t, at::ScalarType dtype) {
 
 bool is_transformer_step(const at::Tensor& ids, const TransformerWeights& weights) {
   const auto dtype = weights.embedding.scalar_type();
-  const auto as_it_lies = [&](const at::Tensor& t) { return is_read_as_it_lies(t, dtype); };
-  return ids.numel() == 1 && ids.dim() == 2 && ids.is_cpu() && !at::GradMode::is_enabled() &&
-         !at::autocast::is_autocast_enabled(at::kCPU) && at::isFloatingType(dtype) &&
-         as_it_lies(weights.embedding) && as_it_lies(weights.final_norm) &&
-         as_it_lies(weights.to_logits) &&
+  const auto is_dense = [&](const at::Tensor& t) { return is_dense_cpu(t, dtype); };
+  return ids.numel() == 1 && ids.dim() == 2 && ids.is_cpu() &&
+         (ids.scalar_type() == at::kLong || ids.scalar_type() == at::kInt) &&
+         !at::GradMode::is_enabled() && !at::autocast::is_autocast_enabled(at::kCPU) &&
+         at::isFloatingType(dtype) && is_dense(weights.embedding) && is_dense(weights.final_norm) &&
+         is_dense(weights.to_logits) &&
          std::all_of(weights.layers.begin(), weights.layers.end(), [&](const LayerWeights& layer) {
            return std::all_of(std::begin(kLayerWeights), std::end(kLayerWeights),
-                              [&](auto weight) { return as_it_lies(layer.*weight); });
+                              [&](auto weight) { return is_dense(layer.*weight); });
          });
 }
 
@@ -132,16 +132,22 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> transformer_step(
   const auto wide = accumulation_type(dtype);
   const auto state_type = weights.sigmoid_gate ? wide : at::toComplexType(wide);
   const Sizes s = sizes_of(weights);
-  const std::int64_t tokens = embedding.size(0);
+  const std::int64_t tokens = embedding.size(0), id = ids.item<std::int64_t>();
+  TORCH_CHECK_INDEX(id >= 0 && id < tokens, "transformer_step: ids must be in [0, ", tokens,
+                    "), got ", id);
   check_weight("to_logits", weights.to_logits, {tokens, s.dim}, true);
   check_weight("final_norm", weights.final_norm, {s.dim}, !weights.post_norm);
+
+  TORCH_CHECK_VALUE(states.empty() || states.size() == weights.layers.size(),
+                    "transformer_step: states must be one for each of ", weights.layers.size(),
+                    " layers, or none at the start, got ", states.size());
 
   std::vector<TransformerLayer> layers;
   std::vector<at::Tensor> before, after;
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     TransformerLayer& layer = layers.emplace_back(layer_of(weights, weights.layers[i], s));
     const at::Tensor& state =
-        before.emplace_back(i < states.size() ? contiguous(states[i]) : at::Tensor());
+        before.emplace_back(states.empty() ? at::Tensor() : contiguous(states[i]));
     TORCH_CHECK(!state.defined() || (is_plain_cpu(state) && state.scalar_type() == state_type &&
                                      state.sizes() == at::IntArrayRef({1, s.inner})),
                 "transformer_step: state ", i, " must be (1, ", s.inner, ") of ", state_type,
@@ -164,7 +170,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> transformer_step(
       .sigmoid_gate = weights.sigmoid_gate,
       .normalize_input = weights.normalize_input,
       .layers = layers,
-      .embedding = embedding.select(0, ids.item<std::int64_t>()).const_data_ptr(),
+      .embedding = embedding.select(0, id).const_data_ptr(),
       .final_norm = weights.post_norm ? nullptr : weights.final_norm.const_data_ptr(),
       .to_logits = weights.to_logits.const_data_ptr(),
       .logits = logits.mutable_data_ptr()});
