@@ -8,6 +8,7 @@ alone, ``gateloop_cpp.checkpoint`` reads and writes the model directories of the
 
 from gateloop_cpp import _library, checkpoint, ops
 from gateloop_cpp.causal_full_attention import CausalFullAttention
+from gateloop_cpp.decoder import Decoder
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
 from gateloop_cpp.simple_gate_loop_layer import SimpleGateLoopLayer
 from gateloop_cpp.transformer import Transformer
@@ -16,6 +17,7 @@ __version__ = _library.VERSION
 
 __all__ = [
     "CausalFullAttention",
+    "Decoder",
     "GateLoopedAttention",
     "SimpleGateLoopLayer",
     "Transformer",

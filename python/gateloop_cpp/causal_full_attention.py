@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gateloop_cpp._autocast import cast_once
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
-from gateloop_cpp._projection import project
 from gateloop_cpp.rotary_embedding import RotaryEmbedding
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
@@ -99,10 +97,7 @@ class CausalFullAttention(nn.Module):
             ValueError, TypeError: for an x or a cache of another shape or dtype.
         """
         expect_sequence(_NAME, x, self.dim)
-        x = cast_once(x)
-        q, k, v = self.to_qkv[1](project(self.to_qkv[0], x)).permute(
-            2, 0, 3, 1, 4
-        )  # (B, H, T, D) each
+        q, k, v = self.to_qkv(x).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         self._check_cache(cache, k)
         past = 0 if cache is None else cache[0].shape[2]
         if self.rotary_emb is not None:
@@ -115,10 +110,8 @@ class CausalFullAttention(nn.Module):
 
         out = self._attend(q, k, v).transpose(1, 2)  # (B, T, H, D)
         if self.to_gates is not None:
-            gates, activation, unflatten = self.to_gates
-            out = out * unflatten(activation(project(gates, x)))
-        flatten, to_out = self.to_out
-        out = project(to_out, flatten(out))
+            out = out * self.to_gates(x)
+        out = self.to_out(out)
         return (out, (k, v)) if return_cache else out
 
     def _check_cache(self, cache: KeysValues | None, k: Tensor) -> None:
@@ -132,7 +125,7 @@ class CausalFullAttention(nn.Module):
 
     def _relative_scale(self, x: Tensor, ablate_complex: bool, q: Tensor) -> Tensor:
         """max(Re(a_1 ... a_c), 1e-10) for every pair of channels c of a head, (B, H, T, D / 2)."""
-        z = scale_gradient(project(self.to_a[0], x), self.frac_gradient_data_dependent_rel_pos)
+        z = scale_gradient(self.to_a(x), self.frac_gradient_data_dependent_rel_pos)
         if ablate_complex:
             z = drop_imaginary(z)
         a = polar_gate(z.unflatten(-1, (q.shape[1], q.shape[3])))  # (B, T, H, D / 2)

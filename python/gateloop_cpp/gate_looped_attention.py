@@ -4,13 +4,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gateloop_cpp._autocast import cast_once
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
-from gateloop_cpp._projection import has_hooks, is_large, project, project_activated
 from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
@@ -118,29 +115,13 @@ class GateLoopedAttention(nn.Module):
         """
         expect_sequence(_NAME, x, self.dim)
         self._check_cache(cache, x)
-        x = cast_once(x)
-        gates = None if self.to_gates is None else project(self.to_gates[0], x)
-        carries = cache is not None or return_cache
-        if gates is not None and self._recomputes(x, carries or ablate_state_transition):
-            qkv, z = project(self.to_qkv, x), self._transition(x, ablate_complex)
-            return project_activated(
-                self.to_out, lambda gates, *x: _gated(gates, self._recurrence(*x)[0]), gates, qkv, z
-            )
-
         mix = self._max_heads if self.heads == self.dim_inner else self._wide_heads
         y, state = mix(x, ablate_complex, ablate_state_transition, cache)
         y = self.maybe_sub_ln(y)
-        y = (
-            project(self.to_out, y)
-            if gates is None
-            else project_activated(self.to_out, _gated, gates, y)
-        )
+        if self.to_gates is not None:
+            y = self.to_gates(x) * y
+        y = self.to_out(y)
         return (y, state) if return_cache else y
-
-    def _recomputes(self, x: Tensor, special: bool) -> bool:
-        """Whether to keep q, k, v, z and the gates for the backward pass, and not the read-out."""
-        plain = type(self.maybe_sub_ln) is nn.Identity and not has_hooks(self.maybe_sub_ln)
-        return is_large(x) and self.heads == self.dim_inner and plain and not special
 
     def _check_cache(self, cache: Tensor | None, x: Tensor) -> None:
         if cache is None:
@@ -151,34 +132,33 @@ class GateLoopedAttention(nn.Module):
 
     def _transition(self, x: Tensor, ablate_complex: bool) -> Tensor:
         """The raw transition: (B, T, 2 heads), or (B, T, heads) for the sigmoid gate."""
-        z = scale_gradient(project(self.to_a[0], x), self.frac_gradient_state_transition)
+        z = scale_gradient(self.to_a(x), self.frac_gradient_state_transition)
         return drop_imaginary(z) if ablate_complex and self.gate == "polar" else z
 
     def _max_heads(
         self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        qkv = project(self.to_qkv, x)
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
         if ablate_state_transition:
-            q, k, v = qkv.chunk(3, dim=-1)
             # With a = 1, normalize_input would scale every input by zero: the sum stays plain.
             kv = k * v
             h, state = linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache)
             return q * h, state
-        return self._recurrence(qkv, self._transition(x, ablate_complex), cache)
-
-    def _recurrence(
-        self, qkv: Tensor, z: Tensor, cache: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The recurrence of max heads: y and the state after it."""
-        q, k, v = qkv.chunk(3, dim=-1)
+        z, dtype = self._transition(x, ablate_complex), q.dtype
+        if z.dtype != dtype:  # as of an adapter or a gate kept in float32
+            wide = torch.promote_types(z.dtype, dtype)
+            q, k, v, z = (t.to(wide) for t in (q, k, v, z))
         if self.gate == "polar":
-            return polar_gate_loop(q, k, v, z, cache)
-        return simple_gate_loop(q, k * v, z, cache, normalize_input=self.normalize_input)
+            y, state = polar_gate_loop(q, k, v, z, cache)
+        else:
+            normalize = self.normalize_input
+            y, state = simple_gate_loop(q, k * v, z, cache, normalize_input=normalize)
+        return y.to(dtype), state
 
     def _wide_heads(
         self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = project(self.to_qkv, x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if ablate_state_transition:
             wide = torch.float64 if q.dtype == torch.float64 else torch.float32
             a = q.new_ones((), dtype=wide).expand(q.shape[:3])
@@ -195,7 +175,3 @@ class GateLoopedAttention(nn.Module):
             read = partial(checkpoint, gate_loop, use_reentrant=False)
         y, state = read(q, k, v, a, cache)
         return y.flatten(-2), state
-
-
-def _gated(gates: Tensor, y: Tensor) -> Tensor:
-    return F.silu(gates) * y

@@ -12,8 +12,9 @@ from gateloop_cpp._checks import expect_positive
 class RMSNorm(nn.Module):
     """y = x / max(‖x‖₂, ε) · √dim · gamma over the last dimension, so that zeros give zeros.
 
-    x (..., dim), any floating dtype, to the same shape. ε is the reference's 1e-12, and in float16,
-    where that is zero, the least positive number. Parameter: gamma (dim), ones.
+    x (..., dim), any floating dtype, to the same shape, in the wider dtype of x and gamma. ε is the
+    reference's 1e-12, and in float16, where that is zero, the least positive number, 2^-24.
+    Parameter: gamma (dim), ones.
     """
 
     def __init__(self, dim: int) -> None:
@@ -22,9 +23,4 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.gamma)
-
-
-def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    """RMSNorm as a function: x (..., dim), gamma (dim)."""
-    return cast(Tensor, torch.ops.gateloop._rms_norm(x, gamma))
+        return cast(Tensor, torch.ops.gateloop.rms_norm(x, self.gamma))

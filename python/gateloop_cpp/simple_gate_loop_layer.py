@@ -1,27 +1,15 @@
 """The simplified, real GateLoop as a layer of its own."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from gateloop_cpp._adjoint import Scan
-from gateloop_cpp._autocast import autocasts
-from gateloop_cpp._blocks import TrainedInBlocks, time_blocks
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
-from gateloop_cpp._projection import is_plain, packed_weights, project_activated
 from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import simple_gate_loop
-from gateloop_cpp.rms_norm import RMSNorm, rms_norm
+from gateloop_cpp.rms_norm import RMSNorm
 
 _NAME = "SimpleGateLoopLayer"
-
-# Rows of a block, B times its steps: enough for the matrix product.
-_BLOCK_ROWS = 2048
-# The least steps of a block in training: four checkpoints.
-_LEAST_STEPS = 64
 
 Cache = tuple[Tensor, Tensor]
 
@@ -86,65 +74,18 @@ class SimpleGateLoopLayer(nn.Module):
         self._check_cache(cache, x.shape[0])
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         initial = None if cache is None else cache[1].view(-1, self.dim).to(wide)
-        large = x.shape[0] * x.shape[1] > _BLOCK_ROWS
-        if large and not (return_cache or torch.compiler.is_compiling()):
-            if not torch.is_grad_enabled():
-                with packed_weights(self):
-                    return self._in_blocks(x, initial)
-            if self._trains_in_blocks(x):
-                return self._trained_in_blocks(x, initial)
-        y, final, z = self._steps(x, initial)
+        q, kv, z = self.to_qkva(self.norm(x)).chunk(3, dim=-1)
+        if self._scan is None:
+            y, final = simple_gate_loop(q, kv, z, initial, self.reverse)
+        else:
+            y, final = self._read(self._scan, q, kv, z, initial)
+        y = self.maybe_post_ln(y)
         if not return_cache:
             return y
         a = z.to(wide).sigmoid().prod(1).view(-1, 1)
         if cache is not None:
             a = a * cache[0].to(wide)
         return y, (a, final.reshape(-1, 1))
-
-    def _steps(self, x: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The output, the state after these steps and the raw transitions."""
-        norm: Callable[[Tensor], Tensor] = self.norm
-        if isinstance(norm, RMSNorm):
-            norm = partial(rms_norm, gamma=norm.gamma)
-        q, kv, z = project_activated(self.to_qkva[0], norm, x).chunk(3, dim=-1)
-        if self._scan is None:
-            y, final = simple_gate_loop(q, kv, z, initial, self.reverse)
-        else:
-            y, final = self._read(self._scan, q, kv, z, initial)
-        return self.maybe_post_ln(y), final, z
-
-    def _in_blocks(self, x: Tensor, state: Tensor | None) -> Tensor:
-        """Block by block over time, the state carried: projections stay in cache."""
-        y = None
-        for block in time_blocks(x.shape[1], self._block_steps(x), self.reverse):
-            out, state, _ = self._steps(x[:, block], state)
-            y = out.new_empty(x.shape) if y is None else y
-            y[:, block] = out
-        return cast(Tensor, y)
-
-    def _block_steps(self, x: Tensor) -> int:
-        return max(1, _BLOCK_ROWS // x.shape[0])
-
-    def _trains_in_blocks(self, x: Tensor) -> bool:
-        """Where a norm, a product and the fused operator are all that happens."""
-        return (
-            self._scan is None
-            and isinstance(self.norm, RMSNorm | nn.Identity)
-            and is_plain(self.to_qkva[0])
-            and self.to_qkva[0].bias is None
-            and self._block_steps(x) >= _LEAST_STEPS
-            and {p.dtype for p in self.parameters()} == {x.dtype}
-            and not autocasts(x.device)
-            and not torch._C._are_functorch_transforms_active()
-        )
-
-    def _trained_in_blocks(self, x: Tensor, initial: Tensor | None) -> Tensor:
-        gamma = self.norm.gamma if isinstance(self.norm, RMSNorm) else None
-        weight, steps = self.to_qkva[0].weight, self._block_steps(x)
-        y = TrainedInBlocks.apply(  # type: ignore[no-untyped-call]
-            x, gamma, weight, initial, self.reverse, steps
-        )
-        return cast(Tensor, self.maybe_post_ln(y))
 
     def _read(
         self, scan: Scan, q: Tensor, kv: Tensor, z: Tensor, initial: Tensor | None

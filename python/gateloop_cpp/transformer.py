@@ -1,15 +1,14 @@
 """The GateLoop Transformer."""
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp._checks import expect, expect_positive
-from gateloop_cpp._projection import move_to_large_pages, packed_weights, project
-from gateloop_cpp._step import decoding_step
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
@@ -18,15 +17,19 @@ from gateloop_cpp.rms_norm import RMSNorm
 from gateloop_cpp.sampling import sample
 
 _NAME = "Transformer"
+# Locals of the constructor that say nothing about what the model computes.
+_NOT_OPTIONS = ("self", "__class__", "checkpoint_blocks")
 
 # One entry a layer: what its spatial mixer's cache is.
 Cache = tuple[Any, ...]
+# (ids (B, T), cache=None or what it returned before) to (logits (B, T, num_tokens), cache).
+Reader = Callable[..., tuple[Tensor, Cache]]
 
 
 class Transformer(nn.Module):
     """Token embedding, ``depth`` blocks of a spatial mixer and a feed-forward, logits.
 
-    Arguments, defaults and state_dict keys are the reference's; the last three arguments are ours
+    Arguments, defaults and state_dict keys are the reference's; the last four arguments are ours
     and leave its model unchanged.
 
     Args:
@@ -48,6 +51,9 @@ class Transformer(nn.Module):
         post_ln_norm: LayerNorm after each residual instead of RMSNorm before each layer.
         sub_ln: LayerNorm on GateLoop's output.
         gate, normalize_input, transition_bias: see GateLoopedAttention.
+        checkpoint_blocks: keep of each mixer and feed-forward, with its norm and residual, only the
+            input, and run it again in the backward pass (``torch.utils.checkpoint``; hooks inside
+            then fire twice). An attribute too: how a model is trained, no part of ``options``.
     """
 
     def __init__(
@@ -75,15 +81,17 @@ class Transformer(nn.Module):
         gate: Literal["polar", "sigmoid"] = "polar",
         normalize_input: bool = False,
         transition_bias: tuple[float, float] | None = None,
+        checkpoint_blocks: bool = False,
     ) -> None:
-        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        options = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
         super().__init__()
         expect_positive(_NAME, dim=dim, num_tokens=num_tokens)
         expect(depth >= 0, _NAME, "depth", "zero or more", depth)
-        #: The arguments above by name: what config.json holds.
+        #: The arguments that say what the model computes, by name: what config.json holds.
         self.options: dict[str, Any] = options
         self.ablate_complex = ablate_complex
         self.ablate_state_transition = ablate_state_transition
+        self.checkpoint_blocks = checkpoint_blocks
 
         def mixer() -> nn.Module:
             if use_gate_looped_attn:
@@ -170,19 +178,20 @@ class Transformer(nn.Module):
         caches = []
         for i, block in enumerate(self.layers):
             mix, feed = cast(nn.ModuleList, block)
-            h = mix(h, cache=None if cache is None else cache[i], **options)
+            h = self._run(mix, h, cache=None if cache is None else cache[i], **options)
             if return_cache:
                 h, carried = h
                 caches.append(carried)
-            h = feed(h)
-        if isinstance(self.to_logits, nn.Sequential):
-            h = self.to_logits[0](h)
-            logits = project(self.to_logits[1], h)
-        else:
-            logits = project(self.to_logits, h)
+            h = self._run(feed, h)
+        logits = self.to_logits(h)
         if return_loss:
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten().long())
         return (logits, tuple(caches)) if return_cache else logits
+
+    def _run(self, block: nn.Module, x: Tensor, **options: Any) -> Any:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False, **options)
+        return block(x, **options)
 
     @torch.no_grad()
     def generate(
@@ -195,9 +204,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Continue ``prompt`` by ``length`` tokens; one forward pass of one step for each.
 
-        With heads one channel wide, one sequence takes one operator a token; its matrices move to
-        large pages (Linux). Two and more sequences together read a copy of the matrices in the
-        layout of oneDNN's products, which takes their memory once more for the time of the call.
+        A :class:`~gateloop_cpp.Decoder` reads an untouched model; any other model's modules are
+        called.
 
         Args:
             prompt: (B, T) ids, T ≥ 1.
@@ -213,26 +221,19 @@ class Transformer(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
         """
+        from gateloop_cpp.decoder import fastest_reader  # which needs this module
+
         self._check_ids(prompt, "prompt")
         expect(prompt.shape[1] >= 1, _NAME, "prompt", "(B, T) with T >= 1", prompt)
         expect(length >= 0, _NAME, "length", "zero or more", length)
         tokens = prompt.new_empty(prompt.shape[0], length)
+        read = fastest_reader(self)
         step, cache = prompt, None
-        # One row is bound by reading the weights, as they lie; many rows by the products.
-        single = prompt.shape[0] == 1
-        one_step = None
-        if single and length > 1:
-            move_to_large_pages(self)
-            one_step = decoding_step(self) if type(self) is Transformer else None
-        with nullcontext() if single else packed_weights(self):
-            for i in range(length):
-                if one_step is None or cache is None:
-                    logits, cache = self(step, cache=cache, return_cache=True)
-                else:
-                    logits, cache = one_step(step, cache)
-                step = sample(logits[:, -1], temperature, filter_thres, generator).to(prompt.dtype)
-                tokens[:, i] = step
-                step = step.unsqueeze(1)
+        for i in range(length):
+            logits, cache = read(step, cache=cache)
+            step = sample(logits[:, -1], temperature, filter_thres, generator).to(prompt.dtype)
+            tokens[:, i] = step
+            step = step.unsqueeze(1)
         return tokens
 
     def _check_ids(self, x: Tensor, argument: str = "x") -> None:

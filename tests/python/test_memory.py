@@ -1,9 +1,16 @@
-"""Peak memory of a training step of the train.py model at T = 4096, beside the peer's."""
+"""Memory of a training step: the train.py model's beside the peer's, and recomputed blocks."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gateloop_cpp import Transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,3 +49,47 @@ def test_a_training_step_takes_less_memory_than_the_peers() -> None:
         theirs = peak("gateloop_transformer", checkpointing)
         print(f"ours {ours:.0f} MiB, the peer {checkpointing}: {theirs:.0f} MiB")
         assert ours < theirs
+
+
+def saved_bytes(model: Transformer, ids: Tensor) -> int:
+    """What the forward pass keeps for the backward pass, each storage once."""
+    sizes: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        kept.append(model(ids))
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(post_ln_norm=True),
+        dict(gate="sigmoid", normalize_input=True),
+        dict(use_gate_looped_attn=False, dim_head=8, heads=2),
+    ],
+    ids=str,
+)
+def test_recomputed_blocks_keep_their_inputs_and_have_the_same_gradients(
+    options: dict[str, Any],
+) -> None:
+    torch.manual_seed(0)
+    model = Transformer(16, num_tokens=32, depth=2, **options).double()
+    ids = torch.randint(32, (2, 65))
+    results = []
+    for recomputed in (False, True):
+        model.checkpoint_blocks = recomputed
+        loss = model(ids, return_loss=True)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        results.append((saved_bytes(model, ids), loss, *gradients))
+    kept, recomputed_ = results
+    # A block keeps some fifteen arrays of the size of its input.
+    assert recomputed_[0] < 0.5 * kept[0]
+    for ours, expected in zip(recomputed_[1:], kept[1:], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    assert "checkpoint_blocks" not in model.options
