@@ -63,6 +63,9 @@ def of_model(size: Size) -> Problem:
         model_oracle,
         [
             contender("gateloop_cpp", "ours", ours),
+            contender(
+                "gateloop_cpp, checkpoint_blocks", "ours", partial(ours, checkpoint_blocks=True)
+            ),
             contender("gateloop-transformer", "peer", theirs),
         ],
         unit="bytes",
