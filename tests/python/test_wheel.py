@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,26 @@ def install(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with gateloop-cpp."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of gateloop-cpp, as its build backend makes it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    backend = "import sys, scikit_build_core.build as b; print(b.build_sdist(sys.argv[1]))"
+    made = subprocess.run(
+        [sys.executable, "-c", backend, folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert made.returncode == 0, made.stderr
+    return folder / made.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def installed(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with gateloop-cpp, built from its source distribution alone."""
     target = tmp_path_factory.mktemp("site")
-    install(ROOT, target)
+    install(sdist, target)
     return target
 
 
@@ -59,6 +76,17 @@ def test_examples_print_what_they_say(installed: Path, example: str, tmp_path: P
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_readme_shows_the_examples(example: str) -> None:
     assert (ROOT / "examples" / example).read_text() in (ROOT / "README.md").read_text()
+
+
+def test_the_source_distribution_holds_what_is_built(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    rooms = {"/".join(name.split("/")[:2]) for name in names if "/" in name}
+    assert rooms >= {"src/host", "src/ops", "src/recurrence", "include/gateloop"}
+    assert {name for name in names if "/" not in name} == {
+        "CMakeLists.txt", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml",
+    }  # fmt: skip
+    assert not rooms & {"src/nn", "src/training", "tests/cpp"}
 
 
 def test_nothing_else_is_installed(installed: Path, tmp_path: Path) -> None:
