@@ -9,7 +9,7 @@ SHELL := bash
 
 PYTHON_ENV := .venv/setup-complete
 BINARY := build/release/gateloop
-SANITIZERS := asan ubsan tsan
+SANITIZERS := asan tsan
 
 .PHONY: help
 help:  ## Show this list
@@ -42,7 +42,11 @@ build/%/configured: CMakePresets.json $(PYTHON_ENV)
 	@touch $@
 
 .PHONY: build
-build: build/release/configured  ## Build the release: build/release/gateloop
+build: build/release/configured  ## Build the program and its libraries: build/release/gateloop
+	cmake --build --preset release --target gateloop $(if $(JOBS),--parallel $(JOBS))
+
+.PHONY: build-all
+build-all: build/release/configured  ## Build tests, examples and benchmarks too
 	cmake --build --preset release $(if $(JOBS),--parallel $(JOBS))
 
 # ---- Tests ------------------------------------------------------------------------------------
@@ -51,15 +55,15 @@ build: build/release/configured  ## Build the release: build/release/gateloop
 test: test-cpp test-sanitizers test-python  ## Run every test
 
 .PHONY: test-cpp
-test-cpp: build  ## C++ tests only
+test-cpp: build-all  ## C++ tests only
 	ctest --preset release
 
 .PHONY: test-python
-test-python: build  ## Python tests only
+test-python: build-all  ## Python tests only
 	.venv/bin/python -m pytest
 
 .PHONY: test-sanitizers
-test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer (test-asan, test-ubsan, test-tsan)
+test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer (test-asan, test-tsan)
 
 # The sanitizers of older compilers cannot place their shadow memory where the kernel randomises
 # addresses widely; without randomisation they always can.
@@ -82,7 +86,7 @@ train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
 	  $(if $(DATA),--data '$(DATA)') $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
 
 .PHONY: bench
-bench: build  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it
+bench: build-all  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it
 	.venv/bin/python -m benchmarks.run $(if $(BASE),--base '$(BASE)') $(ARGS)
 
 # ---- Care -------------------------------------------------------------------------------------
@@ -92,7 +96,7 @@ format: $(PYTHON_ENV)  ## Lay out all C++ and Python
 	@scripts/format
 
 .PHONY: lint
-lint: build/release/configured  ## Check layout, C++ (clang-tidy) and Python (ruff, mypy)
+lint: build/dev/configured  ## Check layout, C++ (clang-tidy) and Python (ruff, mypy)
 	@scripts/lint
 
 .PHONY: clean
