@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run clang-tidy on our C++ as the release build compiles it.
+"""Run clang-tidy on our C++, file by file, as the dev build compiles it.
 
 A file that passed is checked again only when it, a header of ours, .clang-tidy or its compile
 command changed. Files named as arguments are checked without looking at that.
@@ -83,13 +83,13 @@ def check(unit: Unit, settings: bytes, always: bool) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--build", type=Path, default=ROOT / "build" / "release")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "dev")
     parser.add_argument("file", type=Path, nargs="*")
     options = parser.parse_args()
 
     database = options.build / "compile_commands.json"
     if not database.exists():
-        print(f"tidy: {database} is missing: run 'cmake --preset release' first", file=sys.stderr)
+        print(f"tidy: {database} is missing: run 'cmake --preset dev' first", file=sys.stderr)
         return 2
     chosen = units(database)
     WORK.mkdir(parents=True, exist_ok=True)
