@@ -1,5 +1,6 @@
 // The gates: from a raw projection to a transition inside the unit disc.
 #include <iterator>
+#include <limits>
 
 #include "recurrence/cpu/vectors-inl.h"
 
@@ -123,12 +124,14 @@ struct PolarConstants<float> {
   static constexpr float kLowest = 0x1p-50f, kHighest = 0x1p60f;
   static constexpr float kShrink = 0x1p-66f, kGrow = 0x1p90f;
   static constexpr float kLargest = 0x1p127f;
+  static constexpr std::uint32_t kMantissa = (std::uint32_t{1} << 23) - 1;
 };
 template <>
 struct PolarConstants<double> {
   static constexpr double kLowest = 0x1p-450, kHighest = 0x1p500;
   static constexpr double kShrink = 0x1p-530, kGrow = 0x1p600;
   static constexpr double kLargest = 0x1p1023;
+  static constexpr std::uint64_t kMantissa = (std::uint64_t{1} << 52) - 1;
 };
 
 /// a = σ(r) u, with r = |z| and u = z/r. With e = exp(-r), σ = 1/(1 + e) and σ' = e σ², the adjoint
@@ -148,6 +151,21 @@ HWY_INLINE hn::Vec<D> Radius(D, Complex<D> z) {
   return hn::Sqrt(hn::MulAdd(z.re, z.re, hn::Mul(z.im, z.im)));
 }
 
+/// x kGrow, exactly, also for a subnormal x that arithmetic reads as zero: as bits it is m 2^-n
+/// beside its sign, of n mantissa bits, and 1 + m 2^-n the float of exponent 0 with the mantissa m.
+template <class D>
+HWY_INLINE hn::Vec<D> Grow(D d, hn::Vec<D> x) {
+  using T = hn::TFromD<D>;
+  using K = PolarConstants<T>;
+  const auto one = hn::Set(d, T(1)), least = hn::Set(d, std::numeric_limits<T>::min());
+  const auto mantissa =
+      hn::And(x, hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), K::kMantissa)));
+  const auto fraction = hn::Sub(hn::Or(mantissa, one), one);  // |x| / least
+  const auto grown = hn::Mul(fraction, hn::Set(d, std::numeric_limits<T>::min() * K::kGrow));
+  return hn::IfThenElse(hn::Lt(hn::Abs(x), least), hn::CopySign(grown, x),
+                        hn::Mul(x, hn::Set(d, K::kGrow)));
+}
+
 /// z with a lane too large, too small, zero or NaN. The scale is a power of two, so ordinary lanes
 /// get the bits that MakePolarGate gives them.
 template <class D>
@@ -162,7 +180,8 @@ HWY_NOINLINE void MakeScaledPolarGate(D d, hn::Vec<D> re, hn::Vec<D> im, PolarGa
       hn::IfThenElse(big, hn::Set(d, K::kShrink), hn::IfThenElse(small, hn::Set(d, K::kGrow), one));
   const auto unscale = hn::IfThenElse(big, hn::Set(d, T(1) / K::kShrink),
                                       hn::IfThenElse(small, hn::Set(d, T(1) / K::kGrow), one));
-  const auto x = hn::Mul(re, scale), y = hn::Mul(im, scale);
+  const auto x = hn::IfThenElse(small, Grow(d, re), hn::Mul(re, scale));
+  const auto y = hn::IfThenElse(small, Grow(d, im), hn::Mul(im, scale));
   const auto r = Radius(d, Complex<D>{x, y});
   const auto zero = hn::Eq(r, hn::Zero(d));
   const auto decay = ExpDecay(d, ClampDecay(d, hn::Mul(r, unscale)));

@@ -14,8 +14,10 @@ inline float float_from_half(std::uint16_t half) {
   if (magnitude >= 0x7C00u) {  // infinity, NaN
     return std::bit_cast<float>(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
   }
-  // Halves are floats with an exponent 112 lower; the product is exact, subnormals included.
-  const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  // Halves are floats with an exponent 112 lower. A subnormal half is a multiple of 2^-24: as bits
+  // of a float it would be subnormal too, which reads as zero where subnormals are flushed.
+  const float value = magnitude < 0x400u ? static_cast<float>(magnitude) * 0x1p-24f
+                                         : std::bit_cast<float>((magnitude << 13) + (112u << 23));
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
 }
 

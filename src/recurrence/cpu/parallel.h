@@ -7,14 +7,20 @@
 
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/subnormals.h"
 
 namespace gateloop::recurrence::cpu {
 
-/// Calls work(i) for every i in [0, n), on a thread of its own each where the host lends any.
+/// Calls work(i) for every i in [0, n), on a thread of its own each where the host lends any, and
+/// without subnormal numbers. All arithmetic of the kernels runs in here.
 template <class Work>
 void fan_out(const Executor& executor, std::int64_t n, const Work& work) {
-  if (executor.parallel_for && n > 1) return executor.parallel_for(n, work);
-  for (std::int64_t i = 0; i < n; ++i) work(i);
+  const auto flushed = [&work](std::int64_t i) {
+    const FlushSubnormals mode;
+    work(i);
+  };
+  if (executor.parallel_for && n > 1) return executor.parallel_for(n, flushed);
+  for (std::int64_t i = 0; i < n; ++i) flushed(i);
 }
 
 /// Threads for a call on so many elements.

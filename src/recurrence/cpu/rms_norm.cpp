@@ -68,11 +68,13 @@ void RunRmsNormBackward(const RmsNormBackward& p, std::int64_t groups, int slots
       }
     });
     T* const total = sums + groups * n;
-    std::fill_n(total, n, T(0));
-    for (std::int64_t group = 0; group < groups; ++group) AddRow(sums + group * n, total, n);
     S* const dgain = static_cast<S*>(p.dgain);
-    ForEachVector<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
-      StoreReal(d, hn::LoadU(d, total + c), dgain + c, /*stream=*/false);
+    fan_out(executor, 1, [&](std::int64_t) {
+      std::fill_n(total, n, T(0));
+      for (std::int64_t group = 0; group < groups; ++group) AddRow(sums + group * n, total, n);
+      ForEachVector<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+        StoreReal(d, hn::LoadU(d, total + c), dgain + c, /*stream=*/false);
+      });
     });
   });
 }
