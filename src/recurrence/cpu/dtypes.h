@@ -1,6 +1,7 @@
 #pragma once
 
 /// Sizes of the storage types, and the checks at the door.
+#include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -25,7 +26,12 @@ inline const char* name(DType dtype) {
     case DType::kFloat16:
       return "float16";
   }
-  return "unknown";
+  return "no dtype";
+}
+
+/// Of a value that is none of DType's, or of one that the caller does not take.
+[[noreturn]] inline void throw_dtype(DType dtype) {
+  throw std::invalid_argument(std::string("gateloop: no kernel for dtype ") + name(dtype));
 }
 
 constexpr bool is_complex(DType dtype) {
@@ -35,19 +41,23 @@ constexpr bool is_complex(DType dtype) {
 /// Bytes of one real number as stored.
 constexpr std::size_t storage_bytes(DType dtype) {
   switch (dtype) {
-    case DType::kFloat64:
-    case DType::kComplex128:
-      return 8;
     case DType::kBFloat16:
     case DType::kFloat16:
       return 2;
-    default:
+    case DType::kFloat32:
+    case DType::kComplex64:
       return 4;
+    case DType::kFloat64:
+    case DType::kComplex128:
+      return 8;
   }
+  throw_dtype(dtype);
 }
 
-/// Bytes of one real number in the state.
-constexpr std::size_t accumulation_bytes(DType dtype) { return storage_bytes(dtype) == 8 ? 8 : 4; }
+/// Bytes of one real number in the state, which is float32 or float64.
+constexpr std::size_t accumulation_bytes(DType dtype) {
+  return std::max(storage_bytes(dtype), sizeof(float));
+}
 
 inline void check(const char* op, const Shape& shape, DType dtype, bool complex_allowed) {
   if (dtype > DType::kFloat16 || (is_complex(dtype) && !complex_allowed)) {

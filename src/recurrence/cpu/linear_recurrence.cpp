@@ -147,9 +147,13 @@ void RunAny(const Params& p, const Problem& problem, const Executor& executor, v
       return drive(problem, KernelOf(Op<float, Complex>(p)), executor, scratch);
     case DType::kComplex128:
       return drive(problem, KernelOf(Op<double, Complex>(p)), executor, scratch);
-    default:
+    case DType::kFloat32:
+    case DType::kFloat64:
+    case DType::kBFloat16:
+    case DType::kFloat16:
       return RunReal<RealOp>(p, problem, executor, scratch);
   }
+  throw_dtype(p.dtype);
 }
 
 void RunLinear(const LinearRecurrence& p, const Problem& problem, const Executor& executor,

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "gateloop/recurrence.h"
+#include "recurrence/cpu/dtypes.h"
 #include "recurrence/cpu/half.h"
 
 #if defined(GATELOOP_RECURRENCE_CPU_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -25,12 +26,22 @@ using Float16 = hwy::float16_t;
 
 /// The type that holds states and sums of a storage type.
 template <class S>
-struct AccumulationOf {
-  using type = float;
-};
+struct AccumulationOf;
 template <>
 struct AccumulationOf<double> {
   using type = double;
+};
+template <>
+struct AccumulationOf<float> {
+  using type = float;
+};
+template <>
+struct AccumulationOf<BFloat16> {
+  using type = float;
+};
+template <>
+struct AccumulationOf<Float16> {
+  using type = float;
 };
 template <class S>
 using Accumulation = typename AccumulationOf<S>::type;
@@ -39,15 +50,19 @@ using Accumulation = typename AccumulationOf<S>::type;
 template <class F>
 void WithStorageOf(DType dtype, const F& f) {
   switch (dtype) {
+    case DType::kFloat32:
+      return f.template operator()<float>();
     case DType::kFloat64:
       return f.template operator()<double>();
     case DType::kBFloat16:
       return f.template operator()<BFloat16>();
     case DType::kFloat16:
       return f.template operator()<Float16>();
-    default:
-      return f.template operator()<float>();
+    case DType::kComplex64:
+    case DType::kComplex128:
+      break;
   }
+  throw_dtype(dtype);
 }
 
 // ---------------------------------------------------------------- values
