@@ -74,13 +74,13 @@ def by_scan(operator: str, scan: Scan) -> Function:
     def simple_gate_loop(q: Any, kv: Any, z: Any) -> Any:
         return q * scan(jax.nn.sigmoid(z), kv)
 
-    def gate_loop(q: Any, k: Any, v: Any, z: Any) -> Any:
+    def polar_gate_loop(q: Any, k: Any, v: Any, z: Any) -> Any:
         return q * scan(polar(z), (k * v).astype(jnp.complex64)).real
 
     functions: dict[str, Function] = {
         "linear_recurrence": scan,
         "simple_gate_loop": simple_gate_loop,
-        "gate_loop": gate_loop,
+        "polar_gate_loop": polar_gate_loop,
     }
     return functions[operator]
 
@@ -96,11 +96,11 @@ def polar(z: Any) -> Any:
 def ours(operator: str) -> Function:
     package = import_or_absent("gateloop_jax")
 
-    def gate_loop(q: Any, k: Any, v: Any, z: Any) -> Any:
+    def polar_gate_loop(q: Any, k: Any, v: Any, z: Any) -> Any:
         return package.gate_loop_polar(q, k, v, z.reshape(*q.shape[:2], -1))[0]
 
-    if operator == "gate_loop":
-        return gate_loop
+    if operator == "polar_gate_loop":
+        return polar_gate_loop
     return by_scan(operator, lambda a, x: package.linear_recurrence(a, x)[0])
 
 

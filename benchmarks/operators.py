@@ -15,7 +15,7 @@ from benchmarks.floors import elementwise, floor
 from benchmarks.torch_passes import (
     compiled,
     oracle_passes,
-    our_operators,
+    our_package,
     torch_passes,
 )
 
@@ -72,7 +72,7 @@ def peer_simple(q: Tensor, kv: Tensor, z: Tensor) -> Tensor:
     return torch.as_tensor(peer.simple_gate_loop_operator(q, kv, z.sigmoid())[0])
 
 
-def peer_gate_loop(q: Tensor, k: Tensor, v: Tensor, z: Tensor) -> Tensor:
+def peer_polar_gate_loop(q: Tensor, k: Tensor, v: Tensor, z: Tensor) -> Tensor:
     """(B D, T)."""
     heads = [t.unsqueeze(-1) for t in (q, k, v)]
     y = peer.gate_loop_operator(*heads, polar(z)[:, :, None, None])
@@ -96,11 +96,11 @@ OPERATORS = {
         lambda q, kv, z: q * torch_scan(z.sigmoid(), kv),
         (4, 7),  # q, kv, z, y; q, kv, z, dy, dq, dkv, dz
     ),
-    "gate_loop": Operator(
-        "gate_loop",
+    "polar_gate_loop": Operator(
+        "polar_gate_loop",
         lambda draw, shape: [normal(draw, *shape) for _ in range(3)] + [normal(draw, *shape, 2)],
-        lambda q, k, v, z: oracle.gate_loop(q, k, v, z.flatten(-2)),
-        peer_gate_loop,
+        lambda q, k, v, z: oracle.polar_gate_loop(q, k, v, z.flatten(-2)),
+        peer_polar_gate_loop,
         lambda q, k, v, z: q * torch_scan(polar(z), (k * v).to(torch.complex64)).real,
         (6, 11),  # q, k, v, 2 z, y; q, k, v, 2 z, dy, dq, dk, dv, 2 dz
         is_complex=True,
@@ -114,7 +114,7 @@ def inputs(operator: Operator, shape: Shape) -> Inputs:
 
 
 def ours(operator: Operator, data: Inputs) -> dict[str, Pass]:
-    function = getattr(our_operators(), operator.name)
+    function = getattr(our_package().ops, operator.name)
     arrays = [x.reshape(*x.shape[:2], -1) for x in data.arrays]
     return torch_passes(lambda *leaves: function(*leaves)[0], arrays, data.gradient)
 

@@ -52,7 +52,7 @@ def simple_gate_loop(q: Tensor, kv: Tensor, z: Tensor) -> Tensor:
     return q * recurrence(z.sigmoid(), kv)
 
 
-def gate_loop(q: Tensor, k: Tensor, v: Tensor, z: Tensor) -> Tensor:
+def polar_gate_loop(q: Tensor, k: Tensor, v: Tensor, z: Tensor) -> Tensor:
     """z: (B, T, 2 D), (re, im) interleaved; a = σ(|z|) z/|z|."""
     pairs = z.unflatten(-1, (-1, 2))
     r = pairs.norm(dim=-1, keepdim=True)
@@ -86,7 +86,7 @@ def transformer(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         q, k, v = linear(f"{attention}.fn.to_qkv", x).chunk(3, dim=-1)
         z = linear(f"{attention}.fn.to_a.0", x)
         z = 0.9 * z + 0.1 * z.detach()  # frac_gradient_state_transition
-        y = F.silu(linear(f"{attention}.fn.to_gates.0", x)) * gate_loop(q, k, v, z)
+        y = F.silu(linear(f"{attention}.fn.to_gates.0", x)) * polar_gate_loop(q, k, v, z)
         x = norm(f"{attention}.norm", linear(f"{attention}.fn.to_out", y) + x)
         hidden = F.gelu(linear(f"{feed_forward}.fn.0", x))
         x = norm(f"{feed_forward}.norm", linear(f"{feed_forward}.fn.2", hidden) + x)

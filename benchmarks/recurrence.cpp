@@ -157,7 +157,7 @@ class Floats {
 struct Bound {
   Shape shape;
   std::vector<Floats> in, out;
-  std::vector<Floats> states;  // checkpoints and such, not counted as traffic
+  std::vector<Floats> states;  // saved states and such, not counted as traffic
   std::function<void(const recurrence::Executor&, void*)> run;
   std::function<std::size_t(int)> scratch_bytes;
   std::function<double()> error;  // against the oracle, relative to the largest value
@@ -246,18 +246,18 @@ Bound linear_backward(Shape s) {
   return b;
 }
 
-std::int64_t checkpoint_floats(Shape s, std::int64_t parts) {
-  return s.batch * recurrence::checkpoint_count(s.time) * s.channels * parts;
+std::int64_t saved_state_floats(Shape s, std::int64_t parts) {
+  return s.batch * recurrence::saved_state_count(s.time) * s.channels * parts;
 }
 
-oracle::GateLoopInputs gate_loop_inputs(const std::vector<Floats>& in) {
+oracle::PolarGateLoopInputs polar_gate_loop_inputs(const std::vector<Floats>& in) {
   return {in[0].doubles(), in[1].doubles(), in[2].doubles(), in[3].pairs(), {}};
 }
 
-Bound gate_loop_forward(Shape s) {
+Bound polar_gate_loop_forward(Shape s) {
   Bound b = arrays(s, {1, 1, 1, 2}, {1});
   b.in[3].fill(9, -4, 4);
-  recurrence::GateLoop p;
+  recurrence::PolarGateLoop p;
   p.shape = s;
   p.q = in(b, 0);
   p.k = in(b, 1);
@@ -266,40 +266,41 @@ Bound gate_loop_forward(Shape s) {
   p.y = out(b, 0);
   bind(b, p);
   b.error = [&b = b.in, &o = b.out, s] {
-    return difference(o[0].doubles(), oracle::gate_loop(dims(s), false, gate_loop_inputs(b)).y);
+    return difference(o[0].doubles(),
+                      oracle::polar_gate_loop(dims(s), false, polar_gate_loop_inputs(b)).y);
   };
   return b;
 }
 
-Bound gate_loop_backward(Shape s) {
+Bound polar_gate_loop_backward(Shape s) {
   Bound b = arrays(s, {1, 1, 1, 2, 1}, {1, 1, 1, 2});
   b.in[3].fill(9, -4, 4);
-  b.states.emplace_back(checkpoint_floats(s, 2));
-  recurrence::GateLoop forward;
+  b.states.emplace_back(saved_state_floats(s, 2));
+  recurrence::PolarGateLoop forward;
   forward.shape = s;
   forward.q = in(b, 0);
   forward.k = in(b, 1);
   forward.v = in(b, 2);
   forward.z = in(b, 3, 2);
   forward.y = out(b, 0);
-  forward.checkpoints = b.states[0].get();
+  forward.saved_states = b.states[0].get();
   run_once(forward);
-  recurrence::GateLoopBackward p;
+  recurrence::PolarGateLoopBackward p;
   p.shape = s;
   p.q = forward.q;
   p.k = forward.k;
   p.v = forward.v;
   p.z = forward.z;
   p.dy = in(b, 4);
-  p.checkpoints = forward.checkpoints;
+  p.saved_states = forward.saved_states;
   p.dq = out(b, 0);
   p.dk = out(b, 1);
   p.dv = out(b, 2);
   p.dz = out(b, 3, 2);
   bind(b, p);
   b.error = [&b = b.in, &o = b.out, s] {
-    const auto g =
-        oracle::gate_loop_backward(dims(s), false, gate_loop_inputs(b), b[4].doubles(), {});
+    const auto g = oracle::polar_gate_loop_backward(dims(s), false, polar_gate_loop_inputs(b),
+                                                    b[4].doubles(), {});
     return std::max({difference(o[0].doubles(), g.dq), difference(o[1].doubles(), g.dk),
                      difference(o[2].doubles(), g.dv), difference(o[3].doubles(), reals(g.dz))});
   };
@@ -330,14 +331,14 @@ Bound simple_forward(Shape s) {
 Bound simple_backward(Shape s) {
   Bound b = arrays(s, {1, 1, 1, 1}, {1, 1, 1});
   b.in[2].fill(9, -2, 6);
-  b.states.emplace_back(checkpoint_floats(s, 1));
+  b.states.emplace_back(saved_state_floats(s, 1));
   recurrence::SimpleGateLoop forward;
   forward.shape = s;
   forward.q = in(b, 0);
   forward.kv = in(b, 1);
   forward.z = in(b, 2);
   forward.y = out(b, 0);
-  forward.checkpoints = b.states[0].get();
+  forward.saved_states = b.states[0].get();
   run_once(forward);
   recurrence::SimpleGateLoopBackward p;
   p.shape = s;
@@ -345,7 +346,7 @@ Bound simple_backward(Shape s) {
   p.kv = forward.kv;
   p.z = forward.z;
   p.dy = in(b, 3);
-  p.checkpoints = forward.checkpoints;
+  p.saved_states = forward.saved_states;
   p.dq = out(b, 0);
   p.dkv = out(b, 1);
   p.dz = out(b, 2);
@@ -458,9 +459,9 @@ void add(const std::string& op, Maker make, Shape s) {
 int main(int argc, char** argv) {
   using namespace gateloop::bench;
   const std::pair<const char*, Maker> ops[] = {
-      {"LinearRecurrence", linear_forward}, {"LinearRecurrenceBackward", linear_backward},
-      {"GateLoop", gate_loop_forward},      {"GateLoopBackward", gate_loop_backward},
-      {"SimpleGateLoop", simple_forward},   {"SimpleGateLoopBackward", simple_backward}};
+      {"LinearRecurrence", linear_forward},  {"LinearRecurrenceBackward", linear_backward},
+      {"GateLoop", polar_gate_loop_forward}, {"GateLoopBackward", polar_gate_loop_backward},
+      {"SimpleGateLoop", simple_forward},    {"SimpleGateLoopBackward", simple_backward}};
   const Shape shapes[] = {{1, 65536, 512}, {4, 256, 512},   {16, 16384, 128},
                           {8192, 8, 64},   {8, 4096, 1536}, {1, 1 << 20, 8}};
   for (const auto& [name, make] : ops) {

@@ -1,6 +1,5 @@
 """What all torch contenders share: a function bound to its inputs, without and with gradients."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +16,8 @@ def as_is(array: Array) -> Array:
     return array
 
 
-def our_operators() -> Any:
-    """torch.ops.gateloop, from the library that GATELOOP_OPS_LIBRARY names."""
-    torch.ops.load_library(os.environ["GATELOOP_OPS_LIBRARY"])
-    return torch.ops.gateloop
-
-
 def our_package() -> Any:
-    """gateloop_cpp, which finds its library by the same variable."""
+    """gateloop_cpp, which finds its library by the variable GATELOOP_OPS_LIBRARY."""
     return import_or_absent("gateloop_cpp")
 
 

@@ -10,7 +10,7 @@
 
 namespace gateloop {
 
-/// h_t = a_t h_{t-1} + x_t (design section 3).
+/// h_t = a_t h_{t-1} + x_t.
 ///
 /// a, x:          (B, T, D), one dtype: float32, float64, complex64, complex128, bfloat16, float16.
 ///                Read through their strides; only the channels are made contiguous if they are
@@ -23,14 +23,27 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence(
     const at::Tensor& a, const at::Tensor& x,
     const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
 
-/// The fused GateLoop read with max heads: from the raw transition z to y in one pass (arXiv
-/// 2311.01927, section 3.2; the polar gate σ(|z|) z/|z| inside).
+/// The GateLoop operator, S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t) (arXiv 2311.01927,
+/// section 3.2). One channel per head (max heads, the paper's setting), or heads wider than that.
+///
+/// q, k:          (B, T, D), or (B, T, H, K) for heads of K channels; float32, float64, bfloat16 or
+///                float16.
+/// v:             (B, T, D), or (B, T, H, V); the dtype of q.
+/// a:             (B, T, D), or (B, T, H): the transitions, one per head; complex64 or float32,
+///                with float64 sequences complex128 or float64.
+/// initial_state: (B, D), or (B, H, K, V), in the dtype of a.
+/// Returns (y (B, T, D) or (B, T, H, V) in the dtype of q, final_state as initial_state is).
+std::tuple<at::Tensor, at::Tensor> gate_loop(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
+
+/// gate_loop with max heads from the raw transition: a = σ(|z|) z/|z|, all in one pass.
 ///
 /// q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
 /// z:             (B, T, 2 D) in the same dtype, (re, im) interleaved per channel.
 /// initial_state: (B, D), complex64 (complex128 for float64 sequences).
 /// Returns (y (B, T, D), final_state (B, D) complex).
-std::tuple<at::Tensor, at::Tensor> gate_loop(
+std::tuple<at::Tensor, at::Tensor> polar_gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
     const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
 

@@ -54,9 +54,9 @@ struct Executor {
 /// States kept for the backward pass lie at the start of every block of this many time steps: a
 /// sixteenth of a (B, T, D) array per state component. Short enough that a core's L2 cache holds
 /// what the backward pass recomputes of a block of some 700 channels.
-inline constexpr std::int64_t kCheckpointBlock = 16;
-constexpr std::int64_t checkpoint_count(std::int64_t time) {
-  return (time + kCheckpointBlock - 1) / kCheckpointBlock;
+inline constexpr std::int64_t kSavedStateBlock = 16;
+constexpr std::int64_t saved_state_count(std::int64_t time) {
+  return (time + kSavedStateBlock - 1) / kSavedStateBlock;
 }
 
 struct Shape {
@@ -97,9 +97,9 @@ struct LinearRecurrenceBackward {
 ///   a_t = σ(|z_t|) z_t/|z_t| (0.5 at z = 0), h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t)
 /// q, k, v, y: (B, T, D) real in `dtype` (not complex). z: (B, T, 2D), (re, im) interleaved per
 /// channel; its strides count real elements. States: (B, D) complex, (re, im) pairs of the
-/// accumulation type. checkpoints: (B, checkpoint_count(T), D) complex, contiguous, the state
+/// accumulation type. saved_states: (B, saved_state_count(T), D) complex, contiguous, the state
 /// before each block in scan order; null where no backward pass follows.
-struct GateLoop {
+struct PolarGateLoop {
   DType dtype = DType::kFloat32;
   Shape shape;
   bool reverse = false;
@@ -107,25 +107,25 @@ struct GateLoop {
   ConstState initial_state = nullptr;
   Sequence y;
   State final_state = nullptr;
-  void* checkpoints = nullptr;
+  void* saved_states = nullptr;
 };
 
-/// Adjoint of GateLoop; recomputes the states block by block from `checkpoints`.
+/// Adjoint of PolarGateLoop; recomputes the states block by block from `saved_states`.
 /// Nullable: dfinal_state, dinitial_state, dy.data (then zero).
-struct GateLoopBackward {
+struct PolarGateLoopBackward {
   DType dtype = DType::kFloat32;
   Shape shape;
   bool reverse = false;
   ConstSequence q, k, v, z, dy;
-  const void* checkpoints = nullptr;
+  const void* saved_states = nullptr;
   ConstState dfinal_state = nullptr;
   Sequence dq, dk, dv, dz;
   State dinitial_state = nullptr;
 };
 
 /// The simple (real) gate: a_t = σ(z_t), h_t = a_t h_{t-1} + x_t, y_t = q_t h_t, with x_t = kv_t,
-/// or (1 - a_t) kv_t when `normalize_input`. q, kv, z, y: (B, T, D) real. States and checkpoints as
-/// in GateLoop, but real.
+/// or (1 - a_t) kv_t when `normalize_input`. q, kv, z, y: (B, T, D) real. States and saved states
+/// as in PolarGateLoop, but real.
 struct SimpleGateLoop {
   DType dtype = DType::kFloat32;
   Shape shape;
@@ -135,7 +135,7 @@ struct SimpleGateLoop {
   ConstState initial_state = nullptr;
   Sequence y;
   State final_state = nullptr;
-  void* checkpoints = nullptr;
+  void* saved_states = nullptr;
 };
 
 struct SimpleGateLoopBackward {
@@ -144,7 +144,7 @@ struct SimpleGateLoopBackward {
   bool reverse = false;
   bool normalize_input = false;
   ConstSequence q, kv, z, dy;
-  const void* checkpoints = nullptr;
+  const void* saved_states = nullptr;
   ConstState dfinal_state = nullptr;
   Sequence dq, dkv, dz;
   State dinitial_state = nullptr;
@@ -213,7 +213,7 @@ struct TransformerLayer {
 
 /// One token of one sequence through a whole GateLoop Transformer: a decoding step, bound by
 /// reading the weights once. Everything between reading and the logits is in the accumulation type.
-///   mixer: RMSNorm, q k v z, GateLoop or the simple gate, LayerNorm, swish gates, out
+///   mixer: RMSNorm, q k v z, the polar gate loop or the simple gate, LayerNorm, swish gates, out
 ///   feed-forward: RMSNorm, expand, exact GELU, contract
 /// each with a residual connection, and with post-norm a LayerNorm after it instead.
 struct TransformerStep {
@@ -223,7 +223,7 @@ struct TransformerStep {
   std::int64_t hidden = 0;
   std::int64_t tokens = 0;
   bool post_norm = false;        ///< LayerNorm after the residual, none before the logits
-  bool sigmoid_gate = false;     ///< as in SimpleGateLoop, else as in GateLoop
+  bool sigmoid_gate = false;     ///< as in SimpleGateLoop, else as in PolarGateLoop
   bool normalize_input = false;  ///< with the sigmoid gate
   std::span<const TransformerLayer> layers;
   const void* embedding = nullptr;   ///< (D) of the token read
@@ -235,8 +235,8 @@ struct TransformerStep {
 /// Bytes of scratch that run() needs for these parameters with this many threads; 64-byte aligned.
 std::size_t scratch_bytes(const LinearRecurrence&, int threads);
 std::size_t scratch_bytes(const LinearRecurrenceBackward&, int threads);
-std::size_t scratch_bytes(const GateLoop&, int threads);
-std::size_t scratch_bytes(const GateLoopBackward&, int threads);
+std::size_t scratch_bytes(const PolarGateLoop&, int threads);
+std::size_t scratch_bytes(const PolarGateLoopBackward&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoop&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoopBackward&, int threads);
 std::size_t scratch_bytes(const MatrixVector&, int threads);
@@ -249,8 +249,8 @@ std::size_t scratch_bytes(const TransformerStep&, int threads);
 /// not take.
 void run(const LinearRecurrence&, const Executor&, void* scratch);
 void run(const LinearRecurrenceBackward&, const Executor&, void* scratch);
-void run(const GateLoop&, const Executor&, void* scratch);
-void run(const GateLoopBackward&, const Executor&, void* scratch);
+void run(const PolarGateLoop&, const Executor&, void* scratch);
+void run(const PolarGateLoopBackward&, const Executor&, void* scratch);
 void run(const SimpleGateLoop&, const Executor&, void* scratch);
 void run(const SimpleGateLoopBackward&, const Executor&, void* scratch);
 void run(const MatrixVector&, const Executor&, void* scratch);

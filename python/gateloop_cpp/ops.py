@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gateloop_cpp import _library as _library  # loads the operators
 from gateloop_cpp import _vmap as _vmap  # gives them their batching rules
-from gateloop_cpp._checks import expect
 
 
 def linear_recurrence(
@@ -62,22 +61,24 @@ def gate_loop(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    _check_gate_loop(q, k, v, a, initial_state)
-    wide = q.ndim == 4
-    real = a.real.dtype if a.is_complex() else a.dtype
-    kv = k.to(real).unsqueeze(-1) * v.to(real).unsqueeze(-2) if wide else k.to(real) * v.to(real)
-    kv = kv.to(a.dtype)
-    if wide:
-        state_shape = (kv.shape[0], *kv.shape[2:])
-        per_channel = a[..., None, None].expand_as(kv).flatten(2)
-        initial = None if initial_state is None else initial_state.flatten(1)
-        h, final = linear_recurrence(per_channel, kv.flatten(2), initial, reverse)
-        h, final = h.view(kv.shape), final.view(state_shape)
-    else:
-        h, final = linear_recurrence(a, kv, initial_state, reverse)
-    h = h.real if h.is_complex() else h
-    y = (q.to(real).unsqueeze(-2) @ h).squeeze(-2) if wide else q.to(real) * h
-    return y.to(q.dtype), final
+    y, final = torch.ops.gateloop.gate_loop(q, k, v, a, initial_state, reverse)
+    return y, final
+
+
+def gate_loop_recomputed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`gate_loop` that holds no more than its arguments until the backward pass.
+
+    The states of wide heads, (B, T, H, K, V), are then computed a second time.
+    """
+    y, final = torch.ops.gateloop._gate_loop_recomputed(q, k, v, a, initial_state, reverse)
+    return y, final
 
 
 def simple_gate_loop(
@@ -130,36 +131,8 @@ def polar_gate_loop(
     Raises:
         RuntimeError, TypeError: naming the argument, what was expected and what came.
     """
-    y, final = torch.ops.gateloop.gate_loop(q, k, v, z, initial_state, reverse)
+    y, final = torch.ops.gateloop.polar_gate_loop(q, k, v, z, initial_state, reverse)
     return y, final
-
-
-def _check_gate_loop(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, initial_state: Tensor | None
-) -> None:
-    name = "gate_loop"
-    expect(q.ndim in (3, 4), name, "q", "(B, T, D) or (B, T, H, K)", q)
-    expect(q.is_floating_point(), name, "q", "floating point", q, TypeError)
-    expect(k.shape == q.shape, name, "k", f"the shape of q, {tuple(q.shape)}", k)
-    if q.ndim == 3:
-        expect(v.shape == q.shape, name, "v", f"the shape of q, {tuple(q.shape)}", v)
-        transitions = tuple(q.shape)
-    else:
-        transitions = tuple(q.shape[:3])
-        fits = v.ndim == 4 and v.shape[:3] == transitions
-        expect(fits, name, "v", f"(B, T, H, V) = {(*transitions, 'V')}", v)
-    expect(tuple(a.shape) == transitions, name, "a", f"{transitions}, one per head", a)
-    for argument, tensor in (("k", k), ("v", v)):
-        expect(tensor.dtype == q.dtype, name, argument, f"{q.dtype}, as q", tensor, TypeError)
-    double = q.dtype == torch.float64
-    kinds = (torch.complex128, torch.float64) if double else (torch.complex64, torch.float32)
-    expected = f"{kinds[0]} or {kinds[1]} for {q.dtype} sequences"
-    expect(a.dtype in kinds, name, "a", expected, a, TypeError)
-    if initial_state is not None:
-        state = (q.shape[0], *q.shape[2:], *v.shape[3:])
-        expect(initial_state.shape == state, name, "initial_state", str(state), initial_state)
-        same = initial_state.dtype == a.dtype
-        expect(same, name, "initial_state", f"{a.dtype}, as a", initial_state, TypeError)
 
 
 def release_unused_memory() -> int:

@@ -8,8 +8,8 @@
 namespace gateloop::host {
 namespace {
 
-/// Blocks that nobody uses: what gate_loop at (1, 65536, 512) writes forward and backward is 805
-/// MB.
+/// Blocks that nobody uses: what polar_gate_loop at (1, 65536, 512) writes forward and backward is
+/// 805 MB.
 constexpr std::size_t kMostUnused = std::size_t{1} << 30;
 /// In per cent: of a block in use a fifth at most lies idle.
 constexpr std::size_t kLeastShare = 80;

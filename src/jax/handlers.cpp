@@ -79,7 +79,7 @@ void* state(const AnyBuffer& buffer, const char* name, const Shape& s) {
   return buffer.untyped_data();
 }
 void* checkpoints(const AnyBuffer& buffer, const Shape& s) {
-  expect_sizes(buffer, "checkpoints", {s.batch, recurrence::checkpoint_count(s.time), s.channels});
+  expect_sizes(buffer, "checkpoints", {s.batch, recurrence::saved_state_count(s.time), s.channels});
   return buffer.untyped_data();
 }
 
@@ -160,7 +160,7 @@ ffi::Error gate_loop(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, AnyBuffer v
                      AnyBuffer initial_state, Output y, Output final_state, ffi::RemainingRets kept,
                      bool reverse) {
   return guarded("gate_loop", [&] {
-    auto p = sized<recurrence::GateLoop>(q, reverse);
+    auto p = sized<recurrence::PolarGateLoop>(q, reverse);
     const Shape& s = p.shape;
     Fresh fresh;
     p.q = input(q, "q", s);
@@ -170,7 +170,7 @@ ffi::Error gate_loop(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, AnyBuffer v
     p.initial_state = state(initial_state, "initial_state", s);
     p.y = output(y, "y", s, fresh);
     p.final_state = state(*final_state, "final_state", s);
-    if (kept.size() > 0) p.checkpoints = checkpoints(**kept.get<AnyBuffer>(0), s);
+    if (kept.size() > 0) p.saved_states = checkpoints(**kept.get<AnyBuffer>(0), s);
     run_gate(p, fresh, pool);
   });
 }
@@ -180,7 +180,7 @@ ffi::Error gate_loop_backward(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, An
                               Output dq, Output dk, Output dv, Output dz, Output dinitial_state,
                               bool reverse) {
   return guarded("gate_loop_backward", [&] {
-    auto p = sized<recurrence::GateLoopBackward>(q, reverse);
+    auto p = sized<recurrence::PolarGateLoopBackward>(q, reverse);
     const Shape& s = p.shape;
     Fresh fresh;
     p.q = input(q, "q", s);
@@ -188,7 +188,7 @@ ffi::Error gate_loop_backward(ffi::ThreadPool pool, AnyBuffer q, AnyBuffer k, An
     p.v = input(v, "v", s);
     p.z = input(z, "z", s, 2);
     p.dy = input(dy, "dy", s);
-    p.checkpoints = checkpoints(kept, s);
+    p.saved_states = checkpoints(kept, s);
     p.dfinal_state = state(dfinal_state, "dfinal_state", s);
     p.dq = output(dq, "dq", s, fresh);
     p.dk = output(dk, "dk", s, fresh);

@@ -86,7 +86,7 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
     std::tie(y, final_state) = linear_recurrence(one, kv, initial);
     y = q * y;
   } else if (options_.gate == Gate::kPolar) {
-    std::tie(y, final_state) = gate_loop(q, k, v, transition(x, ablation), initial);
+    std::tie(y, final_state) = polar_gate_loop(q, k, v, transition(x, ablation), initial);
   } else {
     std::tie(y, final_state) = simple_gate_loop(q, k * v, transition(x, ablation), initial,
                                                 /*reverse=*/false, options_.normalize_input);

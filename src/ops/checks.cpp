@@ -1,10 +1,17 @@
 #include "ops/checks.h"
 
+#include <ATen/EmptyTensor.h>
+
 #include <algorithm>
 #include <sstream>
+#include <vector>
+
+#include "gateloop/recurrence.h"
 
 namespace gateloop::ops {
 namespace {
+
+using Sizes = std::vector<c10::SymInt>;
 
 std::string names(std::initializer_list<at::ScalarType> dtypes) {
   std::ostringstream out;
@@ -16,70 +23,190 @@ std::string names(std::initializer_list<at::ScalarType> dtypes) {
   return out.str();
 }
 
+/// `t` is there, dense, and all its elements lie in its storage: a storage may be resized to less.
+void check_readable(const char* op, const char* name, const at::Tensor& t) {
+  TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor, got none");
+  TORCH_CHECK(t.layout() == at::kStrided && t.has_storage(), op, ": ", name,
+              " must be a dense tensor, got ", t.toString());
+  if (!t.is_cpu() || t.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
+  const std::size_t needed = at::detail::computeStorageNbytes(
+      t.sizes(), t.strides(), t.itemsize(), static_cast<std::size_t>(t.storage_offset()));
+  TORCH_CHECK(t.numel() == 0 || needed <= t.storage().nbytes(), op, ": ", name, " must lie in ",
+              needed, " bytes of storage, got ", t.storage().nbytes());
+}
+
+/// The arguments of one call, each checked against the first, a sequence (B, T, D).
+class Arguments {
+ public:
+  Arguments(const char* op, const char* name, const at::Tensor& first,
+            std::initializer_list<at::ScalarType> dtypes)
+      : op_(op), name_(name), first_(first) {
+    check_readable(op, name, first);
+    TORCH_CHECK(first.dim() == 3, op, ": ", name, " must be (B, T, D), got a tensor of rank ",
+                first.dim(), " with sizes ", first.sym_sizes());
+    TORCH_CHECK_TYPE(std::find(dtypes.begin(), dtypes.end(), first.scalar_type()) != dtypes.end(),
+                     op, ": ", name, " must be one of ", names(dtypes), ", got ",
+                     first.scalar_type());
+    state_type_ = accumulation_type(first.scalar_type());
+  }
+
+  Arguments& with_complex_states() {
+    state_type_ = at::toComplexType(state_type_);
+    return *this;
+  }
+  /// (B, T, factor D) in the dtype of the first.
+  const Arguments& sequence(const char* name, const OptionalTensor& t, int factor = 1) const {
+    const auto sizes = first_.sym_sizes();
+    expect(name, t.value_or(at::Tensor()), first_.scalar_type(),
+           {sizes[0], sizes[1], sizes[2] * factor});
+    return *this;
+  }
+  const Arguments& optional_sequence(const char* name, const OptionalTensor& t) const {
+    return t.has_value() && t->defined() ? sequence(name, t) : *this;
+  }
+  /// (B, D) in the dtype of states, or absent.
+  const Arguments& state(const char* name, const OptionalTensor& t) const {
+    if (t.has_value() && t->defined()) {
+      expect(name, *t, state_type_, {first_.sym_size(0), first_.sym_size(2)});
+    }
+    return *this;
+  }
+  /// (B, blocks, D) in the dtype of states.
+  void saved_states(const at::Tensor& t) const {
+    constexpr auto kBlock = recurrence::kSavedStateBlock;
+    const c10::SymInt blocks = (first_.sym_size(1) + (kBlock - 1)) / kBlock;
+    expect("saved_states", t, state_type_, {first_.sym_size(0), blocks, first_.sym_size(2)});
+  }
+
+ private:
+  void expect(const char* name, const at::Tensor& t, at::ScalarType dtype,
+              const Sizes& sizes) const {
+    check_readable(op_, name, t);
+    TORCH_CHECK_TYPE(t.scalar_type() == dtype, op_, ": ", name, " must be ", dtype, " where ",
+                     name_, " is ", first_.scalar_type(), ", got ", t.scalar_type());
+    TORCH_CHECK(t.device() == first_.device(), op_, ": ", name, " must be on ", first_.device(),
+                " as ", name_, " is, got ", t.device());
+    TORCH_CHECK(t.sym_sizes() == c10::SymIntArrayRef(sizes), op_, ": ", name, " must be ",
+                c10::SymIntArrayRef(sizes), " where ", name_, " is ", first_.sym_sizes(), ", got ",
+                t.sym_sizes());
+  }
+
+  const char* op_;
+  const char* name_;
+  const at::Tensor& first_;
+  at::ScalarType state_type_;
+};
+
 }  // namespace
 
 at::ScalarType accumulation_type(at::ScalarType storage) {
-  return storage == at::kBFloat16 || storage == at::kHalf ? at::kFloat : storage;
-}
-
-void check_sequence(const char* op, const char* name, const at::Tensor& t,
-                    std::initializer_list<at::ScalarType> dtypes) {
-  TORCH_CHECK(t.dim() == 3, op, ": ", name, " must be (B, T, D), got a tensor of rank ", t.dim(),
-              " with sizes ", t.sym_sizes());
-  TORCH_CHECK_TYPE(std::find(dtypes.begin(), dtypes.end(), t.scalar_type()) != dtypes.end(), op,
-                   ": ", name, " must be one of ", names(dtypes), ", got ", t.scalar_type());
-}
-
-void check_matches(const char* op, const char* name, const at::Tensor& t, const char* like_name,
-                   const at::Tensor& like, std::int64_t channel_factor) {
-  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": ", name, " must be ",
-                   like.scalar_type(), " as ", like_name, " is, got ", t.scalar_type());
-  TORCH_CHECK(t.device() == like.device(), op, ": ", name, " must be on ", like.device(), " as ",
-              like_name, " is, got ", t.device());
-  auto expected = like.sym_sizes().vec();
-  expected.back() = expected.back() * channel_factor;
-  TORCH_CHECK(t.sym_sizes() == c10::SymIntArrayRef(expected), op, ": ", name, " must be ",
-              c10::SymIntArrayRef(expected), " to go with ", like_name, ", got ", t.sym_sizes());
-}
-
-void check_state(const char* op, const char* name, const std::optional<at::Tensor>& state,
-                 const at::Tensor& sequence, at::ScalarType dtype) {
-  if (!state.has_value() || !state->defined()) return;
-  const std::vector<c10::SymInt> expected = {sequence.sym_size(0), sequence.sym_size(2)};
-  TORCH_CHECK_TYPE(state->scalar_type() == dtype, op, ": ", name, " must be ", dtype, " for ",
-                   sequence.scalar_type(), " sequences, got ", state->scalar_type());
-  TORCH_CHECK(state->device() == sequence.device(), op, ": ", name, " must be on ",
-              sequence.device(), ", got ", state->device());
-  TORCH_CHECK(state->sym_sizes() == c10::SymIntArrayRef(expected), op, ": ", name,
-              " must be (B, D) = ", c10::SymIntArrayRef(expected), ", got ", state->sym_sizes());
+  switch (storage) {
+    case at::kBFloat16:
+    case at::kHalf:
+      return at::kFloat;
+    case at::kFloat:
+    case at::kDouble:
+    case at::kComplexFloat:
+    case at::kComplexDouble:
+      return storage;
+    default:
+      TORCH_CHECK_TYPE(false, "gateloop: dtype must be one of ", names(kRecurrenceTypes), ", got ",
+                       storage);
+  }
 }
 
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
-                             const std::optional<at::Tensor>& initial_state) {
-  constexpr auto op = "gateloop::linear_recurrence";
-  check_sequence(op, "x", x, kRecurrenceTypes);
-  check_matches(op, "a", a, "x", x);
-  check_state(op, "initial_state", initial_state, x, accumulation_type(x.scalar_type()));
+                             const OptionalTensor& initial_state) {
+  Arguments("gateloop::linear_recurrence", "x", x, kRecurrenceTypes)
+      .sequence("a", a)
+      .state("initial_state", initial_state);
 }
 
-void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const at::Tensor& z, const std::optional<at::Tensor>& initial_state) {
-  constexpr auto op = "gateloop::gate_loop";
-  check_sequence(op, "q", q, kRealTypes);
-  check_matches(op, "k", k, "q", q);
-  check_matches(op, "v", v, "q", q);
-  check_matches(op, "z", z, "q", q, 2);
-  check_state(op, "initial_state", initial_state, q,
-              at::toComplexType(accumulation_type(q.scalar_type())));
+void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTensor& dfinal_state,
+                                      const at::Tensor& a, const at::Tensor& h,
+                                      const OptionalTensor& initial_state) {
+  Arguments("gateloop::_linear_recurrence_backward", "h", h, kRecurrenceTypes)
+      .optional_sequence("dh", dh)
+      .state("dfinal_state", dfinal_state)
+      .sequence("a", a)
+      .state("initial_state", initial_state);
+}
+
+void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& z, const OptionalTensor& initial_state) {
+  Arguments("gateloop::polar_gate_loop", "q", q, kRealTypes)
+      .with_complex_states()
+      .sequence("k", k)
+      .sequence("v", v)
+      .sequence("z", z, 2)
+      .state("initial_state", initial_state);
+}
+
+void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                    const at::Tensor& z, const at::Tensor& saved_states) {
+  Arguments("gateloop::_polar_gate_loop_backward", "q", q, kRealTypes)
+      .with_complex_states()
+      .optional_sequence("dy", dy)
+      .state("dfinal_state", dfinal_state)
+      .sequence("k", k)
+      .sequence("v", v)
+      .sequence("z", z, 2)
+      .saved_states(saved_states);
 }
 
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                            const std::optional<at::Tensor>& initial_state) {
-  constexpr auto op = "gateloop::simple_gate_loop";
-  check_sequence(op, "q", q, kRealTypes);
-  check_matches(op, "kv", kv, "q", q);
-  check_matches(op, "z", z, "q", q);
-  check_state(op, "initial_state", initial_state, q, accumulation_type(q.scalar_type()));
+                            const OptionalTensor& initial_state) {
+  Arguments("gateloop::simple_gate_loop", "q", q, kRealTypes)
+      .sequence("kv", kv)
+      .sequence("z", z)
+      .state("initial_state", initial_state);
+}
+
+void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+                                     const at::Tensor& saved_states) {
+  Arguments("gateloop::_simple_gate_loop_backward", "q", q, kRealTypes)
+      .optional_sequence("dy", dy)
+      .state("dfinal_state", dfinal_state)
+      .sequence("kv", kv)
+      .sequence("z", z)
+      .saved_states(saved_states);
+}
+
+void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& a, const OptionalTensor& initial_state) {
+  const auto type = q.scalar_type();
+  const auto expect = [&](bool shape, bool dtype, const char* name, const at::Tensor& t,
+                          const auto&... expected) {
+    const auto message = [&] {
+      return c10::str("gateloop::gate_loop: ", name, " must be ", expected..., " where q is ", type,
+                      " ", q.sym_sizes(), " on ", q.device(), ", got ", t.toString(), " ",
+                      t.sym_sizes(), " on ", t.device());
+    };
+    TORCH_CHECK_VALUE(t.defined() && t.layout() == at::kStrided && t.device() == q.device(),
+                      message());
+    TORCH_CHECK_VALUE(shape, message());
+    TORCH_CHECK_TYPE(dtype, message());
+  };
+  const bool wide = q.dim() == 4;
+  const auto sizes = q.sym_sizes();
+  expect(q.dim() == 3 || wide, std::ranges::find(kRealTypes, type) != kRealTypes.end(), "q", q,
+         "(B, T, D) or (B, T, H, K) of ", names(kRealTypes));
+  expect(k.sym_sizes() == sizes, k.scalar_type() == type, "k", k, type, " of the shape of q");
+  const bool v_fits = wide ? v.dim() == 4 && v.sym_sizes().slice(0, 3) == sizes.slice(0, 3)
+                           : v.sym_sizes() == sizes;
+  expect(v_fits, v.scalar_type() == type, "v", v, type, wide ? " (B, T, H, V)" : " (B, T, D)");
+  const auto real = accumulation_type(type), complex = at::toComplexType(real);
+  expect(a.sym_sizes() == sizes.slice(0, 3), a.scalar_type() == real || a.scalar_type() == complex,
+         "a", a, complex, " or ", real, wide ? " (B, T, H)" : " (B, T, D)");
+  if (!initial_state.has_value() || !initial_state->defined()) return;
+  Sizes state = {sizes[0]};
+  state.insert(state.end(), sizes.begin() + 2, sizes.end());
+  if (wide) state.push_back(v.sym_size(3));
+  expect(initial_state->sym_sizes() == c10::SymIntArrayRef(state),
+         initial_state->scalar_type() == a.scalar_type(), "initial_state", *initial_state,
+         a.scalar_type(), " ", c10::SymIntArrayRef(state));
 }
 
 }  // namespace gateloop::ops

@@ -1,15 +1,23 @@
 #pragma once
 
-/// The checks at the operators' door. Each names the op, the argument, what was expected and what
-/// came. They read symbolic sizes, so the CPU and Meta kernels share them.
+/// The checks of the operators' arguments. Each error names the operator, the argument, what was
+/// expected and what came. The sizes may be symbolic: CPU and Meta kernels share the checks.
 #include <ATen/ATen.h>
 
 #include <initializer_list>
 #include <optional>
 
+#include "ops/internal.h"
+
 namespace gateloop::ops {
 
-/// Type of states and accumulations: float32 for bfloat16 and float16, else the type itself.
+inline constexpr std::initializer_list<at::ScalarType> kRecurrenceTypes = {
+    at::kFloat, at::kDouble, at::kComplexFloat, at::kComplexDouble, at::kBFloat16, at::kHalf};
+inline constexpr std::initializer_list<at::ScalarType> kRealTypes = {at::kFloat, at::kDouble,
+                                                                     at::kBFloat16, at::kHalf};
+
+/// Type of states and accumulations: float32 for bfloat16 and float16, else the type itself, which
+/// is one of kRecurrenceTypes.
 at::ScalarType accumulation_type(at::ScalarType storage);
 
 /// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func, no zeros
@@ -20,30 +28,23 @@ inline bool is_plain_cpu(const at::Tensor& t) {
          !t.key_set().has_any(c10::DispatchKeySet({Python, Functionalize, ZeroTensor}));
 }
 
-/// `t` is (B, T, D) in one of `dtypes`.
-void check_sequence(const char* op, const char* name, const at::Tensor& t,
-                    std::initializer_list<at::ScalarType> dtypes);
-
-/// `t` has the sizes of `like` with the channels `channel_factor` times as many, its dtype and its
-/// device.
-void check_matches(const char* op, const char* name, const at::Tensor& t, const char* like_name,
-                   const at::Tensor& like, std::int64_t channel_factor = 1);
-
-/// `state` is (B, D) of `sequence` in `dtype`, or absent.
-void check_state(const char* op, const char* name, const std::optional<at::Tensor>& state,
-                 const at::Tensor& sequence, at::ScalarType dtype);
-
-inline constexpr std::initializer_list<at::ScalarType> kRecurrenceTypes = {
-    at::kFloat, at::kDouble, at::kComplexFloat, at::kComplexDouble, at::kBFloat16, at::kHalf};
-inline constexpr std::initializer_list<at::ScalarType> kRealTypes = {at::kFloat, at::kDouble,
-                                                                     at::kBFloat16, at::kHalf};
-
-/// All the checks of one operator's inputs.
+/// All that one operator reads.
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
-                             const std::optional<at::Tensor>& initial_state);
-void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const at::Tensor& z, const std::optional<at::Tensor>& initial_state);
+                             const OptionalTensor& initial_state);
+void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTensor& dfinal_state,
+                                      const at::Tensor& a, const at::Tensor& h,
+                                      const OptionalTensor& initial_state);
+void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& z, const OptionalTensor& initial_state);
+void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                    const at::Tensor& z, const at::Tensor& saved_states);
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                            const std::optional<at::Tensor>& initial_state);
+                            const OptionalTensor& initial_state);
+void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+                                     const at::Tensor& saved_states);
+void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& a, const OptionalTensor& initial_state);
 
 }  // namespace gateloop::ops

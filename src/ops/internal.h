@@ -12,23 +12,36 @@ namespace gateloop::ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+/// gate_loop in torch's operators and the linear recurrence, of which each has a gradient and a
+/// batching rule.
+std::tuple<at::Tensor, at::Tensor> gate_loop_by_linear_recurrence(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const OptionalTensor& initial_state, bool reverse);
+
+/// gate_loop that holds its arguments until the backward pass, which computes the (B, T, H, K, V)
+/// states of wide heads again.
+std::tuple<at::Tensor, at::Tensor> gate_loop_recomputed(const at::Tensor& q, const at::Tensor& k,
+                                                        const at::Tensor& v, const at::Tensor& a,
+                                                        const OptionalTensor& initial_state,
+                                                        bool reverse);
+
 /// -> (da, dx (B, T, D), dinitial_state (B, D)); h is the forward's output.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward(
     const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
     const at::Tensor& h, const OptionalTensor& initial_state, bool reverse);
 
-/// -> (y (B, T, D), final_state (B, D), checkpoints (B, blocks, D)).
-std::tuple<at::Tensor, at::Tensor, at::Tensor> gate_loop_forward(
+/// -> (y (B, T, D), final_state (B, D), saved_states (B, blocks, D)).
+std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse);
 
 /// -> (dq, dk, dv (B, T, D), dz (B, T, 2 D), dinitial_state (B, D)).
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gate_loop_backward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_backward(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
-    const at::Tensor& k, const at::Tensor& v, const at::Tensor& z, const at::Tensor& checkpoints,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& z, const at::Tensor& saved_states,
     bool reverse);
 
-/// -> (y (B, T, D), final_state (B, D), checkpoints (B, blocks, D)).
+/// -> (y (B, T, D), final_state (B, D), saved_states (B, blocks, D)).
 std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse, bool normalize_input);
@@ -36,7 +49,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward(
 /// -> (dq, dkv, dz (B, T, D), dinitial_state (B, D)).
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
-    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& checkpoints, bool reverse,
+    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
     bool normalize_input);
 
 }  // namespace gateloop::ops

@@ -1,18 +1,18 @@
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/library.h>
 
 #include "gateloop/ops.h"
+#include "ops/define.h"
 #include "ops/internal.h"
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
-  m.def(
-      "linear_recurrence(Tensor a, Tensor x, Tensor? initial_state=None, bool reverse=False) -> "
-      "(Tensor h, Tensor final_state)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
+  using gateloop::ops::define;
+  define(m,
+         "linear_recurrence(Tensor a, Tensor x, Tensor? initial_state=None, bool reverse=False) -> "
+         "(Tensor h, Tensor final_state)");
+  define(
+      m,
       "_linear_recurrence_backward(Tensor? dh, Tensor? dfinal_state, Tensor a, Tensor h, Tensor? "
-      "initial_state, bool reverse) -> (Tensor da, Tensor dx, Tensor dinitial_state)",
-      {at::Tag::pt2_compliant_tag});
+      "initial_state, bool reverse) -> (Tensor da, Tensor dx, Tensor dinitial_state)");
 }
 
 namespace gateloop {

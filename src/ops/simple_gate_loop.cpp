@@ -1,23 +1,22 @@
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/library.h>
 
 #include "gateloop/ops.h"
+#include "ops/define.h"
 #include "ops/internal.h"
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
-  m.def(
-      "simple_gate_loop(Tensor q, Tensor kv, Tensor z, Tensor? initial_state=None, bool "
-      "reverse=False, bool normalize_input=False) -> (Tensor y, Tensor final_state)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "_simple_gate_loop_forward(Tensor q, Tensor kv, Tensor z, Tensor? initial_state, bool "
-      "reverse, bool normalize_input) -> (Tensor y, Tensor final_state, Tensor checkpoints)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
+  using gateloop::ops::define;
+  define(m,
+         "simple_gate_loop(Tensor q, Tensor kv, Tensor z, Tensor? initial_state=None, bool "
+         "reverse=False, bool normalize_input=False) -> (Tensor y, Tensor final_state)");
+  define(m,
+         "_simple_gate_loop_forward(Tensor q, Tensor kv, Tensor z, Tensor? initial_state, bool "
+         "reverse, bool normalize_input) -> (Tensor y, Tensor final_state, Tensor saved_states)");
+  define(
+      m,
       "_simple_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor kv, Tensor z, "
-      "Tensor checkpoints, bool reverse, bool normalize_input) -> (Tensor dq, Tensor dkv, Tensor "
-      "dz, Tensor dinitial_state)",
-      {at::Tag::pt2_compliant_tag});
+      "Tensor saved_states, bool reverse, bool normalize_input) -> (Tensor dq, Tensor dkv, Tensor "
+      "dz, Tensor dinitial_state)");
 }
 
 namespace gateloop {
@@ -43,12 +42,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::simple_gate_loop_forward(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ops::simple_gate_loop_backward(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
-    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& checkpoints, bool reverse,
+    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
     bool normalize_input) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_simple_gate_loop_backward", "")
                              .typed<decltype(simple_gate_loop_backward)>();
-  return op.call(dy, dfinal_state, q, kv, z, checkpoints, reverse, normalize_input);
+  return op.call(dy, dfinal_state, q, kv, z, saved_states, reverse, normalize_input);
 }
 
 }  // namespace gateloop

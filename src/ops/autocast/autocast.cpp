@@ -26,13 +26,12 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_autocast(const at::Tensor& 
   return linear_recurrence(a.to(type), x.to(type), initial_state, reverse);
 }
 
-std::tuple<at::Tensor, at::Tensor> gate_loop_autocast(const at::Tensor& q, const at::Tensor& k,
-                                                      const at::Tensor& v, const at::Tensor& z,
-                                                      const OptionalTensor& initial_state,
-                                                      bool reverse) {
+std::tuple<at::Tensor, at::Tensor> polar_gate_loop_autocast(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto type = widest(q, k, v, z);
-  return gate_loop(q.to(type), k.to(type), v.to(type), z.to(type), initial_state, reverse);
+  return polar_gate_loop(q.to(type), k.to(type), v.to(type), z.to(type), initial_state, reverse);
 }
 
 std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autocast(const at::Tensor& q,
@@ -50,13 +49,13 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autocast(const at::Tensor& q
 
 TORCH_LIBRARY_IMPL(gateloop, AutocastCPU, m) {
   m.impl("linear_recurrence", linear_recurrence_autocast);
-  m.impl("gate_loop", gate_loop_autocast);
+  m.impl("polar_gate_loop", polar_gate_loop_autocast);
   m.impl("simple_gate_loop", simple_gate_loop_autocast);
 }
 
 TORCH_LIBRARY_IMPL(gateloop, AutocastCUDA, m) {
   m.impl("linear_recurrence", linear_recurrence_autocast);
-  m.impl("gate_loop", gate_loop_autocast);
+  m.impl("polar_gate_loop", polar_gate_loop_autocast);
   m.impl("simple_gate_loop", simple_gate_loop_autocast);
 }
 

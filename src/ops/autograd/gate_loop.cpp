@@ -1,9 +1,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
-#include "ops/checks.h"
 #include "ops/internal.h"
 
 namespace gateloop::ops {
@@ -12,73 +10,43 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// The operator in differentiable pieces: y = q Re(h), h = scan(σ(|z|) z/|z|, k v).
-variable_list definition(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const at::Tensor& z, const at::Tensor& initial_state, bool reverse) {
-  const auto real_type = accumulation_type(q.scalar_type());
-  const at::Tensor raw = at::view_as_complex(z.to(real_type).contiguous().unflatten(2, {-1, 2}));
-  const at::Tensor radius = raw.abs();
-  // At z = 0 the unit vector is undefined: there a = 0.5 and no gradient flows.
-  const at::Tensor at_zero = radius == 0;
-  const at::Tensor unit = raw / radius.masked_fill(at_zero, 1);
-  const at::Tensor a = at::where(at_zero, at::full_like(raw, 0.5), radius.sigmoid() * unit);
-  const at::Tensor kv = (k.to(real_type) * v.to(real_type)).to(a.scalar_type());
-  const std::optional<at::Tensor> initial =
-      initial_state.defined() ? std::optional<at::Tensor>(initial_state) : std::nullopt;
-  auto [h, final_state] = linear_recurrence(a, kv, initial, reverse);
-  return {(q.to(real_type) * at::real(h)).to(q.scalar_type()), final_state};
-}
-
-struct GateLoopFunction : torch::autograd::Function<GateLoopFunction> {
+struct RecomputedFunction : torch::autograd::Function<RecomputedFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
-                               const at::Tensor& v, const at::Tensor& z,
+                               const at::Tensor& v, const at::Tensor& a,
                                const OptionalTensor& initial_state, bool reverse) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, final_state, checkpoints] = gate_loop_forward(q, k, v, z, initial_state, reverse);
-    ctx->save_for_backward({q, k, v, z, initial_state.value_or(at::Tensor()), checkpoints});
+    ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor())});
     ctx->saved_data["reverse"] = reverse;
     ctx->set_materialize_grads(false);
+    auto [y, final_state] = gate_loop_recomputed(q, k, v, a, initial_state, reverse);
     return {y, final_state};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &z = saved[3];
-    const at::Tensor &initial = saved[4], &checkpoints = saved[5];
     const bool reverse = ctx->saved_data["reverse"].toBool();
-    variable_list result(6);
-    if (!grads[0].defined() && !grads[1].defined()) return result;
-    if (needs_differentiable_backward()) {
-      result = differentiate(
-          [&](const variable_list& in) {
-            return definition(in[0], in[1], in[2], in[3], in[4], reverse);
-          },
-          {q, k, v, z, initial}, grads);
-      result.emplace_back();
-    } else {
-      auto [dq, dk, dv, dz, dinitial] =
-          gate_loop_backward(grads[0], grads[1], q, k, v, z, checkpoints, reverse);
-      result = {dq, dk, dv, dz, initial.defined() ? dinitial : at::Tensor(), at::Tensor()};
-    }
+    variable_list result = differentiate(
+        [&](const variable_list& in) -> variable_list {
+          auto [y, final_state] =
+              gate_loop_by_linear_recurrence(in[0], in[1], in[2], in[3], in[4], reverse);
+          return {y, final_state};
+        },
+        ctx->get_saved_variables(), grads);
+    result.emplace_back();
     return result;
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> gate_loop_autograd(const at::Tensor& q, const at::Tensor& k,
-                                                      const at::Tensor& v, const at::Tensor& z,
-                                                      const OptionalTensor& initial_state,
-                                                      bool reverse) {
-  // Without a backward pass to come, the forward that keeps no checkpoints.
-  if (!any_requires_grad({q, k, v, z, initial_state.value_or(at::Tensor())})) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return gate_loop(q, k, v, z, initial_state, reverse);
-  }
-  const auto result = GateLoopFunction::apply(q, k, v, z, initial_state, reverse);
+std::tuple<at::Tensor, at::Tensor> gate_loop_recomputed_autograd(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const OptionalTensor& initial_state, bool reverse) {
+  const auto result = RecomputedFunction::apply(q, k, v, a, initial_state, reverse);
   return {result[0], result[1]};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gateloop, Autograd, m) { m.impl("gate_loop", gate_loop_autograd); }
+TORCH_LIBRARY_IMPL(gateloop, Autograd, m) {
+  m.impl("_gate_loop_recomputed", gate_loop_recomputed_autograd);
+}
 
 }  // namespace gateloop::ops

@@ -16,6 +16,8 @@ bool any_requires_grad(std::initializer_list<at::Tensor> inputs) {
 
 variable_list differentiate(const std::function<variable_list(const variable_list&)>& definition,
                             const variable_list& inputs, const variable_list& grad_outputs) {
+  const bool create_graph = at::GradMode::is_enabled();
+  const at::AutoGradMode record(true);
   // One input may be computed from another, or be the same tensor. Only through an alias of its own
   // does each receive what is its part and not also what flows through the others.
   variable_list aliases, used_outputs, used_grads, wanted;
@@ -33,8 +35,8 @@ variable_list differentiate(const std::function<variable_list(const variable_lis
   variable_list gradients(inputs.size());
   if (used_outputs.empty() || wanted.empty()) return gradients;
   const variable_list found =
-      torch::autograd::grad(used_outputs, wanted, used_grads, /*retain_graph=*/true,
-                            /*create_graph=*/true, /*allow_unused=*/true);
+      torch::autograd::grad(used_outputs, wanted, used_grads, /*retain_graph=*/create_graph,
+                            create_graph, /*allow_unused=*/true);
   std::size_t next = 0;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].defined() && inputs[i].requires_grad()) gradients[i] = found[next++];

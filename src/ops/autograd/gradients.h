@@ -15,8 +15,8 @@ bool any_requires_grad(std::initializer_list<at::Tensor> inputs);
 /// operator's definition.
 inline bool needs_differentiable_backward() { return at::GradMode::is_enabled(); }
 
-/// Partial gradients of definition(inputs) with respect to `inputs`, with a graph; undefined where
-/// an input needs none. Undefined grad_outputs count as zeros.
+/// Partial gradients of definition(inputs) with respect to `inputs`, with a graph under
+/// create_graph; undefined where an input needs none. Undefined grad_outputs count as zeros.
 torch::autograd::variable_list differentiate(
     const std::function<torch::autograd::variable_list(const torch::autograd::variable_list&)>&
         definition,

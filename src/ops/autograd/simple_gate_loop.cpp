@@ -31,9 +31,9 @@ struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction
                                const at::Tensor& z, const OptionalTensor& initial_state,
                                bool reverse, bool normalize_input) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, final_state, checkpoints] =
+    auto [y, final_state, saved_states] =
         simple_gate_loop_forward(q, kv, z, initial_state, reverse, normalize_input);
-    ctx->save_for_backward({q, kv, z, initial_state.value_or(at::Tensor()), checkpoints});
+    ctx->save_for_backward({q, kv, z, initial_state.value_or(at::Tensor()), saved_states});
     ctx->saved_data["reverse"] = reverse;
     ctx->saved_data["normalize_input"] = normalize_input;
     ctx->set_materialize_grads(false);
@@ -43,7 +43,7 @@ struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &q = saved[0], &kv = saved[1], &z = saved[2];
-    const at::Tensor &initial = saved[3], &checkpoints = saved[4];
+    const at::Tensor &initial = saved[3], &saved_states = saved[4];
     const bool reverse = ctx->saved_data["reverse"].toBool();
     const bool normalize_input = ctx->saved_data["normalize_input"].toBool();
     variable_list result(6);
@@ -57,7 +57,7 @@ struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction
       result.resize(6);
     } else {
       auto [dq, dkv, dz, dinitial] = simple_gate_loop_backward(
-          grads[0], grads[1], q, kv, z, checkpoints, reverse, normalize_input);
+          grads[0], grads[1], q, kv, z, saved_states, reverse, normalize_input);
       result = {dq, dkv, dz, initial.defined() ? dinitial : at::Tensor(), {}, {}};
     }
     return result;
@@ -69,7 +69,7 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autograd(const at::Tensor& q
                                                              const at::Tensor& z,
                                                              const OptionalTensor& initial_state,
                                                              bool reverse, bool normalize_input) {
-  // Without a backward pass to come, the forward that keeps no checkpoints.
+  // Without a backward pass to come, the forward that saves no states.
   if (!any_requires_grad({q, kv, z, initial_state.value_or(at::Tensor())})) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return simple_gate_loop(q, kv, z, initial_state, reverse, normalize_input);

@@ -46,8 +46,9 @@ recurrence::Shape kernel_shape(const at::Tensor& sequence) {
   return {sequence.size(0), sequence.size(1), sequence.size(2)};
 }
 
-at::Tensor with_contiguous_channels(const at::Tensor& sequence) {
-  const at::Tensor resolved = sequence.resolve_conj().resolve_neg();
+at::Tensor with_contiguous_channels(const std::optional<at::Tensor>& sequence) {
+  if (!sequence.has_value() || !sequence->defined()) return {};
+  const at::Tensor resolved = sequence->resolve_conj().resolve_neg();
   const bool contiguous = resolved.stride(2) == 1 || resolved.size(2) == 1;
   return contiguous ? resolved : resolved.contiguous();
 }
@@ -87,8 +88,8 @@ void run_kernel(const Params& params) {
 
 template void run_kernel(const recurrence::LinearRecurrence&);
 template void run_kernel(const recurrence::LinearRecurrenceBackward&);
-template void run_kernel(const recurrence::GateLoop&);
-template void run_kernel(const recurrence::GateLoopBackward&);
+template void run_kernel(const recurrence::PolarGateLoop&);
+template void run_kernel(const recurrence::PolarGateLoopBackward&);
 template void run_kernel(const recurrence::SimpleGateLoop&);
 template void run_kernel(const recurrence::SimpleGateLoopBackward&);
 template void run_kernel(const recurrence::MatrixVector&);

@@ -19,8 +19,8 @@ recurrence::Executor torch_threads();
 recurrence::Shape kernel_shape(const at::Tensor& sequence);
 
 /// The tensor itself where its channels are contiguous, with any stride on batch and time; a
-/// contiguous copy elsewhere.
-at::Tensor with_contiguous_channels(const at::Tensor& sequence);
+/// contiguous copy elsewhere. Undefined where absent.
+at::Tensor with_contiguous_channels(const std::optional<at::Tensor>& sequence);
 
 /// Views for the kernels. The tensors must outlive them. An undefined tensor gives null pointers.
 recurrence::ConstSequence input(const at::Tensor& sequence);
@@ -39,8 +39,8 @@ void run_kernel(const Params& params);
 
 extern template void run_kernel(const recurrence::LinearRecurrence&);
 extern template void run_kernel(const recurrence::LinearRecurrenceBackward&);
-extern template void run_kernel(const recurrence::GateLoop&);
-extern template void run_kernel(const recurrence::GateLoopBackward&);
+extern template void run_kernel(const recurrence::PolarGateLoop&);
+extern template void run_kernel(const recurrence::PolarGateLoopBackward&);
 extern template void run_kernel(const recurrence::SimpleGateLoop&);
 extern template void run_kernel(const recurrence::SimpleGateLoopBackward&);
 extern template void run_kernel(const recurrence::MatrixVector&);

@@ -32,10 +32,10 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, co
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
     const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
     const at::Tensor& h, const OptionalTensor& initial_state, bool reverse) {
+  check_linear_recurrence_backward(dh, dfinal_state, a, h, initial_state);
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor h_ = with_contiguous_channels(h);
-  const bool has_dh = dh.has_value() && dh->defined();
-  const at::Tensor dh_ = has_dh ? with_contiguous_channels(*dh) : at::Tensor();
+  const at::Tensor dh_ = with_contiguous_channels(dh);
   const at::Tensor initial = contiguous(initial_state);
   const at::Tensor dfinal = contiguous(dfinal_state);
   at::Tensor da = empty_sequence(h.sizes(), h.options());

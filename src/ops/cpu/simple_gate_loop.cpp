@@ -11,11 +11,11 @@ at::TensorOptions state_options(const at::Tensor& q) {
   return q.options().dtype(accumulation_type(q.scalar_type()));
 }
 
-/// `checkpoints`: (B, blocks, D), or undefined where no backward pass follows.
+/// `saved_states`: (B, blocks, D), or undefined where no backward pass follows.
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor& kv,
                                            const at::Tensor& z, const OptionalTensor& initial_state,
                                            bool reverse, bool normalize_input,
-                                           const at::Tensor& checkpoints) {
+                                           const at::Tensor& saved_states) {
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
@@ -34,7 +34,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
       .initial_state = state_input(initial),
       .y = output(y),
       .final_state = final_state.mutable_data_ptr(),
-      .checkpoints = checkpoints.defined() ? checkpoints.mutable_data_ptr() : nullptr});
+      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr});
   return {y, final_state};
 }
 
@@ -50,26 +50,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse, bool normalize_input) {
   check_simple_gate_loop(q, kv, z, initial_state);
-  at::Tensor checkpoints =
-      at::empty({q.size(0), recurrence::checkpoint_count(q.size(1)), q.size(2)}, state_options(q));
-  auto [y, final_state] = forward(q, kv, z, initial_state, reverse, normalize_input, checkpoints);
-  return {y, final_state, checkpoints};
+  at::Tensor saved_states =
+      at::empty({q.size(0), recurrence::saved_state_count(q.size(1)), q.size(2)}, state_options(q));
+  auto [y, final_state] = forward(q, kv, z, initial_state, reverse, normalize_input, saved_states);
+  return {y, final_state, saved_states};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_cpu(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
-    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& checkpoints, bool reverse,
+    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
     bool normalize_input) {
+  check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states);
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
-  const bool has_dy = dy.has_value() && dy->defined();
-  const at::Tensor dy_ = has_dy ? with_contiguous_channels(*dy) : at::Tensor();
+  const at::Tensor dy_ = with_contiguous_channels(dy);
   const at::Tensor dfinal = contiguous(dfinal_state);
   at::Tensor dq = empty_sequence(q.sizes(), q.options());
   at::Tensor dkv = empty_sequence(q.sizes(), q.options());
   at::Tensor dz = empty_sequence(q.sizes(), q.options());
-  at::Tensor dinitial = at::empty({q.size(0), q.size(2)}, checkpoints.options());
+  at::Tensor dinitial = at::empty({q.size(0), q.size(2)}, saved_states.options());
 
   run_kernel(recurrence::SimpleGateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
                                                 .shape = kernel_shape(q),
@@ -79,7 +79,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
                                                 .kv = input(kv_),
                                                 .z = input(z_),
                                                 .dy = input(dy_),
-                                                .checkpoints = checkpoints.const_data_ptr(),
+                                                .saved_states = saved_states.const_data_ptr(),
                                                 .dfinal_state = state_input(dfinal),
                                                 .dq = output(dq),
                                                 .dkv = output(dkv),

@@ -15,8 +15,9 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_meta(const at::Tensor& a, c
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_meta(
-    const OptionalTensor& /*dh*/, const OptionalTensor& /*dfinal_state*/, const at::Tensor& /*a*/,
-    const at::Tensor& h, const OptionalTensor& /*initial_state*/, bool /*reverse*/) {
+    const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
+    const at::Tensor& h, const OptionalTensor& initial_state, bool /*reverse*/) {
+  check_linear_recurrence_backward(dh, dfinal_state, a, h, initial_state);
   return {empty_sequence(h), empty_sequence(h), empty_state(h, accumulation_type(h.scalar_type()))};
 }
 

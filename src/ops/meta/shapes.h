@@ -19,9 +19,9 @@ inline at::Tensor empty_state(const at::Tensor& sequence, at::ScalarType dtype) 
 }
 
 /// (B, blocks, D) of a (B, T, D) sequence.
-inline at::Tensor empty_checkpoints(const at::Tensor& sequence, at::ScalarType dtype) {
+inline at::Tensor empty_saved_states(const at::Tensor& sequence, at::ScalarType dtype) {
   const c10::SymInt blocks =
-      (sequence.sym_size(1) + (recurrence::kCheckpointBlock - 1)) / recurrence::kCheckpointBlock;
+      (sequence.sym_size(1) + (recurrence::kSavedStateBlock - 1)) / recurrence::kSavedStateBlock;
   return at::empty_symint({sequence.sym_size(0), blocks, sequence.sym_size(2)},
                           sequence.options().dtype(dtype));
 }

@@ -22,13 +22,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_meta(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const OptionalTensor& initial_state, bool /*reverse*/, bool /*normalize_input*/) {
   check_simple_gate_loop(q, kv, z, initial_state);
-  return {empty_sequence(q), empty_state(q, state_type(q)), empty_checkpoints(q, state_type(q))};
+  return {empty_sequence(q), empty_state(q, state_type(q)), empty_saved_states(q, state_type(q))};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_meta(
-    const OptionalTensor& /*dy*/, const OptionalTensor& /*dfinal_state*/, const at::Tensor& q,
-    const at::Tensor& /*kv*/, const at::Tensor& /*z*/, const at::Tensor& /*checkpoints*/,
-    bool /*reverse*/, bool /*normalize_input*/) {
+    const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
+    const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool /*reverse*/,
+    bool /*normalize_input*/) {
+  check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states);
   return {empty_sequence(q), empty_sequence(q), empty_sequence(q), empty_state(q, state_type(q))};
 }
 

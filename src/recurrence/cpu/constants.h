@@ -17,14 +17,14 @@ inline constexpr std::int64_t kTileCarryBytes = 8192;
 
 /// Rows prefetched ahead where a tile is narrower than the row, so that memory is read with gaps
 /// that end every hardware prefetch. (1, 65536, 512) in tiles of 256 channels on one thread, 0 -> 2
-/// rows: LinearRecurrence 17.5 -> 12.3 ms, GateLoop 40 -> 26, SimpleGateLoop 42 -> 20.
+/// rows: LinearRecurrence 17.5 -> 12.3 ms, PolarGateLoop 40 -> 26, SimpleGateLoop 42 -> 20.
 inline constexpr std::int64_t kTileRowsAhead = 2;
-/// And where it is not: GateLoop 23 -> 17 ms; the others gain nothing.
-inline constexpr std::int64_t kGateLoopRowsAhead = 1;
+/// And where it is not: PolarGateLoop 23 -> 17 ms; the others gain nothing.
+inline constexpr std::int64_t kPolarGateLoopRowsAhead = 1;
 
-/// A backward unit keeps the states and gates of one checkpoint block here; it must stay in L2.
-/// GateLoopBackward (1, 65536, 512), checkpoints every 64 steps: 221 ms with 64 KiB, 150 with 128,
-/// 109 with 256, 65 with 1024; every 16 steps, where 256 KiB hold as wide a tile, 65 ms.
+/// A backward unit keeps the states and gates of one block of saved states here; it must stay in
+/// L2. PolarGateLoopBackward (1, 65536, 512), states saved every 64 steps: 221 ms with 64 KiB, 150
+/// with 128, 109 with 256, 65 with 1024; every 16 steps, where 256 KiB hold as wide a tile, 65 ms.
 inline constexpr std::int64_t kStashBytes = 256 * 1024;
 
 /// Calls with fewer (B, T, D) elements run on the calling thread: waking a pool takes some 5 us.
@@ -43,8 +43,8 @@ inline constexpr std::int64_t kNormRows = 128;
 /// threads share cores.
 inline constexpr std::int64_t kPhaseSpins = 20'000;
 
-/// Rows that a step leaves there: see GateLoopStash and SimpleStash.
-inline constexpr std::int64_t kGateLoopStashPlanes = 6;
+/// Rows that a step leaves there: see PolarGateLoopStash and SimpleStash.
+inline constexpr std::int64_t kPolarGateLoopStashPlanes = 6;
 inline constexpr std::int64_t kSimpleStashPlanes = 3;
 
 /// Outputs of more bytes than this bypass the cache (about one last-level cache). Of 128 MB, an
@@ -55,11 +55,11 @@ inline constexpr std::int64_t kStreamBytes = 32 << 20;
 /// Time is cut into blocks only where batch × cache lines of channels is below kCutLines and time
 /// at least kCutMinSteps: a rule on the shape alone, for the cut changes the rounding. The cut
 /// reads its input twice, the second time from cache. (1, 2^20, 8) on one thread and on two:
-/// LinearRecurrence 3.5 and 2.4 ms, GateLoop 17.4 and 9.3, its adjoint 31.8 and 17.3.
+/// LinearRecurrence 3.5 and 2.4 ms, PolarGateLoop 17.4 and 9.3, its adjoint 31.8 and 17.3.
 inline constexpr std::int64_t kCutLines = 4;
 /// Not measured: some 20 us of LinearRecurrence on one thread, a few times the waking of a pool.
 inline constexpr std::int64_t kCutMinSteps = 4096;
-/// A multiple of kCheckpointBlock. SimpleGateLoop (1, 2^20, 8) on two threads and on
+/// A multiple of kSavedStateBlock. SimpleGateLoop (1, 2^20, 8) on two threads and on
 /// one, with blocks of 256: 5.7 and 11.5 ms; of 1024: 5.3 and 10.2.
 inline constexpr std::int64_t kCutBlockSteps = 1024;
 /// The widest carry that is cut: below kCutLines lines of half precision, complex float32 states.
@@ -68,7 +68,7 @@ inline constexpr std::int64_t kCutRowBytes = (kCutLines - 1) * kCacheLine / 2 * 
 /// Cache lines of one sequence in a block of a pipeline; with those of the other sequences they
 /// stay in L2. (1, 65536, 512) on two threads of a Zen 4, where a tile would be half a row, with
 /// blocks of 16, 32 and 64 steps: LinearRecurrence 13.5 -> 12.0, 10.5, 10.5 ms, its adjoint 20 ->
-/// 20, 18.5, 18.5, that of GateLoop 59 -> 52, 51.5, 50.5, that of SimpleGateLoop 39 ->
+/// 20, 18.5, 18.5, that of PolarGateLoop 59 -> 52, 51.5, 50.5, that of SimpleGateLoop 39 ->
 /// 31, 30.7, 29.
 inline constexpr std::int64_t kPipelineLines = 2048;
 

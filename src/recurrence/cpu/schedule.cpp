@@ -12,7 +12,7 @@
 namespace gateloop::recurrence::cpu {
 namespace {
 
-static_assert(kCutBlockSteps % kCheckpointBlock == 0);
+static_assert(kCutBlockSteps % kSavedStateBlock == 0);
 
 std::int64_t div_up(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 std::int64_t round_up(std::int64_t n, std::int64_t d) { return div_up(n, d) * d; }
@@ -56,7 +56,7 @@ std::int64_t tile_channels(const Problem& p, int threads) {
 }
 
 std::int64_t pipeline_steps(const Problem& p) {
-  return kPipelineLines / row_lines(p) / kCheckpointBlock * kCheckpointBlock;
+  return kPipelineLines / row_lines(p) / kSavedStateBlock * kSavedStateBlock;
 }
 
 /// Where tiles are narrow because sequences are few, and time is long enough for all threads to be

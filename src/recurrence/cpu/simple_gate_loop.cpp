@@ -9,8 +9,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "recurrence/cpu/checkpoints-inl.h"
 #include "recurrence/cpu/gates-inl.h"
+#include "recurrence/cpu/saved_states-inl.h"
 #include "recurrence/cpu/sweep-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -57,7 +57,7 @@ struct SimpleOp {
   View<const S, 1> q, kv, z;
   View<S, 1> y;
   Shape shape;
-  T* checkpoints;
+  T* saved_states;
   bool normalize;
 
   explicit SimpleOp(const SimpleGateLoop& p)
@@ -67,21 +67,22 @@ struct SimpleOp {
         z(p.z, p.shape, p.reverse),
         y(p.y, p.shape, p.reverse, 1, streams),
         shape(p.shape),
-        checkpoints(static_cast<T*>(p.checkpoints)),
+        saved_states(static_cast<T*>(p.saved_states)),
         normalize(p.normalize_input) {}
   SimpleStep<S> StepAt(const Unit& u) const {
     return {q.At(u), kv.At(u), z.At(u), y.At(u), normalize};
   }
   SimpleStep<S> ReaderAt(const Unit& u) const { return StepAt(u); }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
-    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
-                         {RowsAhead(u, shape, 0), shape.time});
+    SweepSavingStates(StepAt(u), u, steps, shape, state, saved_states,
+                      {RowsAhead(u, shape, 0), shape.time});
   }
 };
 
 // ---------------------------------------------------------------- backward
 
-/// What the recomputation of one checkpoint block leaves for the sweep back: kPlanes rows a step.
+/// What the recomputation of one block of saved states leaves for the sweep back: kPlanes rows a
+/// step.
 template <class T>
 struct SimpleStash {
   static constexpr std::int64_t kPlanes = kSimpleStashPlanes;  // h_{t-1}, a, 1 - a
@@ -168,7 +169,7 @@ struct SimpleAdjointOp {
   View<const S, 1> q, kv, z, dy;
   View<S, 1> dq, dkv, dz;
   Shape shape;
-  const T* checkpoints;
+  const T* saved_states;
   bool normalize;
 
   explicit SimpleAdjointOp(const SimpleGateLoopBackward& p)
@@ -181,7 +182,7 @@ struct SimpleAdjointOp {
         dkv(p.dkv, p.shape, p.reverse, 1, streams),
         dz(p.dz, p.shape, p.reverse, 1, streams),
         shape(p.shape),
-        checkpoints(static_cast<const T*>(p.checkpoints)),
+        saved_states(static_cast<const T*>(p.saved_states)),
         normalize(p.normalize_input) {}
   SimpleAdjointStep<S> StepAt(const Unit& u) const {
     return {q.At(u),   kv.At(u), z.At(u),   dy.At(u),       dq.At(u),
@@ -193,7 +194,7 @@ struct SimpleAdjointOp {
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
     auto back = StepAt(u);
     auto recompute = ReaderAt(u);
-    ForEachCheckpointBack<Real>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
+    ForEachSavedStateBack<Real>(u, steps, shape, saved_states, [&](Steps block, Carry<T>& state) {
       back.stash = recompute.stash = {stash, block.begin, StashWidth(u)};
       Sweep(recompute, block, u.channels, state, BlockBefore(shape));
       Sweep(back, block, u.channels, carry);
@@ -233,7 +234,7 @@ Problem problem_of(const SimpleGateLoopBackward& p) {
   Problem problem =
       sized_problem("SimpleGateLoopBackward", p, /*complex_allowed=*/false, /*carry_parts=*/1);
   problem.adjoint = true;
-  problem.stash_bytes = kCheckpointBlock * kSimpleStashPlanes * accumulation_bytes(p.dtype);
+  problem.stash_bytes = kSavedStateBlock * kSimpleStashPlanes * accumulation_bytes(p.dtype);
   problem.carry_in = p.dfinal_state;
   problem.carry_out = p.dinitial_state;
   return problem;

@@ -106,7 +106,7 @@ HWY_INLINE void Store(D d, V v, const Rows<S>& rows, std::int64_t t, std::int64_
 // ---------------------------------------------------------------- loops
 
 /// The carry of a tile while it is swept: (re, im) planes in L1. Outside, in states and
-/// checkpoints, it is interleaved.
+/// saved states, it is interleaved.
 template <class T>
 struct Carry {
   static constexpr std::int64_t kPlane = kTileCarryBytes / 2 / static_cast<std::int64_t>(sizeof(T));

@@ -54,13 +54,14 @@ TEST_F(Forms, GateLoop) {
   const auto h = std::get<0>(gateloop::linear_recurrence(a, (k * v).to(torch::kComplexDouble)));
   expect_close(q * at::real(h), surrogate, kTolerance);
 
-  expect_close(std::get<0>(gateloop::gate_loop(q, k, v, z)), surrogate, kTolerance);
+  expect_close(std::get<0>(gateloop::polar_gate_loop(q, k, v, z)), surrogate, kTolerance);
 
   std::vector<Tensor> steps;
   std::optional<Tensor> state;
   for (std::int64_t t = 0; t < kTime; ++t) {
     const auto at_step = [t](const Tensor& sequence) { return sequence.narrow(1, t, 1); };
-    auto [y, next] = gateloop::gate_loop(at_step(q), at_step(k), at_step(v), at_step(z), state);
+    auto [y, next] =
+        gateloop::polar_gate_loop(at_step(q), at_step(k), at_step(v), at_step(z), state);
     steps.push_back(y);
     state = next;
   }

@@ -5,12 +5,12 @@
 #include "recurrence/cpu/schedule.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "recurrence/cpu/gate_loop.cpp"
+#define HWY_TARGET_INCLUDE "recurrence/cpu/polar_gate_loop.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "recurrence/cpu/checkpoints-inl.h"
 #include "recurrence/cpu/gates-inl.h"
+#include "recurrence/cpu/saved_states-inl.h"
 #include "recurrence/cpu/sweep-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -20,7 +20,7 @@ namespace HWY_NAMESPACE {
 // ---------------------------------------------------------------- forward
 
 template <class S>
-struct GateLoopStep {
+struct PolarGateLoopStep {
   static constexpr bool kAdjoint = false;
   template <class D>
   using Value = Complex<D>;
@@ -47,7 +47,7 @@ struct GateLoopStep {
 };
 
 template <class S>
-struct GateLoopOp {
+struct PolarGateLoopOp {
   using T = Accumulation<S>;
   template <class D>
   using Value = Complex<D>;
@@ -57,9 +57,9 @@ struct GateLoopOp {
   View<const S, 2> z;
   View<S, 1> y;
   Shape shape;
-  T* checkpoints;
+  T* saved_states;
 
-  explicit GateLoopOp(const GateLoop& p)
+  explicit PolarGateLoopOp(const PolarGateLoop& p)
       : streams(Streams<S>(p.shape, 1)),
         q(p.q, p.shape, p.reverse),
         k(p.k, p.shape, p.reverse),
@@ -67,24 +67,25 @@ struct GateLoopOp {
         z(p.z, p.shape, p.reverse),
         y(p.y, p.shape, p.reverse, 1, streams),
         shape(p.shape),
-        checkpoints(static_cast<T*>(p.checkpoints)) {}
-  GateLoopStep<S> StepAt(const Unit& u) const {
+        saved_states(static_cast<T*>(p.saved_states)) {}
+  PolarGateLoopStep<S> StepAt(const Unit& u) const {
     return {q.At(u), k.At(u), v.At(u), z.At(u), y.At(u)};
   }
-  GateLoopStep<S> ReaderAt(const Unit& u) const { return StepAt(u); }
+  PolarGateLoopStep<S> ReaderAt(const Unit& u) const { return StepAt(u); }
   void Scan(const Unit& u, Steps steps, Carry<T>& state, T*) const {
-    SweepWithCheckpoints(StepAt(u), u, steps, shape, state, checkpoints,
-                         {RowsAhead(u, shape, kGateLoopRowsAhead), shape.time});
+    SweepSavingStates(StepAt(u), u, steps, shape, state, saved_states,
+                      {RowsAhead(u, shape, kPolarGateLoopRowsAhead), shape.time});
   }
 };
 
 // ---------------------------------------------------------------- backward
 
-/// What the recomputation of one checkpoint block leaves for the sweep back: kPlanes rows a step.
+/// What the recomputation of one block of saved states leaves for the sweep back: kPlanes rows a
+/// step.
 template <class T>
-struct GateLoopStash {
+struct PolarGateLoopStash {
   static constexpr std::int64_t kPlanes =
-      kGateLoopStashPlanes;  // h_{t-1} and a in pairs, radial, tangential
+      kPolarGateLoopStashPlanes;  // h_{t-1} and a in pairs, radial, tangential
   T* first;
   std::int64_t begin, width;
   HWY_INLINE T* Row(std::int64_t t, std::int64_t plane) const {
@@ -94,14 +95,14 @@ struct GateLoopStash {
 
 /// The state is recomputed bit for bit as in the forward pass, and with it the gate.
 template <class S>
-struct GateLoopRecompute {
+struct PolarGateLoopRecompute {
   using T = Accumulation<S>;
   static constexpr bool kAdjoint = false;
   template <class D>
   using Value = Complex<D>;
 
   Rows<const S> q, k, v, z, dy;
-  GateLoopStash<T> stash;
+  PolarGateLoopStash<T> stash;
 
   template <class How, class D>
   HWY_INLINE void Fetch(D d, std::int64_t t, std::int64_t c) const {
@@ -124,7 +125,7 @@ struct GateLoopRecompute {
 
 /// The carry is conj(a_t) g_t, as in the linear recurrence.
 template <class S>
-struct GateLoopAdjointStep {
+struct PolarGateLoopAdjointStep {
   using T = Accumulation<S>;
   static constexpr bool kAdjoint = true;
   template <class D>
@@ -132,7 +133,7 @@ struct GateLoopAdjointStep {
 
   Rows<const S> q, k, v, z, dy;
   Rows<S> dq, dk, dv, dz;
-  GateLoopStash<T> stash;
+  PolarGateLoopStash<T> stash;
 
   template <class D>
   HWY_INLINE Affine<Complex<D>, Complex<D>> Transition(D d, std::int64_t t, std::int64_t c) const {
@@ -166,7 +167,7 @@ struct GateLoopAdjointStep {
 };
 
 template <class S>
-struct GateLoopAdjointOp {
+struct PolarGateLoopAdjointOp {
   using T = Accumulation<S>;
   template <class D>
   using Value = Complex<D>;
@@ -177,9 +178,9 @@ struct GateLoopAdjointOp {
   View<S, 1> dq, dk, dv;
   View<S, 2> dz;
   Shape shape;
-  const T* checkpoints;
+  const T* saved_states;
 
-  explicit GateLoopAdjointOp(const GateLoopBackward& p)
+  explicit PolarGateLoopAdjointOp(const PolarGateLoopBackward& p)
       : streams(Streams<S>(p.shape, 5)),
         q(p.q, p.shape, p.reverse),
         k(p.k, p.shape, p.reverse),
@@ -191,32 +192,33 @@ struct GateLoopAdjointOp {
         dv(p.dv, p.shape, p.reverse, 1, streams),
         dz(p.dz, p.shape, p.reverse, 1, streams),
         shape(p.shape),
-        checkpoints(static_cast<const T*>(p.checkpoints)) {}
-  GateLoopAdjointStep<S> StepAt(const Unit& u) const {
+        saved_states(static_cast<const T*>(p.saved_states)) {}
+  PolarGateLoopAdjointStep<S> StepAt(const Unit& u) const {
     return {q.At(u),  k.At(u),  v.At(u),  z.At(u),  dy.At(u),
             dq.At(u), dk.At(u), dv.At(u), dz.At(u), {nullptr, 0, 0}};
   }
-  GateLoopRecompute<S> ReaderAt(const Unit& u) const {
+  PolarGateLoopRecompute<S> ReaderAt(const Unit& u) const {
     return {q.At(u), k.At(u), v.At(u), z.At(u), (dy.IsNull() ? q : dy).At(u), {nullptr, 0, 0}};
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
     auto back = StepAt(u);
     auto recompute = ReaderAt(u);
-    ForEachCheckpointBack<Complex>(u, steps, shape, checkpoints, [&](Steps block, Carry<T>& state) {
-      back.stash = recompute.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(recompute, block, u.channels, state, BlockBefore(shape));
-      Sweep(back, block, u.channels, carry);
-    });
+    ForEachSavedStateBack<Complex>(
+        u, steps, shape, saved_states, [&](Steps block, Carry<T>& state) {
+          back.stash = recompute.stash = {stash, block.begin, StashWidth(u)};
+          Sweep(recompute, block, u.channels, state, BlockBefore(shape));
+          Sweep(back, block, u.channels, carry);
+        });
   }
 };
 
-void RunGateLoop(const GateLoop& p, const Problem& problem, const Executor& executor,
-                 void* scratch) {
-  RunReal<GateLoopOp>(p, problem, executor, scratch);
+void RunPolarGateLoop(const PolarGateLoop& p, const Problem& problem, const Executor& executor,
+                      void* scratch) {
+  RunReal<PolarGateLoopOp>(p, problem, executor, scratch);
 }
-void RunGateLoopBackward(const GateLoopBackward& p, const Problem& problem,
-                         const Executor& executor, void* scratch) {
-  RunReal<GateLoopAdjointOp>(p, problem, executor, scratch);
+void RunPolarGateLoopBackward(const PolarGateLoopBackward& p, const Problem& problem,
+                              const Executor& executor, void* scratch) {
+  RunReal<PolarGateLoopAdjointOp>(p, problem, executor, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -226,22 +228,22 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace gateloop::recurrence {
 namespace cpu {
-HWY_EXPORT(RunGateLoop);
-HWY_EXPORT(RunGateLoopBackward);
+HWY_EXPORT(RunPolarGateLoop);
+HWY_EXPORT(RunPolarGateLoopBackward);
 namespace {
 
-Problem problem_of(const GateLoop& p) {
-  Problem problem = sized_problem("GateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/2);
+Problem problem_of(const PolarGateLoop& p) {
+  Problem problem = sized_problem("PolarGateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/2);
   problem.carry_in = p.initial_state;
   problem.carry_out = p.final_state;
   return problem;
 }
 
-Problem problem_of(const GateLoopBackward& p) {
+Problem problem_of(const PolarGateLoopBackward& p) {
   Problem problem =
-      sized_problem("GateLoopBackward", p, /*complex_allowed=*/false, /*carry_parts=*/2);
+      sized_problem("PolarGateLoopBackward", p, /*complex_allowed=*/false, /*carry_parts=*/2);
   problem.adjoint = true;
-  problem.stash_bytes = kCheckpointBlock * kGateLoopStashPlanes * accumulation_bytes(p.dtype);
+  problem.stash_bytes = kSavedStateBlock * kPolarGateLoopStashPlanes * accumulation_bytes(p.dtype);
   problem.carry_in = p.dfinal_state;
   problem.carry_out = p.dinitial_state;
   return problem;
@@ -250,19 +252,19 @@ Problem problem_of(const GateLoopBackward& p) {
 }  // namespace
 }  // namespace cpu
 
-std::size_t scratch_bytes(const GateLoop& p, int threads) {
+std::size_t scratch_bytes(const PolarGateLoop& p, int threads) {
   return cpu::scratch_bytes(cpu::problem_of(p), threads);
 }
-std::size_t scratch_bytes(const GateLoopBackward& p, int threads) {
+std::size_t scratch_bytes(const PolarGateLoopBackward& p, int threads) {
   return cpu::scratch_bytes(cpu::problem_of(p), threads);
 }
-void run(const GateLoop& p, const Executor& executor, void* scratch) {
+void run(const PolarGateLoop& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunGateLoop)(p, problem_of(p), executor, scratch);
+  HWY_DYNAMIC_DISPATCH(RunPolarGateLoop)(p, problem_of(p), executor, scratch);
 }
-void run(const GateLoopBackward& p, const Executor& executor, void* scratch) {
+void run(const PolarGateLoopBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunGateLoopBackward)(p, problem_of(p), executor, scratch);
+  HWY_DYNAMIC_DISPATCH(RunPolarGateLoopBackward)(p, problem_of(p), executor, scratch);
 }
 
 }  // namespace gateloop::recurrence

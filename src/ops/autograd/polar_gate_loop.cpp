@@ -1,0 +1,84 @@
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "gateloop/ops.h"
+#include "ops/autograd/gradients.h"
+#include "ops/checks.h"
+#include "ops/internal.h"
+
+namespace gateloop::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// The operator in differentiable pieces: y = q Re(h), h = scan(σ(|z|) z/|z|, k v).
+variable_list definition(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                         const at::Tensor& z, const at::Tensor& initial_state, bool reverse) {
+  const auto real_type = accumulation_type(q.scalar_type());
+  const at::Tensor raw = at::view_as_complex(z.to(real_type).contiguous().unflatten(2, {-1, 2}));
+  const at::Tensor radius = raw.abs();
+  // At z = 0 the unit vector is undefined: there a = 0.5 and no gradient flows.
+  const at::Tensor at_zero = radius == 0;
+  const at::Tensor unit = raw / radius.masked_fill(at_zero, 1);
+  const at::Tensor a = at::where(at_zero, at::full_like(raw, 0.5), radius.sigmoid() * unit);
+  const at::Tensor kv = (k.to(real_type) * v.to(real_type)).to(a.scalar_type());
+  const std::optional<at::Tensor> initial =
+      initial_state.defined() ? std::optional<at::Tensor>(initial_state) : std::nullopt;
+  auto [h, final_state] = linear_recurrence(a, kv, initial, reverse);
+  return {(q.to(real_type) * at::real(h)).to(q.scalar_type()), final_state};
+}
+
+struct PolarGateLoopFunction : torch::autograd::Function<PolarGateLoopFunction> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
+                               const at::Tensor& v, const at::Tensor& z,
+                               const OptionalTensor& initial_state, bool reverse) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, final_state, saved_states] =
+        polar_gate_loop_forward(q, k, v, z, initial_state, reverse);
+    ctx->save_for_backward({q, k, v, z, initial_state.value_or(at::Tensor()), saved_states});
+    ctx->saved_data["reverse"] = reverse;
+    ctx->set_materialize_grads(false);
+    return {y, final_state};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &z = saved[3];
+    const at::Tensor &initial = saved[4], &saved_states = saved[5];
+    const bool reverse = ctx->saved_data["reverse"].toBool();
+    variable_list result(6);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    if (needs_differentiable_backward()) {
+      result = differentiate(
+          [&](const variable_list& in) {
+            return definition(in[0], in[1], in[2], in[3], in[4], reverse);
+          },
+          {q, k, v, z, initial}, grads);
+      result.emplace_back();
+    } else {
+      auto [dq, dk, dv, dz, dinitial] =
+          polar_gate_loop_backward(grads[0], grads[1], q, k, v, z, saved_states, reverse);
+      result = {dq, dk, dv, dz, initial.defined() ? dinitial : at::Tensor(), at::Tensor()};
+    }
+    return result;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> polar_gate_loop_autograd(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse) {
+  // Without a backward pass to come, the forward that saves no states.
+  if (!any_requires_grad({q, k, v, z, initial_state.value_or(at::Tensor())})) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return polar_gate_loop(q, k, v, z, initial_state, reverse);
+  }
+  const auto result = PolarGateLoopFunction::apply(q, k, v, z, initial_state, reverse);
+  return {result[0], result[1]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, Autograd, m) { m.impl("polar_gate_loop", polar_gate_loop_autograd); }
+
+}  // namespace gateloop::ops

@@ -1,0 +1,103 @@
+#include <torch/library.h>
+
+#include "ops/checks.h"
+#include "ops/cpu/executor.h"
+#include "ops/internal.h"
+
+namespace gateloop::ops {
+namespace {
+
+at::TensorOptions state_options(const at::Tensor& q) {
+  return q.options().dtype(at::toComplexType(accumulation_type(q.scalar_type())));
+}
+
+/// `saved_states`: (B, blocks, D) complex, or undefined where no backward pass follows.
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor& k,
+                                           const at::Tensor& v, const at::Tensor& z,
+                                           const OptionalTensor& initial_state, bool reverse,
+                                           const at::Tensor& saved_states) {
+  const at::Tensor q_ = with_contiguous_channels(q);
+  const at::Tensor k_ = with_contiguous_channels(k);
+  const at::Tensor v_ = with_contiguous_channels(v);
+  const at::Tensor z_ = with_contiguous_channels(z);
+  const at::Tensor initial = contiguous(initial_state);
+  at::Tensor y = empty_sequence(q.sizes(), q.options());
+  at::Tensor final_state = at::empty({q.size(0), q.size(2)}, state_options(q));
+
+  run_kernel(recurrence::PolarGateLoop{
+      .dtype = kernel_dtype(q.scalar_type()),
+      .shape = kernel_shape(q),
+      .reverse = reverse,
+      .q = input(q_),
+      .k = input(k_),
+      .v = input(v_),
+      .z = input(z_),
+      .initial_state = state_input(initial),
+      .y = output(y),
+      .final_state = final_state.mutable_data_ptr(),
+      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr});
+  return {y, final_state};
+}
+
+std::tuple<at::Tensor, at::Tensor> polar_gate_loop_cpu(const at::Tensor& q, const at::Tensor& k,
+                                                       const at::Tensor& v, const at::Tensor& z,
+                                                       const OptionalTensor& initial_state,
+                                                       bool reverse) {
+  check_polar_gate_loop(q, k, v, z, initial_state);
+  return forward(q, k, v, z, initial_state, reverse, {});
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_cpu(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse) {
+  check_polar_gate_loop(q, k, v, z, initial_state);
+  at::Tensor saved_states =
+      at::empty({q.size(0), recurrence::saved_state_count(q.size(1)), q.size(2)}, state_options(q));
+  auto [y, final_state] = forward(q, k, v, z, initial_state, reverse, saved_states);
+  return {y, final_state, saved_states};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_backward_cpu(
+    const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& z, const at::Tensor& saved_states,
+    bool reverse) {
+  check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states);
+  const at::Tensor q_ = with_contiguous_channels(q);
+  const at::Tensor k_ = with_contiguous_channels(k);
+  const at::Tensor v_ = with_contiguous_channels(v);
+  const at::Tensor z_ = with_contiguous_channels(z);
+  const at::Tensor dy_ = with_contiguous_channels(dy);
+  const at::Tensor dfinal = contiguous(dfinal_state);
+  at::Tensor dq = empty_sequence(q.sizes(), q.options());
+  at::Tensor dk = empty_sequence(q.sizes(), q.options());
+  at::Tensor dv = empty_sequence(q.sizes(), q.options());
+  at::Tensor dz = empty_sequence(z.sizes(), z.options());
+  at::Tensor dinitial = at::empty({q.size(0), q.size(2)}, saved_states.options());
+
+  run_kernel(recurrence::PolarGateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
+                                               .shape = kernel_shape(q),
+                                               .reverse = reverse,
+                                               .q = input(q_),
+                                               .k = input(k_),
+                                               .v = input(v_),
+                                               .z = input(z_),
+                                               .dy = input(dy_),
+                                               .saved_states = saved_states.const_data_ptr(),
+                                               .dfinal_state = state_input(dfinal),
+                                               .dq = output(dq),
+                                               .dk = output(dk),
+                                               .dv = output(dv),
+                                               .dz = output(dz),
+                                               .dinitial_state = dinitial.mutable_data_ptr()});
+  return {dq, dk, dv, dz, dinitial};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
+  m.impl("polar_gate_loop", polar_gate_loop_cpu);
+  m.impl("_polar_gate_loop_forward", polar_gate_loop_forward_cpu);
+  m.impl("_polar_gate_loop_backward", polar_gate_loop_backward_cpu);
+}
+
+}  // namespace gateloop::ops

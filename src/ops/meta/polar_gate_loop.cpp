@@ -1,0 +1,47 @@
+#include <torch/library.h>
+
+#include "ops/checks.h"
+#include "ops/internal.h"
+#include "ops/meta/shapes.h"
+
+namespace gateloop::ops {
+namespace {
+
+at::ScalarType state_type(const at::Tensor& q) {
+  return at::toComplexType(accumulation_type(q.scalar_type()));
+}
+
+std::tuple<at::Tensor, at::Tensor> polar_gate_loop_meta(const at::Tensor& q, const at::Tensor& k,
+                                                        const at::Tensor& v, const at::Tensor& z,
+                                                        const OptionalTensor& initial_state,
+                                                        bool /*reverse*/) {
+  check_polar_gate_loop(q, k, v, z, initial_state);
+  return {empty_sequence(q), empty_state(q, state_type(q))};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_meta(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool /*reverse*/) {
+  check_polar_gate_loop(q, k, v, z, initial_state);
+  return {empty_sequence(q), empty_state(q, state_type(q)), empty_saved_states(q, state_type(q))};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+polar_gate_loop_backward_meta(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                              const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                              const at::Tensor& z, const at::Tensor& saved_states,
+                              bool /*reverse*/) {
+  check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states);
+  return {empty_sequence(q), empty_sequence(q), empty_sequence(q), empty_sequence(z),
+          empty_state(q, state_type(q))};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, Meta, m) {
+  m.impl("polar_gate_loop", polar_gate_loop_meta);
+  m.impl("_polar_gate_loop_forward", polar_gate_loop_forward_meta);
+  m.impl("_polar_gate_loop_backward", polar_gate_loop_backward_meta);
+}
+
+}  // namespace gateloop::ops
