@@ -8,6 +8,10 @@
 #include <new>
 #include <thread>
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 namespace gateloop::testing {
 namespace {
 
@@ -22,9 +26,11 @@ std::size_t real_bytes(DType dtype) {
     case DType::kBFloat16:
     case DType::kFloat16:
       return 2;
-    default:
+    case DType::kFloat32:
+    case DType::kComplex64:
       return 4;
   }
+  throw std::invalid_argument("no dtype");
 }
 
 /// Value of a binary format of `exponent` and `mantissa` bits with the exponent bias `bias`.
@@ -64,9 +70,11 @@ double read(const std::byte* p, DType dtype) {
       return decode(as(std::uint16_t{}), 7, 127);
     case DType::kFloat16:
       return decode(as(std::uint16_t{}), 10, 15);
-    default:
+    case DType::kFloat32:
+    case DType::kComplex64:
       return as(float{});
   }
+  throw std::invalid_argument("no dtype");
 }
 
 void write(std::byte* p, DType dtype, double value) {
@@ -79,7 +87,8 @@ void write(std::byte* p, DType dtype, double value) {
       return put(encode(value, 7, 127));
     case DType::kFloat16:
       return put(encode(value, 10, 15));
-    default:
+    case DType::kFloat32:
+    case DType::kComplex64:
       return put(static_cast<float>(value));
   }
 }
@@ -105,9 +114,16 @@ double half_ulp(DType dtype) {
       return 0x1p-8;
     case DType::kFloat16:
       return 0x1p-11;
-    default:
+    case DType::kFloat32:
+    case DType::kComplex64:
       return 0x1p-24;
   }
+  throw std::invalid_argument("no dtype");
+}
+
+double subnormal_loss(DType dtype) {
+  if (dtype == DType::kFloat16) return 0x1p-25;
+  return 4 * (real_bytes(dtype) == 8 ? 0x1p-1022 : 0x1p-126);
 }
 
 Tensor::Tensor(DType dtype, Dims dims, Layout layout, std::int64_t parts)
@@ -183,11 +199,25 @@ void Tensor::expect_guards_intact(const char* what) const {
   }
 }
 
+std::uint32_t float_mode() {
+#if defined(__SSE2__)
+  return _mm_getcsr() & ~0x3Fu;  // without the flags of what has happened
+#else
+  return 0;
+#endif
+}
+
 recurrence::Executor threads(int count) {
   if (count == 1) return {};
   return {count, [](std::int64_t n, const std::function<void(std::int64_t)>& body) {
             std::vector<std::thread> pool;
-            for (std::int64_t i = 0; i < n; ++i) pool.emplace_back(body, i);
+            for (std::int64_t i = 0; i < n; ++i) {
+              pool.emplace_back([&body, i] {
+                const std::uint32_t mode = float_mode();
+                body(i);
+                EXPECT_EQ(float_mode(), mode);
+              });
+            }
             for (std::thread& thread : pool) thread.join();
           }};
 }
@@ -222,24 +252,61 @@ std::vector<Complex> Random::ring(std::size_t n, double low, double high) {
 Tolerance tolerance(DType dtype, std::int64_t steps) {
   const double rounding = half_ulp(accumulation(dtype));
   const double stored = accumulation(dtype) == dtype ? 0 : half_ulp(dtype);
-  return {8 * rounding * std::sqrt(static_cast<double>(steps) + 4), stored};
+  return {8 * rounding * std::sqrt(static_cast<double>(steps) + 4), stored, subnormal_loss(dtype),
+          dtype == DType::kFloat16 ? 65504 : INFINITY};
+}
+
+::testing::AssertionResult near(const std::vector<double>& actual,
+                                const std::vector<double>& expected,
+                                const std::vector<double>& scales, Tolerance tolerance, int parts) {
+  if (actual.size() != expected.size()) {
+    return ::testing::AssertionFailure() << actual.size() << " of " << expected.size() << " values";
+  }
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    const double scale = scales[i / static_cast<std::size_t>(parts) % scales.size()];
+    const double allowed =
+        tolerance.scaled * scale + tolerance.relative * std::fabs(expected[i]) + tolerance.absolute;
+    const bool overflows = std::isinf(actual[i]) && actual[i] * expected[i] > 0 &&
+                           std::fabs(expected[i]) + allowed >= tolerance.largest;
+    if (!overflows && !(std::fabs(actual[i] - expected[i]) <= allowed)) {
+      return ::testing::AssertionFailure() << "[" << i << "] is " << actual[i] << ", should be "
+                                           << expected[i] << " within " << allowed;
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+std::vector<double> scales(const std::vector<double>& magnitudes, std::int64_t channels) {
+  std::vector<double> out(static_cast<std::size_t>(channels));
+  for (std::size_t i = 0; i < magnitudes.size(); ++i) {
+    double& scale = out[i % out.size()];
+    scale = std::max(scale, magnitudes[i]);
+  }
+  return out;
 }
 
 void expect_near(const std::vector<double>& actual, const std::vector<double>& expected,
-                 Tolerance tolerance, const std::string& what) {
-  ASSERT_EQ(actual.size(), expected.size()) << what;
-  double scale = 0;
-  for (const double x : expected) scale = std::max(scale, std::fabs(x));
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    const double allowed = tolerance.scaled * scale + tolerance.relative * std::fabs(expected[i]);
-    ASSERT_LE(std::fabs(actual[i] - expected[i]), allowed)
-        << what << "[" << i << "] is " << actual[i] << ", should be " << expected[i];
-  }
+                 const std::vector<double>& scales, Tolerance tolerance, const std::string& what) {
+  ASSERT_TRUE(near(actual, expected, scales, tolerance)) << what;
 }
 
 void expect_near(const std::vector<Complex>& actual, const std::vector<Complex>& expected,
-                 Tolerance tolerance, const std::string& what) {
-  expect_near(flatten(actual), flatten(expected), tolerance, what);
+                 const std::vector<double>& scales, Tolerance tolerance, const std::string& what) {
+  ASSERT_TRUE(near(flatten(actual), flatten(expected), scales, tolerance, 2)) << what;
+}
+
+std::vector<double> first_steps(std::vector<double> values, const Dims& n, std::int64_t steps) {
+  if (steps < 0) return values;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (static_cast<std::int64_t>(i) / n.channels % n.time >= steps) values[i] = 0;
+  }
+  return values;
+}
+
+void expect_no_subnormals(const std::vector<double>& values) {
+#if defined(__SSE2__) || defined(__aarch64__)
+  for (const double x : values) EXPECT_TRUE(x == 0 || std::fabs(x) >= 0x1p-126) << x;
+#endif
 }
 
 std::vector<double> flatten(const std::vector<Complex>& pairs) {

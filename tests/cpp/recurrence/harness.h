@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <complex>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -38,6 +40,9 @@ DType accumulation(DType);  // the type of its states
 bool is_complex(DType);
 /// Largest relative error of rounding to this type once.
 double half_ulp(DType);
+/// What a number too small to be normal loses at most: float16 rounds it, the others flush it. A
+/// complex product flushes up to four.
+double subnormal_loss(DType);
 
 /// How a (B, T, D) sequence lies in memory.
 enum class Layout {
@@ -85,7 +90,11 @@ class StateTensor : public Tensor {
       : Tensor(accumulation(dtype), {dims.batch, 1, dims.channels}, Layout::kContiguous, parts) {}
 };
 
-/// Fresh std::threads for every parallel_for, so that thread sanitizer sees real ones.
+/// How this thread rounds and flushes; 0 where that cannot be read.
+std::uint32_t float_mode();
+
+/// Fresh std::threads for every parallel_for, so that thread sanitizer sees real ones. Fails the
+/// test where a thread's float_mode() has changed.
 recurrence::Executor threads(int count);
 
 /// 64-byte aligned bytes of exactly the size asked for, so that address sanitizer sees its end.
@@ -104,7 +113,9 @@ class Scratch {
 template <class Params>
 void execute(const Params& params, int thread_count) {
   const Scratch scratch(recurrence::scratch_bytes(params, thread_count));
+  const std::uint32_t mode = float_mode();
   recurrence::run(params, threads(thread_count), scratch.get());
+  EXPECT_EQ(float_mode(), mode);
 }
 
 /// Of an operation on rows.
@@ -134,25 +145,60 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-/// |actual - expected| <= scaled * max|expected| + relative * |expected| element by element.
+/// |actual - expected| <= scaled * scale + relative * |expected| + absolute, element by element.
+/// Beyond the largest number that its type stores an element may be infinite.
 struct Tolerance {
-  double scaled, relative;
+  double scaled, relative, absolute = 0, largest = INFINITY;
 };
 /// Of a value computed by `steps` steps of recurrence in the accumulation type of `dtype` and then
 /// stored. Every step rounds a few times at half an ulp of the running value and, as |a| <= 1, no
 /// error grows; errors of random sign add up as the square root of the steps. 8 covers the tail of
-/// the distribution over all elements and the handful of roundings per step.
+/// the distribution over all elements and the handful of roundings per step. `absolute`: what
+/// numbers too small to be normal lose.
 Tolerance tolerance(DType dtype, std::int64_t steps);
 
+/// Of rows of as many channels as `scales` has, complex numbers in pairs: the scale of an element
+/// is that of its channel, so that a large channel does not hide errors of a small one.
+::testing::AssertionResult near(const std::vector<double>& actual,
+                                const std::vector<double>& expected,
+                                const std::vector<double>& scales, Tolerance tolerance,
+                                int parts = 1);
+/// Of each channel the largest of its magnitudes, see the oracle.
+std::vector<double> scales(const std::vector<double>& magnitudes, std::int64_t channels);
+
 void expect_near(const std::vector<double>& actual, const std::vector<double>& expected,
-                 Tolerance tolerance, const std::string& what);
+                 const std::vector<double>& scales, Tolerance tolerance, const std::string& what);
 void expect_near(const std::vector<Complex>& actual, const std::vector<Complex>& expected,
-                 Tolerance tolerance, const std::string& what);
+                 const std::vector<double>& scales, Tolerance tolerance, const std::string& what);
+/// All elements of one scale, the largest expected one.
+template <class N>
+void expect_near(const std::vector<N>& actual, const std::vector<N>& expected, Tolerance tolerance,
+                 const std::string& what) {
+  double largest = 0;
+  for (const N& x : expected) largest = std::max(largest, std::abs(x));
+  expect_near(actual, expected, {largest}, tolerance, what);
+}
 template <class N>
 void expect_same_bits(const std::vector<N>& a, const std::vector<N>& b, const std::string& what) {
   ASSERT_EQ(a.size(), b.size()) << what;
   EXPECT_EQ(a.empty() ? 0 : std::memcmp(a.data(), b.data(), a.size() * sizeof(N)), 0) << what;
 }
+
+/// Makes the channels differ in size, by up to 2^16.
+template <class N>
+std::vector<N> unequal_channels(std::vector<N> values, std::int64_t channels) {
+  constexpr double kSizes[] = {1, 0x1p-8, 0x1p-16};
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] *= kSizes[i % static_cast<std::size_t>(channels) % std::size(kSizes)];
+  }
+  return values;
+}
+
+/// Zeros the values (B, T, D) after the first `steps` steps; all stay if it is negative.
+std::vector<double> first_steps(std::vector<double> values, const Dims& dims, std::int64_t steps);
+
+/// Of float32 or a shorter type, on the processors where kernels flush subnormal numbers.
+void expect_no_subnormals(const std::vector<double>& values);
 
 std::vector<double> flatten(const std::vector<Complex>& pairs);
 std::vector<Complex> pair_up(const std::vector<double>& reals);
@@ -163,7 +209,7 @@ inline std::size_t elements(const Dims& n) {
 inline std::size_t states(const Dims& n) { return static_cast<std::size_t>(n.batch * n.channels); }
 std::string describe(DType dtype, const Dims& dims, bool reverse, Layout layout);
 
-/// Lengths around the checkpoint block and primes, widths around every vector size.
+/// Lengths around the block of saved states and primes, widths around every vector size.
 std::vector<Dims> covering_shapes();
 
 }  // namespace gateloop::testing

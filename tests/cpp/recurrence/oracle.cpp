@@ -1,6 +1,8 @@
 #include "oracle.h"
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace gateloop::oracle {
 namespace {
@@ -102,10 +104,10 @@ Complex polar_gate(Complex z) {
   return r == 0 ? Complex(0.5) : sigmoid(r) * (z / r);
 }
 
-GateLoop gate_loop(Dims n, bool reverse, const GateLoopInputs& in) {
+PolarGateLoop polar_gate_loop(Dims n, bool reverse, const PolarGateLoopInputs& in) {
   const Index at{n, reverse};
-  GateLoop out{Array<double>(at.elements()), Array<Complex>(at.states()),
-               Array<Complex>(at.elements())};
+  PolarGateLoop out{Array<double>(at.elements()), Array<Complex>(at.states()),
+                    Array<Complex>(at.elements())};
   for_each_channel(n, [&](std::int64_t b, std::int64_t c) {
     Complex h = or_zero(in.initial_state, at.state(b, c));
     for (std::int64_t s = 0; s < n.time; ++s) {
@@ -119,13 +121,14 @@ GateLoop gate_loop(Dims n, bool reverse, const GateLoopInputs& in) {
   return out;
 }
 
-GateLoopGradients gate_loop_backward(Dims n, bool reverse, const GateLoopInputs& in,
-                                     const Array<double>& dy, const Array<Complex>& dfinal) {
+PolarGateLoopGradients polar_gate_loop_backward(Dims n, bool reverse, const PolarGateLoopInputs& in,
+                                                const Array<double>& dy,
+                                                const Array<Complex>& dfinal) {
   const Index at{n, reverse};
-  const GateLoop forward = gate_loop(n, reverse, in);
+  const PolarGateLoop forward = polar_gate_loop(n, reverse, in);
   const std::size_t size = at.elements();
-  GateLoopGradients out{Array<double>(size), Array<double>(size), Array<double>(size),
-                        Array<Complex>(size), Array<Complex>(at.states())};
+  PolarGateLoopGradients out{Array<double>(size), Array<double>(size), Array<double>(size),
+                             Array<Complex>(size), Array<Complex>(at.states())};
   for_each_channel(n, [&](std::int64_t b, std::int64_t c) {
     Complex carry = or_zero(dfinal, at.state(b, c));
     for (std::int64_t s = n.time - 1; s >= 0; --s) {
@@ -190,6 +193,82 @@ SimpleGradients simple_gate_loop_backward(Dims n, bool reverse, bool normalize_i
     out.dinitial[at.state(b, c)] = carry;
   });
   return out;
+}
+
+namespace {
+
+template <class N>
+Array<double> absolute(const Array<N>& values) {
+  Array<double> out;
+  for (const N& x : values) out.push_back(std::abs(x));
+  return out;
+}
+
+/// |a b|, element by element; empty if one is.
+template <class N>
+Array<double> product(const Array<N>& a, const Array<N>& b) {
+  Array<double> out;
+  for (std::size_t i = 0; i < a.size() && i < b.size(); ++i) out.push_back(std::abs(a[i] * b[i]));
+  return out;
+}
+
+}  // namespace
+
+template <class N>
+LinearMagnitudes linear_magnitudes(Dims n, bool reverse, const Array<N>& a, const Array<N>& x,
+                                   const Array<N>& initial_state, const Array<N>& dh,
+                                   const Array<N>& dfinal) {
+  const Array<double> modulus = absolute(a), initial = absolute(initial_state);
+  Array<double> h = linear_recurrence(n, reverse, modulus, absolute(x), initial).h;
+  auto back =
+      linear_recurrence_backward(n, reverse, modulus, h, initial, absolute(dh), absolute(dfinal));
+  Array<double> states = h;
+  states.insert(states.end(), initial.begin(), initial.end());
+  return {std::move(h), std::move(states), std::move(back.da), std::move(back.dx),
+          std::move(back.dinitial)};
+}
+
+template LinearMagnitudes linear_magnitudes(Dims, bool, const Array<double>&, const Array<double>&,
+                                            const Array<double>&, const Array<double>&,
+                                            const Array<double>&);
+template LinearMagnitudes linear_magnitudes(Dims, bool, const Array<Complex>&,
+                                            const Array<Complex>&, const Array<Complex>&,
+                                            const Array<Complex>&, const Array<Complex>&);
+
+PolarGateLoopMagnitudes polar_gate_loop_magnitudes(Dims n, bool reverse,
+                                                   const PolarGateLoopInputs& in,
+                                                   const Array<double>& dy,
+                                                   const Array<Complex>& dfinal) {
+  Array<double> a, slope;
+  for (const Complex z : in.z) {
+    const double r = std::abs(z);
+    a.push_back(std::abs(polar_gate(z)));
+    slope.push_back(r == 0 ? 0 : std::max(sigmoid_slope(r), sigmoid(r) / r));
+  }
+  const auto m = linear_magnitudes(n, reverse, a, product(in.k, in.v), absolute(in.initial_state),
+                                   product(in.q, dy), absolute(dfinal));
+  return {
+      product(in.q, m.h),   m.states,  product(dy, m.h), product(in.v, m.dx), product(in.k, m.dx),
+      product(m.da, slope), m.dinitial};
+}
+
+SimpleMagnitudes simple_gate_loop_magnitudes(Dims n, bool reverse, bool normalize_input,
+                                             const SimpleInputs& in, const Array<double>& dy,
+                                             const Array<double>& dfinal) {
+  Array<double> a, rest, slope;
+  for (const double z : in.z) {
+    a.push_back(sigmoid(z));
+    rest.push_back(normalize_input ? sigmoid(-z) : 1);
+    slope.push_back(sigmoid_slope(z));
+  }
+  const auto m = linear_magnitudes(n, reverse, a, product(rest, in.kv), in.initial_state,
+                                   product(in.q, dy), dfinal);
+  Array<double> da = m.da;
+  if (normalize_input) {
+    for (std::size_t i = 0; i < da.size(); ++i) da[i] += std::abs(m.dx[i] * in.kv[i]);
+  }
+  return {product(in.q, m.h),  m.states,           product(dy, m.h),
+          product(rest, m.dx), product(da, slope), m.dinitial};
 }
 
 }  // namespace gateloop::oracle

@@ -1,7 +1,7 @@
 #pragma once
 
 /// The definition of every operation and its adjoint: plain loops in double precision, written from
-/// the formulas in docs/design. All sequences are dense (B, T, D), states (B, D).
+/// the formulas in docs/math.md. All sequences are dense (B, T, D), states (B, D).
 #include <complex>
 #include <cstdint>
 #include <vector>
@@ -36,22 +36,23 @@ LinearGradients<N> linear_recurrence_backward(Dims, bool reverse, const Array<N>
 /// a = σ(|z|) z/|z|, 0.5 at z = 0.
 Complex polar_gate(Complex z);
 
-struct GateLoopInputs {
+struct PolarGateLoopInputs {
   Array<double> q, k, v;
   Array<Complex> z, initial_state;
 };
-struct GateLoop {
+struct PolarGateLoop {
   Array<double> y;
   Array<Complex> final_state;
   Array<Complex> states;  // (B, T, D) state before each step, by time
 };
-struct GateLoopGradients {
+struct PolarGateLoopGradients {
   Array<double> dq, dk, dv;
   Array<Complex> dz, dinitial;
 };
-GateLoop gate_loop(Dims, bool reverse, const GateLoopInputs&);
-GateLoopGradients gate_loop_backward(Dims, bool reverse, const GateLoopInputs&,
-                                     const Array<double>& dy, const Array<Complex>& dfinal);
+PolarGateLoop polar_gate_loop(Dims, bool reverse, const PolarGateLoopInputs&);
+PolarGateLoopGradients polar_gate_loop_backward(Dims, bool reverse, const PolarGateLoopInputs&,
+                                                const Array<double>& dy,
+                                                const Array<Complex>& dfinal);
 
 struct SimpleInputs {
   Array<double> q, kv, z, initial_state;
@@ -66,5 +67,29 @@ Simple simple_gate_loop(Dims, bool reverse, bool normalize_input, const SimpleIn
 SimpleGradients simple_gate_loop_backward(Dims, bool reverse, bool normalize_input,
                                           const SimpleInputs&, const Array<double>& dy,
                                           const Array<double>& dfinal);
+
+/// Bounds on what an operation adds up: its arithmetic on absolute values, where no terms cancel.
+/// Rounding errors are fractions of these. An empty array stays empty.
+struct LinearMagnitudes {
+  Array<double> h, states, da, dx, dinitial;  // states: h and the initial state
+};
+template <class N>
+LinearMagnitudes linear_magnitudes(Dims, bool reverse, const Array<N>& a, const Array<N>& x,
+                                   const Array<N>& initial_state, const Array<N>& dh,
+                                   const Array<N>& dfinal);
+
+struct PolarGateLoopMagnitudes {
+  Array<double> y, states, dq, dk, dv, dz, dinitial;
+};
+PolarGateLoopMagnitudes polar_gate_loop_magnitudes(Dims, bool reverse, const PolarGateLoopInputs&,
+                                                   const Array<double>& dy,
+                                                   const Array<Complex>& dfinal);
+
+struct SimpleMagnitudes {
+  Array<double> y, states, dq, dkv, dz, dinitial;
+};
+SimpleMagnitudes simple_gate_loop_magnitudes(Dims, bool reverse, bool normalize_input,
+                                             const SimpleInputs&, const Array<double>& dy,
+                                             const Array<double>& dfinal);
 
 }  // namespace gateloop::oracle

@@ -78,32 +78,34 @@ TEST(Oracle, LinearRecurrenceAdjoint) {
   }
 }
 
-TEST(Oracle, GateLoopAdjoint) {
+TEST(Oracle, PolarGateLoopAdjoint) {
   for (const bool reverse : {false, true}) {
     Random random(2);
     const std::size_t n = elements(kDims);
-    const oracle::GateLoopInputs in{random.normal(n), random.normal(n), random.normal(n),
-                                    random.complex_normal(n), random.complex_normal(states(kDims))};
+    const oracle::PolarGateLoopInputs in{random.normal(n), random.normal(n), random.normal(n),
+                                         random.complex_normal(n),
+                                         random.complex_normal(states(kDims))};
     const auto dy = random.normal(n);
     const auto dfinal = random.complex_normal(states(kDims));
-    const auto loss = [&](const oracle::GateLoopInputs& in) {
-      const auto out = oracle::gate_loop(kDims, reverse, in);
+    const auto loss = [&](const oracle::PolarGateLoopInputs& in) {
+      const auto out = oracle::polar_gate_loop(kDims, reverse, in);
       return dot(out.y, dy) + dot(out.final_state, dfinal);
     };
-    const auto by = [&](auto oracle::GateLoopInputs::*field) {
+    const auto by = [&](auto oracle::PolarGateLoopInputs::*field) {
       using F = std::remove_cvref_t<decltype(in.*field)>;
       return differences(in.*field, [&](const F& v) {
-        oracle::GateLoopInputs moved = in;
+        oracle::PolarGateLoopInputs moved = in;
         moved.*field = v;
         return loss(moved);
       });
     };
-    const auto g = oracle::gate_loop_backward(kDims, reverse, in, dy, dfinal);
-    expect_near(g.dq, by(&oracle::GateLoopInputs::q), kDifferences, "dq");
-    expect_near(g.dk, by(&oracle::GateLoopInputs::k), kDifferences, "dk");
-    expect_near(g.dv, by(&oracle::GateLoopInputs::v), kDifferences, "dv");
-    expect_near(g.dz, by(&oracle::GateLoopInputs::z), kDifferences, "dz");
-    expect_near(g.dinitial, by(&oracle::GateLoopInputs::initial_state), kDifferences, "dinitial");
+    const auto g = oracle::polar_gate_loop_backward(kDims, reverse, in, dy, dfinal);
+    expect_near(g.dq, by(&oracle::PolarGateLoopInputs::q), kDifferences, "dq");
+    expect_near(g.dk, by(&oracle::PolarGateLoopInputs::k), kDifferences, "dk");
+    expect_near(g.dv, by(&oracle::PolarGateLoopInputs::v), kDifferences, "dv");
+    expect_near(g.dz, by(&oracle::PolarGateLoopInputs::z), kDifferences, "dz");
+    expect_near(g.dinitial, by(&oracle::PolarGateLoopInputs::initial_state), kDifferences,
+                "dinitial");
   }
 }
 
@@ -149,6 +151,17 @@ TEST(Oracle, TheScanOperatorIsAssociative) {
     EXPECT_LT(std::abs(left.a - right.a), 1e-12);
     EXPECT_LT(std::abs(left.x - right.x), 1e-12);
   }
+}
+
+// 1 per cent of a channel of 2^-16 is a millionth of one of 1.
+TEST(Harness, JudgesEachChannelByItself) {
+  const std::vector<double> expected{1, 0x1p-16, -1, 0x1p-16}, scale = scales(expected, 2);
+  std::vector<double> actual = expected;
+  EXPECT_TRUE(near(actual, expected, scale, {1e-5, 0}));
+  actual[3] *= 1.01;
+  EXPECT_FALSE(near(actual, expected, scale, {1e-5, 0}));
+  actual[3] = NAN;
+  EXPECT_FALSE(near(actual, expected, scale, {1e-5, 0}));
 }
 
 }  // namespace

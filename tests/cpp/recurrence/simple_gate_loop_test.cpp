@@ -1,158 +1,12 @@
 #include <cmath>
 
-#include "harness.h"
 #include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/subnormals.h"
 #include "recurrence/cpu/target.h"
+#include "simple_gate_loop_case.h"
 
-namespace gateloop::testing {
+namespace gateloop::testing::simple {
 namespace {
-
-using recurrence::checkpoint_count;
-using recurrence::kCheckpointBlock;
-
-struct Case {
-  DType dtype;
-  Dims dims;
-  bool normalize = false;
-  bool reverse = false;
-  Layout layout = Layout::kContiguous;
-  bool states = true;    // initial and final ones given
-  bool gradient = true;  // dy given
-  int threads = 1;
-  std::uint64_t seed = 13;
-};
-
-std::string describe(const Case& c) {
-  return describe(c.dtype, c.dims, c.reverse, c.layout) + (c.normalize ? " normalized" : "");
-}
-
-/// Inputs as stored and outputs as read back.
-struct Outcome {
-  oracle::SimpleInputs in;
-  Array<double> dy, dfinal, y, final_state, checkpoints, dq, dkv, dz, dinitial;
-};
-
-/// Half the gates around 0.5, where the gradient lives, half in [0.99, 1).
-Array<double> gates(Random& random, std::size_t n) {
-  Array<double> z = random.uniform(n, 4.6, 8);
-  const Array<double> near = random.normal(n);
-  for (std::size_t i = 0; i < n; i += 2) z[i] = near[i];
-  return z;
-}
-
-Outcome run_on(const Case& c, const Array<double>& z_values) {
-  Random random(c.seed);
-  const DType dtype = c.dtype;
-  const Dims n = c.dims;
-  Tensor q(dtype, n, c.layout), kv(dtype, n, c.layout), z(dtype, n, c.layout),
-      y(dtype, n, c.layout), dy(dtype, n, c.layout), dq(dtype, n, c.layout),
-      dkv(dtype, n, c.layout), dz(dtype, n, c.layout);
-  StateTensor initial(dtype, n), final_state(dtype, n), dfinal(dtype, n), dinitial(dtype, n);
-  Tensor checkpoints(accumulation(dtype), {n.batch, checkpoint_count(n.time), n.channels});
-  for (Tensor* t : {&q, &kv, &dy}) t->set(random.normal(elements(n)));
-  z.set(z_values);
-  initial.set(random.normal(states(n)));
-  dfinal.set(random.normal(states(n)));
-
-  recurrence::SimpleGateLoop forward;
-  forward.dtype = dtype;
-  forward.shape = {n.batch, n.time, n.channels};
-  forward.reverse = c.reverse;
-  forward.normalize_input = c.normalize;
-  forward.q = q.in();
-  forward.kv = kv.in();
-  forward.z = z.in();
-  forward.y = y.out();
-  forward.checkpoints = checkpoints.data();
-  if (c.states) {
-    forward.initial_state = initial.data();
-    forward.final_state = final_state.data();
-  }
-  execute(forward, c.threads);
-
-  recurrence::SimpleGateLoopBackward backward;
-  backward.dtype = dtype;
-  backward.shape = forward.shape;
-  backward.reverse = c.reverse;
-  backward.normalize_input = c.normalize;
-  backward.q = q.in();
-  backward.kv = kv.in();
-  backward.z = z.in();
-  if (c.gradient) backward.dy = dy.in();
-  backward.checkpoints = checkpoints.data();
-  backward.dq = dq.out();
-  backward.dkv = dkv.out();
-  backward.dz = dz.out();
-  if (c.states) {
-    backward.dfinal_state = dfinal.data();
-    backward.dinitial_state = dinitial.data();
-  }
-  execute(backward, c.threads);
-
-  for (const Tensor* t : {&q, &kv, &z, &y, &dy, &dq, &dkv, &dz, &checkpoints}) {
-    t->expect_guards_intact("sequence");
-  }
-  for (const StateTensor* t : {&initial, &final_state, &dfinal, &dinitial}) {
-    t->expect_guards_intact("state");
-  }
-  Outcome out;
-  out.in = {q.get(), kv.get(), z.get(), {}};
-  out.y = y.get();
-  out.dq = dq.get();
-  out.dkv = dkv.get();
-  out.dz = dz.get();
-  out.checkpoints = checkpoints.get();
-  if (c.gradient) out.dy = dy.get();
-  if (c.states) {
-    out.in.initial_state = initial.get();
-    out.final_state = final_state.get();
-    out.dfinal = dfinal.get();
-    out.dinitial = dinitial.get();
-  }
-  return out;
-}
-
-Outcome run(const Case& c) {
-  Random random(c.seed + 1);
-  return run_on(c, gates(random, elements(c.dims)));
-}
-
-void check(const Case& c, const Outcome& out) {
-  SCOPED_TRACE(describe(c));
-  const Tolerance close = tolerance(c.dtype, c.dims.time);
-  const Tolerance close_state = tolerance(accumulation(c.dtype), c.dims.time);
-  const auto forward = oracle::simple_gate_loop(c.dims, c.reverse, c.normalize, out.in);
-  expect_near(out.y, forward.y, close, "y");
-  if (c.states) expect_near(out.final_state, forward.final_state, close_state, "final");
-
-  Array<double> saved;
-  for (std::int64_t b = 0; b < c.dims.batch; ++b) {
-    for (std::int64_t s = 0; s < c.dims.time; s += kCheckpointBlock) {
-      const std::int64_t t = c.reverse ? c.dims.time - 1 - s : s;
-      const auto row = forward.states.begin() + (b * c.dims.time + t) * c.dims.channels;
-      saved.insert(saved.end(), row, row + c.dims.channels);
-    }
-  }
-  expect_near(out.checkpoints, saved, close_state, "checkpoints");
-
-  const auto backward =
-      oracle::simple_gate_loop_backward(c.dims, c.reverse, c.normalize, out.in, out.dy, out.dfinal);
-  expect_near(out.dq, backward.dq, close, "dq");
-  expect_near(out.dkv, backward.dkv, close, "dkv");
-  expect_near(out.dz, backward.dz, close, "dz");
-  if (c.states) expect_near(out.dinitial, backward.dinitial, close_state, "dinitial");
-}
-void check(const Case& c) { check(c, run(c)); }
-
-void expect_same(const Outcome& a, const Outcome& b, const std::string& what) {
-  expect_same_bits(a.y, b.y, what + " y");
-  expect_same_bits(a.final_state, b.final_state, what + " final");
-  expect_same_bits(a.checkpoints, b.checkpoints, what + " checkpoints");
-  expect_same_bits(a.dq, b.dq, what + " dq");
-  expect_same_bits(a.dkv, b.dkv, what + " dkv");
-  expect_same_bits(a.dz, b.dz, what + " dz");
-  expect_same_bits(a.dinitial, b.dinitial, what + " dinitial");
-}
 
 TEST(SimpleGateLoop, MatchesTheOracle) {
   for (const DType dtype : kRealDTypes) {
@@ -274,11 +128,27 @@ TEST(SimpleGateLoop, HugeAndTinyGates) {
         for (std::size_t i = 0; i < z.size(); ++i) {
           z[i] = (i % 2 ? -1 : 1) * magnitudes[i % std::size(magnitudes)];
         }
-        check(c, run_on(c, z));
+        // Gates below e^-87 (e^-708 in float64) are held there, and g is at most 5.
+        check(c, run_on(c, z), dtype == DType::kFloat64 ? 1.6e-307 : 8e-38);
       }
     }
   }
   recurrence::cpu::force_target("");
+}
+
+// The state of a sound of 8 steps falls below the normal numbers, and back again the gradient.
+TEST(SimpleGateLoop, DecaysToSilence) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    const Case c{.dtype = dtype, .dims = {1, 300, 37}, .sound = 8, .threads = 2};
+    const Array<double> z(elements(c.dims), 0);
+    const Outcome out = run_on(c, z);
+    check(c, out);
+    for (const auto* values : {&out.y, &out.final_state, &out.saved_states, &out.dq, &out.dz}) {
+      expect_no_subnormals(*values);
+    }
+    const recurrence::cpu::FlushSubnormals mode_of_caller;
+    expect_same(out, run_on(c, z), "where the caller flushes too");
+  }
 }
 
 TEST(SimpleGateLoop, NanStaysInItsChannel) {
@@ -315,4 +185,4 @@ TEST(SimpleGateLoop, RejectsComplexStorage) {
 }
 
 }  // namespace
-}  // namespace gateloop::testing
+}  // namespace gateloop::testing::simple

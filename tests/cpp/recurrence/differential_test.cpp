@@ -1,0 +1,131 @@
+// Every recurrence against the oracle on cases drawn from a seed.
+#include <cstdlib>
+#include <random>
+
+#include "linear_recurrence_case.h"
+#include "polar_gate_loop_case.h"
+#include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/target.h"
+#include "simple_gate_loop_case.h"
+
+namespace gateloop::testing {
+namespace {
+
+/// `make fuzz` asks for more.
+std::uint64_t case_count() {
+  const char* const wanted = std::getenv("GATELOOP_DIFFERENTIAL_CASES");
+  return wanted == nullptr ? 300 : std::strtoull(wanted, nullptr, 10);
+}
+
+class Draw {
+ public:
+  explicit Draw(std::uint64_t seed) : random_(seed), engine_(seed) {}
+
+  std::int64_t integer(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(engine_);
+  }
+  bool flag() { return integer(0, 1) == 1; }
+  template <class T, std::size_t n>
+  T one_of(const T (&values)[n]) {
+    return values[integer(0, n - 1)];
+  }
+
+  /// Narrow and long, wide and short, or many and tiny; each size may be zero or one.
+  Dims dims() {
+    constexpr Dims kLargest[] = {{2, 5000, 3}, {2, 300, 70}, {4, 40, 300}, {50, 5, 20}};
+    const Dims most = one_of(kLargest);
+    const auto size = [&](std::int64_t high) {
+      return integer(0, 9) == 0 ? integer(0, 1) : integer(1, high);
+    };
+    return {size(most.batch), size(most.time), size(most.channels)};
+  }
+
+  template <class Case>
+  Case a_case(std::uint64_t seed) {
+    Case c{};
+    c.dims = dims();
+    c.reverse = flag();
+    c.layout = one_of(kLayouts);
+    c.states = flag();
+    c.threads = static_cast<int>(integer(1, 4));
+    c.seed = seed;
+    return c;
+  }
+
+  /// Numbers near 0, near 1 and larger, negative too, and zeros: what gates are made of.
+  double magnitude() {
+    switch (integer(0, 4)) {
+      case 0:
+        return 0;
+      case 1:
+        return std::exp(random_.uniform(-60, 0));
+      case 2:
+        return 1 + random_.uniform(-1e-3, 1e-3);
+      case 3:
+        return random_.uniform(5, 15);
+      default:
+        return random_.uniform(0, 2);
+    }
+  }
+  double real() { return flag() ? magnitude() : -magnitude(); }
+  Complex complex() { return std::polar(magnitude(), random_.uniform(-3.1416, 3.1416)); }
+  /// |a| <= 1, often all but 1, or real.
+  Complex transition(bool is_complex) {
+    const double modulus = flag() ? random_.uniform(0.99, 1) : std::min(magnitude(), 1.0);
+    return is_complex ? std::polar(modulus, random_.uniform(-3.1416, 3.1416))
+                      : Complex(flag() ? modulus : -modulus);
+  }
+
+ private:
+  Random random_;
+  std::mt19937_64 engine_;
+};
+
+template <class Value, class F>
+Array<Value> fill(const Dims& dims, const F& draw) {
+  Array<Value> values(elements(dims));
+  for (Value& value : values) value = draw();
+  return values;
+}
+
+void run_linear(Draw& draw, std::uint64_t seed) {
+  auto c = draw.a_case<linear::Case>(seed);
+  c.dtype = draw.one_of(linear::kDTypes);
+  linear::check(c, linear::run_on(c, fill<Complex>(c.dims, [&] {
+                                    return draw.transition(is_complex(c.dtype));
+                                  })));
+}
+
+void run_polar(Draw& draw, std::uint64_t seed) {
+  auto c = draw.a_case<polar::Case>(seed);
+  c.dtype = draw.one_of(kRealDTypes);
+  c.gradient = draw.flag();
+  polar::check(c, polar::run_on(c, fill<Complex>(c.dims, [&] { return draw.complex(); })));
+}
+
+void run_simple(Draw& draw, std::uint64_t seed) {
+  auto c = draw.a_case<simple::Case>(seed);
+  c.dtype = draw.one_of(kRealDTypes);
+  c.gradient = draw.flag();
+  c.normalize = draw.flag();
+  simple::check(c, simple::run_on(c, fill<double>(c.dims, [&] { return draw.real(); })));
+}
+
+TEST(Differential, MatchesTheOracle) {
+  const auto targets = recurrence::cpu::targets();
+  for (std::uint64_t seed = 0; seed < case_count() && !::testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Draw draw(seed);
+    recurrence::cpu::force_target(
+        targets[static_cast<std::size_t>(draw.integer(0, std::ssize(targets) - 1))]);
+    recurrence::cpu::set_stream_bytes(draw.flag() ? 0 : recurrence::cpu::kStreamBytes);
+    using Runner = void (*)(Draw&, std::uint64_t);
+    constexpr Runner kRunners[] = {run_linear, run_polar, run_simple};
+    draw.one_of(kRunners)(draw, seed);
+  }
+  recurrence::cpu::force_target("");
+  recurrence::cpu::set_stream_bytes(recurrence::cpu::kStreamBytes);
+}
+
+}  // namespace
+}  // namespace gateloop::testing

@@ -1,0 +1,143 @@
+#include "simple_gate_loop_case.h"
+
+namespace gateloop::testing::simple {
+
+using recurrence::kSavedStateBlock;
+using recurrence::saved_state_count;
+Array<double> gates(Random& random, std::size_t n) {
+  Array<double> z = random.uniform(n, 4.6, 8);
+  const Array<double> near = random.normal(n);
+  for (std::size_t i = 0; i < n; i += 2) z[i] = near[i];
+  return z;
+}
+
+std::string describe(const Case& c) {
+  return describe(c.dtype, c.dims, c.reverse, c.layout) + (c.normalize ? " normalized" : "");
+}
+
+Outcome run_on(const Case& c, const Array<double>& z_values) {
+  Random random(c.seed);
+  const DType dtype = c.dtype;
+  const Dims n = c.dims;
+  Tensor q(dtype, n, c.layout), kv(dtype, n, c.layout), z(dtype, n, c.layout),
+      y(dtype, n, c.layout), dy(dtype, n, c.layout), dq(dtype, n, c.layout),
+      dkv(dtype, n, c.layout), dz(dtype, n, c.layout);
+  StateTensor initial(dtype, n), final_state(dtype, n), dfinal(dtype, n), dinitial(dtype, n);
+  Tensor saved_states(accumulation(dtype), {n.batch, saved_state_count(n.time), n.channels});
+  q.set(random.normal(elements(n)));
+  dy.set(first_steps(random.normal(elements(n)), n, c.sound));
+  kv.set(first_steps(unequal_channels(random.normal(elements(n)), n.channels), n, c.sound));
+  z.set(z_values);
+  initial.set(unequal_channels(random.normal(states(n)), n.channels));
+  dfinal.set(random.normal(states(n)));
+
+  recurrence::SimpleGateLoop forward;
+  forward.dtype = dtype;
+  forward.shape = {n.batch, n.time, n.channels};
+  forward.reverse = c.reverse;
+  forward.normalize_input = c.normalize;
+  forward.q = q.in();
+  forward.kv = kv.in();
+  forward.z = z.in();
+  forward.y = y.out();
+  forward.saved_states = saved_states.data();
+  if (c.states) {
+    forward.initial_state = initial.data();
+    forward.final_state = final_state.data();
+  }
+  execute(forward, c.threads);
+
+  recurrence::SimpleGateLoopBackward backward;
+  backward.dtype = dtype;
+  backward.shape = forward.shape;
+  backward.reverse = c.reverse;
+  backward.normalize_input = c.normalize;
+  backward.q = q.in();
+  backward.kv = kv.in();
+  backward.z = z.in();
+  if (c.gradient) backward.dy = dy.in();
+  backward.saved_states = saved_states.data();
+  backward.dq = dq.out();
+  backward.dkv = dkv.out();
+  backward.dz = dz.out();
+  if (c.states) {
+    backward.dfinal_state = dfinal.data();
+    backward.dinitial_state = dinitial.data();
+  }
+  execute(backward, c.threads);
+
+  for (const Tensor* t : {&q, &kv, &z, &y, &dy, &dq, &dkv, &dz, &saved_states}) {
+    t->expect_guards_intact("sequence");
+  }
+  for (const StateTensor* t : {&initial, &final_state, &dfinal, &dinitial}) {
+    t->expect_guards_intact("state");
+  }
+  Outcome out;
+  out.in = {q.get(), kv.get(), z.get(), {}};
+  out.y = y.get();
+  out.dq = dq.get();
+  out.dkv = dkv.get();
+  out.dz = dz.get();
+  out.saved_states = saved_states.get();
+  if (c.gradient) out.dy = dy.get();
+  if (c.states) {
+    out.in.initial_state = initial.get();
+    out.final_state = final_state.get();
+    out.dfinal = dfinal.get();
+    out.dinitial = dinitial.get();
+  }
+  return out;
+}
+
+Outcome run(const Case& c) {
+  Random random(c.seed + 1);
+  return run_on(c, gates(random, elements(c.dims)));
+}
+
+void check(const Case& c, const Outcome& out, double held) {
+  SCOPED_TRACE(describe(c));
+  Tolerance close = tolerance(c.dtype, c.dims.time);
+  Tolerance close_state = tolerance(accumulation(c.dtype), c.dims.time);
+  close.absolute += held;
+  close_state.absolute += held;
+  const auto forward = oracle::simple_gate_loop(c.dims, c.reverse, c.normalize, out.in);
+  const auto size = oracle::simple_gate_loop_magnitudes(c.dims, c.reverse, c.normalize, out.in,
+                                                        out.dy, out.dfinal);
+  const auto of = [&](const Array<double>& magnitudes) {
+    return scales(magnitudes, c.dims.channels);
+  };
+  expect_near(out.y, forward.y, of(size.y), close, "y");
+  if (c.states)
+    expect_near(out.final_state, forward.final_state, of(size.states), close_state, "final");
+
+  Array<double> saved;
+  for (std::int64_t b = 0; b < c.dims.batch; ++b) {
+    for (std::int64_t s = 0; s < c.dims.time; s += kSavedStateBlock) {
+      const std::int64_t t = c.reverse ? c.dims.time - 1 - s : s;
+      const auto row = forward.states.begin() + (b * c.dims.time + t) * c.dims.channels;
+      saved.insert(saved.end(), row, row + c.dims.channels);
+    }
+  }
+  expect_near(out.saved_states, saved, of(size.states), close_state, "saved_states");
+
+  const auto backward =
+      oracle::simple_gate_loop_backward(c.dims, c.reverse, c.normalize, out.in, out.dy, out.dfinal);
+  expect_near(out.dq, backward.dq, of(size.dq), close, "dq");
+  expect_near(out.dkv, backward.dkv, of(size.dkv), close, "dkv");
+  expect_near(out.dz, backward.dz, of(size.dz), close, "dz");
+  if (c.states)
+    expect_near(out.dinitial, backward.dinitial, of(size.dinitial), close_state, "dinitial");
+}
+void check(const Case& c) { check(c, run(c)); }
+
+void expect_same(const Outcome& a, const Outcome& b, const std::string& what) {
+  expect_same_bits(a.y, b.y, what + " y");
+  expect_same_bits(a.final_state, b.final_state, what + " final");
+  expect_same_bits(a.saved_states, b.saved_states, what + " saved_states");
+  expect_same_bits(a.dq, b.dq, what + " dq");
+  expect_same_bits(a.dkv, b.dkv, what + " dkv");
+  expect_same_bits(a.dz, b.dz, what + " dz");
+  expect_same_bits(a.dinitial, b.dinitial, what + " dinitial");
+}
+
+}  // namespace gateloop::testing::simple
