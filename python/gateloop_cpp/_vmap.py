@@ -28,7 +28,16 @@ def _folded(operator: Callable[..., Results]) -> Callable[..., tuple[Results, tu
     return rule
 
 
-for _name in ("linear_recurrence", "gate_loop", "simple_gate_loop"):
+# The backward operators too: a gradient may be mapped where the forward pass was not.
+for _name in (
+    "linear_recurrence",
+    "_linear_recurrence_backward",
+    "_gate_loop_recomputed",
+    "polar_gate_loop",
+    "_polar_gate_loop_backward",
+    "simple_gate_loop",
+    "_simple_gate_loop_backward",
+):
     torch.library.register_vmap(
         f"gateloop::{_name}", _folded(getattr(torch.ops.gateloop, _name).default)
     )

@@ -1,14 +1,18 @@
 """GateLoop as a spatial mixer."""
 
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
-from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
+from gateloop_cpp.ops import (
+    gate_loop,
+    gate_loop_recomputed,
+    linear_recurrence,
+    polar_gate_loop,
+    simple_gate_loop,
+)
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
 _NAME = "GateLoopedAttention"
@@ -170,8 +174,6 @@ class GateLoopedAttention(nn.Module):
             if self.normalize_input:
                 k = (k * (1 - a).unsqueeze(-1)).to(k.dtype)
 
-        read = gate_loop
-        if self.checkpoint_gate_looped_attn and torch.is_grad_enabled():
-            read = partial(checkpoint, gate_loop, use_reentrant=False)
+        read = gate_loop_recomputed if self.checkpoint_gate_looped_attn else gate_loop
         y, state = read(q, k, v, a, cache)
         return y.flatten(-2), state

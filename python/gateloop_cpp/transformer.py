@@ -243,6 +243,9 @@ class Transformer(nn.Module):
         # On an accelerator reading the bounds would stall the queue; its embedding kernel asserts.
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
             return
+        # Under torch.func.vmap nothing can be read; the embedding refuses ids out of bounds.
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return
         low, high = (int(bound) for bound in x.aminmax())
         size = self.token_emb.num_embeddings
         if low < 0 or high >= size:

@@ -24,7 +24,8 @@ class _ScaleGradient(torch.autograd.Function):
 
 def scale_gradient(z: Tensor, fraction: float) -> Tensor:
     """z, whose gradient is scaled: the projection behind it learns more slowly."""
-    if fraction == 1.0 or not z.requires_grad:
+    # Under torch.func.vmap z.requires_grad is false, whatever z was computed from.
+    if fraction == 1.0 or not torch.is_grad_enabled():
         return z
     scaled: Tensor = _ScaleGradient.apply(z, fraction)  # type: ignore[no-untyped-call]
     return scaled
