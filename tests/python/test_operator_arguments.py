@@ -1,0 +1,190 @@
+"""Each operator, private ones too, checks each tensor that it reads and names it in its error."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gateloop_cpp import ops as _ops  # loads the operators
+
+__all__ = ["_ops"]
+
+
+def names() -> list[str]:
+    """All operators of a recurrence, as the dispatcher lists them."""
+    every = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("gateloop::")]
+    return sorted(n for n in every if "recurrence" in n or "gate_loop" in n)
+
+
+B, T, D, BLOCKS = 2, 40, 3, 3
+
+
+def sequence(width: int = D) -> Tensor:
+    return torch.randn(B, T, width)
+
+
+def state(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(B, D, dtype=dtype)
+
+
+def saved(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(B, BLOCKS, D, dtype=dtype)
+
+
+C64 = torch.complex64
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """What the operator takes, by name; the sequence that the others are checked against first."""
+    options: dict[str, Any] = {"reverse": False}
+    if "simple" in name:
+        options["normalize_input"] = False
+        forward = {"q": sequence(), "kv": sequence(), "z": sequence()}
+        kept, states = saved(), state
+    elif "polar" in name:
+        forward = {"q": sequence(), "k": sequence(), "v": sequence(), "z": sequence(2 * D)}
+        kept, states = saved(C64), lambda: state(C64)
+    elif "gate_loop" in name:
+        forward = {"q": sequence(), "k": sequence(), "v": sequence(), "a": sequence()}
+        kept, states = saved(), state
+    elif "backward" in name:
+        forward = {"h": sequence(), "a": sequence(), "dh": sequence(), "initial_state": state()}
+        return forward | {"dfinal_state": state()} | options
+    else:
+        forward = {"x": sequence(), "a": sequence()}
+        kept, states = saved(), state
+    if "backward" in name:
+        gradients = {"dy": sequence(), "dfinal_state": states()}
+        return forward | gradients | {"saved_states": kept} | options
+    return forward | {"initial_state": states()} | options
+
+
+def sparse(t: Tensor) -> Tensor:
+    return t.to_sparse()
+
+
+def mkldnn(t: Tensor) -> Tensor:
+    return t.real.contiguous().to_mkldnn()
+
+
+def quantized(t: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(t.real.contiguous(), 0.1, 0, torch.qint8)
+
+
+def without_memory(t: Tensor) -> Tensor:
+    freed = t.clone()
+    freed.untyped_storage().resize_(0)
+    return freed
+
+
+def shortened(t: Tensor) -> Tensor:
+    return t[:, :-1]
+
+
+SPOILERS: list[Callable[[Tensor], Tensor]] = [
+    shortened,
+    lambda t: t[..., :-1],
+    lambda t: t[:1],
+    lambda t: t[0],
+    lambda t: t.to(torch.complex128 if t.is_complex() else torch.float64),
+    lambda t: t.to(torch.int64) if not t.is_complex() else t.real,
+    lambda t: t.to("meta"),
+]
+LAYOUTS = [sparse, mkldnn, quantized]
+
+
+def operator(name: str) -> Any:
+    return getattr(torch.ops.gateloop, name.removeprefix("gateloop::")).default
+
+
+def tensors(name: str) -> list[str]:
+    return [argument for argument, value in arguments(name).items() if isinstance(value, Tensor)]
+
+
+EACH = [(name, argument) for name in names() for argument in tensors(name)]
+
+
+@pytest.mark.parametrize("name", names())
+def test_valid_arguments_are_taken(name: str) -> None:
+    operator(name)(**arguments(name))
+
+
+def refusal(name: str, given: dict[str, Any]) -> str:
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as raised:
+        operator(name)(**given)
+    return str(raised.value).splitlines()[0]
+
+
+@pytest.mark.parametrize("spoiler", range(len(SPOILERS)))
+@pytest.mark.parametrize(("name", "argument"), EACH)
+def test_another_shape_type_or_device_is_refused(name: str, argument: str, spoiler: int) -> None:
+    given = arguments(name)
+    others = [given[other] for other in tensors(name) if other != argument]
+    given[argument] = SPOILERS[spoiler](given[argument])
+    # Where the first is another, the rest does not go with it.
+    first = argument == tensors(name)[0] and others
+    pattern = r"\w+" if first else argument
+    # The public operator is the one that users call: its forward with saved states has its name.
+    said = name.removesuffix("_forward").replace("::_", "::_?").replace("_recomputed", "")
+    assert_matches(refusal(name, given), rf"{said}: {pattern} must ")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "argument"), EACH)
+def test_tensors_without_plain_memory_are_refused(
+    name: str, argument: str, layout: Callable[[Tensor], Tensor]
+) -> None:
+    given = arguments(name)
+    given[argument] = layout(given[argument])
+    said = name.removesuffix("_forward").replace("::_", "::_?").replace("_recomputed", "")
+    assert_matches(refusal(name, given), rf"{said}\w*: {argument} must ")
+
+
+# gate_loop is made of other operators, and torch's own read what is not there.
+@pytest.mark.parametrize(("name", "argument"), [e for e in EACH if "a" not in tensors(e[0])])
+def test_a_freed_storage_is_refused(name: str, argument: str) -> None:
+    given = arguments(name)
+    given[argument] = without_memory(given[argument])
+    said = name.removesuffix("_forward").replace("::_", "::_?")
+    assert_matches(refusal(name, given), rf"{said}: {argument} must lie in \d+ bytes")
+
+
+def assert_matches(message: str, pattern: str) -> None:
+    assert re.search(pattern, message), f"{message!r} has no {pattern!r}"
+
+
+@pytest.mark.parametrize("name", names())
+def test_meta_tensors_are_checked_too(name: str) -> None:
+    for argument in tensors(name)[1:]:
+        given = {
+            k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments(name).items()
+        }
+        given[argument] = shortened(given[argument])
+        assert_matches(refusal(name, given), f": {argument} must ")
+
+
+@pytest.mark.parametrize("key", ["CUDA", "XLA", "SparseCPU", "QuantizedCPU", "MkldnnCPU"])
+@pytest.mark.parametrize("name", names())
+def test_every_operator_has_an_answer_on_every_backend(name: str, key: str) -> None:
+    assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key)
+
+
+# What the dispatcher calls for CUDA tensors, reached here without such a device.
+@pytest.mark.parametrize("name", [n for n in names() if "a" not in tensors(n) or "linear" in n])
+def test_cuda_tensors_are_refused(name: str) -> None:
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(NotImplementedError, match=f"{name}: tensors must be .* got CUDA"):
+        operator(name).redispatch(cuda, **arguments(name))
+
+
+# A hook may give back what it likes in place of a saved tensor.
+def test_saved_tensor_hooks_cannot_crash_the_backward_pass() -> None:
+    leaves = [sequence().requires_grad_() for _ in range(3)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, shortened):
+        y, _ = torch.ops.gateloop.simple_gate_loop(*leaves)
+    with pytest.raises(RuntimeError, match=r"_simple_gate_loop_backward: dy must be"):
+        y.sum().backward()
