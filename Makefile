@@ -74,6 +74,12 @@ $(SANITIZERS:%=test-%): test-%: build/%/configured
 	$(FIXED_ADDRESSES) cmake --build --preset $* $(if $(JOBS),--parallel $(JOBS))
 	$(FIXED_ADDRESSES) ctest --preset $*
 
+.PHONY: fuzz
+fuzz: build/asan/configured  ## Broken files and random problems under the sanitizers, minutes of them
+	$(FIXED_ADDRESSES) cmake --build --preset asan $(if $(JOBS),--parallel $(JOBS))
+	$(FIXED_ADDRESSES) build/asan/fuzz_readers 60 $$RANDOM
+	$(FIXED_ADDRESSES) env GATELOOP_DIFFERENTIAL_CASES=10000 build/asan/recurrence_differential_test
+
 # ---- Use --------------------------------------------------------------------------------------
 
 .PHONY: corpus

@@ -20,6 +20,11 @@ inline constexpr std::initializer_list<at::ScalarType> kRealTypes = {at::kFloat,
 /// is one of kRecurrenceTypes.
 at::ScalarType accumulation_type(at::ScalarType storage);
 
+/// Type of complex states beside real sequences: complex64 or complex128.
+inline at::ScalarType complex_accumulation_type(at::ScalarType storage) {
+  return at::toComplexType(accumulation_type(storage));
+}
+
 /// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func, no zeros
 /// without memory.
 inline bool is_plain_cpu(const at::Tensor& t) {

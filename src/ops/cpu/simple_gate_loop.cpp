@@ -7,10 +7,6 @@
 namespace gateloop::ops {
 namespace {
 
-at::TensorOptions state_options(const at::Tensor& q) {
-  return q.options().dtype(accumulation_type(q.scalar_type()));
-}
-
 /// `saved_states`: (B, blocks, D), or undefined where no backward pass follows.
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor& kv,
                                            const at::Tensor& z, const OptionalTensor& initial_state,
@@ -21,7 +17,8 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
   const at::Tensor z_ = with_contiguous_channels(z);
   const at::Tensor initial = contiguous(initial_state);
   at::Tensor y = empty_sequence(q.sizes(), q.options());
-  at::Tensor final_state = at::empty({q.size(0), q.size(2)}, state_options(q));
+  at::Tensor final_state =
+      at::empty({q.size(0), q.size(2)}, q.options().dtype(accumulation_type(q.scalar_type())));
 
   run_kernel(recurrence::SimpleGateLoop{
       .dtype = kernel_dtype(q.scalar_type()),
@@ -51,7 +48,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_cpu(
     const OptionalTensor& initial_state, bool reverse, bool normalize_input) {
   check_simple_gate_loop(q, kv, z, initial_state);
   at::Tensor saved_states =
-      at::empty({q.size(0), recurrence::saved_state_count(q.size(1)), q.size(2)}, state_options(q));
+      at::empty({q.size(0), recurrence::saved_state_count(q.size(1)), q.size(2)},
+                q.options().dtype(accumulation_type(q.scalar_type())));
   auto [y, final_state] = forward(q, kv, z, initial_state, reverse, normalize_input, saved_states);
   return {y, final_state, saved_states};
 }

@@ -7,23 +7,20 @@
 namespace gateloop::ops {
 namespace {
 
-at::ScalarType state_type(const at::Tensor& q) {
-  return at::toComplexType(accumulation_type(q.scalar_type()));
-}
-
 std::tuple<at::Tensor, at::Tensor> polar_gate_loop_meta(const at::Tensor& q, const at::Tensor& k,
                                                         const at::Tensor& v, const at::Tensor& z,
                                                         const OptionalTensor& initial_state,
                                                         bool /*reverse*/) {
   check_polar_gate_loop(q, k, v, z, initial_state);
-  return {empty_sequence(q), empty_state(q, state_type(q))};
+  return {empty_sequence(q), empty_state(q, complex_accumulation_type(q.scalar_type()))};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_meta(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
     const OptionalTensor& initial_state, bool /*reverse*/) {
   check_polar_gate_loop(q, k, v, z, initial_state);
-  return {empty_sequence(q), empty_state(q, state_type(q)), empty_saved_states(q, state_type(q))};
+  return {empty_sequence(q), empty_state(q, complex_accumulation_type(q.scalar_type())),
+          empty_saved_states(q, complex_accumulation_type(q.scalar_type()))};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
@@ -33,7 +30,7 @@ polar_gate_loop_backward_meta(const OptionalTensor& dy, const OptionalTensor& df
                               bool /*reverse*/) {
   check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states);
   return {empty_sequence(q), empty_sequence(q), empty_sequence(q), empty_sequence(z),
-          empty_state(q, state_type(q))};
+          empty_state(q, complex_accumulation_type(q.scalar_type()))};
 }
 
 }  // namespace

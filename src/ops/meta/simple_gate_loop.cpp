@@ -7,22 +7,21 @@
 namespace gateloop::ops {
 namespace {
 
-at::ScalarType state_type(const at::Tensor& q) { return accumulation_type(q.scalar_type()); }
-
 std::tuple<at::Tensor, at::Tensor> simple_gate_loop_meta(const at::Tensor& q, const at::Tensor& kv,
                                                          const at::Tensor& z,
                                                          const OptionalTensor& initial_state,
                                                          bool /*reverse*/,
                                                          bool /*normalize_input*/) {
   check_simple_gate_loop(q, kv, z, initial_state);
-  return {empty_sequence(q), empty_state(q, state_type(q))};
+  return {empty_sequence(q), empty_state(q, accumulation_type(q.scalar_type()))};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_meta(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const OptionalTensor& initial_state, bool /*reverse*/, bool /*normalize_input*/) {
   check_simple_gate_loop(q, kv, z, initial_state);
-  return {empty_sequence(q), empty_state(q, state_type(q)), empty_saved_states(q, state_type(q))};
+  return {empty_sequence(q), empty_state(q, accumulation_type(q.scalar_type())),
+          empty_saved_states(q, accumulation_type(q.scalar_type()))};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_meta(
@@ -30,7 +29,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
     const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool /*reverse*/,
     bool /*normalize_input*/) {
   check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states);
-  return {empty_sequence(q), empty_sequence(q), empty_sequence(q), empty_state(q, state_type(q))};
+  return {empty_sequence(q), empty_sequence(q), empty_sequence(q),
+          empty_state(q, accumulation_type(q.scalar_type()))};
 }
 
 }  // namespace

@@ -1,0 +1,87 @@
+// fuzz_readers [SECONDS [SEED]]: every reader on broken files, for SECONDS each.
+//
+// A reader may refuse a file by an exception and by nothing else: a crash, a sanitizer's complaint or
+// another exception ends the program and leaves the file that did it where the last line says.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "mutate.h"
+#include "readers.h"
+
+namespace {
+
+using gateloop::fuzz::Mutator;
+using gateloop::fuzz::Reader;
+using std::filesystem::path;
+
+std::string bytes_of(const path& file) {
+  std::ifstream in(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+std::vector<std::string> seeds_of(const Reader& reader, const path& directory) {
+  std::filesystem::create_directories(directory);
+  reader.write_seeds(directory);
+  std::vector<std::string> seeds;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    seeds.push_back(bytes_of(entry.path()));
+  }
+  return seeds;
+}
+
+/// Whether the reader took the file.
+bool accepts(const Reader& reader, const path& directory, const std::string& bytes) {
+  std::ofstream(directory / reader.file, std::ios::binary) << bytes;
+  try {
+    reader.read(directory);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+bool fuzz(const Reader& reader, const path& directory, double seconds, std::uint64_t seed) {
+  const std::vector<std::string> seeds = seeds_of(reader, directory / "seeds");
+  for (const std::string& bytes : seeds) {
+    if (accepts(reader, directory, bytes)) continue;
+    std::printf("%s refuses a whole file: %s\n", reader.name, (directory / reader.file).c_str());
+    return false;
+  }
+  std::printf("%s: broken files in %s\n", reader.name, (directory / reader.file).c_str());
+  std::fflush(stdout);
+  Mutator mutator(seeds, seed);
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  long runs = 0;
+  long accepted = 0;
+  for (; Clock::now() < end; ++runs) accepted += accepts(reader, directory, mutator.next());
+  std::printf("%s: %ld files, %ld of them accepted\n", reader.name, runs, accepted);
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const double seconds = argc > 1 ? std::atof(argv[1]) : 1;
+  const std::uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  std::string name = (std::filesystem::temp_directory_path() / "gateloop-fuzz-XXXXXX").string();
+  if (::mkdtemp(name.data()) == nullptr) {
+    std::perror(name.c_str());
+    return 1;
+  }
+  bool passed = true;
+  for (const Reader& reader : gateloop::fuzz::readers()) {
+    const path directory = path(name) / reader.name;
+    std::filesystem::create_directories(directory);
+    passed = fuzz(reader, directory, seconds, seed) && passed;
+  }
+  if (passed) std::filesystem::remove_all(name);
+  return passed ? 0 : 1;
+}

@@ -1,0 +1,89 @@
+#include "readers.h"
+
+#include <torch/torch.h>
+
+#include <fstream>
+#include <initializer_list>
+#include <iterator>
+
+#include "gateloop/checkpoint.h"
+#include "gateloop/training.h"
+#include "training/metrics.h"
+
+namespace gateloop::fuzz {
+namespace {
+
+using std::filesystem::path;
+
+void write(const path& file, const std::string& bytes) {
+  std::ofstream(file, std::ios::binary) << bytes;
+}
+
+/// A header of `json`, the length before it as the format has it, then `data`.
+std::string safetensors(const std::string& json, std::size_t data) {
+  std::string bytes(8, '\0');
+  for (int i = 0; i < 8; ++i) bytes[i] = static_cast<char>(json.size() >> (8 * i));
+  return bytes + json + std::string(data, '\1');
+}
+
+void write_safetensors(const path& directory) {
+  checkpoint::save_safetensors(directory / "two",
+                               {{{"a", torch::ones({2, 3})}, {"b", torch::ones({4})}},
+                                {{"format", "pt"}, {"config", "{}"}}});
+  write(directory / "half", safetensors(R"({"w":{"dtype":"F16","shape":[2,2],)"
+                                        R"("data_offsets":[0,8]}})",
+                                        8));
+  write(directory / "empty", safetensors(R"({"w":{"dtype":"F32","shape":[0,7],)"
+                                         R"("data_offsets":[0,0]},"__metadata__":{"k":"v"}})",
+                                         0));
+}
+
+nn::TransformerOptions small() { return {.num_tokens = 4, .dim = 2, .depth = 1}; }
+
+void write_configs(const path& directory) {
+  training::RunConfig run;
+  run.model = small();
+  run.training.steps = 3;
+  write(directory / "run", training::to_json(run));
+  write(directory / "model", R"({"format": 1, "model": )" + checkpoint::to_json(small()) + "}");
+}
+
+void read_config(const path& directory) {
+  (void)training::load_config(directory);
+}
+
+void write_metrics(const path& directory) {
+  std::string lines;
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    lines += training::to_json_line({.step = step, .train_bits_per_byte = 2.5}) + "\n";
+  }
+  write(directory / "lines", lines);
+  write(directory / "cut", lines.substr(0, lines.size() - 7));
+}
+
+/// What packs the same text in every format that a corpus may have; those absent here are left out.
+void write_texts(const path& directory) {
+  write(directory / "plain", std::string(200, 'a') + "\nplain text\n");
+  for (const char* command :
+       {"gzip -k -S .gz", "bzip2 -k", "xz -k", "zstd -q -k", "zip -q plain.zip", "tar cf plain.tar"}) {
+    const std::string line = "cd '" + directory.string() + "' && " + command + " plain 2>/dev/null";
+    if (std::system(line.c_str()) != 0) continue;
+  }
+}
+
+}  // namespace
+
+const std::vector<Reader>& readers() {
+  static const std::vector<Reader> all = {
+      {"safetensors", "model.safetensors", write_safetensors,
+       [](const path& d) { (void)checkpoint::load_safetensors(d / "model.safetensors"); }},
+      {"config", "config.json", write_configs, read_config},
+      {"metrics", "metrics.jsonl", write_metrics,
+       [](const path& d) { training::MetricsLog(d / "metrics.jsonl", 2).flush(); }},
+      {"corpus", "text", write_texts,
+       [](const path& d) { (void)training::Corpus(d / "text").fingerprint(); }},
+  };
+  return all;
+}
+
+}  // namespace gateloop::fuzz
