@@ -8,9 +8,7 @@ The C++ program (``gateloop evaluate``, ``gateloop generate``) reads what is wri
 """
 
 import inspect
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gateloop_cpp import _files
 from gateloop_cpp._checks import expect
 from gateloop_cpp.transformer import Transformer
-
-FORMAT = 1
-_CONFIG = "config.json"
-_WEIGHTS = {"latest": "model.safetensors", "best": "model.best.safetensors"}
 
 
 def load(
@@ -37,29 +32,29 @@ def load(
         ValueError: naming the file and what is wrong with it: the format, an unknown option, a
             missing, unexpected or misshapen tensor.
     """
-    model = Transformer(**load_options(directory))
+    options = load_options(directory, weights)
+    try:
+        model = Transformer(**options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        path = Path(directory) / _files.CONFIG
+        raise ValueError(f"{path}: not the options of a model: {error}") from error
     try:
         model.load_state_dict(load_weights(directory, weights))
     except RuntimeError as error:
-        path = Path(directory) / _WEIGHTS[weights]
+        path = Path(directory) / _files.WEIGHTS[weights]
         raise ValueError(f"{path}: these weights are not this model's: {error}") from error
     return model.eval()
 
 
-def load_options(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The arguments of Transformer that config.json holds."""
-    path = Path(directory) / _CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise ValueError(f'{path}: not a model configuration: no "model" in it')
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {config.get('format')}; this package reads {FORMAT}")
-    options: dict[str, Any] = config["model"]
+def load_options(
+    directory: str | os.PathLike[str], weights: Literal["latest", "best"] = "latest"
+) -> dict[str, Any]:
+    """The arguments of Transformer that config.json, or else the weights, hold."""
+    _check_weights("load_options", weights)
+    options = _files.read_options(Path(directory), weights)
     unknown = options.keys() - inspect.signature(Transformer.__init__).parameters.keys()
     if unknown:
+        path = Path(directory) / _files.CONFIG
         raise ValueError(f"{path}: unknown options {', '.join(sorted(unknown))}")
     return options
 
@@ -68,8 +63,8 @@ def load_weights(
     directory: str | os.PathLike[str], weights: Literal["latest", "best"] = "latest"
 ) -> dict[str, Tensor]:
     """A state_dict, which the reference's class takes as well where it has the options."""
-    expect(weights in _WEIGHTS, "load_weights", "weights", '"latest" or "best"', weights)
-    path = Path(directory) / _WEIGHTS[weights]
+    _check_weights("load_weights", weights)
+    path = Path(directory) / _files.WEIGHTS[weights]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -81,8 +76,8 @@ def load_weights(
 def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write a model, float32, into a directory, which is made if need be.
 
-    Each file is written beside its place, flushed to the disk and then renamed: a crash leaves the
-    former file whole.
+    A tensor under two names (a tied embedding) is written under both: tie it again after load().
+    A crash leaves the former model or this one, never a part of each.
 
     Raises:
         FileExistsError: if a model is there already and overwrite is False. Nothing is changed.
@@ -90,28 +85,23 @@ def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool 
     ours = isinstance(model, Transformer)
     expect(ours, "save", "model", "a gateloop_cpp.Transformer", type(model))
     folder = Path(directory)
-    present = [name for name in (_CONFIG, *_WEIGHTS.values()) if (folder / name).exists()]
+    names = (_files.CONFIG, *_files.WEIGHTS.values())
+    present = [name for name in names if (folder / name).exists()]
     if present and not overwrite:
         raise FileExistsError(f"save: {folder} holds {', '.join(present)}: pass overwrite=True")
-    folder.mkdir(parents=True, exist_ok=True)
-
+    # Copies: safetensors refuses tensors that share memory.
     tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    config = json.dumps({"format": FORMAT, "model": model.options}, indent=2)
-    _replace(folder / _WEIGHTS["latest"], lambda path: save_file(tensors, path))
-    _replace(folder / _CONFIG, lambda path: path.write_text(config + "\n"))
-    # What was the best of another model is none of this one's.
-    (folder / _WEIGHTS["best"]).unlink(missing_ok=True)
+    _files.write_model(
+        folder,
+        model.options,
+        lambda path, metadata: save_file(tensors, path, metadata),
+        distribution="gateloop-cpp",
+        versions={"torch": torch.__version__},
+    )
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _check_weights(function: str, weights: str) -> None:
+    expect(weights in _files.WEIGHTS, function, "weights", '"latest" or "best"', weights)

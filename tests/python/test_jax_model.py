@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from interrupted import interruptions
 from jax import Array
 from safetensors.numpy import load_file, save_file
 
-from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
+from gateloop_jax import GateLoopTransformer, _checkpoint, load_checkpoint, save_checkpoint
 
 with warnings.catch_warnings():
     # The peer uses torch.jit.script and equinox.static_field, both deprecated and both working.
@@ -130,7 +131,9 @@ def peer() -> Transformer:
 
 def write(directory: Path, options: dict[str, Any], tensors: dict[str, Any]) -> Path:
     directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps({"format": 1, "model": options}))
+    (directory / "config.json").write_text(
+        json.dumps({"format": 1, "model": options}), encoding="utf-8"
+    )
     save_file(tensors, directory / "model.safetensors")
     return directory
 
@@ -232,12 +235,42 @@ def test_damaged_checkpoints_are_refused(checkpoint: Path) -> None:
     assert "layers.1.0.norm.gamma is (5,), the model's is (24,)" in str(error.value)
     with pytest.raises(ValueError, match="weights must be 'latest' or 'best', got 'last'"):
         load_checkpoint(checkpoint, "last")
-    (checkpoint / "config.json").write_text('{"format": 2, "model": {}}')
+    (checkpoint / "config.json").write_text('{"format": 2, "model": {}}', encoding="utf-8")
     with pytest.raises(ValueError, match="format 2; this package reads format 1"):
         load_checkpoint(checkpoint)
-    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config.json: not a model configuration"):
         load_checkpoint(checkpoint)
+
+
+def test_a_tied_head_is_saved(checkpoint: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(checkpoint)
+    tied = eqx.tree_at(lambda m: m.head, model, np.asarray(model.embedding).T)
+    save_checkpoint(tmp_path / "tied", tied)
+    loaded = load_checkpoint(tmp_path / "tied")
+    np.testing.assert_array_equal(loaded.head, loaded.embedding.T)
+    np.testing.assert_array_equal(loaded.embedding, model.embedding)
+
+
+def test_an_interrupted_save_leaves_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {dim: GateLoopTransformer(8, dim, 1, KEY, architecture="pytorch") for dim in (8, 16)}
+    found = []
+    for calls in interruptions(
+        monkeypatch,
+        lambda: save_checkpoint(tmp_path, models[8]),
+        lambda: save_checkpoint(tmp_path, models[16], training={"steps": 3}),
+        (_checkpoint, "save_file"),
+        stays=True,
+    ):
+        loaded = load_checkpoint(tmp_path)
+        dim = loaded.embedding.shape[1]
+        assert eqx.tree_equal(loaded, models[dim])
+        found.append(dim)
+        assert calls < 100
+    assert found == sorted(found)  # the old one, and from some call on the new one
+    assert set(found) == {8, 16}
 
 
 def test_the_jax_architecture_is_not_saved(tmp_path: Path) -> None:

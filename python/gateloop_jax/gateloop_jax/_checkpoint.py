@@ -6,7 +6,7 @@ Transformer's state_dict: a matrix is (out, in), the transition's rows alternate
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from gateloop_jax import _files
 from gateloop_jax._model import GateLoopTransformer, interleave
 
-FORMAT = 1
 Tensors = dict[str, np.ndarray[Any, Any]]
 
 # Options of the PyTorch and C++ models that the Equinox model has too, with their defaults there,
@@ -64,28 +65,24 @@ def load_checkpoint(
     Raises ValueError naming every option of that model that this one has not, and every tensor that
     is missing, unexpected or misshapen.
     """
-    files = {"latest": "model.safetensors", "best": "model.best.safetensors"}
-    if weights not in files:
+    if weights not in _files.WEIGHTS:
         raise ValueError(f"load_checkpoint: weights must be 'latest' or 'best', got {weights!r}")
     directory = Path(directory)
-    config_file, file = directory / "config.json", directory / files[weights]
-    try:
-        config = json.loads(config_file.read_text())
-        stored, options = config["format"], dict(config["model"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config_file}: not a model configuration: {error!r}") from error
-    if stored != FORMAT:
-        raise ValueError(f"{config_file}: format {stored}; this package reads format {FORMAT}")
+    config_file, file = directory / _files.CONFIG, directory / _files.WEIGHTS[weights]
+    options = _files.read_options(directory, weights)
     if problems := disagreements(options):
         raise ValueError(f"{config_file}: the Equinox model does not have {', '.join(problems)}")
     taken = {name: options.get(name, default) for name, default in TAKEN.items()}
-    # Shapes only: every number comes from the file.
-    model = jax.eval_shape(
-        lambda: GateLoopTransformer(**taken, key=jax.random.key(0), architecture="pytorch")
-    )
+    try:
+        # Shapes only: every number comes from the file.
+        model = jax.eval_shape(
+            lambda: GateLoopTransformer(**taken, key=jax.random.key(0), architecture="pytorch")
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{config_file}: not the options of a model: {error}") from error
     try:
         return from_state_dict(model, load_file(file))
-    except ValueError as error:
+    except (ValueError, SafetensorError) as error:
         raise ValueError(f"{file}: {error}") from error
 
 
@@ -97,29 +94,18 @@ def save_checkpoint(
     """Writes config.json and model.safetensors, in float32, for PyTorch, C++ and load_checkpoint.
 
     training: what config.json shall say of how the model was trained.
-    Raises ValueError for a model that those do not have.
+    A crash leaves the former model or this one, never a part of each. A head tied to the embedding
+    is written as a matrix of its own. Raises ValueError for a model that those do not have.
     """
     tensors = to_state_dict(model)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"format": FORMAT, "model": options_of(model)}
-    if training is not None:
-        config["training"] = dict(training)
-    text = json.dumps(config, indent=2) + "\n"
-    _replace(directory / "config.json", lambda path: path.write_text(text))
-    _replace(directory / "model.safetensors", lambda path: save_file(tensors, path))
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Renamed into place: who reads meanwhile, or a crash, finds a whole file."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _files.write_model(
+        Path(directory),
+        options_of(model),
+        lambda path, metadata: save_file(tensors, path, metadata),
+        distribution="gateloop-jax",
+        versions={"jax": jax.__version__},
+        training=training,
+    )
 
 
 def disagreements(options: Mapping[str, Any]) -> list[str]:
