@@ -17,7 +17,11 @@ LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 def processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.M) if info.exists() else []
+    names = (
+        re.findall(r"^model name\s*: (.*)$", info.read_text(encoding="utf-8"), re.M)
+        if info.exists()
+        else []
+    )
     return str(names[0]) if names else platform.machine()
 
 
@@ -27,7 +31,7 @@ def cores() -> int:
 
 def compiler(build: Path) -> str:
     cache = build / "CMakeCache.txt"
-    named = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache.read_text(), re.M)
+    named = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache.read_text(encoding="utf-8"), re.M)
     if named is None:
         raise RuntimeError(f"{cache} names no compiler")
     return first_line(named[1], "--version")

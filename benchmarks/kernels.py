@@ -18,7 +18,7 @@ class Kernel:
 
 
 def parse(file: Path) -> list[Kernel]:
-    lines = json.loads(file.read_text())["benchmarks"]
+    lines = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
     wrong = [
         f"{line['name']}: {line['error_message']}" for line in lines if "error_message" in line
     ]
@@ -45,10 +45,10 @@ def run(binary: Path, file: Path, only: str | None = None) -> list[Kernel]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{binary} failed: {done.stderr}")
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     for private in ("host_name", "executable"):
         content["context"].pop(private, None)
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     kernels = parse(file)
     if not kernels:
         raise RuntimeError(f"{binary} has no benchmark that matches {only}")

@@ -31,7 +31,7 @@ def train(text: bytes, flags: list[str], steps: int, folder: Path) -> list[dict[
     quiet = ["--validate-every", "0", "--final-windows", "1", "--sample-length", "0"]
     where = ["--data", str(data), "--out", str(folder / "run"), "--overwrite"]
     run("train", *where, "--steps", str(steps), "--checkpoint-every", "0", *quiet, *flags)
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 

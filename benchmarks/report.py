@@ -198,12 +198,14 @@ def documents(root: Path) -> dict[Path, str]:
         readme = readme_table(results)
         performance = kernel_table(kernels.parse(results / "kernels.json"))
     tables = {root / "README.md": readme, root / "docs" / "performance.md": performance}
-    return {file: with_table(file.read_text(), table) for file, table in tables.items()}
+    return {
+        file: with_table(file.read_text(encoding="utf-8"), table) for file, table in tables.items()
+    }
 
 
 def main() -> None:
     for file, text in documents(ROOT).items():
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def main() -> int:
     if any(row.group == "growth" for row in rows) and base is None:
         plot.growth(rows, chosen.results / "growth.svg")
     text = report.document(facts, parts)
-    (chosen.results / "bench.md").write_text(text)
+    (chosen.results / "bench.md").write_text(text, encoding="utf-8")
     print(text)
     say(f"written to {chosen.results}; for README.md and docs: python -m benchmarks.report")
 

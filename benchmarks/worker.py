@@ -23,7 +23,7 @@ class FailedError(Exception):
 
 def peak_bytes() -> float:
     """Not ru_maxrss: a new process inherits that from the one that began it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
@@ -82,7 +82,8 @@ class Bench:
     def bytes(self, key: tuple[str, str], name: str, which: str) -> float:
         """Peak memory beyond what inputs and weights take; once a process."""
         one = self.get(key, name, which)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        # The peak so far is forgotten.
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = peak_bytes()
         one.run()
         return peak_bytes() - before

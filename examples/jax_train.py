@@ -150,7 +150,7 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
     state = optimizer.init(eqx.filter(model, eqx.is_array))
     begin = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "metrics.jsonl").open("w") as log:
+    with (options.out / "metrics.jsonl").open("w", encoding="utf-8") as log:
         for step in range(1, options.steps + 1):
             start = time.perf_counter()
             ids = batch_at(text, step - 1, options.batch, options.length, options.seed)

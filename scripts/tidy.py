@@ -47,7 +47,7 @@ def for_clang(command: str) -> list[str]:
 
 def units(database: Path) -> list[Unit]:
     found = []
-    for entry in json.loads(database.read_text()):
+    for entry in json.loads(database.read_text(encoding="utf-8")):
         file = Path(entry["file"])
         if any(file.is_relative_to(ROOT / folder) for folder in FOLDERS):
             found.append(Unit(file, for_clang(entry["command"])))
@@ -99,7 +99,8 @@ def main() -> int:
                 {"directory": str(options.build), "file": str(u.file), "arguments": u.command}
                 for u in chosen
             ]
-        )
+        ),
+        encoding="utf-8",
     )
     if options.file:
         wanted = {file.resolve() for file in options.file}

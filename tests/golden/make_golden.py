@@ -219,7 +219,7 @@ def main():
         f" {p}=={version(p)}" for p in ("gateloop-transformer", "rotary-embedding-torch", "torch")
     )
     stamp_file = out / "stamp"
-    if not only and stamp_file.exists() and stamp_file.read_text() == stamp:
+    if not only and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
     if not only:
         stamp_file.unlink(missing_ok=True)
@@ -234,7 +234,7 @@ def main():
             build = partial(build_simple_layer, options)
             write_case(out, name, "simple_gate_loop_layer", options, seed, build, run_simple_layer)
     if not only:
-        stamp_file.write_text(stamp)
+        stamp_file.write_text(stamp, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,16 +37,16 @@ def test_quick_benchmark_measures_everyone(build_dir: Path, tmp_path: Path) -> N
     paths = ["--build", str(build_dir), "--results", str(tmp_path)]
     done = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "kernels.json").read_text())["benchmarks"]
+    assert json.loads((tmp_path / "kernels.json").read_text(encoding="utf-8"))["benchmarks"]
     for group in GROUPS:
-        rows = json.loads((tmp_path / f"{group}.json").read_text())["rows"]
+        rows = json.loads((tmp_path / f"{group}.json").read_text(encoding="utf-8"))["rows"]
         assert any(row["kind"] == "ours" and row["values"] for row in rows), group
         for row in rows:
             absent = (row["contender"], row["which"])
             assert row["values"] or absent in MAY_BE_ABSENT, row
             assert row["error"] is not None or row["kind"] == "floor" or row["absent"], row
     assert (tmp_path / "growth.svg").stat().st_size > 0
-    assert "| what | ours |" in (tmp_path / "bench.md").read_text()
+    assert "| what | ours |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_a_wrong_kernel_stops_the_benchmark(tmp_path: Path) -> None:
     right = {"name": "Op/1x2x3/iterations:15", "ms": 1.5, "ratio": 1.1, "speedup": 1.9}
     wrong = {"name": "Other/1x2x3", "error_occurred": True, "error_message": "differs"}
     file = tmp_path / "kernels.json"
-    file.write_text(json.dumps({"benchmarks": [right]}))
+    file.write_text(json.dumps({"benchmarks": [right]}), encoding="utf-8")
     assert kernels.parse(file) == [kernels.Kernel("Op/1x2x3", 1.5, 1.1, 1.9)]
-    file.write_text(json.dumps({"benchmarks": [right, wrong]}))
+    file.write_text(json.dumps({"benchmarks": [right, wrong]}), encoding="utf-8")
     with pytest.raises(RuntimeError, match="Other/1x2x3: differs"):
         kernels.parse(file)
 
@@ -201,4 +201,6 @@ def test_a_wrong_kernel_stops_the_benchmark(tmp_path: Path) -> None:
 def test_documents_show_the_results() -> None:
     """`python -m benchmarks.report` has been run after the last measurement."""
     for document, text in report.documents(ROOT).items():
-        assert document.read_text() == text, f"{document}: run 'python -m benchmarks.report'"
+        assert document.read_text(encoding="utf-8") == text, (
+            f"{document}: run 'python -m benchmarks.report'"
+        )

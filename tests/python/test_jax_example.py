@@ -41,7 +41,10 @@ def test_training_learns_and_writes_what_cpp_writes(tmp_path: Path) -> None:
     printed = run("jax_train.py", "--data", text, "--out", out, *sizes, *steps,
                   "--learning-rate", "1e-2", "--sample-length", "8")  # fmt: skip
     assert "step 25  " in printed and "\nThe " in printed
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["step"] for line in lines] == list(range(1, 61))
     # The fields of src/training/metrics.cpp.
     always = {
@@ -64,7 +67,7 @@ def test_training_learns_and_writes_what_cpp_writes(tmp_path: Path) -> None:
     again = run("jax_train.py", "--data", text, "--out", tmp_path / "more", "--start", out,
                 "--length", "64", "--steps", "1", "--sample-length", "1")  # fmt: skip
     assert "step 1  " in again
-    first = json.loads((tmp_path / "more" / "metrics.jsonl").read_text())
+    first = json.loads((tmp_path / "more" / "metrics.jsonl").read_text(encoding="utf-8"))
     assert first["train_bits_per_byte"] < 3
     assert load_checkpoint(out).embedding.shape == (256, 32)
 

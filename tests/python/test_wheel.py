@@ -69,13 +69,15 @@ def run(installed: Path, *arguments: str, cwd: Path) -> str:
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_print_what_they_say(installed: Path, example: str, tmp_path: Path) -> None:
     source = ROOT / "examples" / example
-    promised = re.findall(r"print\(.*\)  # (.*)", source.read_text())
+    promised = re.findall(r"print\(.*\)  # (.*)", source.read_text(encoding="utf-8"))
     assert run(installed, str(source), cwd=tmp_path).splitlines() == promised
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_readme_shows_the_examples(example: str) -> None:
-    assert (ROOT / "examples" / example).read_text() in (ROOT / "README.md").read_text()
+    assert (ROOT / "examples" / example).read_text(encoding="utf-8") in (
+        ROOT / "README.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_the_source_distribution_holds_what_is_built(sdist: Path) -> None:
