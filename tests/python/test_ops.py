@@ -245,7 +245,11 @@ def test_empty(ops: Ops, case: Case, shape: tuple[int, int, int]) -> None:
         torch.testing.assert_close(final, arguments[-1], rtol=0, atol=0)
     (y.abs().sum() + final.abs().sum()).backward()
     for argument in arguments:
-        assert argument.grad is None or argument.grad.shape == argument.shape
+        assert argument.grad is not None
+        assert argument.grad.shape == argument.shape
+    if shape[1] == 0:
+        expected = arguments[-1].detach().sgn()  # of the sum of absolute values
+        torch.testing.assert_close(arguments[-1].grad, expected)
 
 
 def chunked(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
