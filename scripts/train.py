@@ -45,11 +45,10 @@ def gateloop(*arguments: str) -> int:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the last step of the run has been made."""
+    """Whether the last step of the run has been made: it alone has a final validation."""
     try:
-        steps = json.loads((run / "config.json").read_text())["training"]["steps"]
-        last_line = (run / "metrics.jsonl").read_text().splitlines()[-1]
-        return steps is not None and bool(json.loads(last_line)["step"] >= steps)
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return "final_validation_bits_per_byte" in json.loads(lines[-1])
     except (OSError, LookupError, ValueError):
         return False
 
@@ -88,8 +87,6 @@ def main() -> int:
         if status > 128:  # Ended by a signal.
             say("to go on from the last checkpoint, run the same command again")
         return status
-    if not (run / "model.safetensors").exists():
-        return 0  # 'gateloop train --help' and the like
 
     say("a sample:")
     if status := gateloop(
