@@ -69,9 +69,15 @@ void print_files(const std::filesystem::path& directory) {
     std::printf("  %s: %s bytes", name,
                 grouped(static_cast<std::int64_t>(std::filesystem::file_size(path))).c_str());
     for (const auto& [key, value] : checkpoint::load_safetensors(path).metadata)
-      std::printf(", %s %s", key.c_str(), value.c_str());
+      if (!key.starts_with("config")) std::printf(", %s %s", key.c_str(), value.c_str());
     std::printf("\n");
   }
+}
+
+void print_provenance(const std::filesystem::path& directory) {
+  std::printf("\nprovenance\n");
+  for (const auto& object : checkpoint::load_provenance(directory))
+    std::printf("  %s\n", object.c_str());
 }
 
 void run(const ModelFlags& flags) {
@@ -80,6 +86,7 @@ void run(const ModelFlags& flags) {
   print_parameters(model);
   print_state(model->options());
   print_files(flags.directory);
+  print_provenance(flags.directory);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "gateloop/nn/transformer.h"
 
@@ -41,6 +42,17 @@ std::map<std::string, torch::Tensor> state_dict(const torch::nn::Module& module)
 /// Copies by name; throws std::runtime_error naming every missing, unexpected or misshapen tensor.
 void load_state_dict(torch::nn::Module& module,
                      const std::map<std::string, torch::Tensor>& tensors);
+
+/// Makes DIR hold this model, and no best one; what else lies there stays. A crash leaves the
+/// former model or this one for load_model(), never a part of each.
+void save_model(nn::Transformer model, const std::filesystem::path& dir);
+
+/// What explains a model later, as a JSON object: "program" with its version, git "revision" (empty
+/// if unknown), "torch", "processor", "command" line and "date" (UTC).
+std::string provenance();
+/// "provenance" of DIR/config.json: such an object for each process that wrote to the directory,
+/// oldest first. Empty in directories of earlier versions.
+std::vector<std::string> load_provenance(const std::filesystem::path& dir);
 
 /// DIR/config.json ("model" object) and DIR/model.safetensors or DIR/model.best.safetensors.
 nn::Transformer load_model(const std::filesystem::path& dir, Weights weights = Weights::kLatest);

@@ -39,7 +39,9 @@ json encode(const std::optional<T>& value) {
 }
 
 inline void decode(const std::string& name, const json& value, std::int64_t& field) {
-  if (!value.is_number_integer()) wrong_type(name, "an integer", value);
+  const bool fits = value.is_number_integer() &&
+                    !(value.is_number_unsigned() && value.get<std::uint64_t>() >> 63 != 0);
+  if (!fits) wrong_type(name, "an integer of 64 bits", value);
   field = value.get<std::int64_t>();
 }
 inline void decode(const std::string& name, const json& value, std::uint64_t& field) {

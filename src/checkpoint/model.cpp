@@ -5,15 +5,13 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoint/file.h"
-#include "checkpoint/json_fields.h"
+#include "checkpoint/config_file.h"
 #include "gateloop/checkpoint.h"
 
 namespace gateloop::checkpoint {
 namespace {
 
 using json_fields::json;
-using json_fields::kConfigFormat;
 
 /// Parameters and buffers by name: the keys of a state_dict.
 std::vector<std::pair<std::string, torch::Tensor>> named_tensors(const torch::nn::Module& module) {
@@ -27,23 +25,6 @@ std::string shape_text(const torch::Tensor& tensor) {
   std::ostringstream out;
   out << tensor.sizes();
   return out.str();
-}
-
-nn::TransformerOptions load_options(const std::filesystem::path& path) {
-  const std::string text = read_text(path);
-  try {
-    const json config = json::parse(text);
-    if (!config.is_object() || !config.contains("format") || !config.contains("model")) {
-      throw std::runtime_error("no \"format\" or no \"model\" in it");
-    }
-    if (config["format"] != kConfigFormat) {
-      throw std::runtime_error("format " + config["format"].dump() +
-                               "; this program reads format " + std::to_string(kConfigFormat));
-    }
-    return options_from_json(config["model"].dump());
-  } catch (const std::exception& error) {
-    throw std::runtime_error(path.string() + ": not a model configuration: " + error.what());
-  }
 }
 
 }  // namespace
@@ -95,7 +76,6 @@ nn::Transformer load_model(const std::filesystem::path& dir, Weights weights) {
                              "--out " +
                              dir.string() + " makes one");
   }
-  const nn::TransformerOptions options = load_options(config);
   const std::filesystem::path file =
       dir / (weights == Weights::kBest ? "model.best.safetensors" : "model.safetensors");
   if (!std::filesystem::exists(file)) {
@@ -103,8 +83,15 @@ nn::Transformer load_model(const std::filesystem::path& dir, Weights weights) {
                              (weights == Weights::kBest ? "a best model" : "a model") +
                              " in this directory");
   }
-  nn::Transformer model(options);
+  const auto configuration = read_config(dir, {"model"});
   const SafeTensors content = load_safetensors(file);
+  nn::TransformerOptions options;
+  try {
+    options = options_of(configuration, content.metadata);
+  } catch (const std::runtime_error& error) {
+    fail_config(dir, error.what());
+  }
+  nn::Transformer model(options);
   try {
     load_state_dict(*model, content.tensors);
   } catch (const std::runtime_error& error) {
@@ -112,6 +99,19 @@ nn::Transformer load_model(const std::filesystem::path& dir, Weights weights) {
   }
   model->eval();
   return model;
+}
+
+void save_model(nn::Transformer model, const std::filesystem::path& dir) {
+  const std::string id = new_config_id();
+  json config = {{"format", json_fields::kConfigFormat},
+                 {"id", id},
+                 {"model", json::parse(to_json(model->options()))},
+                 {"provenance", json::array({json::parse(provenance())})}};
+  std::filesystem::create_directories(dir);
+  save_safetensors(dir / "model.safetensors",
+                   {state_dict(*model), config_metadata(model->options(), id)});
+  save_text(dir / "config.json", config.dump(2) + "\n");
+  std::filesystem::remove(dir / "model.best.safetensors");  // of another model
 }
 
 }  // namespace gateloop::checkpoint

@@ -1,8 +1,15 @@
 #include <gtest/gtest.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
 #include <torch/torch.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <csignal>
+#include <functional>
 #include <string>
 
+#include "checkpoint/file.h"
 #include "gateloop/checkpoint.h"
 #include "temporary_directory.h"
 
@@ -18,10 +25,14 @@ nn::TransformerOptions small_options() {
   return options;
 }
 
-void save_model(const std::filesystem::path& dir, nn::Transformer& model) {
-  save_text(dir / "config.json",
-            R"({"format": 1, "model": )" + to_json(model->options()) + R"(, "training": {}})");
-  save_safetensors(dir / "model.safetensors", {state_dict(*model), {}});
+/// The same options and, to the last bit, the same weights.
+bool equal(const nn::Transformer& left, const nn::Transformer& right) {
+  const auto ours = state_dict(*left);
+  const auto theirs = state_dict(*right);
+  return to_json(left->options()) == to_json(right->options()) && ours.size() == theirs.size() &&
+         std::equal(ours.begin(), ours.end(), theirs.begin(), [](const auto& one, const auto& two) {
+           return one.first == two.first && torch::equal(one.second, two.second);
+         });
 }
 
 std::string message_of(const std::function<void()>& action) {
@@ -37,11 +48,93 @@ TEST(Model, LoadsWhatWasSaved) {
   const TemporaryDirectory dir;
   torch::manual_seed(1);
   nn::Transformer model(small_options());
-  save_model(dir.path(), model);
+  save_model(model, dir.path());
   nn::Transformer loaded = load_model(dir.path());
   const torch::Tensor ids = torch::arange(12).view({2, 6});
   EXPECT_TRUE(torch::equal(loaded->forward(ids), model->forward(ids)));
   EXPECT_FALSE(loaded->is_training());
+}
+
+TEST(Model, ReadsDirectoriesOfEarlierVersions) {
+  const TemporaryDirectory dir;
+  nn::Transformer model(small_options());
+  save_text(dir / "config.json",
+            R"({"format": 1, "model": )" + to_json(model->options()) + R"(, "training": {}})");
+  save_safetensors(dir / "model.safetensors", {state_dict(*model), {{"step", "7"}}});
+  EXPECT_TRUE(equal(load_model(dir.path()), model));
+  EXPECT_TRUE(load_provenance(dir.path()).empty());
+}
+
+TEST(Model, SavingSaysWhatSaved) {
+  const TemporaryDirectory dir;
+  save_model(nn::Transformer(small_options()), dir.path());
+  const auto written = load_provenance(dir.path());
+  ASSERT_EQ(written.size(), 1U);
+  for (const char* expected : {"\"program\":\"gateloop ", "\"revision\":\"", "\"torch\":\"",
+                               "\"processor\":\"", "\"command\":[\"", "\"date\":\"20"}) {
+    EXPECT_NE(written[0].find(expected), std::string::npos) << expected << " in " << written[0];
+  }
+}
+
+/// Runs `act` in a child process that is killed at its `number`-th stop: a child stops before and
+/// after each of its system calls. False where it ended before.
+bool killed_at(int number, const std::function<void()>& act) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+    ::raise(SIGSTOP);
+    act();
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  for (int stops = 0; WIFSTOPPED(status); ++stops) {
+    if (stops == number) ::kill(child, SIGKILL);
+    ::ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);
+    ::waitpid(child, &status, 0);
+  }
+  EXPECT_TRUE(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
+  return WIFSIGNALED(status);
+}
+
+TEST(Model, AKilledSaveLeavesOneModel) {
+  const TemporaryDirectory dir;
+  nn::TransformerOptions wide = small_options();
+  wide.dim = 24;
+  nn::TransformerOptions inner_norm = small_options();
+  inner_norm.post_ln_norm = true;  // other options, the same tensors
+  nn::Transformer old_model(small_options());
+  for (const nn::TransformerOptions& options : {wide, inner_norm}) {
+    nn::Transformer new_model(options);
+    std::string found;
+    int number = 0;
+    do {
+      save_model(old_model, dir.path());
+      std::filesystem::copy(dir / "model.safetensors", dir / "model.best.safetensors");
+      if (!killed_at(number++, [&] { save_model(new_model, dir.path()); })) break;
+      nn::Transformer loaded = load_model(dir.path());
+      const bool is_new = equal(loaded, new_model);
+      ASSERT_TRUE(is_new || equal(loaded, old_model)) << "killed at " << number;
+      found += is_new ? 'n' : 'o';
+      if (std::filesystem::exists(dir / "model.best.safetensors")) {
+        EXPECT_TRUE(equal(load_model(dir.path(), Weights::kBest), old_model));
+      }
+    } while (number < 2000);
+    EXPECT_TRUE(equal(load_model(dir.path()), new_model));
+    // The old one, and from some call on the new one.
+    EXPECT_GT(found.find('n'), 20U);
+    EXPECT_LT(found.find('n'), found.size());
+    EXPECT_GT(found.find('n'), found.rfind('o'));
+  }
+}
+
+TEST(Model, TiedWeightsAreSavedUnderBothNames) {
+  const TemporaryDirectory dir;
+  nn::Transformer model(small_options());
+  const auto parameters = model->named_parameters();
+  parameters["to_logits.1.weight"].set_data(parameters["token_emb.weight"].data());
+  save_model(model, dir.path());
+  EXPECT_TRUE(equal(load_model(dir.path()), model));
 }
 
 TEST(Model, StateDictSharesNoMemory) {
@@ -79,18 +172,20 @@ TEST(Model, LoadModelNamesTheFile) {
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("no config.json"), std::string::npos);
 
   nn::Transformer model(small_options());
-  save_model(dir.path(), model);
+  save_model(model, dir.path());
   EXPECT_NE(
       message_of([&] { load_model(dir.path(), Weights::kBest); }).find("model.best.safetensors"),
       std::string::npos);
 
-  nn::TransformerOptions other = small_options();
-  other.dim = 32;
-  save_text(dir / "config.json", R"({"format": 1, "model": )" + to_json(other) + "}");
+  // config.json edited by hand holds: its id is that of the weights.
+  std::string config = read_text(dir / "config.json");
+  config.replace(config.find("\"dim\": 16"), 9, "\"dim\": 32");
+  save_text(dir / "config.json", config);
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("not this model's"),
             std::string::npos);
   save_text(dir / "config.json", R"({"format": 2, "model": {}})");
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("format 2"), std::string::npos);
+  save_safetensors(dir / "model.safetensors", {state_dict(*model), {}});
   save_text(dir / "config.json", R"({"format": 1, "model": {"width": 3}})");
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("\"width\""), std::string::npos);
 }

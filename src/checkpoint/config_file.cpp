@@ -1,0 +1,83 @@
+#include "checkpoint/config_file.h"
+
+#include <cinttypes>
+#include <cstdio>
+#include <random>
+#include <stdexcept>
+
+#include "checkpoint/file.h"
+
+namespace gateloop::checkpoint {
+namespace {
+
+using json_fields::json;
+using json_fields::kConfigFormat;
+
+constexpr const char* kConfigFile = "config.json";
+// Of a safetensors file's metadata.
+constexpr const char* kModelKey = "config";
+constexpr const char* kIdKey = "config_id";
+
+}  // namespace
+
+std::string new_config_id() {
+  std::random_device random;  // 32 bits at a time
+  char id[17];
+  std::snprintf(id, sizeof id, "%08" PRIx32 "%08" PRIx32, std::uint32_t{random()},
+                std::uint32_t{random()});
+  return id;
+}
+
+void fail_config(const std::filesystem::path& dir, const std::string& problem) {
+  throw std::runtime_error((dir / kConfigFile).string() + ": not a configuration: " + problem);
+}
+
+json read_config(const std::filesystem::path& dir, const std::vector<std::string>& required) {
+  const std::string text = read_text(dir / kConfigFile);
+  json config;
+  try {
+    config = json::parse(text);
+  } catch (const json::exception& error) {
+    fail_config(dir, error.what());
+  }
+  if (!config.is_object()) fail_config(dir, "not a JSON object");
+  for (const std::string& key : required) {
+    if (!config.contains(key)) fail_config(dir, "no \"" + key + "\" in it");
+  }
+  const auto format = config.find("format");
+  if (format == config.end()) fail_config(dir, "no \"format\" in it");
+  if (*format != kConfigFormat) {
+    fail_config(dir, "format " + format->dump() + "; this program reads format " +
+                         std::to_string(kConfigFormat));
+  }
+  return config;
+}
+
+std::string id_of(const json& config) {
+  const auto found = config.find("id");
+  return found != config.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+std::vector<std::string> provenance_of(const json& config) {
+  std::vector<std::string> objects;
+  const auto found = config.find("provenance");
+  if (found == config.end() || !found->is_array()) return objects;
+  for (const json& object : *found) objects.push_back(object.dump());
+  return objects;
+}
+
+std::map<std::string, std::string> config_metadata(const nn::TransformerOptions& options,
+                                                   const std::string& id) {
+  return {{kModelKey, json::parse(to_json(options)).dump()}, {kIdKey, id}};
+}
+
+nn::TransformerOptions options_of(const json& config,
+                                  const std::map<std::string, std::string>& metadata) {
+  const auto model = metadata.find(kModelKey);
+  const auto id = metadata.find(kIdKey);
+  const bool carries = model != metadata.end() && id != metadata.end();
+  if (carries && id->second != id_of(config)) return options_from_json(model->second);
+  return options_from_json(config.at("model").dump());
+}
+
+}  // namespace gateloop::checkpoint

@@ -1,0 +1,40 @@
+#pragma once
+
+/// config.json: {"format": 1, "id": ..., "model": {...}, "training": {...}, "provenance": [...]}.
+///
+/// A safetensors file carries a copy of "model", and the "id" of the config.json that it belongs
+/// to. Where the two ids differ, writing was interrupted between the two files, and the copy holds.
+/// So one rename, that of the weights, replaces a whole model.
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "checkpoint/json_fields.h"
+#include "gateloop/checkpoint.h"
+
+namespace gateloop::checkpoint {
+
+/// An id that no other config.json has.
+std::string new_config_id();
+
+/// DIR/config.json: an object of this format with the members `required`. Throws
+/// std::runtime_error naming the file and what is wrong.
+json_fields::json read_config(const std::filesystem::path& dir,
+                              const std::vector<std::string>& required);
+/// Throws std::runtime_error naming the file: it holds no such configuration, for the reason given.
+[[noreturn]] void fail_config(const std::filesystem::path& dir, const std::string& problem);
+
+/// "id" of a configuration; empty in those of earlier versions.
+std::string id_of(const json_fields::json& config);
+/// "provenance" of a configuration: JSON objects, one for each process that wrote to the directory.
+std::vector<std::string> provenance_of(const json_fields::json& config);
+
+/// What a safetensors file carries of the configuration with this id.
+std::map<std::string, std::string> config_metadata(const nn::TransformerOptions& options,
+                                                   const std::string& id);
+/// The options of the weights that carry `metadata`, beside the configuration.
+nn::TransformerOptions options_of(const json_fields::json& config,
+                                  const std::map<std::string, std::string>& metadata);
+
+}  // namespace gateloop::checkpoint
