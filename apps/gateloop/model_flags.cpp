@@ -4,6 +4,7 @@
 #include <map>
 
 #include "commands.h"
+#include "gateloop/training.h"
 
 namespace gateloop::app {
 
@@ -27,7 +28,9 @@ void add_compute_flags(CLI::App& command, ModelFlags& flags, const std::string& 
       ->transform(CLI::CheckedTransformer(std::map<std::string, torch::ScalarType>{
           {"float32", torch::kFloat32}, {"bfloat16", torch::kBFloat16}}))
       ->type_name("float32|bfloat16");
-  command.add_option("--threads", flags.threads, "Threads to use (default: all cores)")
+  command
+      .add_option("--threads", flags.threads,
+                  "Threads to use (default: one for each core that this process may use)")
       ->check(CLI::Range(1, 4096))
       ->type_name("N");
 }
@@ -43,7 +46,7 @@ nn::Transformer load_model(const ModelFlags& flags) {
     throw UsageError("no " + file + " in " + flags.directory + ": " +
                      (best ? "training has not validated yet, use --weights latest"
                            : "training has not saved yet, use another --checkpoint"));
-  if (flags.threads > 0) torch::set_num_threads(flags.threads);
+  torch::set_num_threads(flags.threads > 0 ? flags.threads : training::default_threads());
   auto model = checkpoint::load_model(directory, flags.weights);
   model->eval();
   return model;

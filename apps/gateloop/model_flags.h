@@ -14,7 +14,7 @@ struct ModelFlags {
   std::string directory;
   checkpoint::Weights weights = checkpoint::Weights::kLatest;
   torch::ScalarType dtype = torch::kFloat32;
-  int threads = 0;  ///< 0: as many as libtorch chooses
+  int threads = 0;  ///< 0: training::default_threads()
 };
 
 /// --checkpoint and --weights.

@@ -142,7 +142,8 @@ void add_training_flags(Overrides& flags) {
            "float32")
       ->type_name("float32|bfloat16");
   flags.add("threads", TRAINING_FIELD(threads),
-            "Threads; 0: all cores. The same seed gives the same losses with the same number");
+            "Threads; 0: one for each core that this process may use. The same seed gives the same "
+            "losses with the same number");
 
   flags.group("Optimiser");
   flags.add("optimizer", TRAINING_FIELD(optimizer), "adam, or adamw: with decoupled decay")

@@ -99,7 +99,7 @@ struct TrainingOptions {
 
   std::string dtype = "float32";  ///< float32, or bfloat16: autocast with float32 master weights
   std::uint64_t seed = 0;
-  std::int64_t threads = 0;  ///< 0: as many as libtorch chooses; train() sets it
+  std::int64_t threads = 0;  ///< 0: default_threads(); train() sets it
 
   std::int64_t validate_every = 100;     ///< 0: only at the end
   std::int64_t validation_windows = 64;  ///< evenly spaced, of length + 1 bytes; always the same
@@ -138,6 +138,10 @@ std::vector<std::string> obstacles_to_resuming(const RunConfig& stored, const Ru
 
 /// The schedule: learning rate of update `step`, counted from 0, of `steps`. The warm-up does not
 /// depend on `steps`, which may be unknown until it ends.
+/// As many as libtorch chooses, or fewer where this process may use fewer processors: by its
+/// affinity or by the CPU quota of its control groups (a container's).
+int default_threads();
+
 double learning_rate(const TrainingOptions& options, std::int64_t step,
                      std::optional<std::int64_t> steps);
 

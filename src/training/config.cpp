@@ -134,6 +134,7 @@ void check(const RunConfig& config) {
   not_negative("learning_rate", training.learning_rate);
   not_negative("epsilon", training.epsilon);
   not_negative("weight_decay", training.weight_decay);
+  if (training.threads > 4096) invalid("threads", "4096 or less");
   not_negative("clip", training.clip);
   check_one_of("optimizer", training.optimizer, {"adam", "adamw"});
   check_one_of("schedule", training.schedule, {"constant", "linear", "cosine"});

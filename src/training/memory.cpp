@@ -1,8 +1,6 @@
 #include "training/memory.h"
 
 #include <algorithm>
-#include <fstream>
-#include <string>
 
 namespace gateloop::training {
 
@@ -29,23 +27,6 @@ std::int64_t activation_bytes_per_row(const nn::TransformerOptions& model, std::
   constexpr std::int64_t kBytes = 4;     // float32; autocast keeps some twice, at 2 bytes
   constexpr std::int64_t kBackward = 2;  // gradients in flight, allocator slack
   return per_step * length * kBytes * kBackward;
-}
-
-std::int64_t available_memory() {
-  std::int64_t available = 0;
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string line; std::getline(meminfo, line);) {
-    if (line.starts_with("MemAvailable:")) available = std::stoll(line.substr(13)) * 1024;
-  }
-  std::ifstream limit_file("/sys/fs/cgroup/memory.max");
-  std::ifstream used_file("/sys/fs/cgroup/memory.current");
-  std::int64_t limit = 0;
-  std::int64_t used = 0;
-  // Without a limit the file says "max", and reading a number fails.
-  if (limit_file >> limit && used_file >> used) {
-    available = std::min(available, std::max<std::int64_t>(limit - used, 0));
-  }
-  return available;
 }
 
 std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t available) {

@@ -9,10 +9,6 @@ namespace gateloop::training {
 /// Upper estimate of what one sequence of `length` steps keeps alive during a training step.
 std::int64_t activation_bytes_per_row(const nn::TransformerOptions& model, std::int64_t length);
 
-/// What this process may still take: MemAvailable, or less where a control group limits it.
-/// 0 where the system does not say.
-std::int64_t available_memory();
-
 /// Sequences to run together: all of a step's if their activations fit half of `available` bytes,
 /// else `batch`. Fewer and larger matrix products are faster; the rest of the memory stays free for
 /// the page cache and others.

@@ -17,6 +17,7 @@
 #include "training/files.h"
 #include "training/memory.h"
 #include "training/metrics.h"
+#include "training/machine.h"
 #include "training/optimizer.h"
 #include "training/progress.h"
 #include "training/signals.h"
@@ -54,8 +55,8 @@ void settle(RunConfig& config, const Corpus& corpus) {
   TrainingOptions& options = config.training;
   options.data = std::filesystem::absolute(corpus.path()).lexically_normal().string();
   options.split = corpus.split();
-  if (options.threads > 0) torch::set_num_threads(static_cast<int>(options.threads));
-  options.threads = torch::get_num_threads();
+  if (options.threads == 0) options.threads = default_threads();
+  torch::set_num_threads(static_cast<int>(options.threads));
   if (options.rows_per_pass == 0) {
     options.rows_per_pass = choose_rows_per_pass(config, available_memory());
   }

@@ -24,7 +24,7 @@ ARROWS = {
 # Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
 # library is everyone's.
 TORCH = ("torch/", "ATen/", "c10/")
-SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h")
+SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h", "sched.h")
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "recurrence": ("hwy/",),
     "host": ("pthread.h", "sys/mman.h"),
@@ -57,7 +57,7 @@ def sources(folder: Path) -> list[Path]:
 
 
 def includes(file: Path) -> list[str]:
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     return INCLUDE.findall(text) + TARGET_INCLUDE.findall(text)
 
 
@@ -117,7 +117,9 @@ def test_the_python_package_knows_torch_only() -> None:
     allowed = {"torch", "gateloop_cpp", *sys.stdlib_module_names}
     extra = {"jax_scan.py": {"jax"}, "checkpoint.py": {"safetensors"}}
     for file in (ROOT / "python" / "gateloop_cpp").glob("*.py"):
-        for name in re.findall(r"^\s*(?:import|from) (\w+)", file.read_text(), re.MULTILINE):
+        for name in re.findall(
+            r"^\s*(?:import|from) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             assert name in allowed | extra.get(file.name, set()), f"{file.name} imports {name}"
 
 
@@ -130,4 +132,6 @@ def test_rooms_are_known() -> None:
     "example", ["transformer.cpp", "simple_gate_loop_layer.cpp", "jax_transformer.py"]
 )
 def test_readme_shows_the_examples_as_compiled(example: str) -> None:
-    assert (ROOT / "examples" / example).read_text() in (ROOT / "README.md").read_text()
+    assert (ROOT / "examples" / example).read_text(encoding="utf-8") in (
+        ROOT / "README.md"
+    ).read_text(encoding="utf-8")

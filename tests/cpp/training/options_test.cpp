@@ -7,6 +7,7 @@
 #include "gateloop/training.h"
 #include "small_run.h"
 #include "temporary_directory.h"
+#include "training/machine.h"
 #include "training/memory.h"
 
 namespace gateloop::training {
