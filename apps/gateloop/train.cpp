@@ -110,6 +110,7 @@ struct Flags {
   std::vector<std::int64_t> split;
   std::int64_t steps = 0;
   double minutes = 0;
+  std::string plan;
   std::uint64_t seed = 0;
   bool resume = false;
   bool overwrite = false;
@@ -235,6 +236,16 @@ RunConfig configure(const Flags& flags) {
   if (flags.minutes_given->count() > 0) {
     options.minutes = flags.minutes;
     if (!flags.resume) options.steps.reset();
+  }
+  if (!flags.plan.empty()) {
+    options.plan = training::load_config(flags.plan).training.plan;
+    if (options.plan.empty()) {
+      throw UsageError("--plan " + flags.plan +
+                       ": its length was not planned by --minutes: give "
+                       "--steps");
+    }
+    options.steps.reset();
+    options.minutes.reset();
   }
   if (!flags.split.empty()) options.split = {flags.split[0], flags.split[1], flags.split[2]};
   flags.overrides->apply(config);
@@ -426,12 +437,19 @@ void add_train_command(CLI::App& app) {
       command
           ->add_option(
               "--minutes", flags->minutes,
-              "Length of the run: the first steps are timed, then the number that fits "
-              "is fixed" +
+              "Length of the run, validation and saving included: the steps are timed, and "
+              "their number is corrected on the way" +
                   defaults([](RunConfig & config) -> auto& { return config.training.minutes; }))
           ->check(CLI::PositiveNumber)
           ->excludes(flags->steps_given)
           ->type_name("M");
+  command
+      ->add_option("--plan", flags->plan,
+                   "Length of the run, and its decay, as in an earlier run of --minutes")
+      ->check(CLI::ExistingDirectory)
+      ->excludes(flags->steps_given)
+      ->excludes(flags->minutes_given)
+      ->type_name("DIR");
   flags->seed_given = command->add_option("--seed", flags->seed, "Of weights and batches [0]");
   auto* resume = command->add_flag("--resume", flags->resume,
                                    "Go on with the run in --out, with its own options");

@@ -3,14 +3,15 @@
 /// Training a Transformer on the bytes of a file.
 ///
 /// A run lives in a directory:
-///   config.json                 {"format": 1, "model": {...}, "training": {...}}
+///   config.json                 {"format": 1, "model": {...}, "training": {...}, ...}
 ///   model.safetensors           weights at the last checkpoint
 ///   model.best.safetensors      weights at the best validation
 ///   training_state.safetensors  all that resuming needs, in one file: a kill between two files
 ///                               cannot mix two steps
 ///   metrics.jsonl               one JSON object per step
 /// A resumed run repeats, bit for bit, what the unbroken one would have done, on the same machine
-/// with the same number of threads.
+/// with the same number of threads. With `minutes` the length, and so the decay, depends on the
+/// clock: `plan` says how.
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -64,6 +65,13 @@ class Corpus {
   Split split_;
 };
 
+/// From the moment when `step` updates were made, the run was to have `steps` in all.
+struct PlannedLength {
+  std::int64_t step = 0;
+  std::int64_t steps = 0;
+  bool operator==(const PlannedLength&) const = default;
+};
+
 /// How to train. Names in config.json and of the command line's flags are the fields' names.
 struct TrainingOptions {
   std::string preset;
@@ -73,9 +81,12 @@ struct TrainingOptions {
   std::optional<Split> split;
   std::string fingerprint;
 
-  // Length of the run. With `minutes`, the first steps are timed and then `steps` is set.
+  // Length of the run: `steps`, else `minutes`, else the `plan` of an earlier run. With `minutes`,
+  // train() estimates at every step how many fit, and appends to `plan` what changes. A run with
+  // that plan and without `minutes` has the same learning rates, and so the same losses.
   std::optional<std::int64_t> steps;
   std::optional<double> minutes;
+  std::vector<PlannedLength> plan;
 
   // One step: batch x accumulation sequences of length + 1 bytes.
   std::int64_t batch = 4;
@@ -116,6 +127,9 @@ struct TrainingOptions {
 struct RunConfig {
   nn::TransformerOptions model;
   TrainingOptions training;
+  // Filled in by train().
+  std::string id;                       ///< the weights carry it too
+  std::vector<std::string> provenance;  ///< of checkpoint.h: one object for each process
 };
 
 /// `quick` and `enwik8`. Throws std::invalid_argument naming the presets there are.
@@ -123,6 +137,10 @@ RunConfig preset(std::string_view name);
 std::vector<std::string> preset_names();
 /// "bfloat16" where this processor multiplies it natively, else "float32".
 std::string fastest_dtype();
+
+/// As many as libtorch chooses, or fewer where this process may use fewer processors: by its
+/// affinity or by the CPU quota of its control groups (a container's).
+int default_threads();
 
 /// Throws std::invalid_argument naming the option that is out of range or does not go with another.
 void check(const RunConfig& config);
@@ -136,22 +154,23 @@ bool holds_run(const std::filesystem::path& dir);
 /// often to save, sample and so on may change, and `steps` may where the schedule is constant.
 std::vector<std::string> obstacles_to_resuming(const RunConfig& stored, const RunConfig& requested);
 
-/// The schedule: learning rate of update `step`, counted from 0, of `steps`. The warm-up does not
-/// depend on `steps`, which may be unknown until it ends.
-/// As many as libtorch chooses, or fewer where this process may use fewer processors: by its
-/// affinity or by the CPU quota of its control groups (a container's).
-int default_threads();
-
-double learning_rate(const TrainingOptions& options, std::int64_t step,
-                     std::optional<std::int64_t> steps);
+/// Length of the run as planned when `step` updates were made; nullopt before the first estimate.
+std::optional<std::int64_t> planned_steps(const TrainingOptions& options, std::int64_t step);
+/// The schedule: learning rate of update `step`, counted from 0. The warm-up does not depend on the
+/// length. The decay begins after it, once a length is planned; each new length stretches or
+/// shortens what is left of the decay.
+double learning_rate(const TrainingOptions& options, std::int64_t step);
 
 /// Called after updates that the options choose, with the model in eval mode; `step` counts
 /// updates.
 using SampleCallback = std::function<void(nn::Transformer& model, std::int64_t step)>;
 
+/// Seconds since any fixed moment. Empty: the system's steady clock.
+using Clock = std::function<double()>;
+
 struct Result {
   std::int64_t step = 0;   ///< updates made in all
-  std::int64_t steps = 0;  ///< of how many; 0 if stopped before --minutes had fixed it
+  std::int64_t steps = 0;  ///< of how many; 0 if stopped before the first estimate
   /// SIGINT or SIGTERM if one stopped the run (after a last checkpoint), else 0.
   int signal = 0;
   /// Of the last weights, over final_windows, where the run was finished.
@@ -175,7 +194,10 @@ enum class Start {
 /// files that cannot be read or written, a run with other options or another corpus, a directory in
 /// which another process trains, and a loss or gradient that is not finite. Whatever it throws, the
 /// last good checkpoint is whole.
+///
+/// With `minutes` the run ends that long after its start, validation and saving included; the time
+/// of earlier processes counts where the run was resumed.
 Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
-             const SampleCallback& sample = {});
+             const SampleCallback& sample = {}, const Clock& clock = {});
 
 }  // namespace gateloop::training

@@ -3,11 +3,11 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "checkpoint/file.h"
-#include "checkpoint/json_fields.h"
+#include "checkpoint/config_file.h"
 #include "gateloop/checkpoint.h"
 #include "gateloop/training.h"
 #include "training/files.h"
+#include "training/plan.h"
 
 namespace gateloop::training {
 
@@ -25,6 +25,37 @@ void decode(const std::string& name, const json& value, Split& split) {
            value[2].get<std::int64_t>()};
 }
 
+json encode(const std::vector<PlannedLength>& plan) {
+  json list = json::array();
+  for (const PlannedLength& planned : plan) list.push_back({planned.step, planned.steps});
+  return list;
+}
+void decode(const std::string& name, const json& value, std::vector<PlannedLength>& plan) {
+  const char* expected = "a list of pairs [step, steps], step rising and 0 <= step <= steps";
+  if (!value.is_array()) checkpoint::json_fields::wrong_type(name, expected, value);
+  plan.clear();
+  for (const json& pair : value) {
+    const bool numbers = pair.is_array() && pair.size() == 2 && pair[0].is_number_integer() &&
+                         pair[1].is_number_integer();
+    const PlannedLength planned =
+        numbers ? PlannedLength{pair[0].get<std::int64_t>(), pair[1].get<std::int64_t>()}
+                : PlannedLength{.step = -1};
+    const std::int64_t least = plan.empty() ? 0 : plan.back().step + 1;
+    if (planned.step < least || planned.steps < planned.step) {
+      checkpoint::json_fields::wrong_type(name, expected, value);
+    }
+    plan.push_back(planned);
+  }
+}
+
+std::string plan_to_json(const std::vector<PlannedLength>& plan) { return encode(plan).dump(); }
+
+std::vector<PlannedLength> plan_from_json(const std::string& text) {
+  std::vector<PlannedLength> plan;
+  decode("plan", json::parse(text, nullptr, /*allow_exceptions=*/false), plan);
+  return plan;
+}
+
 /// Every field of TrainingOptions, once; found by argument-dependent lookup.
 template <typename Options, typename Visitor>
 requires std::is_same_v<std::remove_const_t<Options>, TrainingOptions>
@@ -35,6 +66,7 @@ void for_each_field(Options& options, Visitor&& visit) {
   visit("fingerprint", options.fingerprint);
   visit("steps", options.steps);
   visit("minutes", options.minutes);
+  visit("plan", options.plan);
   visit("batch", options.batch);
   visit("accumulation", options.accumulation);
   visit("length", options.length);
@@ -102,26 +134,27 @@ void check(const RunConfig& config) {
   at_least("rows_per_pass", training.rows_per_pass, 0);
   at_least("warmup_steps", training.warmup_steps, 0);
   at_least("threads", training.threads, 0);
+  if (training.threads > 4096) invalid("threads", "4096 or less");
   at_least("validate_every", training.validate_every, 0);
   at_least("validation_windows", training.validation_windows, 1);
   at_least("final_windows", training.final_windows, 1);
   at_least("sample_every", training.sample_every, 0);
   at_least("checkpoint_every", training.checkpoint_every, 0);
-  const std::int64_t rows = training.batch * training.accumulation;
+  std::int64_t rows = 0;
+  std::int64_t bytes = 0;
+  if (__builtin_mul_overflow(training.batch, training.accumulation, &rows) ||
+      __builtin_mul_overflow(rows, training.length, &bytes)) {
+    invalid("batch x accumulation x length", "below 2^63");
+  }
   if (training.rows_per_pass > 0 && rows % training.rows_per_pass != 0) {
     invalid("rows_per_pass", "a divisor of batch x accumulation = " + std::to_string(rows));
   }
   if (training.steps) at_least("steps", *training.steps, 1);
-  if (training.minutes && !(*training.minutes > 0)) invalid("minutes", "more than 0");
-  if (!training.steps && !training.minutes) {
-    throw std::invalid_argument("how long to train: give steps or minutes");
+  if (training.minutes && !(*training.minutes > 0 && std::isfinite(*training.minutes))) {
+    invalid("minutes", "a finite number, more than 0");
   }
-  if (training.minutes && !training.steps && training.schedule != "constant" &&
-      training.warmup_steps < kFewestTimedSteps) {
-    throw std::invalid_argument(
-        "minutes with a " + training.schedule + " decay needs warmup_steps of " +
-        std::to_string(kFewestTimedSteps) +
-        " or more: the first steps are timed before their number, and so the decay, is fixed");
+  if (!training.steps && !training.minutes && training.plan.empty()) {
+    throw std::invalid_argument("how long to train: give steps, minutes or a plan");
   }
   const auto in_unit_interval = [](const char* name, double value) {
     if (!(value >= 0 && value < 1)) invalid(name, "in [0, 1)");
@@ -134,7 +167,6 @@ void check(const RunConfig& config) {
   not_negative("learning_rate", training.learning_rate);
   not_negative("epsilon", training.epsilon);
   not_negative("weight_decay", training.weight_decay);
-  if (training.threads > 4096) invalid("threads", "4096 or less");
   not_negative("clip", training.clip);
   check_one_of("optimizer", training.optimizer, {"adam", "adamw"});
   check_one_of("schedule", training.schedule, {"constant", "linear", "cosine"});
@@ -149,29 +181,27 @@ std::string to_json(const RunConfig& config) {
   object["format"] = kConfigFormat;
   object["model"] = model_json(config.model);
   object["training"] = checkpoint::json_fields::encode_fields(config.training);
+  // Earlier programs take an option that they lack for an error.
+  if (config.training.plan.empty()) object["training"].erase("plan");
+  if (!config.id.empty()) object["id"] = config.id;
+  for (const std::string& text : config.provenance) {
+    object["provenance"].push_back(json::parse(text));
+  }
   return object.dump(2) + "\n";
 }
 
 RunConfig load_config(const std::filesystem::path& dir) {
-  const std::filesystem::path path = dir / kConfigFile;
-  const std::string text = checkpoint::read_text(path);
+  const json object = checkpoint::read_config(dir, {"model", "training"});
   try {
-    const json object = json::parse(text);
-    if (!object.is_object()) throw std::runtime_error("not a JSON object");
-    for (const char* key : {"format", "model", "training"}) {
-      if (!object.contains(key)) throw std::runtime_error("no \"" + std::string(key) + "\" in it");
-    }
-    if (object["format"] != kConfigFormat) {
-      throw std::runtime_error("format " + object["format"].dump() +
-                               "; this program reads format " + std::to_string(kConfigFormat));
-    }
     RunConfig config;
     config.model = checkpoint::options_from_json(object["model"].dump());
     checkpoint::json_fields::decode_fields(object["training"], config.training);
+    config.id = checkpoint::id_of(object);
+    config.provenance = checkpoint::provenance_of(object);
     check(config);
     return config;
   } catch (const std::exception& error) {
-    throw std::runtime_error(path.string() + ": not a run's configuration: " + error.what());
+    checkpoint::fail_config(dir, error.what());
   }
 }
 

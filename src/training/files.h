@@ -11,8 +11,4 @@ inline constexpr const char* kMetricsFile = "metrics.jsonl";
 inline constexpr const char* kRunFiles[] = {kConfigFile, kLatestFile, kBestFile, kStateFile,
                                             kMetricsFile};
 
-/// --minutes times at least this many steps before it fixes their number: fewer, on a machine that
-/// others use too, and the total is off by more than a tenth.
-inline constexpr int kFewestTimedSteps = 10;
-
 }  // namespace gateloop::training

@@ -28,7 +28,9 @@ std::string lines_until(const std::filesystem::path& path, std::int64_t step) {
   for (std::string line; std::getline(lines, line);) {
     const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
     // What does not parse was being written when the machine stopped: the last line.
-    if (!object.is_object() || object.value("step", step + 1) > step) break;
+    if (!object.is_object()) break;
+    const auto found = object.find("step");
+    if (found == object.end() || !found->is_number_integer() || *found > step) break;
     kept += line + '\n';
   }
   return kept;
@@ -43,6 +45,7 @@ std::string to_json_line(const StepMetrics& metrics) {
                  {"gradient_norm", metrics.gradient_norm},
                  {"tokens_per_second", metrics.tokens_per_second},
                  {"elapsed_seconds", metrics.elapsed_seconds}};
+  if (metrics.planned_steps) object["planned_steps"] = *metrics.planned_steps;
   if (metrics.validation_bits_per_byte) {
     object["validation_bits_per_byte"] = *metrics.validation_bits_per_byte;
   }

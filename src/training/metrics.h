@@ -14,9 +14,10 @@ struct StepMetrics {
   std::int64_t step = 0;  ///< updates made, this one included
   double train_bits_per_byte = 0;
   double learning_rate = 0;
-  double gradient_norm = 0;      ///< before clipping
-  double tokens_per_second = 0;  ///< of this update alone
-  double elapsed_seconds = 0;    ///< of training, over all resumptions
+  double gradient_norm = 0;                   ///< before clipping
+  double tokens_per_second = 0;               ///< of this update alone
+  double elapsed_seconds = 0;                 ///< of training, over all resumptions
+  std::optional<std::int64_t> planned_steps;  ///< where the planned length changes here
   std::optional<double> validation_bits_per_byte;
   std::optional<double> final_validation_bits_per_byte;
 };

@@ -67,7 +67,7 @@ void Progress::update(const StepMetrics& metrics, std::optional<std::int64_t> st
                 smoothed_bits_ * std::numbers::ln2, smoothed_bits_, metrics.learning_rate,
                 smoothed_tokens_per_second_ / 1e3);
   std::string line = figures;
-  line += seconds_left ? clock_text(*seconds_left) + " left" : "timing the first steps";
+  line += seconds_left ? clock_text(*seconds_left) + " left" : "length not planned yet";
   if (!terminal_) {
     std::puts(line.c_str());
     std::fflush(stdout);

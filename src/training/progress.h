@@ -15,7 +15,7 @@ class Progress {
  public:
   Progress();
 
-  /// After every update. `steps` and `seconds_left` are unknown until --minutes has fixed them.
+  /// After every update. `steps` is unknown before the first estimate of --minutes.
   void update(const StepMetrics& metrics, std::optional<std::int64_t> steps,
               std::optional<double> seconds_left);
   /// A line that stays.

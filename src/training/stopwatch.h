@@ -2,16 +2,22 @@
 
 #include <chrono>
 
+#include "gateloop/training.h"
+
 namespace gateloop::training {
+
+inline double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 class Stopwatch {
  public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  explicit Stopwatch(const Clock& clock) : clock_(clock), start_(clock()) {}
+  double seconds() const { return clock_() - start_; }
 
  private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  const Clock& clock_;
+  double start_;
 };
 
 }  // namespace gateloop::training

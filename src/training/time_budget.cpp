@@ -3,51 +3,62 @@
 #include <algorithm>
 #include <cmath>
 
-#include "training/files.h"
-
 namespace gateloop::training {
 namespace {
 
-// The first updates allocate memory and choose kernels.
-constexpr std::int64_t kUntimedSteps = 2;
-// Watching a twentieth of the time averages over what else the machine does.
-constexpr double kWatchedFraction = 0.05;
-// Held back for what the estimate leaves out: samples, and a machine that slows down.
-constexpr double kReserve = 0.02;
+// Fractions of the budget. A first estimate after a fiftieth of the time is within some 10 per
+// cent, and is corrected later.
+constexpr double kFirstEstimate = 0.02;
+// A step loses its weight over this time: long enough to average over what else the machine does.
+constexpr double kMemory = 0.05;
+// Held back for what is not timed, such as the last sample.
+constexpr double kReserve = 0.005;
+// A length is kept while it ends this near to the budget, and nearer than 2 per cent of what is
+// left.
+constexpr double kTolerance = 0.005;
+constexpr double kToleranceOfRest = 0.02;
 
 }  // namespace
 
-TimeBudget::TimeBudget(const TrainingOptions& options)
-    : options_(options), budget_(options.minutes.value_or(0) * 60) {}
+TimeBudget::TimeBudget(const TrainingOptions& options, double final_share)
+    : options_(options), final_share_(final_share), budget_(options.minutes.value_or(0) * 60) {}
 
-void TimeBudget::record(std::int64_t step, double seconds) {
-  if (first_step_ == 0) first_step_ = step;
-  if (step - first_step_ < kUntimedSteps) return;
-  ++timed_;
-  timed_seconds_ += seconds;
+void TimeBudget::record_step(double seconds) {
+  const double weight = std::exp(-seconds / (kMemory * budget_));
+  steps_ = weight * steps_ + 1;
+  seconds_ = weight * seconds_ + seconds;
 }
 
-bool TimeBudget::ready(std::int64_t step) const {
-  const bool warm_up_ends = options_.schedule != "constant" && step >= options_.warmup_steps;
-  const bool seen_enough =
-      timed_ + kUntimedSteps >= kFewestTimedSteps && timed_seconds_ >= kWatchedFraction * budget_;
-  // Where ten steps are longer than the budget, three must do.
-  const bool out_of_time = timed_ > 0 && timed_seconds_ >= 0.5 * budget_;
-  return warm_up_ends || seen_enough || out_of_time;
+// In steps: a machine that slows down takes longer for both.
+void TimeBudget::record_validation(double seconds) {
+  validation_steps_ = seconds / seconds_per_step();
 }
 
-std::int64_t TimeBudget::steps_that_fit(std::int64_t step, const Costs& costs) const {
-  if (timed_ == 0) return step;
-  double per_step = timed_seconds_ / static_cast<double>(timed_);
+void TimeBudget::record_checkpoint(double seconds) { checkpoint_seconds_ = seconds; }
+
+bool TimeBudget::ready() const { return seconds_ >= kFirstEstimate * budget_; }
+
+std::optional<std::int64_t> TimeBudget::new_length(std::int64_t step,
+                                                   std::optional<std::int64_t> planned,
+                                                   double elapsed) const {
+  const double validation = validation_steps_.value_or(0) * seconds_per_step();
+  double per_step = seconds_per_step();
   if (options_.validate_every > 0) {
-    per_step += costs.validation / static_cast<double>(options_.validate_every);
+    per_step += validation / static_cast<double>(options_.validate_every);
   }
   if (options_.checkpoint_every > 0) {
-    per_step += costs.checkpoint / static_cast<double>(options_.checkpoint_every);
+    per_step += checkpoint_seconds_ / static_cast<double>(options_.checkpoint_every);
   }
-  const double at_end = costs.validation + costs.final_validation + costs.checkpoint;
-  const double left = budget_ * (1 - kReserve) - costs.elapsed - at_end;
-  return step + static_cast<std::int64_t>(std::max(0.0, std::floor(left / per_step)));
+  const double at_end = validation * (1 + final_share_) + checkpoint_seconds_;
+  const double left = budget_ * (1 - kReserve) - elapsed - at_end;
+  if (planned) {
+    const double miss = left - static_cast<double>(*planned - step) * per_step;
+    if (std::abs(miss) <= kTolerance * budget_ + kToleranceOfRest * std::abs(left)) return {};
+  }
+  constexpr double kMostSteps = 1e15;  // far from overflow
+  const auto steps =
+      step + static_cast<std::int64_t>(std::clamp(std::floor(left / per_step), 0.0, kMostSteps));
+  return steps == planned ? std::nullopt : std::optional(steps);
 }
 
 }  // namespace gateloop::training

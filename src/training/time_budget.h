@@ -7,33 +7,36 @@
 
 namespace gateloop::training {
 
-/// Turns --minutes into a number of steps: watches the first updates, then says how many fit.
-/// The updates watched lie in the warm-up (or under a constant rate), whose learning rates do not
-/// depend on that number; a run with --steps of the same number is therefore the same run.
+/// Estimates how many steps fit into --minutes, from what the last steps took.
 class TimeBudget {
  public:
-  explicit TimeBudget(const TrainingOptions& options);
+  /// The last validation takes `final_share` times as long as the others.
+  TimeBudget(const TrainingOptions& options, double final_share);
 
-  /// One update took `seconds`; `step` counts updates made, this one included.
-  void record(std::int64_t step, double seconds);
-  /// Enough has been seen, or the warm-up is about to end.
-  bool ready(std::int64_t step) const;
+  void record_step(double seconds);
+  /// One validation over validation_windows.
+  void record_validation(double seconds);
+  void record_checkpoint(double seconds);
 
-  struct Costs {
-    double elapsed;           ///< seconds since the run began
-    double validation;        ///< one validation
-    double final_validation;  ///< the last one
-    double checkpoint;        ///< one checkpoint
-  };
-  /// Steps in all that fit, at least `step`.
-  std::int64_t steps_that_fit(std::int64_t step, const Costs& costs) const;
+  /// Enough steps were timed for a first estimate.
+  bool ready() const;
+  bool validation_timed() const { return validation_steps_.has_value(); }
+  /// Steps in all that fit where `step` were made in `elapsed` seconds, at least `step`; nullopt
+  /// where `planned` steps end near enough to the budget.
+  std::optional<std::int64_t> new_length(std::int64_t step, std::optional<std::int64_t> planned,
+                                         double elapsed) const;
 
  private:
+  double seconds_per_step() const { return seconds_ / steps_; }
+
   const TrainingOptions& options_;
+  double final_share_;
   double budget_;  // seconds
-  std::int64_t first_step_ = 0;
-  std::int64_t timed_ = 0;
-  double timed_seconds_ = 0;
+  // The last steps and what they took, older ones with less weight.
+  double steps_ = 0;
+  double seconds_ = 0;
+  std::optional<double> validation_steps_;  // what one validation takes, in steps
+  double checkpoint_seconds_ = 0;
 };
 
 }  // namespace gateloop::training

@@ -2,12 +2,14 @@
 #include <fcntl.h>
 #include <sys/file.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <numbers>
 #include <stdexcept>
 #include <string>
 
+#include "checkpoint/config_file.h"
 #include "checkpoint/file.h"
 #include "gateloop/checkpoint.h"
 #include "gateloop/evaluation.h"
@@ -15,9 +17,9 @@
 #include "training/autocast.h"
 #include "training/batches.h"
 #include "training/files.h"
+#include "training/machine.h"
 #include "training/memory.h"
 #include "training/metrics.h"
-#include "training/machine.h"
 #include "training/optimizer.h"
 #include "training/progress.h"
 #include "training/signals.h"
@@ -75,10 +77,17 @@ torch::ScalarType scalar_type(const TrainingOptions& options) {
   return options.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
 }
 
+/// Windows of the last validation, as a multiple of those of the others.
+double final_share(const Corpus& corpus, const TrainingOptions& options) {
+  const std::int64_t windows = window_count(corpus.valid(), options.length);
+  return static_cast<double>(std::min(windows, options.final_windows)) /
+         static_cast<double>(std::min(windows, options.validation_windows));
+}
+
 class Trainer {
  public:
   Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
-          const std::filesystem::path& dir, const SampleCallback& sample);
+          const std::filesystem::path& dir, const SampleCallback& sample, Clock clock);
   Result run();
 
  private:
@@ -90,15 +99,19 @@ class Trainer {
   [[noreturn]] void fail_not_finite(const std::string& what, std::int64_t step) const;
   void check_weights() const;
   void save_checkpoint();
-  void save_latest() const;
-  void fix_number_of_steps();
+  void save_weights(const char* file) const;
+  void time_validation_and_saving();
+  void plan_length(StepMetrics& metrics);
   void sample_now();
   Result result(int signal) const;
 
-  double elapsed() const { return elapsed_before_ + clock_.seconds(); }
+  double elapsed() const { return elapsed_before_ + since_start_.seconds(); }
   std::optional<double> seconds_left() const;
   bool due(std::int64_t every) const { return every > 0 && position_.step % every == 0; }
-  bool finished() const { return options_.steps && position_.step >= *options_.steps; }
+  std::optional<std::int64_t> steps() const { return planned_steps(options_, position_.step); }
+  bool finished() const { return steps() && position_.step >= *steps(); }
+  /// The length is estimated, not given.
+  bool estimates() const { return !options_.steps && options_.minutes; }
 
   RunConfig config_;
   TrainingOptions& options_ = config_.training;
@@ -112,14 +125,15 @@ class Trainer {
   Position position_;
   TimeBudget budget_;
   Progress progress_;
-  Stopwatch clock_;
+  Clock clock_;
+  Stopwatch since_start_;
   double elapsed_before_ = 0;
   std::int64_t first_step_ = 0;  // of this process
   Score final_;
 };
 
 Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
-                 const std::filesystem::path& dir, const SampleCallback& sample)
+                 const std::filesystem::path& dir, const SampleCallback& sample, Clock clock)
     : config_(std::move(config)),
       corpus_(corpus),
       dir_(dir),
@@ -127,11 +141,17 @@ Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
       model_(std::move(model)),
       optimizer_(*model_, options_),
       batches_(corpus.train(), options_.length, options_.seed),
-      budget_(options_) {
+      budget_(options_, final_share(corpus, options_)),
+      clock_(std::move(clock)),
+      since_start_(clock_) {
   const std::filesystem::path state = dir_ / kStateFile;
   if (std::filesystem::exists(state)) position_ = load_state(state, *model_, optimizer_);
+  // config.json may be ahead of the state by some estimates.
+  if (estimates()) options_.plan = position_.plan;
   elapsed_before_ = position_.elapsed_seconds;
   first_step_ = position_.step;
+  if (config_.id.empty()) config_.id = checkpoint::new_config_id();
+  config_.provenance.push_back(checkpoint::provenance());
   // From here on the directory is a run: what it needs to be resumed lies in it.
   checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
 }
@@ -162,7 +182,7 @@ void Trainer::fail_not_finite(const std::string& what, std::int64_t step) const 
 
 /// One update: the mean loss over all rows of the step, its gradient, clipping, Adam.
 StepMetrics Trainer::update() {
-  const Stopwatch stopwatch;
+  const Stopwatch stopwatch(clock_);
   const std::int64_t rows = options_.batch * options_.accumulation;
   const std::int64_t passes = rows / options_.rows_per_pass;
   StepMetrics metrics;
@@ -182,7 +202,7 @@ StepMetrics Trainer::update() {
   }
 
   metrics.train_bits_per_byte = nats / std::numbers::ln2;
-  metrics.learning_rate = learning_rate(options_, position_.step, options_.steps);
+  metrics.learning_rate = learning_rate(options_, position_.step);
   metrics.gradient_norm = optimizer_.gradient_norm();
   if (!std::isfinite(nats)) fail_not_finite("the loss", metrics.step);
   if (!std::isfinite(metrics.gradient_norm)) fail_not_finite("the gradient norm", metrics.step);
@@ -190,20 +210,21 @@ StepMetrics Trainer::update() {
   optimizer_.zero_grad();
   ++position_.step;
   const double seconds = stopwatch.seconds();
-  budget_.record(position_.step, seconds);
+  budget_.record_step(seconds);
   metrics.tokens_per_second = static_cast<double>(rows * options_.length) / seconds;
   return metrics;
 }
 
 void Trainer::validate_now(StepMetrics& metrics) {
+  const Stopwatch stopwatch(clock_);
   const double bits = validate(options_.validation_windows).bits_per_byte();
+  budget_.record_validation(stopwatch.seconds());
   metrics.validation_bits_per_byte = bits;
   const bool best = bits < position_.best_bits_per_byte;
   if (best) {
     position_.best_bits_per_byte = bits;
     position_.best_step = position_.step;
-    checkpoint::save_safetensors(dir_ / kBestFile, {checkpoint::state_dict(*model_),
-                                                    {{"step", std::to_string(position_.step)}}});
+    save_weights(kBestFile);
   }
   char line[96];
   std::snprintf(line, sizeof line, "step %lld  validation %.4f bits/byte%s",
@@ -238,42 +259,52 @@ void Trainer::check_weights() const {
 }
 
 void Trainer::save_checkpoint() {
+  const Stopwatch stopwatch(clock_);
   check_weights();
   position_.elapsed_seconds = elapsed();
+  position_.plan = options_.plan;
   // Resuming reads the state file alone; the model file after it is for generate and evaluate.
   save_state(dir_ / kStateFile, *model_, optimizer_, position_);
-  save_latest();
+  save_weights(kLatestFile);
+  if (estimates()) checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
+  budget_.record_checkpoint(stopwatch.seconds());
 }
 
-void Trainer::save_latest() const {
-  checkpoint::save_safetensors(dir_ / kLatestFile, {checkpoint::state_dict(*model_),
-                                                    {{"step", std::to_string(position_.step)}}});
+void Trainer::save_weights(const char* file) const {
+  auto metadata = checkpoint::config_metadata(config_.model, config_.id);
+  metadata["step"] = std::to_string(position_.step);
+  checkpoint::save_safetensors(dir_ / file, {checkpoint::state_dict(*model_), metadata});
 }
 
-/// --minutes: what the first updates, one validation and one checkpoint took says how many steps
-/// fit. From here on the run is one of --steps.
-void Trainer::fix_number_of_steps() {
+void Trainer::time_validation_and_saving() {
   progress_.clear();
-  const Stopwatch validation;
+  const Stopwatch validation(clock_);
   validate(options_.validation_windows);
-  const double validation_seconds = validation.seconds();
-  const std::int64_t windows = window_count(corpus_.valid(), options_.length);
-  const double final_share = static_cast<double>(std::min(windows, options_.final_windows)) /
-                             static_cast<double>(std::min(windows, options_.validation_windows));
+  budget_.record_validation(validation.seconds());
   // A whole checkpoint waits until the step is in the log; its state file holds three times as much
   // as the model file.
-  const Stopwatch writing;
-  save_latest();
-  options_.steps =
-      budget_.steps_that_fit(position_.step, {.elapsed = elapsed(),
-                                              .validation = validation_seconds,
-                                              .final_validation = validation_seconds * final_share,
-                                              .checkpoint = 4 * writing.seconds()});
-  checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
-  char line[96];
-  std::snprintf(line, sizeof line, "%g minutes are %lld steps on this machine", *options_.minutes,
-                static_cast<long long>(*options_.steps));
-  progress_.say(line);
+  const Stopwatch writing(clock_);
+  save_weights(kLatestFile);
+  budget_.record_checkpoint(4 * writing.seconds());
+}
+
+/// --minutes: how many steps fit, where that is not what was planned; `metrics` of the update just
+/// made shows it.
+void Trainer::plan_length(StepMetrics& metrics) {
+  if (estimates() && budget_.ready()) {
+    if (!budget_.validation_timed()) time_validation_and_saving();
+    const auto length = budget_.new_length(position_.step, steps(), elapsed());
+    if (length && options_.plan.empty()) {
+      char line[96];
+      std::snprintf(line, sizeof line, "%g minutes are about %lld steps on this machine",
+                    *options_.minutes, static_cast<long long>(*length));
+      progress_.say(line);
+    }
+    if (length) options_.plan.push_back({position_.step, *length});
+  }
+  for (const PlannedLength& planned : options_.plan) {
+    if (planned.step == position_.step) metrics.planned_steps = planned.steps;
+  }
 }
 
 void Trainer::sample_now() {
@@ -285,15 +316,17 @@ void Trainer::sample_now() {
 }
 
 std::optional<double> Trainer::seconds_left() const {
-  if (!options_.steps) return std::nullopt;
-  const double per_step = clock_.seconds() / static_cast<double>(position_.step - first_step_);
-  return per_step * static_cast<double>(*options_.steps - position_.step);
+  if (estimates()) return std::max(0.0, *options_.minutes * 60 - elapsed());
+  if (!steps()) return std::nullopt;
+  const double per_step =
+      since_start_.seconds() / static_cast<double>(position_.step - first_step_);
+  return per_step * static_cast<double>(*steps() - position_.step);
 }
 
 Result Trainer::result(int signal) const {
   Result result;
   result.step = position_.step;
-  result.steps = options_.steps.value_or(0);
+  result.steps = steps().value_or(0);
   result.signal = signal;
   if (finished()) {
     result.final_bits_per_byte = final_.bits_per_byte();
@@ -318,12 +351,12 @@ Result Trainer::run() {
   introduce();
   while (true) {
     StepMetrics metrics = update();
-    if (!options_.steps && budget_.ready(position_.step)) fix_number_of_steps();
+    plan_length(metrics);
     if (due(options_.validate_every) || finished()) validate_now(metrics);
     if (finished()) evaluate_at_end(metrics);
     metrics.elapsed_seconds = elapsed();
     log.append(metrics);
-    progress_.update(metrics, options_.steps, seconds_left());
+    progress_.update(metrics, steps(), seconds_left());
 
     const int signal = signals.received();
     if (due(options_.checkpoint_every) || finished() || signal != 0) {
@@ -373,7 +406,7 @@ void prepare(const std::filesystem::path& dir, Start start, const RunConfig& con
 }  // namespace
 
 Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
-             const SampleCallback& sample) {
+             const SampleCallback& sample, const Clock& clock) {
   check(config);
   check_lengths(corpus, config.training);
   check_corpus(config.training, corpus);
@@ -383,7 +416,9 @@ Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path
   prepare(dir, start, config);
   config.training.fingerprint = corpus.fingerprint();
   settle(config, corpus);
-  return Trainer(std::move(config), std::move(model), corpus, dir, sample).run();
+  return Trainer(std::move(config), std::move(model), corpus, dir, sample,
+                 clock ? clock : steady_seconds)
+      .run();
 }
 
 }  // namespace gateloop::training

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "gateloop/checkpoint.h"
+#include "training/plan.h"
 
 namespace gateloop::training {
 namespace {
@@ -39,7 +40,8 @@ void save_state(const std::filesystem::path& path, const torch::nn::Module& mode
                                   {{"step", to_text(position.step)},
                                    {"elapsed_seconds", to_text(position.elapsed_seconds)},
                                    {"best_bits_per_byte", to_text(position.best_bits_per_byte)},
-                                   {"best_step", to_text(position.best_step)}}};
+                                   {"best_step", to_text(position.best_step)},
+                                   {"plan", plan_to_json(position.plan)}}};
   for (auto& [name, tensor] : checkpoint::state_dict(model)) {
     content.tensors[std::string(kModelPrefix) + name] = tensor;
   }
@@ -55,6 +57,11 @@ Position load_state(const std::filesystem::path& path, torch::nn::Module& model,
     position.elapsed_seconds = from_text<double>(content.metadata, "elapsed_seconds");
     position.best_bits_per_byte = from_text<double>(content.metadata, "best_bits_per_byte");
     position.best_step = from_text<std::int64_t>(content.metadata, "best_step");
+    if (position.step < 0 || position.best_step < 0 || !(position.elapsed_seconds >= 0)) {
+      throw std::runtime_error("\"step\", \"best_step\" or \"elapsed_seconds\" is below 0");
+    }
+    const auto plan = content.metadata.find("plan");  // absent in earlier states
+    if (plan != content.metadata.end()) position.plan = plan_from_json(plan->second);
     std::map<std::string, torch::Tensor> weights;
     for (const auto& [name, tensor] : content.tensors) {
       if (name.starts_with(kModelPrefix)) weights[name.substr(kModelPrefix.size())] = tensor;

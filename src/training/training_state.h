@@ -15,6 +15,7 @@ struct Position {
   double elapsed_seconds = 0;
   double best_bits_per_byte = std::numeric_limits<double>::infinity();
   std::int64_t best_step = 0;
+  std::vector<PlannedLength> plan;  ///< of TrainingOptions, as far as it went
 };
 
 /// training_state.safetensors: parameters ("model.NAME"), moments ("exp_avg.NAME",

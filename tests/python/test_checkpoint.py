@@ -2,18 +2,25 @@
 
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import HAS_JAX
+from interrupted import interruptions
 from parity import peer
 from torch import nn
 
 from gateloop_cpp import Transformer, checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
 
 Gateloop = Callable[..., str]
 
@@ -120,6 +127,63 @@ def test_the_peers_weights_go_to_cpp(gateloop: Gateloop, text: Path, tmp_path: P
     assert abs(bits_per_byte(theirs, text) - figure) < 1e-4
 
 
+def test_tied_weights(gateloop: Gateloop, text: Path, tmp_path: Path) -> None:
+    def tie(model: Transformer) -> None:
+        model.to_logits[1].weight = model.token_emb.weight  # type: ignore[index]
+
+    model = Transformer(32, num_tokens=256, depth=2)
+    tie(model)
+    for _ in range(2):
+        checkpoint.save(model, tmp_path, overwrite=True)
+        twin = checkpoint.load(tmp_path)
+        tie(twin)
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(twin.state_dict()[name], tensor, rtol=0, atol=0)
+        model = twin
+    figure = programs_bits_per_byte(gateloop, tmp_path, text)
+    assert abs(bits_per_byte(model, text) - figure) < 1e-4
+
+
+def test_provenance(gateloop: Gateloop, trained: Path, tmp_path: Path) -> None:
+    checkpoint.save(small(), tmp_path / "ours")
+    for directory, program in ((tmp_path / "ours", "gateloop-cpp"), (trained, "gateloop ")):
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        (written,) = config["provenance"]
+        assert written["program"].startswith(program)
+        assert torch.__version__.startswith(written["torch"].split("+")[0])
+        assert written["processor"]
+        assert len(written["command"]) > 1
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", written["date"])
+        shown = gateloop("info", "--checkpoint", directory)
+        assert written["date"] in shown
+    assert "revision" in written
+    gateloop("train", "--out", trained, "--resume", "--steps", "9")
+    config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    assert ["--resume" in entry["command"] for entry in config["provenance"]] == [False, True]
+
+
+LOADERS = ["gateloop_cpp.checkpoint:load", *["gateloop_jax:load_checkpoint"] * HAS_JAX]
+
+
+@pytest.mark.parametrize("package", LOADERS)
+def test_files_are_utf_8_in_every_locale(package: str, tmp_path: Path) -> None:
+    checkpoint.save(small(), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"training": {"data": "données"}}
+    path.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    module, function = package.split(":")
+    packages = [str(ROOT / "python"), str(ROOT / "python" / "gateloop_jax")]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", f"from {module} import {function}; {function}({str(tmp_path)!r})"],
+        env=os.environ | locale | {"PYTHONPATH": os.pathsep.join(packages)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 # ---- Nothing is lost -----------------------------------------------------------------------------
 
 
@@ -142,13 +206,49 @@ def test_a_saved_model_is_not_overwritten_unasked(tmp_path: Path) -> None:
     assert contents(tmp_path)["model.safetensors"] != before["model.safetensors"]
 
 
+@pytest.mark.parametrize("stays", [False, True], ids=["failure", "kill"])
+@pytest.mark.parametrize("options", [dict(dim=16), dict(dim=8, sub_ln=True)], ids=str)
+def test_an_interrupted_save_leaves_one_model(
+    options: dict[str, Any], stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"old": small(), "new": Transformer(num_tokens=8, depth=1, **options)}
+    folder = tmp_path / "model"
+
+    def save_old() -> None:
+        checkpoint.save(models["old"], folder, overwrite=True)
+        shutil.copy(folder / "model.safetensors", folder / "model.best.safetensors")
+
+    def save_new() -> None:
+        checkpoint.save(models["new"], folder, overwrite=True)
+
+    found = []
+    for calls in interruptions(
+        monkeypatch, save_old, save_new, (checkpoint, "save_file"), stays=stays
+    ):
+        loaded = checkpoint.load(folder)
+        (name,) = [
+            name
+            for name, model in models.items()
+            if model.options == loaded.options
+            and all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+        ]
+        if (folder / "model.best.safetensors").exists():
+            assert checkpoint.load_options(folder, "best") == models["old"].options
+        found.append(name)
+        assert calls < 100
+    if stays:  # the old one, and from some call on the new one
+        assert found == sorted(found, reverse=True)
+    assert set(found) == {"old", "new"}
+    assert len(found) > 8
+
+
 def test_a_failed_write_leaves_the_former_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(small(), tmp_path)
     before = contents(tmp_path)
 
-    def full(tensors: object, path: Path) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half of it")
         raise OSError("no space left on device")
 
@@ -167,7 +267,9 @@ def test_a_module_of_another_kind_is_refused(tmp_path: Path) -> None:
 def rewrite(**changes: Any) -> Callable[[Path], object]:
     def change(directory: Path) -> object:
         path = directory / "config.json"
-        return path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return path.write_text(
+            json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+        )
 
     return change
 
@@ -175,9 +277,12 @@ def rewrite(**changes: Any) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: (d / "config.json").write_text("{"), r"config\.json: not JSON"),
+        (
+            lambda d: (d / "config.json").write_text("{", encoding="utf-8"),
+            r"config\.json: not JSON",
+        ),
         (rewrite(model=None), r'no "model" in it'),
-        (rewrite(format=7), r"format 7; this package reads 1"),
+        (rewrite(format=7), r"format 7; this package reads format 1"),
         (rewrite(model={"dim": 8, "wings": 2}), r"unknown options wings"),
         (
             lambda d: (d / "model.safetensors").write_bytes(b"nothing"),

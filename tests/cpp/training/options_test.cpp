@@ -113,9 +113,11 @@ TEST(Config, ChecksNameTheOption) {
   EXPECT_EQ(message([](RunConfig& c) { c.training.rows_per_pass = 3; }),
             "rows_per_pass must be a divisor of batch x accumulation = 8");
   EXPECT_EQ(message([](RunConfig& c) { c.training.minutes.reset(); }),
-            "how long to train: give steps or minutes");
-  EXPECT_NE(message([](RunConfig& c) { c.training.warmup_steps = 0; }).find("warmup_steps of 10"),
-            std::string::npos);
+            "how long to train: give steps, minutes or a plan");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.minutes = 1.0 / 0.0; }),
+            "minutes must be a finite number, more than 0");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.batch = std::int64_t{1} << 60; }),
+            "batch x accumulation x length must be below 2^63");
   EXPECT_NE(message([](RunConfig& c) { c.model.num_tokens = 255; }).find("256 or more"),
             std::string::npos);
 }

@@ -4,9 +4,12 @@
 #include <csignal>
 #include <functional>
 #include <limits>
+#include <map>
+#include <memory>
 #include <string>
 
 #include "gateloop/checkpoint.h"
+#include "gateloop/evaluation.h"
 #include "gateloop/training.h"
 #include "small_run.h"
 #include "temporary_directory.h"
@@ -86,10 +89,33 @@ TEST_F(TrainerTest, LearnsAndLeavesEveryFile) {
   EXPECT_TRUE(nlohmann::json::parse(lines[19]).contains("validation_bits_per_byte"));
   const auto last = nlohmann::json::parse(lines[59]);
   EXPECT_EQ(last["final_validation_bits_per_byte"].get<double>(), *result.final_bits_per_byte);
+}
 
-  // The weights that were saved are those that were validated.
-  nn::Transformer model = checkpoint::load_model(dir_ / "run");
-  EXPECT_EQ(model->options().dim, 16);
+TEST_F(TrainerTest, TheWeightsSavedAreThoseValidated) {
+  config_.training.sample_every = 5;
+  std::map<std::int64_t, std::map<std::string, torch::Tensor>> sampled;  // by step
+  const Result result = train(config_, *corpus_, dir_ / "run", Start::kNew,
+                              [&](nn::Transformer& model, std::int64_t step) {
+                                sampled[step] = checkpoint::state_dict(*model);
+                              });
+  const auto lines = losses_of(dir_ / "run");
+  const auto check = [&](checkpoint::Weights weights, std::int64_t step) {
+    nn::Transformer model = checkpoint::load_model(dir_ / "run", weights);
+    const auto saved = checkpoint::state_dict(*model);
+    ASSERT_EQ(saved.size(), sampled.at(step).size());
+    for (const auto& [name, tensor] : sampled.at(step)) {
+      EXPECT_TRUE(torch::equal(saved.at(name), tensor)) << name;
+    }
+    EvaluationOptions evaluation;
+    evaluation.length = config_.training.length;
+    evaluation.windows = config_.training.validation_windows;
+    const auto line = nlohmann::json::parse(lines.at(static_cast<std::size_t>(step - 1)));
+    EXPECT_EQ(evaluate_windows(model, corpus_->valid(), evaluation).bits_per_byte(),
+              line.at("validation_bits_per_byte").get<double>());
+  };
+  ASSERT_GT(result.best_step, 0);
+  check(checkpoint::Weights::kBest, result.best_step);
+  check(checkpoint::Weights::kLatest, result.step);
 }
 
 TEST_F(TrainerTest, TheSameSeedGivesTheSameRunAndAnotherAnother) {
@@ -149,18 +175,60 @@ TEST_F(TrainerTest, ResumesFromTheSeedWhereNothingWasSaved) {
   EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
 }
 
-TEST_F(TrainerTest, MinutesFixTheStepsOfTheSameRun) {
+/// A clock that advances at each reading, half as fast from `change` seconds on: a machine whose
+/// speed doubles.
+Clock faster_from(double change) {
+  return
+      [change, now = std::make_shared<double>(0)] { return *now += *now < change ? 0.02 : 0.01; };
+}
+
+TEST_F(TrainerTest, MinutesEndInTimeAndThePlanRepeatsTheRun) {
   config_.training.steps.reset();
-  config_.training.minutes = 0.01;
+  config_.training.minutes = 0.2;
   config_.training.warmup_steps = 20;
-  const auto timed = run("timed", config_);
+  const Clock clock = faster_from(6);
+  train(config_, *corpus_, dir_ / "timed", Start::kNew, {}, clock);
+  EXPECT_NEAR(clock(), 12, 0.02 * 12);
+  const auto timed = losses_of(dir_ / "timed");
   const RunConfig stored = load_config(dir_ / "timed");
-  ASSERT_TRUE(stored.training.steps);
-  EXPECT_EQ(*stored.training.steps, std::ssize(timed));
-  EXPECT_GE(std::ssize(timed), 3);
+  EXPECT_GE(stored.training.plan.size(), 2U);
+  EXPECT_EQ(stored.training.plan.back().steps, std::ssize(timed));
+  for (const PlannedLength& planned : stored.training.plan) {  // the log holds the plan too
+    const auto line = nlohmann::json::parse(timed.at(static_cast<std::size_t>(planned.step - 1)));
+    EXPECT_EQ(line.at("planned_steps"), planned.steps);
+  }
+
   config_.training.minutes.reset();
-  config_.training.steps = stored.training.steps;
-  EXPECT_EQ(run("counted", config_), timed);
+  config_.training.plan = stored.training.plan;
+  EXPECT_EQ(run("repeated", config_), timed);
+  EXPECT_EQ(read_bytes(dir_ / "repeated" / "model.safetensors"),
+            read_bytes(dir_ / "timed" / "model.safetensors"));
+}
+
+TEST_F(TrainerTest, AResumedRunKeepsItsPlan) {
+  config_.training.steps.reset();
+  config_.training.minutes = 0.2;
+  config_.training.checkpoint_every = 50;
+  config_.training.sample_every = 120;
+  // An error after step 120: config.json and the state are of step 100.
+  EXPECT_EQ(message_of([&] {
+              train(
+                  config_, *corpus_, dir_ / "run", Start::kNew,
+                  [](nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); },
+                  faster_from(2));
+            }),
+            "stop");
+  const auto before = load_config(dir_ / "run").training.plan;
+  ASSERT_GE(before.size(), 2U);
+  train(load_config(dir_ / "run"), *corpus_, dir_ / "run", Start::kResume, {}, faster_from(0));
+  const RunConfig stored = load_config(dir_ / "run");
+  ASSERT_GE(stored.training.plan.size(), before.size());
+  for (std::size_t i = 0; i < before.size(); ++i) EXPECT_EQ(stored.training.plan[i], before[i]);
+
+  config_.training.minutes.reset();
+  config_.training.sample_every = 0;
+  config_.training.plan = stored.training.plan;
+  EXPECT_EQ(run("repeated", config_), losses_of(dir_ / "run"));
 }
 
 /// Losses of a run of `config`, one a step.
