@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "checkpoint/file.h"
+#include "checkpoint/parse_json.h"
 
 namespace gateloop::checkpoint {
 namespace {
@@ -36,8 +37,8 @@ json read_config(const std::filesystem::path& dir, const std::vector<std::string
   const std::string text = read_text(dir / kConfigFile);
   json config;
   try {
-    config = json::parse(text);
-  } catch (const json::exception& error) {
+    config = parse_json<json>(text);
+  } catch (const std::exception& error) {
     fail_config(dir, error.what());
   }
   if (!config.is_object()) fail_config(dir, "not a JSON object");

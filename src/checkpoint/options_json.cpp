@@ -2,6 +2,7 @@
 #include <string>
 
 #include "checkpoint/json_fields.h"
+#include "checkpoint/parse_json.h"
 #include "gateloop/checkpoint.h"
 
 namespace gateloop::nn {
@@ -45,7 +46,7 @@ std::string to_json(const nn::TransformerOptions& options) {
 nn::TransformerOptions options_from_json(const std::string& text) {
   nn::TransformerOptions options;
   try {
-    json_fields::decode_fields(json_fields::json::parse(text), options);
+    json_fields::decode_fields(parse_json<json_fields::json>(text), options);
   } catch (const std::exception& error) {  // of the JSON parser or of a field
     throw std::runtime_error(std::string("model: ") + error.what());
   }

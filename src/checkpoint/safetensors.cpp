@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint/file.h"
+#include "checkpoint/parse_json.h"
 #include "gateloop/checkpoint.h"
 
 namespace gateloop::checkpoint {
@@ -52,6 +53,7 @@ struct Entry {
 json parse_header(const std::filesystem::path& path, const std::string& text) {
   std::set<std::string> names;
   const auto reject_duplicates = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (depth >= kMaxJsonDepth) fail(path, "the header nests too deeply");
     if (depth == 1 && event == json::parse_event_t::key &&
         !names.insert(parsed.get<std::string>()).second) {
       fail(path, "two tensors are named \"" + parsed.get<std::string>() + "\"");

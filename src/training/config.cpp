@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "checkpoint/config_file.h"
+#include "checkpoint/parse_json.h"
 #include "gateloop/checkpoint.h"
 #include "gateloop/training.h"
 #include "training/files.h"
@@ -52,7 +53,7 @@ std::string plan_to_json(const std::vector<PlannedLength>& plan) { return encode
 
 std::vector<PlannedLength> plan_from_json(const std::string& text) {
   std::vector<PlannedLength> plan;
-  decode("plan", json::parse(text, nullptr, /*allow_exceptions=*/false), plan);
+  decode("plan", checkpoint::parse_json<json>(text), plan);
   return plan;
 }
 

@@ -188,6 +188,11 @@ TEST(Model, LoadModelNamesTheFile) {
   save_safetensors(dir / "model.safetensors", {state_dict(*model), {}});
   save_text(dir / "config.json", R"({"format": 1, "model": {"width": 3}})");
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("\"width\""), std::string::npos);
+  // The message printed the value by recursion: 100,000 levels overflow the stack.
+  const std::string deep = std::string(300'000, '[') + std::string(300'000, ']');
+  save_text(dir / "config.json", R"({"model": {}, "format": )" + deep + "}");
+  EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("levels or deeper"),
+            std::string::npos);
 }
 
 }  // namespace

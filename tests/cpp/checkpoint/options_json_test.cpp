@@ -90,7 +90,7 @@ TEST(OptionsJson, AbsentFieldsKeepTheirDefaults) {
 }
 
 TEST(OptionsJson, ErrorsNameTheField) {
-  const std::pair<const char*, const char*> cases[] = {
+  const std::pair<std::string, const char*> cases[] = {
       {R"({"dimm": 64})", "unknown option \"dimm\""},
       {R"({"dim": "64"})", "\"dim\" must be an integer"},
       {R"({"dim": 64.5})", "\"dim\" must be an integer"},
@@ -102,6 +102,8 @@ TEST(OptionsJson, ErrorsNameTheField) {
       {R"({"transition_bias": 1})", "must be a pair"},
       {R"([])", "not a JSON object"},
       {R"({"dim":)", "parse error"},
+      {R"({"dim":)" + std::string(300'000, '[') + std::string(300'000, ']') + "}",
+       "levels or deeper"},
   };
   for (const auto& [json, expected] : cases) {
     try {

@@ -107,6 +107,12 @@ std::vector<Corruption> corruptions() {
       {"HugeHeader", std::string(8, '\xff') + "{}", "claims"},
       {"HeaderBeyondTheEnd", file_of("{}", "").replace(0, 1, "\x03"), "claims"},
       {"BadJson", file_of("{\"a\":", ""), "bad JSON"},
+      // The message printed the value by recursion: 100,000 levels overflow the stack.
+      {"DeepHeader",
+       file_of("{\"a\":{\"dtype\":" + std::string(300'000, '[') + std::string(300'000, ']') +
+                   ",\"shape\":[1],\"data_offsets\":[0,4]}}",
+               data),
+       "nests too deeply"},
       {"NotAnObject", file_of("[]", ""), "not a JSON object"},
       {"NotUtf8", file_of("{\"\xff\":{" + four + "}}", data), "bad JSON"},
       {"DuplicateName", file_of("{\"a\":{" + four + "},\"a\":{" + four + "}}", data),

@@ -90,6 +90,9 @@ TEST(Config, ErrorsNameTheFileAndTheOption) {
   EXPECT_NE(load_with("\"dim\": 128", "\"dim\": \"wide\"").find("\"dim\" must be an integer"),
             std::string::npos);
   EXPECT_NE(load_with("\"format\": 1", "\"format\": 9").find("format 9"), std::string::npos);
+  const std::string deep = std::string(300'000, '[') + std::string(300'000, ']');
+  EXPECT_NE(load_with("\"format\": 1", "\"format\": " + deep).find("levels or deeper"),
+            std::string::npos);
   EXPECT_NE(load_with("{", "").find((dir / "config.json").string()), std::string::npos);
 }
 

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+
+namespace gateloop::checkpoint {
+
+/// Far above what our files nest. nlohmann-json prints values by recursion: 50,000 levels fit a
+/// stack of 8 MiB, 100,000 overflow it.
+inline constexpr int kMaxJsonDepth = 64;
+
+/// `text` as JSON; invalid or deeply nested text is an exception.
+template <typename Json>
+Json parse_json(const std::string& text) {
+  return Json::parse(text, [](int depth, typename Json::parse_event_t, Json&) {
+    if (depth < kMaxJsonDepth) return true;
+    throw std::runtime_error("JSON nested " + std::to_string(kMaxJsonDepth) + " levels or deeper");
+  });
+}
+
+}  // namespace gateloop::checkpoint
