@@ -1,6 +1,13 @@
 #include "nn/rotary_embedding.h"
 
 namespace gateloop::nn {
+namespace {
+
+torch::Dtype at_least_float32(torch::Dtype dtype) {
+  return at::promote_types(dtype, torch::kFloat);
+}
+
+}  // namespace
 
 RotaryEmbedding::RotaryEmbedding(std::int64_t dim_head) {
   const auto exponent = at::arange(0, dim_head, 2, torch::kFloat) / dim_head;
@@ -8,8 +15,16 @@ RotaryEmbedding::RotaryEmbedding(std::int64_t dim_head) {
                               /*requires_grad=*/false);
 }
 
+void RotaryEmbedding::to(torch::Dtype dtype, bool non_blocking) {
+  Module::to(at_least_float32(dtype), non_blocking);
+}
+
+void RotaryEmbedding::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
+  Module::to(device, at_least_float32(dtype), non_blocking);
+}
+
 RotaryEmbedding::Angles RotaryEmbedding::angles(std::int64_t first, std::int64_t time) const {
-  const auto positions = at::arange(first, first + time, freqs_.options());
+  const auto positions = at::arange(first, first + time, freqs_.options().dtype(torch::kLong));
   const auto angle = positions.view({-1, 1, 1}) * freqs_;
   return {angle.cos(), angle.sin()};
 }

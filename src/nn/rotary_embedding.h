@@ -7,12 +7,18 @@
 namespace gateloop::nn {
 
 /// Rotary position embedding (Su et al. 2021): channels 2i and 2i+1 turn together by position ·
-/// 10000^(-2i/dim_head). Parameter: freqs (dim_head / 2), not trained.
+/// 10000^(-2i/dim_head). Parameter: freqs (dim_head / 2), not trained, float32 or wider: in a model
+/// of bfloat16 or float16 it stays float32, because position 300 multiplies its rounding by 300.
 class RotaryEmbedding : public torch::nn::Module {
  public:
   explicit RotaryEmbedding(std::int64_t dim_head);
 
-  /// (cos, sin), each (T, 1, dim_head / 2), for positions first, first + 1, ...
+  using torch::nn::Module::to;
+  void to(torch::Dtype dtype, bool non_blocking = false) override;
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override;
+
+  /// (cos, sin), each (T, 1, dim_head / 2) in the dtype of freqs, for positions first, first + 1,
+  /// ...
   struct Angles {
     torch::Tensor cos, sin;
   };

@@ -18,3 +18,13 @@ inline void expect_close(const torch::Tensor& value, const torch::Tensor& refere
   ASSERT_EQ(value.sizes(), reference.sizes());
   EXPECT_LE(relative_error(value, reference), tolerance);
 }
+
+/// As expect_close, for each channel of (..., channels) alone: a small one cannot hide.
+inline void expect_channels_close(const torch::Tensor& value, const torch::Tensor& reference,
+                                  double tolerance) {
+  ASSERT_EQ(value.sizes(), reference.sizes());
+  const auto values = value.flatten(0, -2).unbind(-1),
+             references = reference.flatten(0, -2).unbind(-1);
+  for (std::size_t c = 0; c < values.size(); ++c)
+    EXPECT_LE(relative_error(values[c], references[c]), tolerance) << "channel " << c;
+}
