@@ -1,6 +1,7 @@
 #include "nn/wide_heads.h"
 
 #include "gateloop/ops.h"
+#include "ops/autograd/gradients.h"
 
 namespace gateloop::nn {
 namespace {
@@ -27,7 +28,8 @@ std::pair<Tensor, Tensor> read(const Tensor& q, const Tensor& k, const Tensor& v
   return {y, final_state.view({a.size(0), a.size(2), k.size(3), v.size(3)})};
 }
 
-/// Keeps the inputs only and runs `read` once more for the gradient.
+/// Keeps the inputs only and runs `read` once more for the gradient, with a graph where the
+/// gradient is to be differentiated in turn.
 class Recomputed : public torch::autograd::Function<Recomputed> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k,
@@ -41,17 +43,26 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto initial = saved[4].defined() ? std::optional<Tensor>(saved[4]) : std::nullopt;
-    variable_list inputs;
-    for (int i = 0; i < 4; ++i) inputs.push_back(saved[i].detach().requires_grad_());
-    Tensor y;
-    {
-      const at::AutoGradMode enable_grad(true);
-      y = read(inputs[0], inputs[1], inputs[2], inputs[3], initial).first;
+    const auto definition = [](const variable_list& in) -> variable_list {
+      const auto initial = in[4].defined() ? std::optional<Tensor>(in[4]) : std::nullopt;
+      return {read(in[0], in[1], in[2], in[3], initial).first};
+    };
+    if (ops::needs_differentiable_backward())
+      return ops::differentiate(definition, saved, {grads[0]});
+
+    variable_list inputs, wanted;
+    for (const auto& input : saved) {
+      const bool needed = input.defined() && input.requires_grad();
+      inputs.push_back(needed ? input.detach().requires_grad_() : input);
+      if (needed) wanted.push_back(inputs.back());
     }
-    auto input_grads = torch::autograd::grad({y}, inputs, {grads[0]});
-    input_grads.emplace_back();  // initial_state
-    return input_grads;
+    const at::AutoGradMode enable_grad(true);
+    const auto found = torch::autograd::grad(definition(inputs), wanted, {grads[0]});
+    variable_list gradients(saved.size());
+    for (std::size_t i = 0, next = 0; i < saved.size(); ++i) {
+      if (inputs[i].defined() && inputs[i].requires_grad()) gradients[i] = found[next++];
+    }
+    return gradients;
   }
 };
 
