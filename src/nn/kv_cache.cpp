@@ -3,33 +3,61 @@
 #include <algorithm>
 
 namespace gateloop::nn {
+namespace {
 
-torch::Tensor append(torch::Tensor& cache, std::int64_t position, const torch::Tensor& fresh) {
-  const auto time = fresh.size(2), length = position + time;
-  const auto capacity = cache.defined() ? cache.size(2) : 0;
+/// Whether nothing else reads this memory: no copy of the state, no graph of an earlier call.
+bool has_one_owner(const torch::Tensor& t) {
+  return t.use_count() == 1 && t.storage().use_count() == 1;
+}
+
+/// Outside of inference mode torch refuses writes to tensors made inside.
+bool is_writable(const torch::Tensor& t) {
+  return !t.is_inference() || c10::InferenceMode::is_enabled();
+}
+
+void check_fits(const torch::Tensor& cache, std::int64_t position, const torch::Tensor& fresh) {
   if (cache.defined()) {
     TORCH_CHECK(cache.size(0) == fresh.size(0) && cache.size(1) == fresh.size(1) &&
-                    cache.size(3) == fresh.size(3) && capacity >= position,
+                    cache.size(3) == fresh.size(3) && cache.size(2) >= position,
                 "CausalFullAttention: state holds keys of shape ", cache.sizes(), " at position ",
                 position, ", x makes keys of shape ", fresh.sizes());
   } else {
     TORCH_CHECK(position == 0, "CausalFullAttention: state is at position ", position,
                 " but holds no keys");
   }
+}
+
+/// A copy of the first `position` entries, with room for `length`.
+torch::Tensor grown(const torch::Tensor& cache, std::int64_t position, std::int64_t length,
+                    const torch::TensorOptions& options) {
+  const auto before = cache.defined() ? cache.size(2) : 0;
+  const auto capacity = length <= before ? before : std::max(length, 2 * before);
+  auto sizes = cache.sizes().vec();
+  sizes[2] = capacity;
+  auto copy = at::empty(sizes, options);
+  copy.narrow(2, 0, position).copy_(cache.narrow(2, 0, position));
+  return copy;
+}
+
+}  // namespace
+
+torch::Tensor append(torch::Tensor& cache, std::int64_t position, const torch::Tensor& fresh) {
+  check_fits(cache, position, fresh);
+  const auto time = fresh.size(2), length = position + time;
   {
     const torch::NoGradGuard no_grad;
-    if (!cache.defined() || length > capacity) {
-      auto grown =
-          at::empty({fresh.size(0), fresh.size(1), std::max(length, 2 * capacity), fresh.size(3)},
-                    fresh.options());
-      if (position > 0) grown.narrow(2, 0, position).copy_(cache.narrow(2, 0, position));
-      cache = grown;
-    }
+    if (!cache.defined()) cache = at::empty(fresh.sizes(), fresh.options());
+    // Under autocast that begins or ends on the way, the entries keep the wider dtype.
+    const auto options =
+        fresh.options().dtype(at::promote_types(cache.scalar_type(), fresh.scalar_type()));
+    const bool in_place = has_one_owner(cache) && is_writable(cache) && length <= cache.size(2) &&
+                          cache.scalar_type() == options.dtype() &&
+                          cache.device() == options.device();
+    if (!in_place) cache = grown(cache, position, length, options);
     cache.narrow(2, position, time).copy_(fresh);
   }
   if (position == 0) return fresh;
   if (fresh.requires_grad()) {
-    // The cache is written in place later on, so the graph gets a copy of the past.
     return at::cat({cache.narrow(2, 0, position).to(fresh.scalar_type()), fresh}, 2);
   }
   return cache.narrow(2, 0, length).to(fresh.scalar_type());

@@ -11,6 +11,7 @@
 
 #include "compare.h"
 #include "gateloop/nn.h"
+#include "nn/kv_cache.h"
 
 namespace {
 
@@ -116,7 +117,7 @@ class Streaming : public testing::TestWithParam<Case> {
 
 TEST_P(Streaming, StepByStep) {
   const torch::NoGradGuard no_grad;
-  expect_close(streamed(std::vector<std::int64_t>(kTime, 1)), full(), kTolerance);
+  expect_channels_close(streamed(std::vector<std::int64_t>(kTime, 1)), full(), kTolerance);
   EXPECT_EQ(state_.position, kTime);
   EXPECT_GT(state_.bytes(), 0);
 }
@@ -126,7 +127,7 @@ TEST_P(Streaming, CutAnywhere) {
   std::mt19937 random(7);
   const auto expected = full();
   for (int i = 0; i < 8; ++i) {
-    expect_close(streamed(random_cuts(kTime, random)), expected, kTolerance);
+    expect_channels_close(streamed(random_cuts(kTime, random)), expected, kTolerance);
   }
 }
 
@@ -134,11 +135,43 @@ TEST_P(Streaming, CutAnywhere) {
 TEST_P(Streaming, KeepsNoGraph) {
   const auto half = kTime / 2;
   const auto y = streamed({half, kTime - half});
-  expect_close(y, full(), kTolerance);
+  expect_channels_close(y, full(), kTolerance);
   y.sum().backward();
   for (const auto& tensor : {state_.recurrence, state_.keys, state_.values}) {
     EXPECT_TRUE(!tensor.defined() || !tensor.requires_grad());
   }
+}
+
+// A state is a value: neither continuation changes the other.
+TEST_P(Streaming, TwoContinuationsOfOnePrefixAreTwoRuns) {
+  const torch::NoGradGuard no_grad;
+  const auto forward = [&](const Tensor& part, MixerState& state) {
+    return layer_->forward(part, GetParam().ablation, &state);
+  };
+  constexpr std::int64_t kPrefix = 9;
+  const auto other = -x_.flip(1);
+  // In two parts: after the second a cache has room, which both continuations could write to.
+  const auto read_prefix = [&](MixerState& state) {
+    forward(x_.narrow(1, 0, kPrefix), state);
+    forward(x_.narrow(1, kPrefix, 1), state);
+  };
+  const auto alone = [&](const Tensor& x) {
+    MixerState state;
+    read_prefix(state);
+    return stream(x, {1, 1, 3, 20}, [&](const Tensor& part) { return forward(part, state); });
+  };
+  MixerState one;
+  read_prefix(one);
+  MixerState two = one;
+  std::vector<Tensor> ones, twos;
+  std::int64_t start = 0;
+  for (const std::int64_t length : {1, 1, 3, 20}) {
+    ones.push_back(forward(x_.narrow(1, start, length), one));
+    twos.push_back(forward(other.narrow(1, start, length), two));
+    start += length;
+  }
+  EXPECT_TRUE(torch::cat(ones, 1).equal(alone(x_)));
+  EXPECT_TRUE(torch::cat(twos, 1).equal(alone(other)));
 }
 
 void PrintTo(const Case& test_case, std::ostream* out) { *out << test_case.name; }
@@ -167,7 +200,7 @@ TEST(StreamingTransformer, LogitsOfEveryKindOfModel) {
       TransformerState state;
       const auto logits =
           stream(ids, lengths, [&](const Tensor& part) { return model->forward(part, &state); });
-      expect_close(logits, model->forward(ids), kTolerance);
+      expect_channels_close(logits, model->forward(ids), kTolerance);
     }
   }
 }
@@ -189,7 +222,7 @@ TEST(StreamingSimpleGateLoopLayer, CacheContinues) {
         cache = next;
         return out;
       });
-      expect_close(y, layer->forward(x), kTolerance);
+      expect_channels_close(y, layer->forward(x), kTolerance);
       expect_close(cache.a, whole.a, kTolerance);
       expect_close(cache.kv, whole.kv, kTolerance);
     }
@@ -203,13 +236,18 @@ TEST(StreamingSimpleGateLoopLayer, ReverseIsTheFlippedSequence) {
   backward->parameters()[1].copy_(forward->parameters()[1]);
   const auto x = torch::randn({kBatch, kTime, kDim});
   // float32, the same sums in the same order.
-  expect_close(backward->forward(x), forward->forward(x.flip(1)).flip(1), 1e-6);
+  expect_channels_close(backward->forward(x), forward->forward(x.flip(1)).flip(1), 1e-6);
+}
+
+CausalFullAttention one_head(AttentionOptions options = {}) {
+  options.dim = kDim, options.dim_head = 4, options.heads = 1;
+  return CausalFullAttention(options);
 }
 
 // Growth by doubling: a thousand steps reallocate the cache ten times, not a thousand.
 TEST(KeyValueCache, GrowsByDoubling) {
   const torch::NoGradGuard no_grad;
-  CausalFullAttention layer(AttentionOptions{.dim = kDim, .dim_head = 4, .heads = 1});
+  auto layer = one_head();
   MixerState state;
   int allocations = 0;
   std::int64_t capacity = 0;
@@ -218,6 +256,59 @@ TEST(KeyValueCache, GrowsByDoubling) {
     if (state.keys.size(2) != capacity) ++allocations, capacity = state.keys.size(2);
   }
   EXPECT_EQ(allocations, 11);  // 1, 2, 4, ..., 1024
+}
+
+TEST(KeyValueCache, ACopiedStateCostsOneCopy) {
+  const torch::NoGradGuard no_grad;
+  auto layer = one_head();
+  const auto step = [&](MixerState& state) {
+    layer->forward(torch::randn({1, 1, kDim}), {}, &state);
+    return state.keys.const_data_ptr();
+  };
+  MixerState state;
+  for (int t = 0; t < 5; ++t) step(state);  // a capacity of 8
+  const auto* const before = state.keys.const_data_ptr();
+  MixerState copy = state;
+  const auto* const copied = step(copy);
+  EXPECT_NE(copied, before);
+  EXPECT_EQ(step(copy), copied);
+  EXPECT_EQ(step(state), before);  // the only owner again
+}
+
+// The values of an earlier step belong to its graph where they take part in a gradient.
+TEST(KeyValueCache, LeavesTheGraphOfAnEarlierStepAlone) {
+  auto layer = one_head({.data_dependent_rel_pos = true});
+  layer->named_parameters()["to_qkv.0.weight"].set_requires_grad(false);
+  MixerState state;
+  std::vector<Tensor> outputs;
+  for (int t = 0; t < 4; ++t)
+    outputs.push_back(layer->forward(torch::randn({1, 1, kDim}), {}, &state));
+  EXPECT_NO_THROW(torch::stack(outputs).sum().backward());
+}
+
+TEST(KeyValueCache, KeepsTheWiderDtype) {
+  for (const auto& [first, second] :
+       {std::pair{torch::kBFloat16, torch::kFloat}, std::pair{torch::kFloat, torch::kBFloat16}}) {
+    const auto fresh = torch::randn({1, 1, 4, 2});
+    Tensor cache;
+    gateloop::nn::append(cache, 0, fresh.to(first));
+    const auto all = gateloop::nn::append(cache, 4, fresh.to(second));
+    EXPECT_EQ(all.scalar_type(), second);
+    EXPECT_TRUE(cache.narrow(2, 0, 4).equal(fresh.to(first).to(torch::kFloat)));
+    EXPECT_TRUE(cache.narrow(2, 4, 4).equal(fresh.to(second).to(torch::kFloat)));
+  }
+}
+
+// States outlive the mode that they were made in.
+TEST(KeyValueCache, ContinuesAfterInferenceMode) {
+  auto layer = one_head();
+  MixerState state;
+  {
+    const c10::InferenceMode inference;
+    layer->forward(torch::randn({1, 3, kDim}), {}, &state);
+  }
+  const torch::NoGradGuard no_grad;
+  EXPECT_NO_THROW(layer->forward(torch::randn({1, 1, kDim}), {}, &state));
 }
 
 }  // namespace
