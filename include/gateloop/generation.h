@@ -11,10 +11,6 @@
 
 #include "gateloop/nn/transformer.h"
 
-namespace gateloop::nn {
-class PackedWeights;
-}  // namespace gateloop::nn
-
 namespace gateloop::generation {
 
 struct SamplingOptions {
@@ -55,35 +51,56 @@ struct StateSize {
 StateSize state_size(const nn::TransformerOptions& options,
                      torch::ScalarType dtype = torch::kFloat32);
 
-/// Reads tokens and answers with the logits of the next, carrying the model's state. B sequences
-/// advance together. Runs in inference mode and does not change the model. Two and more sequences
-/// read a copy of its matrices, made by the first read() and as large, in the layout of oneDNN's
-/// products: start a new decoder for a model whose weights have changed.
+/// What a Decoder carries from token to token: a value. Decoders that continue from copies of one
+/// state give what each would give alone. Default-constructed: the start of a sequence.
+struct DecoderState {
+  nn::TransformerState layers;
+  std::int64_t batch = 0;     ///< sequences; 0 before the first token
+  std::int64_t position = 0;  ///< tokens read, per sequence
+
+  /// Memory of all sequences together. Constant for GateLoop layers.
+  std::int64_t bytes() const;
+};
+
+/// Reads tokens and returns the logits of the next, carrying the model's state; B sequences advance
+/// together. It goes past the model's modules and holds the tensors that they read when it is
+/// built:
+///
+/// - all are shared with the model, and the first single token moves the matrices to large pages
+///   (Linux), at the same addresses. One token of one sequence is one operator with max heads;
+/// - the matrices are copied by the first read() of two and more sequences, into the layout of
+///   oneDNN's products: as much memory again. Copies of the decoder share them.
+///
+/// The model's weights must not change meanwhile: see read(). Copies of a decoder may read in
+/// different threads.
 class Decoder {
  public:
   /// `prefill_chunk`: tokens per sequence read in one pass, which bounds the memory of a long
-  /// prompt; any value gives the same numbers up to rounding.
+  /// prompt; any value gives the same numbers up to rounding. Throws std::invalid_argument below 1.
   explicit Decoder(nn::Transformer model, std::int64_t prefill_chunk = 1024);
 
-  /// ids (B, T) int64, T >= 1 -> logits (B, num_tokens) after the last. Continues from all that was
-  /// read before; B must then be the same. Throws std::invalid_argument for another shape or type,
-  /// and the model's c10::Error for ids outside its vocabulary; start a new decoder after that.
+  /// ids (B, T) int64, T >= 1 -> logits (B, num_tokens) after the last, without gradients.
+  /// Continues from all that was read before; B must then be the same. Throws std::invalid_argument
+  /// for another shape or type, std::logic_error where the model's weights have been written,
+  /// replaced or converted since the decoder was built, and the model's c10::Error for ids outside
+  /// its vocabulary. The state is then undefined: set another.
   torch::Tensor read(const torch::Tensor& ids);
 
-  /// Memory of the carried state, all B sequences together. Constant for GateLoop layers.
-  std::int64_t state_bytes() const;
-  /// Tokens read so far, per sequence.
-  std::int64_t position() const { return position_; }
+  /// Where the decoder stands, and to continue from elsewhere, with another B if need be.
+  /// Throws std::invalid_argument for a state of a model with another number of layers.
+  DecoderState state() const { return state_; }
+  void set_state(DecoderState state);
+
+  std::int64_t state_bytes() const { return state_.bytes(); }
+  std::int64_t position() const { return state_.position; }
 
  private:
+  struct Weights;
+
   nn::Transformer model_;
   std::int64_t prefill_chunk_;
-  torch::Device device_;
-  std::shared_ptr<const nn::PackedWeights> packed_;
-  bool in_large_pages_ = false;
-  nn::TransformerState state_;
-  std::int64_t batch_ = 0;
-  std::int64_t position_ = 0;
+  std::shared_ptr<Weights> weights_;
+  DecoderState state_;
 };
 
 /// UTF-8 or any bytes -> ids (1, T) int64, one per byte. An empty prompt becomes one newline, the

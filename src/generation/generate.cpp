@@ -1,11 +1,14 @@
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "gateloop/generation.h"
-#include "nn/packed_weights.h"
+#include "nn/decoding_products.h"
+#include "nn/decoding_step.h"
+#include "nn/layer_tensors.h"
 
 namespace gateloop::generation {
 namespace {
@@ -19,10 +22,20 @@ std::string shape_of(const torch::Tensor& tensor) {
 
 }  // namespace
 
+struct Decoder::Weights {
+  explicit Weights(const nn::TransformerImpl& model)
+      : tensors(model), step(model.options(), tensors) {}
+
+  nn::LayerTensors tensors;
+  nn::DecodingStep step;
+  nn::DecodingProducts products;
+  std::once_flag in_large_pages, packed;
+};
+
 Decoder::Decoder(nn::Transformer model, std::int64_t prefill_chunk)
     : model_(std::move(model)),
       prefill_chunk_(prefill_chunk),
-      device_(model_->parameters().front().device()) {
+      weights_(std::make_shared<Weights>(*model_)) {
   if (prefill_chunk < 1)
     throw std::invalid_argument("prefill chunk must be at least 1, not " +
                                 std::to_string(prefill_chunk));
@@ -32,27 +45,47 @@ torch::Tensor Decoder::read(const torch::Tensor& ids) {
   if (ids.dim() != 2 || ids.scalar_type() != torch::kInt64 || ids.size(0) < 1 || ids.size(1) < 1)
     throw std::invalid_argument("expected ids (B, T) int64 with B, T at least 1, got " +
                                 shape_of(ids) + " " + c10::toString(ids.scalar_type()));
-  if (batch_ != 0 && ids.size(0) != batch_)
-    throw std::invalid_argument("this decoder carries " + std::to_string(batch_) +
+  const auto batch = ids.size(0), length = ids.size(1);
+  if (state_.batch != 0 && batch != state_.batch)
+    throw std::invalid_argument("this decoder carries " + std::to_string(state_.batch) +
                                 " sequences, got ids " + shape_of(ids));
-  const c10::InferenceMode inference;
-  if (ids.size(0) > 1 && !packed_) packed_ = std::make_shared<nn::PackedWeights>(*model_);
-  // One row is bound by reading the weights, as they lie.
-  if (ids.numel() == 1 && !in_large_pages_) {
-    nn::move_to_large_pages(*model_);
-    in_large_pages_ = true;
-  }
-  const nn::PackedWeights::Use use(packed_.get());
-  const auto on_device = ids.to(device_);
-  const auto length = ids.size(1);
+  if (weights_->tensors.have_changed())
+    throw std::logic_error(
+        "Decoder::read: the model's weights have changed since the decoder was built; build "
+        "another");
+  const torch::NoGradGuard no_grad;
+  if (ids.numel() == 1)
+    std::call_once(weights_->in_large_pages, [&] { nn::move_to_large_pages(*model_); });
+  if (batch > 1) std::call_once(weights_->packed, [&] { weights_->products.pack(*model_); });
+  const auto on_device = ids.to(weights_->tensors.find("token_emb.weight").device());
   torch::Tensor logits;
-  for (std::int64_t begin = 0; begin < length; begin += prefill_chunk_) {
-    const auto chunk = std::min(prefill_chunk_, length - begin);
-    logits = model_->forward(on_device.narrow(1, begin, chunk), &state_);
+  if (weights_->step.takes(on_device)) {
+    logits = weights_->step(on_device, state_.layers);
+  } else {
+    const nn::DecodingProducts::Scope scope(weights_->products);
+    for (std::int64_t begin = 0; begin < length; begin += prefill_chunk_) {
+      const auto chunk = std::min(prefill_chunk_, length - begin);
+      logits = model_->forward(on_device.narrow(1, begin, chunk), &state_.layers);
+    }
   }
-  batch_ = ids.size(0);
-  position_ += length;
+  state_.batch = batch;
+  state_.position += length;
   return logits.select(1, -1);
+}
+
+void Decoder::set_state(DecoderState state) {
+  const auto layers = static_cast<std::int64_t>(state.layers.size());
+  const auto depth = model_->options().depth;
+  if (layers != depth && layers != 0)
+    throw std::invalid_argument("Decoder::set_state: expected the states of " +
+                                std::to_string(depth) + " layers, got " + std::to_string(layers));
+  state_ = std::move(state);
+}
+
+std::int64_t DecoderState::bytes() const {
+  std::int64_t bytes = 0;
+  for (const auto& layer : layers) bytes += layer.bytes();
+  return bytes;
 }
 
 StateSize state_size(const nn::TransformerOptions& options, torch::ScalarType dtype) {
@@ -70,12 +103,6 @@ StateSize state_size(const nn::TransformerOptions& options, torch::ScalarType dt
     size.per_token = options.depth * 2 * inner * real;
   }
   return size;
-}
-
-std::int64_t Decoder::state_bytes() const {
-  std::int64_t bytes = 0;
-  for (const auto& layer : state_) bytes += layer.bytes();
-  return bytes;
 }
 
 torch::Tensor encode_prompt(std::string_view text) {

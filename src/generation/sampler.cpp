@@ -46,7 +46,7 @@ Sampler::Sampler(SamplingOptions options, std::uint64_t seed)
 }
 
 torch::Tensor Sampler::operator()(const torch::Tensor& logits) {
-  const c10::InferenceMode inference;
+  const torch::NoGradGuard no_grad;
   const auto scores = logits.to(torch::kCPU, torch::kFloat32);
   const bool greedy = options_.temperature < kGreedyBelow;
   if (greedy) {

@@ -17,7 +17,7 @@ class Residual : public torch::nn::Module {
  public:
   Residual(std::int64_t dim, std::shared_ptr<torch::nn::Module> fn, bool post_norm);
 
-  /// `call` runs the layer, which knows its own further arguments.
+  /// `call` runs the layer, with its further arguments.
   template <typename Call>
   torch::Tensor forward(const torch::Tensor& x, const Call& call) {
     return pre_norm_ ? call(pre_norm_(x)) + x : post_norm_(call(x) + x);

@@ -6,8 +6,7 @@
 
 #include <cstdint>
 
-#include "nn/packed_weights.h"
-#include "ops/linear.h"
+#include "nn/decoding_products.h"
 
 namespace gateloop::nn {
 
@@ -33,9 +32,10 @@ inline torch::Tensor cast_once(const torch::Tensor& x) {
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
 }
 
-/// layer(x), by the fastest product known.
-inline torch::Tensor project(const torch::nn::Linear& layer, const torch::Tensor& x) {
-  return ops::linear(x, PackedWeights::or_own(layer->weight), layer->bias);
+/// layer(x), or the same by the products of the Decoder that reads.
+inline torch::Tensor project(torch::nn::Linear& layer, const torch::Tensor& x) {
+  const auto* const products = DecodingProducts::in_use();
+  return products ? products->multiply(*layer, x) : layer->forward(x);
 }
 
 /// The reference keeps some layers inside a Sequential, which shows in the parameter names:

@@ -1,7 +1,5 @@
 #include "gateloop/nn/simple_gate_loop_layer.h"
 
-#include <algorithm>
-
 #include "gateloop/ops.h"
 #include "nn/common.h"
 
@@ -12,9 +10,6 @@ using torch::Tensor;
 namespace {
 
 constexpr auto kName = "SimpleGateLoopLayer";
-
-/// Rows of a block of inference, B times its steps: enough for the matrix product.
-constexpr std::int64_t kBlockRows = 2048;
 
 void check_cache(const char* field, const Tensor& t, std::int64_t rows) {
   TORCH_CHECK(t.defined() && t.dim() == 2 && t.size(0) == rows && t.size(1) == 1, kName, ": cache.",
@@ -38,8 +33,7 @@ SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
 
 Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) {
   check_sequence(kName, x, dim_);
-  const bool long_inference = !at::GradMode::is_enabled() && x.size(0) * x.size(1) > kBlockRows;
-  return long_inference ? run_in_blocks(x) : run(x, std::nullopt).y;
+  return run(x, std::nullopt).y;
 }
 
 SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
@@ -48,24 +42,6 @@ SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
   auto [y, final_state] =
       simple_gate_loop(qkva[0], qkva[1], qkva[2], initial_state, options_.reverse);
   return {post_ln_ ? post_ln_(y) : y, qkva[2], final_state};
-}
-
-/// Block by block over time, the state carried: projections stay in cache.
-Tensor SimpleGateLoopLayerImpl::run_in_blocks(const Tensor& x) {
-  const std::int64_t time = x.size(1), length = std::max<std::int64_t>(1, kBlockRows / x.size(0));
-  const PackedWeights packed(*this);
-  const PackedWeights::Use use(&packed);
-  Tensor y;
-  std::optional<Tensor> state;
-  for (std::int64_t done = 0; done < time; done += length) {
-    const std::int64_t steps = std::min(length, time - done);
-    const std::int64_t begin = options_.reverse ? time - done - steps : done;
-    const auto block = run(x.narrow(1, begin, steps), state);
-    if (!y.defined()) y = at::empty(x.sizes(), block.y.options());
-    y.narrow(1, begin, steps).copy_(block.y);
-    state = block.final_state;
-  }
-  return y;
 }
 
 std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cache(

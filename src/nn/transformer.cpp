@@ -2,13 +2,11 @@
 
 #include <memory>
 #include <utility>
-#include <vector>
 
 #include "gateloop/nn/causal_full_attention.h"
 #include "gateloop/nn/feed_forward.h"
 #include "nn/block.h"
 #include "nn/common.h"
-#include "nn/step_weights.h"
 
 namespace gateloop::nn {
 
@@ -76,7 +74,6 @@ TransformerImpl::TransformerImpl(TransformerOptions options) : options_(std::mov
     final_norm_ = RMSNorm(o.dim);
     register_module("to_logits", torch::nn::Sequential(final_norm_, to_logits_));
   }
-  step_weights_ = step_weights(options_, *this);
 }
 
 Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
@@ -89,29 +86,12 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
   const auto active = ablation.value_or(Ablation{
       .complex = options_.ablate_complex, .state_transition = options_.ablate_state_transition});
 
-  const bool ablated = active.complex || active.state_transition;
-  if (state && !ablated && step_weights_ && ops::is_transformer_step(ids, *step_weights_)) {
-    return step(ids, *state);
-  }
-
   auto x = token_emb_(ids);
   for (std::size_t i = 0; i < layers_->size(); ++i) {
     x = layers_->at<Block>(i).forward(x, active, state ? &(*state)[i] : nullptr);
   }
   if (final_norm_) x = final_norm_(x);
   return project(to_logits_, x);
-}
-
-/// Decoding: the whole model as one operator.
-Tensor TransformerImpl::step(const Tensor& ids, TransformerState& state) const {
-  std::vector<Tensor> states;
-  for (const MixerState& layer : state) states.push_back(layer.recurrence);
-  auto [logits, next] = ops::transformer_step(ids, *step_weights_, states);
-  for (std::size_t i = 0; i < state.size(); ++i) {
-    state[i].recurrence = std::move(next[i]);
-    ++state[i].position;
-  }
-  return logits;
 }
 
 Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation) {

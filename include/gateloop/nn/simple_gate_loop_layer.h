@@ -47,7 +47,6 @@ class SimpleGateLoopLayerImpl : public torch::nn::Module {
     torch::Tensor y, transition, final_state;
   };
   Steps run(const torch::Tensor& x, const std::optional<torch::Tensor>& initial_state);
-  torch::Tensor run_in_blocks(const torch::Tensor& x);
 
   std::int64_t dim_;
   SimpleGateLoopLayerOptions options_;

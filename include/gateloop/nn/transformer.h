@@ -3,17 +3,12 @@
 #include <torch/torch.h>
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <utility>
 
 #include "gateloop/nn/gate_looped_attention.h"
 #include "gateloop/nn/mixer.h"
 #include "gateloop/nn/rms_norm.h"
-
-namespace gateloop::ops {
-struct TransformerWeights;
-}  // namespace gateloop::ops
 
 namespace gateloop::nn {
 
@@ -64,9 +59,8 @@ class TransformerImpl : public torch::nn::Module {
 
   /// ids (B, T) int64 -> logits (B, T, num_tokens).
   /// With `state`, continues from it and updates it: prefill with many steps, decode with one.
-  /// `ablation` overrides the options' for this call. One token of one sequence is one operator
-  /// where nothing is differentiated and heads are one channel wide; it reads the parameters that
-  /// the model was built with, whatever their values now, not others put in their place.
+  /// `ablation` overrides the options' for this call. Calls its modules, always: for decoding at
+  /// full speed see generation::Decoder.
   /// Throws c10::Error for ids that are not (B, T) int64 in [0, num_tokens) and for a state of
   /// another model or batch.
   torch::Tensor forward(const torch::Tensor& ids, TransformerState* state = nullptr,
@@ -80,14 +74,11 @@ class TransformerImpl : public torch::nn::Module {
   const TransformerOptions& options() const { return options_; }
 
  private:
-  torch::Tensor step(const torch::Tensor& ids, TransformerState& state) const;
-
   TransformerOptions options_;
   torch::nn::Embedding token_emb_{nullptr};
   torch::nn::ModuleList layers_{nullptr};
   RMSNorm final_norm_{nullptr};  ///< pre-norm only: post-norm blocks leave a normalised output
   torch::nn::Linear to_logits_{nullptr};
-  std::shared_ptr<const ops::TransformerWeights> step_weights_;  ///< null: no step() for this model
 };
 TORCH_MODULE(Transformer);
 

@@ -1,15 +1,14 @@
-// Decoding one sequence: which models are one operator, with which of their parameters.
+// One token through a whole model as one operator: for which models, with which of their tensors.
 #include <gtest/gtest.h>
 
-#include <set>
-#include <string>
+#include <vector>
 
-#include "nn/step_weights.h"
+#include "compare.h"
+#include "nn/decoding_step.h"
 
 namespace {
 
 using namespace gateloop::nn;
-namespace ops = gateloop::ops;
 using torch::Tensor;
 
 TransformerOptions small() { return {.num_tokens = 11, .dim = 12, .depth = 2, .ff_mult = 2}; }
@@ -25,71 +24,75 @@ std::vector<TransformerOptions> stepped() {
   return all;
 }
 
-TEST(Step, HasEveryParameterOnce) {
-  for (const TransformerOptions& options : stepped()) {
-    const Transformer model(options);
-    const auto weights = step_weights(options, *model);
-    ASSERT_TRUE(weights);
-    std::multiset<const at::TensorImpl*> found, expected;
-    const auto note = [&](const Tensor& t) {
-      if (t.defined()) found.insert(t.unsafeGetTensorImpl());
-    };
-    note(weights->embedding), note(weights->final_norm), note(weights->to_logits);
-    for (const auto& layer : weights->layers) {
-      for (const auto weight : ops::kLayerWeights) note(layer.*weight);
-    }
-    for (const Tensor& p : model->parameters()) expected.insert(p.unsafeGetTensorImpl());
-    EXPECT_EQ(found, expected);
-  }
-}
+DecodingStep step_of(const Transformer& model) { return {model->options(), LayerTensors(*model)}; }
 
-TEST(Step, IsTakenForOneTokenThatNothingDifferentiates) {
+TEST(Step, TakesOneTokenThatNothingDifferentiates) {
   const Tensor one = torch::zeros({1, 1}, torch::kLong), two = torch::zeros({2, 1}, torch::kLong);
   for (const auto dtype : {torch::kFloat32, torch::kFloat64, torch::kBFloat16}) {
-    const TransformerOptions options = small();
-    Transformer model(options);
-    const auto weights = step_weights(options, *model);
-    model->to(dtype);  // the weights follow
-    EXPECT_FALSE(ops::is_transformer_step(one, *weights));
+    Transformer model(small());
+    model->to(dtype);
+    const auto step = step_of(model);
+    EXPECT_FALSE(step.takes(one));
     const torch::NoGradGuard no_grad;
-    EXPECT_TRUE(ops::is_transformer_step(one, *weights));
-    EXPECT_FALSE(ops::is_transformer_step(two, *weights));
-    EXPECT_FALSE(ops::is_transformer_step(two.t(), *weights));
-    EXPECT_EQ(std::get<0>(ops::transformer_step(one, *weights, {})).scalar_type(), dtype);
+    EXPECT_TRUE(step.takes(one));
+    EXPECT_FALSE(step.takes(two));
+    EXPECT_FALSE(step.takes(two.t()));
+    TransformerState state;
+    EXPECT_EQ(step(one, state).scalar_type(), dtype);
   }
 }
 
 TEST(Step, IsTheForwardPass) {
+  torch::manual_seed(1);
+  const torch::NoGradGuard no_grad;
   for (const TransformerOptions& options : stepped()) {
     Transformer model(options);
+    // Norms start as ones and zeros, which would hide a parameter that is left out.
+    for (Tensor& p : model->parameters()) p.add_(0.2 * torch::randn_like(p));
     model->to(torch::kFloat64);
-    const torch::NoGradGuard no_grad;
-    const Tensor ids = torch::randint(11, {1, 1}, torch::kLong);
-    const auto [logits, states] = ops::transformer_step(ids, *step_weights(options, *model), {});
-    EXPECT_TRUE(torch::allclose(logits, model->forward(ids), 1e-11, 1e-11));
-    EXPECT_EQ(states.size(), 2U);
+    const auto step = step_of(model);
+    TransformerState state;
+    const Tensor ids = torch::randint(11, {1, 3}, torch::kLong), logits = model->forward(ids);
+    for (std::int64_t t = 0; t < 3; ++t) {
+      // Float64, sums in another order.
+      expect_close(step(ids.narrow(1, t, 1), state), logits.narrow(1, t, 1), 1e-11);
+    }
+    EXPECT_EQ(state.at(1).position, 3);
   }
 }
 
-TEST(Step, DoesNotKnowOtherModels) {
-  TransformerOptions wide = small(), attention = small();
-  wide.gate_loop_heads = 4;
-  attention.use_gate_looped_attn = false;
-  for (const TransformerOptions& options : {wide, attention}) {
-    EXPECT_FALSE(step_weights(options, *Transformer(options)));
+TEST(Step, TakesNoOtherModels) {
+  std::vector<TransformerOptions> others(4, small());
+  others[0].gate_loop_heads = 4;
+  others[1].use_gate_looped_attn = false;
+  others[2].ablate_complex = true;
+  others[3].ablate_state_transition = true;
+  const torch::NoGradGuard no_grad;
+  for (const TransformerOptions& options : others) {
+    const Transformer model(options);
+    EXPECT_FALSE(step_of(model).takes(torch::zeros({1, 1}, torch::kLong)));
   }
 }
 
 TEST(Step, RefusesAStateOfAnotherModel) {
-  const TransformerOptions options = small();
-  const Transformer model(options);
+  const Transformer model(small());
   const torch::NoGradGuard no_grad;
-  const Tensor ids = torch::zeros({1, 1}, torch::kLong);
-  const auto weights = step_weights(options, *model);
-  for (const Tensor& state : {torch::zeros({1, 13}, torch::kComplexFloat), torch::zeros({1, 12}),
+  const auto step = step_of(model);
+  for (const Tensor& wrong : {torch::zeros({1, 13}, torch::kComplexFloat), torch::zeros({1, 12}),
                               torch::zeros({2, 12}, torch::kComplexFloat)}) {
-    EXPECT_THROW(ops::transformer_step(ids, *weights, {state}), c10::Error);
+    TransformerState state(2);
+    state[1].recurrence = wrong;
+    EXPECT_THROW(step(torch::zeros({1, 1}, torch::kLong), state), c10::Error);
   }
+}
+
+TEST(Step, RefusesIdsOutsideOfTheVocabulary) {
+  const Transformer model(small());
+  const torch::NoGradGuard no_grad;
+  const auto step = step_of(model);
+  TransformerState state;
+  for (const std::int64_t id : {-1, 11})
+    EXPECT_THROW(step(torch::full({1, 1}, id, torch::kLong), state), c10::Error);
 }
 
 }  // namespace

@@ -239,6 +239,28 @@ TEST(StreamingSimpleGateLoopLayer, ReverseIsTheFlippedSequence) {
   expect_channels_close(backward->forward(x), forward->forward(x.flip(1)).flip(1), 1e-6);
 }
 
+// torch's layers have public members: what is assigned there is what the model computes with.
+TEST(StreamingTransformer, ReadsTheWeightsThatItsLayersHold) {
+  const torch::NoGradGuard no_grad;
+  Transformer model(TransformerOptions{.num_tokens = 17, .dim = kDim, .depth = 2});
+  const auto ids = torch::randint(17, {1, 1}, torch::kLong);
+  const auto before = model->forward(ids);
+  auto* layer = model->named_modules("", false)["layers.1.1.fn.2"]->as<torch::nn::Linear>();
+  layer->weight = 2 * layer->weight;  // as merging an adapter does
+  TransformerState state;
+  const auto logits = model->forward(ids, &state);
+  EXPECT_TRUE(logits.equal(model->forward(ids)));
+  EXPECT_GT(relative_error(logits, before), 0.01);
+}
+
+TEST(SimpleGateLoopLayer, InferenceIsTheForwardPassOfTraining) {
+  SimpleGateLoopLayer layer(kDim);
+  const auto x = torch::randn({1, 5000, kDim});
+  const auto training = layer->forward(x);
+  const torch::NoGradGuard no_grad;
+  EXPECT_TRUE(layer->forward(x).equal(training));
+}
+
 CausalFullAttention one_head(AttentionOptions options = {}) {
   options.dim = kDim, options.dim_head = 4, options.heads = 1;
   return CausalFullAttention(options);

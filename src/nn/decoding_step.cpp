@@ -1,22 +1,20 @@
-#include "nn/step_weights.h"
+#include "nn/decoding_step.h"
 
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace gateloop::nn {
 
-std::shared_ptr<const ops::TransformerWeights> step_weights(const TransformerOptions& options,
-                                                            const torch::nn::Module& model) {
+DecodingStep::DecodingStep(const TransformerOptions& options, const LayerTensors& tensors) {
   const auto inner = options.dim_gate_looped_attn.value_or(options.dim);
-  if (!options.use_gate_looped_attn || options.gate_loop_heads.value_or(inner) != inner) return {};
+  const bool max_heads = options.gate_loop_heads.value_or(inner) == inner;
+  const bool ablated = options.ablate_complex || options.ablate_state_transition;
+  if (!options.use_gate_looped_attn || !max_heads || ablated) return;
 
-  const auto parameters = model.named_parameters();
-  const auto find = [&](const std::string& name) {
-    const torch::Tensor* found = parameters.find(name);
-    return found == nullptr ? torch::Tensor() : *found;
-  };
-  ops::TransformerWeights weights;
+  const auto find = [&](const std::string& name) { return tensors.find(name); };
+  auto& weights = weights_.emplace();
   weights.post_norm = options.post_ln_norm;
   weights.sigmoid_gate = options.gate == Gate::kSigmoid;
   weights.normalize_input = options.normalize_input;
@@ -44,7 +42,22 @@ std::shared_ptr<const ops::TransformerWeights> step_weights(const TransformerOpt
                               .contract = find(forward + "2.weight"),
                               .contract_bias = find(forward + "2.bias")});
   }
-  return std::make_shared<const ops::TransformerWeights>(std::move(weights));
+}
+
+bool DecodingStep::takes(const torch::Tensor& ids) const {
+  return weights_ && ops::is_transformer_step(ids, *weights_);
+}
+
+torch::Tensor DecodingStep::operator()(const torch::Tensor& ids, TransformerState& state) const {
+  state.resize(weights_->layers.size());
+  std::vector<torch::Tensor> states;
+  for (const MixerState& layer : state) states.push_back(layer.recurrence);
+  auto [logits, next] = ops::transformer_step(ids, *weights_, states);
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    state[i].recurrence = std::move(next[i]);
+    ++state[i].position;
+  }
+  return logits;
 }
 
 }  // namespace gateloop::nn
