@@ -77,7 +77,7 @@ struct TrainingOptions {
   std::string preset;
 
   // Corpus, as it was when the run began; filled in by train().
-  std::string data;
+  std::string data;  ///< absolute path, or a file URI where that is not UTF-8: see data_path()
   std::optional<Split> split;
   std::string fingerprint;
 
@@ -122,6 +122,9 @@ struct TrainingOptions {
   std::int64_t sample_length = 512;
   std::int64_t checkpoint_every = 500;  ///< 0: only at the end and when stopped
 };
+
+/// Where the corpus of a run lay.
+std::filesystem::path data_path(const TrainingOptions& options);
 
 /// What config.json holds.
 struct RunConfig {

@@ -55,7 +55,7 @@ void check_lengths(const Corpus& corpus, const TrainingOptions& options) {
 /// What the options leave open is decided once, at the start of a run, and kept in config.json.
 void settle(RunConfig& config, const Corpus& corpus) {
   TrainingOptions& options = config.training;
-  options.data = std::filesystem::absolute(corpus.path()).lexically_normal().string();
+  options.data = path_to_text(corpus.path());
   options.split = corpus.split();
   if (options.threads == 0) options.threads = default_threads();
   torch::set_num_threads(static_cast<int>(options.threads));
