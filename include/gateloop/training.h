@@ -174,7 +174,7 @@ using Clock = std::function<double()>;
 struct Result {
   std::int64_t step = 0;   ///< updates made in all
   std::int64_t steps = 0;  ///< of how many; 0 if stopped before the first estimate
-  /// SIGINT or SIGTERM if one stopped the run (after a last checkpoint), else 0.
+  /// The signal that stopped the run (after a last checkpoint), or 0.
   int signal = 0;
   /// Of the last weights, over final_windows, where the run was finished.
   std::optional<double> final_bits_per_byte;

@@ -1,31 +1,58 @@
 #include "training/signals.h"
 
+#include <array>
+#include <csignal>
+#include <ctime>
+
 namespace gateloop::training {
 namespace {
 
-volatile std::sig_atomic_t received_signal = 0;
+// From a terminal (HUP, INT, QUIT), from kill, containers and init systems (TERM), from batch
+// schedulers before their time limit (USR1, USR2, XCPU).
+constexpr std::array kStop = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+constexpr std::array kIgnored = {SIGPIPE, SIGXFSZ};
 
-void remember(int signal) { received_signal = signal; }
+volatile std::sig_atomic_t received_signal = 0;
+std::timespec received_at;
+std::array<struct sigaction, NSIG> before;
+
+/// timeout(1), shells and schedulers signal a process twice, once by itself and once in its group;
+/// the second must not end it unsaved. A person presses Ctrl-C a second time later than that.
+void remember(int signal) {
+  std::timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  if (received_signal == 0) {
+    received_at = now;
+    received_signal = signal;
+  } else if (signal == SIGINT && now.tv_sec > received_at.tv_sec + 1) {
+    std::signal(SIGINT, SIG_DFL);
+    std::raise(SIGINT);
+  }
+}
+
+/// Sets the handler, unless the signal was ignored.
+void handle(int signal, void (*handler)(int)) {
+  auto& old = before[static_cast<std::size_t>(signal)];
+  ::sigaction(signal, nullptr, &old);
+  if (old.sa_handler == SIG_IGN) return;
+  struct sigaction action {};
+  ::sigemptyset(&action.sa_mask);
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;
+  ::sigaction(signal, &action, nullptr);
+}
 
 }  // namespace
 
 StopSignals::StopSignals() {
   received_signal = 0;
-  struct sigaction action {};
-  ::sigemptyset(&action.sa_mask);
-  action.sa_handler = remember;
-  action.sa_flags = static_cast<int>(SA_RESTART | SA_RESETHAND);
-  ::sigaction(SIGINT, &action, &interrupt_before_);
-  ::sigaction(SIGTERM, &action, &terminate_before_);
-  action.sa_handler = SIG_IGN;
-  action.sa_flags = 0;
-  ::sigaction(SIGXFSZ, &action, &file_size_before_);
+  for (const int signal : kStop) handle(signal, remember);
+  for (const int signal : kIgnored) handle(signal, SIG_IGN);
 }
 
 StopSignals::~StopSignals() {
-  ::sigaction(SIGINT, &interrupt_before_, nullptr);
-  ::sigaction(SIGTERM, &terminate_before_, nullptr);
-  ::sigaction(SIGXFSZ, &file_size_before_, nullptr);
+  for (const int signal : kStop) ::sigaction(signal, &before[std::size_t(signal)], nullptr);
+  for (const int signal : kIgnored) ::sigaction(signal, &before[std::size_t(signal)], nullptr);
 }
 
 int StopSignals::received() const { return received_signal; }

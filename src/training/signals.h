@@ -1,12 +1,11 @@
 #pragma once
 
-#include <csignal>
-
 namespace gateloop::training {
 
-/// While it lives, SIGINT and SIGTERM only ask the loop to stop; a second one ends the process as
-/// usual. SIGXFSZ is ignored, so that a file over the size limit is an error of write(). One at a
-/// time.
+/// While one lives, a signal that asks the process to end only asks the loop to stop, however often
+/// it comes. One exception: a SIGINT more than a second after the first signal ends the process at
+/// once. A signal that was ignored before (nohup) stays ignored. SIGPIPE and SIGXFSZ are ignored: a
+/// lost reader or a file over the size limit is an error of write(). One object at a time.
 class StopSignals {
  public:
   StopSignals();
@@ -14,12 +13,8 @@ class StopSignals {
   StopSignals& operator=(const StopSignals&) = delete;
   ~StopSignals();
 
-  /// The signal that came, or 0.
+  /// The first signal that came, or 0.
   int received() const;
-
- private:
-  struct sigaction interrupt_before_ {
-  }, terminate_before_{}, file_size_before_{};
 };
 
 }  // namespace gateloop::training
