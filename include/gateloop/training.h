@@ -34,34 +34,36 @@ struct Split {
   bool operator==(const Split&) const = default;
 };
 
-/// A file of bytes: plain (memory-mapped, read-only) or gzip (decompressed into memory).
+/// The bytes of a file, read into memory. What its first bytes say to be packed is unpacked: gzip,
+/// bzip2, xz, zstd, lz4, lzip, compress; zip, tar, 7z and rar that hold exactly one file.
 class Corpus {
  public:
   /// Default split: 90/5/5 per cent. Throws std::runtime_error naming the path and what is wrong
-  /// (missing, empty, truncated gzip, a split longer than the file).
+  /// (missing, empty, truncated, damaged, encrypted, several files, a split longer than the file).
   explicit Corpus(const std::filesystem::path& path, std::optional<Split> split = std::nullopt);
-  ~Corpus();
-  Corpus(Corpus&&) noexcept;
-  Corpus& operator=(Corpus&&) noexcept;
 
   const std::filesystem::path& path() const { return path_; }
   const Split& split() const { return split_; }
   std::span<const std::uint8_t> bytes() const { return bytes_; }
-  std::span<const std::uint8_t> train() const;
-  std::span<const std::uint8_t> valid() const;
-  std::span<const std::uint8_t> test() const;
+  std::span<const std::uint8_t> train() const { return part(0, split_.train); }
+  std::span<const std::uint8_t> valid() const { return part(split_.train, split_.valid); }
+  std::span<const std::uint8_t> test() const {
+    return part(split_.train + split_.valid, split_.test);
+  }
 
-  /// Size and a CRC-32 of samples all over the file: tells another corpus, at the cost of reading
-  /// at most 4 MiB.
+  /// Size and a CRC-32 of samples all over the unpacked bytes: tells another corpus, at the cost of
+  /// reading at most 4 MiB.
   std::string fingerprint() const;
   /// "data/enwik8: 100,000,000 bytes: 90,000,000 to train, 5,000,000 to validate, ..."
   std::string description() const;
 
  private:
-  struct Storage;
+  std::span<const std::uint8_t> part(std::int64_t begin, std::int64_t bytes) const {
+    return this->bytes().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(bytes));
+  }
+
   std::filesystem::path path_;
-  std::unique_ptr<Storage> storage_;
-  std::span<const std::uint8_t> bytes_;
+  std::vector<std::uint8_t> bytes_;
   Split split_;
 };
 

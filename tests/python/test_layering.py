@@ -31,7 +31,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "ops": TORCH,
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),
-    "training": (*TORCH, *SYSTEM, "nlohmann/", "zlib.h"),
+    "training": (*TORCH, *SYSTEM, "nlohmann/", "zlib.h", "archive.h", "archive_entry.h"),
     "generation": TORCH,
     "app": (*TORCH, *SYSTEM, "CLI/"),
     "jax": ("xla/ffi/",),

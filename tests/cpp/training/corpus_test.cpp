@@ -1,12 +1,18 @@
+#include <archive.h>
+#include <archive_entry.h>
 #include <gtest/gtest.h>
 #include <zlib.h>
 
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "gateloop/training.h"
 #include "small_run.h"
 #include "temporary_directory.h"
+#include "training/files.h"
 
 namespace gateloop::training {
 namespace {
@@ -23,6 +29,52 @@ void write_gzip(const std::filesystem::path& path, const std::string& text,
             static_cast<int>(text.size()));
   ASSERT_EQ(::gzclose(file), Z_OK);
 }
+
+using Step = int (*)(archive*);
+using Files = std::vector<std::pair<std::string, std::string>>;
+
+void write_archive(const std::filesystem::path& path, Step format, Step filter, const Files& files,
+                   const char* options = nullptr) {
+  const std::unique_ptr<archive, int (*)(archive*)> out(archive_write_new(), archive_write_free);
+  ASSERT_EQ(format(out.get()), ARCHIVE_OK);
+  ASSERT_EQ(filter(out.get()), ARCHIVE_OK);
+  ASSERT_EQ(archive_write_set_options(out.get(), options), ARCHIVE_OK);
+  archive_write_set_passphrase(out.get(), "secret");
+  ASSERT_EQ(archive_write_set_bytes_in_last_block(out.get(), 1), ARCHIVE_OK);
+  ASSERT_EQ(archive_write_open_filename(out.get(), path.c_str()), ARCHIVE_OK);
+  for (const auto& [name, text] : files) {
+    const std::unique_ptr<archive_entry, void (*)(archive_entry*)> entry(archive_entry_new(),
+                                                                         archive_entry_free);
+    const bool folder = name.ends_with('/');
+    archive_entry_set_pathname(entry.get(), name.c_str());
+    archive_entry_set_filetype(entry.get(), folder ? AE_IFDIR : AE_IFREG);
+    archive_entry_set_perm(entry.get(), 0644);
+    if (!folder) archive_entry_set_size(entry.get(), static_cast<la_int64_t>(text.size()));
+    ASSERT_EQ(archive_write_header(out.get(), entry.get()), ARCHIVE_OK);
+    ASSERT_EQ(archive_write_data(out.get(), text.data(), text.size()), std::ssize(text));
+  }
+  ASSERT_EQ(archive_write_close(out.get()), ARCHIVE_OK);
+}
+
+struct Packing {
+  const char* name;
+  Step format;
+  Step filter;
+  bool has_checksum;  // of the content
+};
+const Packing kPackings[] = {
+    {"bz2", archive_write_set_format_raw, archive_write_add_filter_bzip2, true},
+    {"lz", archive_write_set_format_raw, archive_write_add_filter_lzip, true},
+    {"lz4", archive_write_set_format_raw, archive_write_add_filter_lz4, true},
+    {"xz", archive_write_set_format_raw, archive_write_add_filter_xz, true},
+    {"Z", archive_write_set_format_raw, archive_write_add_filter_compress, false},
+    {"zst", archive_write_set_format_raw, archive_write_add_filter_zstd, false},
+    {"7z", archive_write_set_format_7zip, archive_write_add_filter_none, true},
+    {"tar", archive_write_set_format_ustar, archive_write_add_filter_none, false},
+    {"tar.gz", archive_write_set_format_ustar, archive_write_add_filter_gzip, true},
+    {"tar.xz", archive_write_set_format_ustar, archive_write_add_filter_xz, true},
+    {"zip", archive_write_set_format_zip, archive_write_add_filter_none, true},
+};
 
 std::string message_of(const std::function<void()>& action) {
   try {
@@ -67,6 +119,129 @@ TEST(Corpus, ReadsGzipOfSeveralMembers) {
   EXPECT_EQ(corpus.fingerprint(), Corpus(dir / "text").fingerprint());
 }
 
+TEST(Corpus, AcceptsZerosAfterTheLastMember) {
+  const TemporaryDirectory dir;
+  const std::string text = test::small_text(5000);
+  write_gzip(dir / "gz", text);
+  write_archive(dir / "bz2", archive_write_set_format_raw, archive_write_add_filter_bzip2,
+                {{"text", text}});
+  for (const char* name : {"gz", "bz2"}) {
+    write_bytes(dir / name, test::read_bytes(dir / name) + std::string(700, '\0'));
+    EXPECT_EQ(text_of(Corpus(dir / name).bytes()), text) << name;
+  }
+}
+
+TEST(Corpus, ABrokenSecondMemberIsAnError) {
+  const TemporaryDirectory dir;
+  write_gzip(dir / "gz", test::small_text(5000));
+  write_archive(dir / "bz2", archive_write_set_format_raw, archive_write_add_filter_bzip2,
+                {{"text", test::small_text(5000)}});
+  write_archive(dir / "xz", archive_write_set_format_raw, archive_write_add_filter_xz,
+                {{"text", test::small_text(5000)}});
+  for (const char* name : {"gz", "bz2", "xz"}) {
+    const std::string member = test::read_bytes(dir / name);
+    for (const std::size_t broken : {std::size_t{0}, std::size_t{2}, member.size() / 2}) {
+      std::string second = member;
+      second[broken] ^= 1;
+      write_bytes(dir / "broken", member + second);
+      const std::string message = message_of([&] { Corpus(dir / "broken"); });
+      EXPECT_NE(message.find("damaged"), std::string::npos) << name << broken << message;
+      EXPECT_NE(message.find((dir / "broken").string()), std::string::npos) << message;
+    }
+    write_bytes(dir / "cut", member + member.substr(0, member.size() / 2));
+    EXPECT_NE(message_of([&] { Corpus(dir / "cut"); }).find("truncated"), std::string::npos);
+  }
+}
+
+TEST(Corpus, UnpacksByTheFirstBytesNotByTheName) {
+  const TemporaryDirectory dir;
+  const std::string text = test::small_text(5'000'000);  // more than one chunk of the reader
+  write_bytes(dir / "plain", text);
+  const std::string fingerprint = Corpus(dir / "plain").fingerprint();
+  for (const Packing& packing : kPackings) {
+    Files files = {{"folder/", ""}, {"folder/text", text}};
+    if (packing.format == archive_write_set_format_raw) files.erase(files.begin());
+    write_archive(dir / "packed", packing.format, packing.filter, files);
+    EXPECT_LT(std::filesystem::file_size(dir / "packed"), 5'100'000U) << packing.name;
+    EXPECT_EQ(Corpus(dir / "packed").fingerprint(), fingerprint) << packing.name;
+  }
+}
+
+TEST(Corpus, WhatIsPackedAndNotWholeIsAnError) {
+  const TemporaryDirectory dir;
+  for (const Packing& packing : kPackings) {
+    write_archive(dir / "whole", packing.format, packing.filter,
+                  {{"text", test::small_text(200'000)}});
+    const std::string bytes = test::read_bytes(dir / "whole");
+    const auto expect_refused = [&](const std::string& content) {
+      write_bytes(dir / "part", content);
+      const std::string message = message_of([&] { Corpus(dir / "part"); });
+      EXPECT_NE(message.find((dir / "part").string()), std::string::npos) << packing.name;
+      EXPECT_NE(message.find("truncated"), std::string::npos) << packing.name << ": " << message;
+    };
+    if (packing.name == std::string("Z")) continue;  // the format has no end and no checksum
+    expect_refused(bytes.substr(0, bytes.size() / 2));
+    if (packing.name != std::string("tar")) expect_refused(bytes.substr(0, bytes.size() - 9));
+    std::string damaged = bytes;
+    damaged[bytes.size() / 2] ^= 1;
+    if (packing.has_checksum) {
+      write_bytes(dir / "part", damaged);
+      const std::string message = message_of([&] { Corpus(dir / "part"); });
+      EXPECT_NE(message.find("damaged"), std::string::npos) << packing.name << ": " << message;
+    }
+  }
+}
+
+TEST(Corpus, AnArchiveMustHoldOneReadableFile) {
+  const TemporaryDirectory dir;
+  const Step none = archive_write_add_filter_none;
+  const Files two = {{"first", test::small_text(5000)}, {"second", test::small_text(5000)}};
+  const auto message = [&] { return message_of([&] { Corpus(dir / "archive"); }); };
+  for (const Step format : {archive_write_set_format_zip, archive_write_set_format_ustar}) {
+    write_archive(dir / "archive", format, none, two);
+    EXPECT_NE(message().find("several files (first, second)"), std::string::npos) << message();
+    write_archive(dir / "archive", format, none, {{"folder/", ""}});
+    EXPECT_NE(message().find("holds no file"), std::string::npos) << message();
+    write_archive(dir / "archive", format, none, {{"file", ""}});
+    EXPECT_NE(message().find("holds no bytes"), std::string::npos) << message();
+  }
+  write_archive(dir / "archive", archive_write_set_format_zip, none,
+                {{"text", test::small_text(5000)}}, "zip:encryption=traditional");
+  EXPECT_NE(message().find("encrypted"), std::string::npos) << message();
+  // Cut between two files, a zip file has a whole first one and no directory.
+  write_archive(dir / "archive", archive_write_set_format_zip, none, two);
+  const std::string bytes = test::read_bytes(dir / "archive");
+  write_bytes(dir / "archive", bytes.substr(0, bytes.find("PK\3\4", 4)));
+  EXPECT_NE(message().find("truncated"), std::string::npos) << message();
+}
+
+TEST(Corpus, PlainFilesThatBeginOddlyStayAsTheyAre) {
+  const TemporaryDirectory dir;
+  write_archive(dir / "zip", archive_write_set_format_zip, archive_write_add_filter_none,
+                {{"text", test::small_text(5000)}});
+  const std::string beginnings[] = {"PK is short for a name. ",
+                                    "BZh91 is a road. ",
+                                    "LZIP packs. ",
+                                    "\x1f\x8b",
+                                    "Rar! he cried. ",
+                                    "7z\n",
+                                    "begin 644 text\n",
+                                    "WARC/1.0\n",
+                                    "#mtree\n",
+                                    std::string(2000, '\0'),
+                                    "\xfd"
+                                    "7zXZ",
+                                    "\x28\xb5\x2f\n",
+                                    test::read_bytes(dir / "zip").substr(1)};
+  for (const std::string& beginning : beginnings) {
+    const std::string text = beginning + test::small_text(3000);
+    write_bytes(dir / "text", text);
+    EXPECT_EQ(text_of(Corpus(dir / "text").bytes()), text) << beginning.substr(0, 20);
+    write_bytes(dir / "text", test::small_text(3000) + beginning);
+    EXPECT_EQ(Corpus(dir / "text").bytes().size(), text.size()) << beginning.substr(0, 20);
+  }
+}
+
 TEST(Corpus, TruncatedOrDamagedGzipIsAnError) {
   const TemporaryDirectory dir;
   write_gzip(dir / "whole.gz", test::small_text(50'000));
@@ -105,6 +280,20 @@ TEST(Corpus, ErrorsNameThePathAndTheProblem) {
               Corpus(dir / "text", Split{50, -1, 0});
             }).find("negative"),
             std::string::npos);
+}
+
+TEST(PathText, IsJsonAndRoundTrips) {
+  for (const std::string path : {"/data/text", "/data/n\xC3\xA4me", "/data/100%",
+                                 "/data/file:", "/data/\xFF%41 x", "/\xC3(", "/\xED\xA0\x80"}) {
+    const std::string text = path_to_text(path);
+    EXPECT_EQ(path_from_text(nlohmann::json::parse(nlohmann::json(text).dump())), path) << text;
+  }
+  EXPECT_EQ(path_to_text("/data/n\xC3\xA4me"), "/data/n\xC3\xA4me");
+  EXPECT_EQ(path_to_text("/data/\xFF%41 x"), "file:///data/%FF%2541%20x");
+  for (const char* text :
+       {"file:///%", "file:///%4", "file:///%zz", "file:///% 4", "file:///%-1"}) {
+    EXPECT_NE(message_of([&] { path_from_text(text); }).find("hexadecimal"), std::string::npos);
+  }
 }
 
 TEST(Corpus, FingerprintTellsOneByte) {
