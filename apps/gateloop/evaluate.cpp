@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "commands.h"
+#include "corpus_flags.h"
 #include "gateloop/evaluation.h"
 #include "gateloop/training.h"
 #include "model_flags.h"
+#include "output.h"
 
 namespace gateloop::app {
 namespace {
@@ -21,8 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Flags {
   ModelFlags model;
-  std::string data;
-  std::vector<std::int64_t> split;
+  CorpusFlags corpus;
   std::string part = "all";
   std::string mode = "both";
   std::int64_t length = 256;
@@ -53,17 +54,6 @@ auto progress_reporter(const char* name) {
   };
 }
 
-training::Corpus open_corpus(const Flags& flags) {
-  std::optional<training::Split> split;
-  if (!flags.split.empty())
-    split = {.train = flags.split[0], .valid = flags.split[1], .test = flags.split[2]};
-  try {
-    return training::Corpus(flags.data, split);
-  } catch (const std::runtime_error& error) {  // the file or the split: either is a flag's value
-    throw UsageError(error.what());
-  }
-}
-
 Bytes part_of(const training::Corpus& corpus, const Flags& flags) {
   Bytes text = corpus.bytes();
   if (flags.part == "train") text = corpus.train();
@@ -71,7 +61,7 @@ Bytes part_of(const training::Corpus& corpus, const Flags& flags) {
   if (flags.part == "test") text = corpus.test();
   text = text.first(std::min(text.size(), flags.first));
   if (text.size() < 2)
-    throw UsageError("--part " + flags.part + " of " + flags.data + " has " +
+    throw UsageError("--part " + flags.part + " of " + flags.corpus.data + " has " +
                      std::to_string(text.size()) + " bytes: at least 2 are needed");
   return text;
 }
@@ -85,11 +75,11 @@ void print_score(const char* name, const std::string& meaning, Evaluate evaluate
   std::printf("%-9s %.4f bits per byte, %lld bytes predicted in %.1f s (%s)\n", name,
               score.bits_per_byte(), static_cast<long long>(score.bytes), seconds_since(start),
               meaning.c_str());
-  std::fflush(stdout);
+  flush_output();
 }
 
 void run(const Flags& flags) {
-  const auto corpus = open_corpus(flags);
+  const auto corpus = open_corpus(flags.corpus.data, flags.corpus.parts());
   const auto text = part_of(corpus, flags);
   const auto model = load_model(flags.model);
   const bool recurrent = model->options().use_gate_looped_attn;
@@ -111,6 +101,7 @@ void run(const Flags& flags) {
     std::printf(
         "carried   left out: an attention model's key/value cache grows with the text; "
         "a larger --length gives it more context\n");
+  flush_output();
 }
 
 }  // namespace
@@ -122,20 +113,10 @@ void add_evaluate_command(CLI::App& app) {
       "Bits per byte of a text: in windows, as in training, and as one stream with the state "
       "carried. Both predict every byte but the first once.");
   add_checkpoint_flags(*command, flags->model);
-  command->add_option("--data", flags->data, "Text, plain or .gz (required)")
-      ->required()
-      ->check(CLI::ExistingFile)
-      ->type_name("FILE");
+  add_corpus_flags(*command, flags->corpus, "Text (required)")->required();
   command->add_option("--part", flags->part, "Part of the text to evaluate (default all)")
       ->check(CLI::IsMember({"train", "valid", "test", "all"}))
       ->type_name("train|valid|test|all");
-  command
-      ->add_option("--split", flags->split,
-                   "Bytes of the three parts (default: 90, 5 and 5 per cent, as train)")
-      ->delimiter(',')
-      ->expected(3)
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("TRAIN,VALID,TEST");
   command->add_option("--first", flags->first, "Only so many bytes from the start of the part")
       ->check(CLI::PositiveNumber)
       ->type_name("N");

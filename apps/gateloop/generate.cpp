@@ -1,21 +1,18 @@
 #include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <memory>
 #include <numeric>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "commands.h"
 #include "gateloop/generation.h"
 #include "model_flags.h"
+#include "output.h"
 
 namespace gateloop::app {
 namespace {
@@ -35,14 +32,9 @@ std::string read_file(const std::string& path) {
 }
 
 /// Bytes to standard output, each there for the reader at once.
-/// False: the reader has gone (`| head`), which is no error.
-bool write(const std::string& bytes) {
-  errno = 0;
-  if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) == bytes.size() &&
-      std::fflush(stdout) == 0)
-    return true;
-  if (errno == EPIPE) return false;
-  throw std::runtime_error(std::string("cannot write to standard output: ") + std::strerror(errno));
+void write(const std::string& bytes) {
+  std::fwrite(bytes.data(), 1, bytes.size(), stdout);
+  flush_output();
 }
 
 /// The figures a user reads the constant cost per token from, on standard error.
@@ -76,24 +68,20 @@ void run(const Flags& flags) {
                      " tokens, generate writes bytes: use a model of at most 256");
   model->to(flags.model.dtype);
 
-  // A closed pipe shall be an error of fwrite, not a signal that kills.
-  std::signal(SIGPIPE, SIG_IGN);
-  if (flags.echo_prompt && !write(prompt)) return;
+  if (flags.echo_prompt) write(prompt);
 
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   auto last = Clock::now();
-  bool open = true;
   generation::Decoder decoder(model);
-  generation::generate(
-      decoder, generation::encode_prompt(prompt), flags.generate, [&](const torch::Tensor& tokens) {
-        open = write(std::string(1, static_cast<char>(tokens.item<std::int64_t>())));
-        const auto now = Clock::now();
-        seconds.push_back(std::chrono::duration<double>(now - last).count());
-        last = now;
-        return open;
-      });
-  if (!open) return;
+  generation::generate(decoder, generation::encode_prompt(prompt), flags.generate,
+                       [&](const torch::Tensor& tokens) {
+                         write(std::string(1, static_cast<char>(tokens.item<std::int64_t>())));
+                         const auto now = Clock::now();
+                         seconds.push_back(std::chrono::duration<double>(now - last).count());
+                         last = now;
+                         return true;
+                       });
   if (isatty(STDOUT_FILENO)) write("\n");  // so that the shell's prompt starts on its own line
   if (!seconds.empty()) print_summary(decoder, seconds);
 }

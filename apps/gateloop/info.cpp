@@ -10,6 +10,7 @@
 #include "gateloop/checkpoint.h"
 #include "gateloop/generation.h"
 #include "model_flags.h"
+#include "output.h"
 
 namespace gateloop::app {
 namespace {
@@ -87,6 +88,7 @@ void run(const ModelFlags& flags) {
   print_state(model->options());
   print_files(flags.directory);
   print_provenance(flags.directory);
+  flush_output();
 }
 
 }  // namespace

@@ -6,19 +6,23 @@
 #include <exception>
 #include <iostream>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "commands.h"
+#include "output.h"
 
 namespace {
 
 /// The first line of `text`: libtorch's errors carry a page of detail after it.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-int report(const std::string& message, int code) {
+/// One line, whatever is in the file names that the message quotes.
+int report(std::string message, int code) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
   std::cout.flush();
-  std::cerr << "gateloop: " << first_line(message) << std::endl;
+  std::cerr << "gateloop: " << message << std::endl;
   return code;
 }
 
@@ -31,7 +35,6 @@ std::string joined(const std::vector<std::string>& words) {
 /// CLI11 puts some messages on several lines, and of an unknown command says only that one is
 /// required; a usage error here is one line that says what to do.
 int report_usage(std::string message, const CLI::App& app) {
-  std::replace(message.begin(), message.end(), '\n', ' ');
   std::string command = "gateloop";
   for (const CLI::App* chosen : app.get_subcommands()) command += ' ' + chosen->get_name();
   if (app.get_subcommands().empty()) {
@@ -44,8 +47,8 @@ int report_usage(std::string message, const CLI::App& app) {
   return report(message + " (see: " + command + " --help)", 2);
 }
 
-/// CLI11's layout, without what only it understands: validators beside the type of an option (the
-/// text says it), and "{false}" behind the --no-X of a flag.
+/// CLI11's layout, without its own notation: validators beside the type of an option (the text says
+/// it), and "{false}" behind the --no-X of a flag.
 class HelpFormatter : public CLI::Formatter {
  public:
   std::string make_option_name(const CLI::Option* option, bool is_positional) const override {
@@ -63,6 +66,17 @@ class HelpFormatter : public CLI::Formatter {
   }
 };
 
+/// Prints the answer to --help or --version.
+int show(const CLI::App& app, const CLI::Success& success) {
+  app.exit(success);
+  try {
+    gateloop::app::flush_output();
+    return 0;
+  } catch (const std::runtime_error& error) {
+    return report(error.what(), 1);
+  }
+}
+
 /// OpenMP's threads wait for each other by spinning, for milliseconds unless told otherwise, and
 /// hold the core that the other thread needs when anything else runs on the machine. A quick step
 /// on two cores, in ms, alone and beside two busy processes: 179 and 750 by default, 166 and 370
@@ -76,6 +90,7 @@ void limit_spinning(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  gateloop::app::occupy_standard_descriptors();
   if (argc > 1 && argv[1] == std::string("train")) limit_spinning(argv);
   CLI::App app("GateLoop Transformer: train, evaluate and sample byte-level language models.",
                argv[0]);
@@ -93,13 +108,13 @@ int main(int argc, char** argv) {
   } catch (const CLI::RuntimeError& error) {
     return error.get_exit_code();  // the callback has said why
   } catch (const CLI::Success& success) {
-    return app.exit(success);  // --help, --version
+    return show(app, success);
   } catch (const CLI::ParseError& error) {
     return report_usage(error.what(), app);
   } catch (const gateloop::app::UsageError& error) {
     return report(error.what(), 2);
   } catch (const c10::Error& error) {
-    return report(error.what_without_backtrace(), 1);
+    return report(first_line(error.what_without_backtrace()), 1);
   } catch (const std::exception& error) {
     return report(error.what(), 1);
   }

@@ -1,22 +1,20 @@
 #include <malloc.h>
 #include <torch/torch.h>
-#include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "commands.h"
 #include "gateloop/generation.h"
 #include "gateloop/training.h"
+#include "output.h"
+#include "train_flags.h"
 
 namespace gateloop::app {
 namespace {
@@ -24,241 +22,7 @@ namespace {
 using training::RunConfig;
 using training::TrainingOptions;
 
-std::string text_of(bool value) { return value ? "on" : "off"; }
-std::string text_of(const std::string& value) { return value; }
-std::string text_of(nn::Gate value) { return value == nn::Gate::kPolar ? "polar" : "sigmoid"; }
-template <typename Number>
-std::string text_of(Number value) {
-  std::ostringstream out;
-  out << value;
-  return out.str();
-}
-std::string text_of(const std::pair<double, double>& value) {
-  return text_of(value.first) + "," + text_of(value.second);
-}
-template <typename T>
-std::string text_of(const std::optional<T>& value) {
-  return value ? text_of(*value) : "unset";
-}
-
-/// "[256]", or where the presets differ "[quick 256, enwik8 512]".
-template <typename Field>
-std::string defaults(Field field) {
-  std::string text;
-  std::string first;
-  bool equal = true;
-  for (const std::string& name : training::preset_names()) {
-    RunConfig config = training::preset(name);
-    const std::string value = text_of(field(config));
-    if (text.empty()) first = value;
-    equal = equal && value == first;
-    text.append(text.empty() ? "" : ", ").append(name).append(" ").append(value);
-  }
-  return " [" + (equal ? first : text) + "]";
-}
-
-template <typename T>
-struct ValueOf {
-  using type = T;
-};
-template <typename T>
-struct ValueOf<std::optional<T>> {
-  using type = T;
-};
-
-/// Flags that override the preset's fields, each only if it is given.
-class Overrides {
- public:
-  explicit Overrides(CLI::App& command) : command_(command) {}
-
-  void group(const char* name) { group_ = name; }
-
-  /// `field` gives the field of a RunConfig that --NAME sets.
-  template <typename Field>
-  CLI::Option* add(const std::string& name, Field field, const std::string& help) {
-    using Stored = std::remove_reference_t<decltype(field(std::declval<RunConfig&>()))>;
-    using Value = typename ValueOf<Stored>::type;
-    const auto value = std::make_shared<Value>();
-    CLI::Option* option = nullptr;
-    if constexpr (std::is_same_v<Value, bool>) {
-      option = command_.add_flag("--" + name + ",!--no-" + name, *value, help + defaults(field));
-    } else {
-      option = command_.add_option("--" + name, *value, help + defaults(field));
-    }
-    option->group(group_);
-    setters_.push_back([option, value, field](RunConfig& config) {
-      if (option->count() > 0) field(config) = *value;
-    });
-    return option;
-  }
-
-  void apply(RunConfig& config) const {
-    for (const auto& set : setters_) set(config);
-  }
-
- private:
-  CLI::App& command_;
-  std::string group_;
-  std::vector<std::function<void(RunConfig&)>> setters_;
-};
-
-struct Flags {
-  std::string program;
-  std::string preset = "quick";
-  std::string data;
-  std::string out;
-  std::vector<std::int64_t> split;
-  std::int64_t steps = 0;
-  double minutes = 0;
-  std::string plan;
-  std::uint64_t seed = 0;
-  bool resume = false;
-  bool overwrite = false;
-  CLI::Option* preset_given = nullptr;
-  CLI::Option* steps_given = nullptr;
-  CLI::Option* minutes_given = nullptr;
-  CLI::Option* seed_given = nullptr;
-  CLI::Option* gate_given = nullptr;
-  CLI::Option* normalize_input_given = nullptr;
-  CLI::Option* transition_bias_given = nullptr;
-  std::unique_ptr<Overrides> overrides;
-
-  std::filesystem::path dir() const { return out.empty() ? "runs/" + preset : out; }
-};
-
-#define TRAINING_FIELD(name) ([](RunConfig & config) -> auto& { return config.training.name; })
-#define MODEL_FIELD(name) ([](RunConfig & config) -> auto& { return config.model.name; })
-
-void add_training_flags(Overrides& flags) {
-  flags.group("One step");
-  flags.add("batch", TRAINING_FIELD(batch), "Sequences per micro-batch");
-  flags.add("accumulation", TRAINING_FIELD(accumulation), "Micro-batches per step");
-  flags.add("length", TRAINING_FIELD(length), "Bytes per sequence");
-  flags.add("rows-per-pass", TRAINING_FIELD(rows_per_pass),
-            "Sequences that go through the model together; 0: all of a step's if the memory "
-            "allows, else one micro-batch");
-  flags
-      .add("dtype", TRAINING_FIELD(dtype),
-           "float32, or bfloat16: matrix products and activations in bfloat16, weights in "
-           "float32")
-      ->type_name("float32|bfloat16");
-  flags.add("threads", TRAINING_FIELD(threads),
-            "Threads; 0: one for each core that this process may use. The same seed gives the same "
-            "losses with the same number");
-
-  flags.group("Optimiser");
-  flags.add("optimizer", TRAINING_FIELD(optimizer), "adam, or adamw: with decoupled decay")
-      ->type_name("adam|adamw");
-  flags.add("learning-rate", TRAINING_FIELD(learning_rate), "Peak learning rate");
-  flags.add("schedule", TRAINING_FIELD(schedule), "After the warm-up: constant, or to zero")
-      ->type_name("constant|linear|cosine");
-  flags.add("warmup-steps", TRAINING_FIELD(warmup_steps), "Steps of linear warm-up");
-  flags.add("beta1", TRAINING_FIELD(beta1), "Decay of the first moment");
-  flags.add("beta2", TRAINING_FIELD(beta2), "Decay of the second moment");
-  flags.add("epsilon", TRAINING_FIELD(epsilon), "Added to the root of the second moment");
-  flags.add("weight-decay", TRAINING_FIELD(weight_decay), "Weight decay, of matrices only");
-  flags.add("clip", TRAINING_FIELD(clip), "Largest gradient norm; 0: no limit");
-
-  flags.group("Validation, samples, checkpoints");
-  flags.add("validate-every", TRAINING_FIELD(validate_every), "Steps; 0: only at the end");
-  flags.add("validation-windows", TRAINING_FIELD(validation_windows),
-            "Sequences per validation, evenly spaced and always the same");
-  flags.add("final-windows", TRAINING_FIELD(final_windows),
-            "Sequences of the last validation; the whole part where it holds no more");
-  flags.add("sample-every", TRAINING_FIELD(sample_every), "Steps; 0: only at the end");
-  flags.add("sample-prime", TRAINING_FIELD(sample_prime), "Bytes of text a sample continues");
-  flags.add("sample-length", TRAINING_FIELD(sample_length), "Bytes to draw; 0: no samples");
-  flags.add("checkpoint-every", TRAINING_FIELD(checkpoint_every),
-            "Steps; 0: only at the end and when stopped");
-}
-
-void add_model_flags(Flags& given) {
-  Overrides& flags = *given.overrides;
-  flags.group("Model");
-  flags.add("num-tokens", MODEL_FIELD(num_tokens), "Vocabulary, 256 or more");
-  flags.add("dim", MODEL_FIELD(dim), "Width of the residual stream");
-  flags.add("depth", MODEL_FIELD(depth), "Layers");
-  flags.add("ff-mult", MODEL_FIELD(ff_mult), "Hidden width of the feed-forward, in dim");
-  flags.add("post-ln-norm", MODEL_FIELD(post_ln_norm), "Norm after the residual sum, not before");
-  flags.add("use-gate-looped-attn", MODEL_FIELD(use_gate_looped_attn),
-            "GateLoop layers; --no-use-gate-looped-attn: full attention");
-
-  flags.group("Model: GateLoop layers");
-  given.gate_given =
-      flags
-          .add("gate", MODEL_FIELD(gate), "polar: complex, as in the paper; sigmoid: real, faster")
-          ->transform(CLI::CheckedTransformer(std::map<std::string, nn::Gate>{
-              {"polar", nn::Gate::kPolar}, {"sigmoid", nn::Gate::kSigmoid}}))
-          ->type_name("polar|sigmoid");
-  given.normalize_input_given = flags.add("normalize-input", MODEL_FIELD(normalize_input),
-                                          "Scale the input by 1 - a (sigmoid gate)");
-  given.transition_bias_given =
-      flags
-          .add("transition-bias", MODEL_FIELD(transition_bias),
-               "Initial bias of the gate, spread over LOW..HIGH (sigmoid gate)")
-          ->delimiter(',')
-          ->type_name("LOW,HIGH");
-  flags.add("dim-gate-looped-attn", MODEL_FIELD(dim_gate_looped_attn), "Inner width; unset: dim");
-  flags.add("gate-loop-heads", MODEL_FIELD(gate_loop_heads), "Heads; unset: one per channel");
-  flags.add("attn-add-swish-gating", MODEL_FIELD(attn_add_swish_gating), "Gate the output");
-  flags.add("sub-ln", MODEL_FIELD(sub_ln), "Norm inside the layer");
-  flags.add("frac-gradient-state-transition", MODEL_FIELD(frac_gradient_state_transition),
-            "Share of the gradient that the transition gets");
-  flags.add("checkpoint-gate-looped-attn", MODEL_FIELD(checkpoint_gate_looped_attn),
-            "Recompute states where heads are wider than one channel");
-  flags.add("ablate-complex", MODEL_FIELD(ablate_complex), "Real part of the transition only");
-  flags.add("ablate-state-transition", MODEL_FIELD(ablate_state_transition), "Transition 1");
-
-  flags.group("Model: full attention layers");
-  flags.add("heads", MODEL_FIELD(heads), "Heads");
-  flags.add("dim-head", MODEL_FIELD(dim_head), "Width of a head");
-  flags.add("rotary-emb", MODEL_FIELD(rotary_emb), "Rotary position embedding");
-  flags.add("data-dependent-rel-pos", MODEL_FIELD(data_dependent_rel_pos),
-            "Positions from the data, as GateLoop's transitions");
-  flags.add("attn-softmax-normalize", MODEL_FIELD(attn_softmax_normalize),
-            "Softmax; unset: unless data-dependent-rel-pos");
-}
-
-#undef TRAINING_FIELD
-#undef MODEL_FIELD
-
-/// The preset, or what a run that is resumed was begun with; then the flags that were given.
-RunConfig configure(const Flags& flags) {
-  RunConfig config =
-      flags.resume ? training::load_config(flags.dir()) : training::preset(flags.preset);
-  TrainingOptions& options = config.training;
-  if (flags.preset_given->count() > 0) options.preset = flags.preset;
-  if (flags.seed_given->count() > 0) options.seed = flags.seed;
-  if (flags.steps_given->count() > 0) {
-    options.steps = flags.steps;
-    if (!flags.resume) options.minutes.reset();
-  }
-  if (flags.minutes_given->count() > 0) {
-    options.minutes = flags.minutes;
-    if (!flags.resume) options.steps.reset();
-  }
-  if (!flags.plan.empty()) {
-    options.plan = training::load_config(flags.plan).training.plan;
-    if (options.plan.empty()) {
-      throw UsageError("--plan " + flags.plan +
-                       ": its length was not planned by --minutes: give "
-                       "--steps");
-    }
-    options.steps.reset();
-    options.minutes.reset();
-  }
-  if (!flags.split.empty()) options.split = {flags.split[0], flags.split[1], flags.split[2]};
-  flags.overrides->apply(config);
-  // `--gate polar` alone shall be enough: what a preset adds for the sigmoid gate goes with it.
-  if (flags.gate_given->count() > 0 && !flags.resume && config.model.gate == nn::Gate::kPolar) {
-    if (flags.normalize_input_given->count() == 0) config.model.normalize_input = false;
-    if (flags.transition_bias_given->count() == 0) config.model.transition_bias.reset();
-  }
-  training::check(config);
-  return config;
-}
-
-void check_resumable(const Flags& flags, const RunConfig& config) {
+void check_resumable(const TrainFlags& flags, const RunConfig& config) {
   const auto names = training::obstacles_to_resuming(training::load_config(flags.dir()), config);
   if (names.empty()) return;
   std::string list;
@@ -267,25 +31,18 @@ void check_resumable(const Flags& flags, const RunConfig& config) {
                    ": leave those flags out to resume it, or train anew in another --out");
 }
 
-std::string choose_data(const Flags& flags, const RunConfig& config) {
-  if (!flags.data.empty()) return flags.data;
+std::string choose_data(const TrainFlags& flags, const RunConfig& config) {
+  if (!flags.corpus.data.empty()) return flags.corpus.data;
   if (flags.resume && !config.training.data.empty()) {
-    if (std::filesystem::exists(config.training.data)) return config.training.data;
-    throw UsageError("the corpus of this run, " + config.training.data +
+    const std::filesystem::path data = training::data_path(config.training);
+    if (std::filesystem::exists(data)) return data;
+    throw UsageError("the corpus of this run, " + data.string() +
                      ", is gone: say where it is with --data FILE");
   }
   for (const char* known : {"data/enwik8", "data/wiki_sample"}) {
     if (std::filesystem::exists(known)) return known;
   }
   throw UsageError("no text to train on: run `make corpus`, or give any file with --data FILE");
-}
-
-training::Corpus open_corpus(const std::string& data, const std::optional<training::Split>& split) {
-  try {
-    return training::Corpus(data, split);
-  } catch (const std::runtime_error& error) {
-    throw UsageError(error.what());
-  }
 }
 
 /// Text for a terminal: control characters, which could garble it, become '?'.
@@ -325,13 +82,15 @@ void print_sample(const TrainingOptions& options, const training::Corpus& corpus
   std::fflush(stdout);
 }
 
-void print_end(const Flags& flags, const training::Result& result, const std::string& data) {
-  const std::string dir = flags.dir().string();
-  const char* program = flags.program.c_str();
+void print_end(const std::string& program, const std::filesystem::path& dir,
+               const training::Result& result, const std::filesystem::path& data) {
+  const std::string command = shell_path(program);
+  const std::string run = shell_path(dir);
   if (result.signal != 0) {
-    std::printf("Stopped by %s after step %lld; saved. To go on:\n  %s train --out %s --resume\n",
-                result.signal == SIGINT ? "SIGINT" : "SIGTERM", static_cast<long long>(result.step),
-                program, dir.c_str());
+    std::printf(
+        "Stopped by SIG%s after step %lld; saved. To go on:\n  %s train --out %s --resume\n",
+        ::sigabbrev_np(result.signal), static_cast<long long>(result.step), command.c_str(),
+        run.c_str());
     return;
   }
   std::printf("\nFinished: %lld steps.\n", static_cast<long long>(result.step));
@@ -342,9 +101,10 @@ void print_end(const Flags& flags, const training::Result& result, const std::st
     std::printf(" (model.best.safetensors: step %lld)", static_cast<long long>(result.best_step));
   }
   std::printf("\n  losses        %s/metrics.jsonl\n\nTo go on:\n", dir.c_str());
-  std::printf("  %s generate --checkpoint %s --prompt 'The ' --length 1000\n", program,
-              dir.c_str());
-  std::printf("  %s evaluate --checkpoint %s --data %s\n", program, dir.c_str(), data.c_str());
+  std::printf("  %s generate --checkpoint %s --prompt 'The ' --length 1000\n", command.c_str(),
+              run.c_str());
+  std::printf("  %s evaluate --checkpoint %s --data %s\n", command.c_str(), run.c_str(),
+              shell_path(data).c_str());
 }
 
 /// Every step allocates and frees the same activations. glibc would give them back to the system
@@ -354,7 +114,9 @@ void keep_freed_memory() {
   ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
-void run(const Flags& flags) {
+void run(const std::string& program, const TrainFlags& flags) {
+  // A reader of our output that goes away must not end the run.
+  std::signal(SIGPIPE, SIG_IGN);
   const std::filesystem::path dir = flags.dir();
   if (flags.resume && !std::filesystem::exists(dir / "config.json")) {
     throw UsageError(dir.string() + " holds no run to resume: leave --resume out to start one");
@@ -364,7 +126,6 @@ void run(const Flags& flags) {
                      " holds a run already: --resume goes on with it, --overwrite "
                      "replaces it, --out DIR trains elsewhere");
   }
-  keep_freed_memory();
   training::Result result;
   std::string data;
   try {
@@ -373,6 +134,7 @@ void run(const Flags& flags) {
     data = choose_data(flags, config);
     const training::Corpus corpus = open_corpus(data, config.training.split);
     std::printf("Corpus %s\n", corpus.description().c_str());
+    keep_freed_memory();  // after the corpus, whose unpacking leaves much of it
     const TrainingOptions options = config.training;
     training::SampleCallback sample;
     if (options.sample_length > 0) {
@@ -387,82 +149,22 @@ void run(const Flags& flags) {
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());
   }
-  print_end(flags, result, data);
+  print_end(program, dir, result, data);
   if (result.signal != 0) throw CLI::RuntimeError(128 + result.signal);
 }
 
 }  // namespace
 
 void add_train_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<TrainFlags>();
   auto* command = app.add_subcommand(
       "train",
       "Train a model on the bytes of a file. A preset sets everything; each flag overrides one "
-      "value of it ([in brackets]). Ctrl-C finishes the step, saves and exits with code 130 "
-      "(SIGTERM: 143); --resume then continues bit for bit.");
-  std::string names;
-  for (const std::string& name : training::preset_names()) {
-    names += (names.empty() ? "" : "|") + name;
-  }
-  flags->preset_given =
-      command
-          ->add_option("--preset", flags->preset,
-                       "quick: a small model, minutes on two cores; enwik8: the reference's "
-                       "experiment, days on a CPU [quick]")
-          ->check(CLI::IsMember(training::preset_names()))
-          ->type_name(names);
-  command
-      ->add_option("--data", flags->data,
-                   "Any file, plain or .gz [data/enwik8, else data/wiki_sample: `make corpus`]")
-      ->check(CLI::ExistingFile)
-      ->type_name("FILE");
-  command
-      ->add_option("--split", flags->split,
-                   "Bytes to train, validate and test on, from the file's start "
-                   "[90, 5 and 5 per cent]")
-      ->delimiter(',')
-      ->expected(3)
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("A,B,C");
-  command->add_option("--out", flags->out, "Directory of the run [runs/PRESET]")->type_name("DIR");
-  flags->steps_given =
-      command
-          ->add_option("--steps", flags->steps,
-                       "Length of the run" + defaults([](RunConfig & config) -> auto& {
-                         return config.training.steps;
-                       }))
-          ->check(CLI::PositiveNumber)
-          ->type_name("N");
-  flags->minutes_given =
-      command
-          ->add_option(
-              "--minutes", flags->minutes,
-              "Length of the run, validation and saving included: the steps are timed, and "
-              "their number is corrected on the way" +
-                  defaults([](RunConfig & config) -> auto& { return config.training.minutes; }))
-          ->check(CLI::PositiveNumber)
-          ->excludes(flags->steps_given)
-          ->type_name("M");
-  command
-      ->add_option("--plan", flags->plan,
-                   "Length of the run, and its decay, as in an earlier run of --minutes")
-      ->check(CLI::ExistingDirectory)
-      ->excludes(flags->steps_given)
-      ->excludes(flags->minutes_given)
-      ->type_name("DIR");
-  flags->seed_given = command->add_option("--seed", flags->seed, "Of weights and batches [0]");
-  auto* resume = command->add_flag("--resume", flags->resume,
-                                   "Go on with the run in --out, with its own options");
-  command
-      ->add_flag("--overwrite", flags->overwrite, "Remove the run that --out holds, and start anew")
-      ->excludes(resume);
-  flags->overrides = std::make_unique<Overrides>(*command);
-  add_training_flags(*flags->overrides);
-  add_model_flags(*flags);
-  command->callback([flags, &app] {
-    flags->program = app.get_name();
-    run(*flags);
-  });
+      "value of it ([in brackets]). Ctrl-C and the signals HUP, QUIT, TERM, USR1, USR2 and XCPU "
+      "finish the step, save and exit with 128 + the signal's number (Ctrl-C: 130); --resume then "
+      "continues bit for bit.");
+  add_train_flags(*command, *flags);
+  command->callback([flags, &app] { run(app.get_name(), *flags); });
 }
 
 }  // namespace gateloop::app

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -135,16 +136,31 @@ TEST_F(Cli, GenerateWritesTheBytesDrawn) {
   EXPECT_EQ(run("generate --checkpoint model --length 5 --prompt-file text").out.size(), 5u);
 }
 
-TEST_F(Cli, AClosedPipeEndsGenerateQuietly) {
-  // The parentheses close and open run()'s own: a pipe from the binary to `head`.
-  const auto outcome = run(
-      "generate --checkpoint model --length 1000000 2> said && echo ended >> said) | (head -c 5");
-  EXPECT_EQ(outcome.out.size(), 5u);
-  EXPECT_EQ(read(dir / "said"), "ended\n");  // exit code 0, and nothing else said
+const char* const kPrinting[] = {"--help", "generate --checkpoint model --length 5",
+                                 "info --checkpoint model",
+                                 "evaluate --checkpoint model --data text"};
+
+TEST_F(Cli, AClosedPipeEndsQuietlyAsAnyFilter) {
+  for (const std::string command : kPrinting) {
+    fs::remove(dir / "closed");
+    // The reader closes its end before the program starts.
+    write(dir / "script", "(until [ -e closed ]; do :; done; " GATELOOP_BINARY " " + command +
+                              " 2> said; echo $? > code) | (exec <&-; : > closed)");
+    ASSERT_EQ(std::system(("cd " + dir.string() + " && bash script 2> shell").c_str()), 0);
+    EXPECT_EQ(read(dir / "code"), std::to_string(128 + SIGPIPE) + "\n") << command;
+    // Timings may come before the pipe is seen to be closed; no message of an error does.
+    EXPECT_EQ(read(dir / "said").find("gateloop:"), std::string::npos) << read(dir / "said");
+  }
 }
 
-TEST_F(Cli, AFullDiskIsSaid) {
-  expect_refused("generate --checkpoint model --length 5 > /dev/full", "standard output", 1);
+TEST_F(Cli, AnOutputThatTakesNothingIsSaid) {
+  for (const std::string command : kPrinting) {
+    for (const auto* output : {"> /dev/full", ">&-"}) {
+      const auto outcome = run(command + " " + output);
+      EXPECT_EQ(outcome.code, 1) << command << output;
+      EXPECT_NE(outcome.err.find("standard output"), std::string::npos) << command << outcome.err;
+    }
+  }
 }
 
 TEST_F(Cli, EvaluateGivesBothFiguresAndTheirMeaning) {

@@ -6,8 +6,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,17 +38,18 @@ class CommandTest : public ::testing::Test {
     std::string out, err;
   };
 
-  /// Starts `gateloop` in the directory; its output goes to files there.
-  pid_t start(const Arguments& arguments, rlim_t largest_file = RLIM_INFINITY) {
+  /// Starts `gateloop` in the directory; its output goes to files there. `prepare` runs in the new
+  /// process before the program.
+  pid_t start(
+      const Arguments& arguments, const std::function<void()>& prepare = [] {}) {
     const pid_t child = ::fork();
     if (child != 0) return child;
     if (::chdir(dir_.path().c_str()) != 0) ::_exit(126);
     ::dup2(::open("out", O_WRONLY | O_CREAT | O_TRUNC, 0666), STDOUT_FILENO);
     ::dup2(::open("err", O_WRONLY | O_CREAT | O_TRUNC, 0666), STDERR_FILENO);
-    if (largest_file != RLIM_INFINITY) {
-      const rlimit limit{largest_file, largest_file};
-      ::setrlimit(RLIMIT_FSIZE, &limit);
-    }
+    // Whoever runs the tests may ignore some of them.
+    for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
+    prepare();
     std::vector<char*> argv = {const_cast<char*>(GATELOOP_BINARY)};
     for (const std::string& argument : arguments) {
       argv.push_back(const_cast<char*>(argument.c_str()));
@@ -63,11 +69,11 @@ class CommandTest : public ::testing::Test {
   Outcome run(const Arguments& arguments) { return finish(start(arguments)); }
 
   /// A run of a tiny model without decay, whose losses do not depend on the number of steps.
-  static Arguments train(const Arguments& more) {
-    Arguments arguments = {"train",  "--preset",
-                           "enwik8", "--data",
-                           "text",   "--out",
-                           "run",    "--dim",
+  static Arguments train(const Arguments& more, const std::string& data = "--data=text",
+                         const std::string& out = "--out=run") {
+    Arguments arguments = {"train",  data,
+                           out,      "--preset",
+                           "enwik8", "--dim",
                            "16",     "--depth",
                            "1",      "--gate-loop-heads",
                            "16",     "--length",
@@ -97,6 +103,21 @@ class CommandTest : public ::testing::Test {
       ASSERT_EQ(ended.si_pid, 0) << "it ended early: " << read_bytes(dir_ / "err");
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
+  }
+
+  /// A run whose output is as `prepare` makes it is made to its end and saved.
+  void expect_whole_run(const char* what, const std::function<void()>& prepare) {
+    const Outcome outcome = finish(start(train({"--steps", "12", "--overwrite"}), prepare));
+    EXPECT_EQ(outcome.code, 0) << what << ": " << outcome.err;
+    EXPECT_EQ(losses_of(dir_ / "run").size(), 12U) << what;
+    EXPECT_TRUE(std::filesystem::exists(dir_ / "run" / "model.safetensors")) << what;
+    EXPECT_EQ(run({"info", "--checkpoint", "run"}).code, 0) << what;
+  }
+
+  /// The step of the last checkpoint, as `gateloop info` shows it.
+  std::int64_t saved_step() {
+    const std::string text = run({"info", "--checkpoint", "run"}).out;
+    return std::stoll(text.substr(text.rfind("step ") + 5));
   }
 
   TemporaryDirectory dir_;
@@ -193,14 +214,137 @@ TEST_F(CommandTest, KilledAndTerminatedRunsContinueBitForBit) {
   EXPECT_EQ(resumed, unbroken);
 }
 
+TEST_F(CommandTest, EverySignalThatAsksToEndSaves) {
+  for (const int signal : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU}) {
+    std::filesystem::remove_all(dir_ / "run");
+    const pid_t child = start(train({"--steps", "1000000", "--checkpoint-every", "0"}));
+    wait_for_lines(child, 3);
+    // timeout(1) and shells signal twice: the process, then its group.
+    ::kill(child, signal);
+    ::kill(child, signal);
+    const Outcome outcome = finish(child);
+    EXPECT_EQ(outcome.code, 128 + signal) << outcome.err;
+    EXPECT_NE(outcome.out.find("Stopped by SIG" + std::string(::sigabbrev_np(signal))),
+              std::string::npos)
+        << outcome.out;
+    EXPECT_EQ(saved_step(), std::ssize(losses_of(dir_ / "run"))) << signal;
+  }
+}
+
+TEST_F(CommandTest, ASignalIgnoredAtTheStartStaysIgnored) {
+  const pid_t child = start(train({"--steps", "1000000"}), [] { ::signal(SIGHUP, SIG_IGN); });
+  wait_for_lines(child, 3);
+  ::kill(child, SIGHUP);
+  wait_for_lines(child, std::ssize(losses_of(dir_ / "run")) + 20);
+  ::kill(child, SIGTERM);
+  EXPECT_EQ(finish(child).code, 128 + SIGTERM);
+}
+
+TEST_F(CommandTest, LostOutputDoesNotEndARun) {
+  expect_whole_run("a reader that is gone", [] {
+    int ends[2];
+    if (::pipe(ends) != 0) ::_exit(126);
+    ::close(ends[0]);
+    ::dup2(ends[1], STDOUT_FILENO);
+    ::dup2(ends[1], STDERR_FILENO);
+  });
+  expect_whole_run("a full disk", [] {
+    ::dup2(::open("/dev/full", O_WRONLY), STDOUT_FILENO);
+    ::dup2(STDOUT_FILENO, STDERR_FILENO);
+  });
+  expect_whole_run("a terminal that is gone", [] {
+    const int master = ::posix_openpt(O_RDWR | O_NOCTTY);
+    if (::grantpt(master) != 0 || ::unlockpt(master) != 0) ::_exit(126);
+    const int terminal = ::open(::ptsname(master), O_RDWR | O_NOCTTY);
+    ::dup2(terminal, STDOUT_FILENO);
+    ::dup2(terminal, STDERR_FILENO);
+    ::close(terminal);
+    ::close(master);
+    if (::write(STDOUT_FILENO, "x", 1) != -1 || errno != EIO) ::_exit(126);
+  });
+}
+
+TEST_F(CommandTest, ClosedDescriptorsDoNotReachTheFiles) {
+  expect_whole_run("closed", [] {
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(fd);
+  });
+  const auto losses = losses_of(dir_ / "run");
+  ASSERT_EQ(run(train({"--steps", "12", "--overwrite"})).code, 0);
+  EXPECT_EQ(losses, losses_of(dir_ / "run"));
+}
+
+TEST_F(CommandTest, ATextThatShrinksDoesNotEndARun) {
+  const pid_t child = start(train({"--steps", "1000000"}));
+  wait_for_lines(child, 3);
+  std::filesystem::resize_file(dir_ / "text", 0);
+  wait_for_lines(child, std::ssize(losses_of(dir_ / "run")) + 20);
+  ::kill(child, SIGTERM);
+  EXPECT_EQ(finish(child).code, 128 + SIGTERM);
+}
+
+/// Any byte but zero and the slash may be in a file's name.
+TEST_F(CommandTest, PrintedCommandsWorkAsTheyAre) {
+  for (const std::string name :
+       {"it's \"quoted\" $HOME `id` \\ *", "-dash", "line\nbreak", "not utf-8: \xFF\xFE%41"}) {
+    std::filesystem::copy_file(dir_ / "text", dir_ / (name + "-text"));
+    const pid_t child =
+        start(train({"--steps", "1000000"}, "--data=" + name + "-text", "--out=" + name), [&] {
+          std::filesystem::create_directory(name);
+          std::filesystem::create_symlink(name, "run");
+        });
+    wait_for_lines(child, 3);
+    ::kill(child, SIGTERM);
+    const Outcome stopped = finish(child);
+    ASSERT_EQ(stopped.code, 128 + SIGTERM) << name << stopped.err;
+    const auto hint = [](const std::string& out) {
+      const std::string before = "To go on:\n";
+      return out.substr(out.rfind(before) + before.size());
+    };
+    std::string resume = hint(stopped.out);
+    resume.pop_back();  // the newline
+    const auto in_shell = [&](const std::string& commands) {
+      test::write_bytes(dir_ / "commands", "set -e\n" + commands);
+      const std::string shell = "cd " + dir_.path().string() + " && sh commands > out 2> err";
+      return std::system(shell.c_str());
+    };
+    const auto done = std::to_string(losses_of(dir_ / "run").size());
+    ASSERT_EQ(in_shell(resume + " --steps " + done), 0) << name << read_bytes(dir_ / "err");
+    const std::string next = hint(read_bytes(dir_ / "out"));
+    EXPECT_NE(next.find("evaluate"), std::string::npos) << next;
+    EXPECT_EQ(in_shell(next), 0) << name << next << read_bytes(dir_ / "err");
+    std::filesystem::remove(dir_ / "run");
+  }
+}
+
+TEST_F(CommandTest, AGermanLocaleChangesNothing) {
+  ASSERT_EQ(run(train({"--steps", "12"})).code, 0);
+  std::filesystem::rename(dir_ / "run", dir_ / "plain");
+  const std::string locales = (dir_ / "locales").string();
+  std::filesystem::create_directory(locales);
+  const std::string make = "localedef -i de_DE -f UTF-8 " + locales + "/de_DE.UTF-8 2> /dev/null";
+  // Where the machine has no sources of locales, the program sees a name that it cannot load.
+  (void)!std::system(make.c_str());
+  const Outcome outcome = finish(start(train({"--steps", "12"}), [&] {
+    ::setenv("LOCPATH", locales.c_str(), 1);
+    ::setenv("LC_ALL", "de_DE.UTF-8", 1);
+  }));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("20,000 bytes"), std::string::npos) << outcome.out;
+  EXPECT_EQ(losses_of(dir_ / "run"), losses_of(dir_ / "plain"));
+  EXPECT_EQ(read_bytes(dir_ / "run" / "model.safetensors"),
+            read_bytes(dir_ / "plain" / "model.safetensors"));
+}
+
 TEST_F(CommandTest, AFullDiskIsOneLineAndKeepsTheCheckpoint) {
   ASSERT_EQ(run(train({"--steps", "8"})).code, 0);
   const std::filesystem::path state = dir_ / "run" / "training_state.safetensors";
   const std::string before = read_bytes(state);
   ASSERT_GT(before.size(), 30'000U);
   // Room for the log and the configuration, not for a checkpoint.
-  const Outcome outcome =
-      finish(start({"train", "--out", "run", "--resume", "--steps", "9"}, 30'000));
+  const Outcome outcome = finish(start({"train", "--out", "run", "--resume", "--steps", "9"}, [] {
+    const rlimit limit{30'000, 30'000};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }));
   EXPECT_EQ(outcome.code, 1);
   EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
   EXPECT_NE(outcome.err.find("safetensors: cannot write"), std::string::npos) << outcome.err;

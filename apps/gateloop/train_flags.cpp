@@ -1,0 +1,283 @@
+#include "train_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <map>
+#include <optional>
+#include <sstream>
+#include <utility>
+
+#include "commands.h"
+
+namespace gateloop::app {
+
+using training::RunConfig;
+using training::TrainingOptions;
+
+namespace {
+
+std::string text_of(bool value) { return value ? "on" : "off"; }
+std::string text_of(const std::string& value) { return value; }
+std::string text_of(nn::Gate value) { return value == nn::Gate::kPolar ? "polar" : "sigmoid"; }
+template <typename Number>
+std::string text_of(Number value) {
+  std::ostringstream out;
+  out << value;
+  return out.str();
+}
+std::string text_of(const std::pair<double, double>& value) {
+  return text_of(value.first) + "," + text_of(value.second);
+}
+template <typename T>
+std::string text_of(const std::optional<T>& value) {
+  return value ? text_of(*value) : "unset";
+}
+
+/// "[256]", or where the presets differ "[quick 256, enwik8 512]".
+template <typename Field>
+std::string defaults(Field field) {
+  std::string text;
+  std::string first;
+  bool equal = true;
+  for (const std::string& name : training::preset_names()) {
+    RunConfig config = training::preset(name);
+    const std::string value = text_of(field(config));
+    if (text.empty()) first = value;
+    equal = equal && value == first;
+    text.append(text.empty() ? "" : ", ").append(name).append(" ").append(value);
+  }
+  return " [" + (equal ? first : text) + "]";
+}
+
+template <typename T>
+struct ValueOf {
+  using type = T;
+};
+template <typename T>
+struct ValueOf<std::optional<T>> {
+  using type = T;
+};
+
+}  // namespace
+
+class Overrides {
+ public:
+  explicit Overrides(CLI::App& command) : command_(command) {}
+
+  void group(const char* name) { group_ = name; }
+
+  /// `field` gives the field of a RunConfig that --NAME sets.
+  template <typename Field>
+  CLI::Option* add(const std::string& name, Field field, const std::string& help) {
+    using Stored = std::remove_reference_t<decltype(field(std::declval<RunConfig&>()))>;
+    using Value = typename ValueOf<Stored>::type;
+    const auto value = std::make_shared<Value>();
+    CLI::Option* option = nullptr;
+    if constexpr (std::is_same_v<Value, bool>) {
+      option = command_.add_flag("--" + name + ",!--no-" + name, *value, help + defaults(field));
+    } else {
+      option = command_.add_option("--" + name, *value, help + defaults(field));
+    }
+    option->group(group_);
+    setters_.push_back([option, value, field](RunConfig& config) {
+      if (option->count() > 0) field(config) = *value;
+    });
+    return option;
+  }
+
+  void apply(RunConfig& config) const {
+    for (const auto& set : setters_) set(config);
+  }
+
+ private:
+  CLI::App& command_;
+  std::string group_;
+  std::vector<std::function<void(RunConfig&)>> setters_;
+};
+
+namespace {
+
+#define TRAINING_FIELD(name) ([](RunConfig & config) -> auto& { return config.training.name; })
+#define MODEL_FIELD(name) ([](RunConfig & config) -> auto& { return config.model.name; })
+
+void add_training_flags(Overrides& flags) {
+  flags.group("One step");
+  flags.add("batch", TRAINING_FIELD(batch), "Sequences per micro-batch");
+  flags.add("accumulation", TRAINING_FIELD(accumulation), "Micro-batches per step");
+  flags.add("length", TRAINING_FIELD(length), "Bytes per sequence");
+  flags.add("rows-per-pass", TRAINING_FIELD(rows_per_pass),
+            "Sequences that go through the model together; 0: all of a step's if the memory "
+            "allows, else one micro-batch");
+  flags
+      .add("dtype", TRAINING_FIELD(dtype),
+           "float32, or bfloat16: matrix products and activations in bfloat16, weights in "
+           "float32")
+      ->type_name("float32|bfloat16");
+  flags.add("threads", TRAINING_FIELD(threads),
+            "Threads; 0: one for each core that this process may use. The same seed gives the same "
+            "losses with the same number");
+
+  flags.group("Optimiser");
+  flags.add("optimizer", TRAINING_FIELD(optimizer), "adam, or adamw: with decoupled decay")
+      ->type_name("adam|adamw");
+  flags.add("learning-rate", TRAINING_FIELD(learning_rate), "Peak learning rate");
+  flags.add("schedule", TRAINING_FIELD(schedule), "After the warm-up: constant, or to zero")
+      ->type_name("constant|linear|cosine");
+  flags.add("warmup-steps", TRAINING_FIELD(warmup_steps), "Steps of linear warm-up");
+  flags.add("beta1", TRAINING_FIELD(beta1), "Decay of the first moment");
+  flags.add("beta2", TRAINING_FIELD(beta2), "Decay of the second moment");
+  flags.add("epsilon", TRAINING_FIELD(epsilon), "Added to the root of the second moment");
+  flags.add("weight-decay", TRAINING_FIELD(weight_decay), "Weight decay, of matrices only");
+  flags.add("clip", TRAINING_FIELD(clip), "Largest gradient norm; 0: no limit");
+
+  flags.group("Validation, samples, checkpoints");
+  flags.add("validate-every", TRAINING_FIELD(validate_every), "Steps; 0: only at the end");
+  flags.add("validation-windows", TRAINING_FIELD(validation_windows),
+            "Sequences per validation, evenly spaced and always the same");
+  flags.add("final-windows", TRAINING_FIELD(final_windows),
+            "Sequences of the last validation; the whole part where it holds no more");
+  flags.add("sample-every", TRAINING_FIELD(sample_every), "Steps; 0: only at the end");
+  flags.add("sample-prime", TRAINING_FIELD(sample_prime), "Bytes of text a sample continues");
+  flags.add("sample-length", TRAINING_FIELD(sample_length), "Bytes to draw; 0: no samples");
+  flags.add("checkpoint-every", TRAINING_FIELD(checkpoint_every),
+            "Steps; 0: only at the end and when stopped");
+}
+
+void add_model_flags(TrainFlags& given) {
+  Overrides& flags = *given.overrides;
+  flags.group("Model");
+  flags.add("num-tokens", MODEL_FIELD(num_tokens), "Vocabulary, 256 or more");
+  flags.add("dim", MODEL_FIELD(dim), "Width of the residual stream");
+  flags.add("depth", MODEL_FIELD(depth), "Layers");
+  flags.add("ff-mult", MODEL_FIELD(ff_mult), "Hidden width of the feed-forward, in dim");
+  flags.add("post-ln-norm", MODEL_FIELD(post_ln_norm), "Norm after the residual sum, not before");
+  flags.add("use-gate-looped-attn", MODEL_FIELD(use_gate_looped_attn),
+            "GateLoop layers; --no-use-gate-looped-attn: full attention");
+
+  flags.group("Model: GateLoop layers");
+  given.gate_given =
+      flags
+          .add("gate", MODEL_FIELD(gate), "polar: complex, as in the paper; sigmoid: real, faster")
+          ->transform(CLI::CheckedTransformer(std::map<std::string, nn::Gate>{
+              {"polar", nn::Gate::kPolar}, {"sigmoid", nn::Gate::kSigmoid}}))
+          ->type_name("polar|sigmoid");
+  given.normalize_input_given = flags.add("normalize-input", MODEL_FIELD(normalize_input),
+                                          "Scale the input by 1 - a (sigmoid gate)");
+  given.transition_bias_given =
+      flags
+          .add("transition-bias", MODEL_FIELD(transition_bias),
+               "Initial bias of the gate, spread over LOW..HIGH (sigmoid gate)")
+          ->delimiter(',')
+          ->type_name("LOW,HIGH");
+  flags.add("dim-gate-looped-attn", MODEL_FIELD(dim_gate_looped_attn), "Inner width; unset: dim");
+  flags.add("gate-loop-heads", MODEL_FIELD(gate_loop_heads), "Heads; unset: one per channel");
+  flags.add("attn-add-swish-gating", MODEL_FIELD(attn_add_swish_gating), "Gate the output");
+  flags.add("sub-ln", MODEL_FIELD(sub_ln), "Norm inside the layer");
+  flags.add("frac-gradient-state-transition", MODEL_FIELD(frac_gradient_state_transition),
+            "Share of the gradient that the transition gets");
+  flags.add("checkpoint-gate-looped-attn", MODEL_FIELD(checkpoint_gate_looped_attn),
+            "Recompute states where heads are wider than one channel");
+  flags.add("ablate-complex", MODEL_FIELD(ablate_complex), "Real part of the transition only");
+  flags.add("ablate-state-transition", MODEL_FIELD(ablate_state_transition), "Transition 1");
+
+  flags.group("Model: full attention layers");
+  flags.add("heads", MODEL_FIELD(heads), "Heads");
+  flags.add("dim-head", MODEL_FIELD(dim_head), "Width of a head");
+  flags.add("rotary-emb", MODEL_FIELD(rotary_emb), "Rotary position embedding");
+  flags.add("data-dependent-rel-pos", MODEL_FIELD(data_dependent_rel_pos),
+            "Positions from the data, as GateLoop's transitions");
+  flags.add("attn-softmax-normalize", MODEL_FIELD(attn_softmax_normalize),
+            "Softmax; unset: unless data-dependent-rel-pos");
+}
+
+#undef TRAINING_FIELD
+#undef MODEL_FIELD
+
+}  // namespace
+
+void add_train_flags(CLI::App& command, TrainFlags& flags) {
+  std::string names;
+  for (const std::string& name : training::preset_names()) {
+    names += (names.empty() ? "" : "|") + name;
+  }
+  flags.preset_given =
+      command
+          .add_option("--preset", flags.preset,
+                      "quick: a small model, minutes on two cores; enwik8: the reference's "
+                      "experiment, days on a CPU [quick]")
+          ->check(CLI::IsMember(training::preset_names()))
+          ->type_name(names);
+  add_corpus_flags(command, flags.corpus,
+                   "Any file [data/enwik8, else data/wiki_sample: `make corpus`]");
+  command.add_option("--out", flags.out, "Directory of the run [runs/PRESET]")->type_name("DIR");
+  flags.steps_given =
+      command
+          .add_option("--steps", flags.steps,
+                      "Length of the run" + defaults([](RunConfig & config) -> auto& {
+                        return config.training.steps;
+                      }))
+          ->check(CLI::PositiveNumber)
+          ->type_name("N");
+  flags.minutes_given =
+      command
+          .add_option(
+              "--minutes", flags.minutes,
+              "Length of the run, validation and saving included: the steps are timed, and "
+              "their number is corrected on the way" +
+                  defaults([](RunConfig & config) -> auto& { return config.training.minutes; }))
+          ->check(CLI::PositiveNumber)
+          ->excludes(flags.steps_given)
+          ->type_name("M");
+  command
+      .add_option("--plan", flags.plan,
+                  "Length of the run, and its decay, as in an earlier run of --minutes")
+      ->check(CLI::ExistingDirectory)
+      ->excludes(flags.steps_given)
+      ->excludes(flags.minutes_given)
+      ->type_name("DIR");
+  flags.seed_given = command.add_option("--seed", flags.seed, "Of weights and batches [0]");
+  auto* resume = command.add_flag("--resume", flags.resume,
+                                  "Go on with the run in --out, with its own options");
+  command
+      .add_flag("--overwrite", flags.overwrite, "Remove the run that --out holds, and start anew")
+      ->excludes(resume);
+  flags.overrides = std::make_shared<Overrides>(command);
+  add_training_flags(*flags.overrides);
+  add_model_flags(flags);
+}
+
+RunConfig configure(const TrainFlags& flags) {
+  RunConfig config =
+      flags.resume ? training::load_config(flags.dir()) : training::preset(flags.preset);
+  TrainingOptions& options = config.training;
+  if (flags.preset_given->count() > 0) options.preset = flags.preset;
+  if (flags.seed_given->count() > 0) options.seed = flags.seed;
+  if (flags.steps_given->count() > 0) {
+    options.steps = flags.steps;
+    if (!flags.resume) options.minutes.reset();
+  }
+  if (flags.minutes_given->count() > 0) {
+    options.minutes = flags.minutes;
+    if (!flags.resume) options.steps.reset();
+  }
+  if (!flags.plan.empty()) {
+    options.plan = training::load_config(flags.plan).training.plan;
+    if (options.plan.empty()) {
+      throw UsageError("--plan " + flags.plan +
+                       ": its length was not planned by --minutes: give --steps");
+    }
+    options.steps.reset();
+    options.minutes.reset();
+  }
+  if (const auto parts = flags.corpus.parts()) options.split = parts;
+  flags.overrides->apply(config);
+  // `--gate polar` alone shall be enough: what a preset adds for the sigmoid gate goes with it.
+  if (flags.gate_given->count() > 0 && !flags.resume && config.model.gate == nn::Gate::kPolar) {
+    if (flags.normalize_input_given->count() == 0) config.model.normalize_input = false;
+    if (flags.transition_bias_given->count() == 0) config.model.transition_bias.reset();
+  }
+  training::check(config);
+  return config;
+}
+
+}  // namespace gateloop::app
