@@ -18,7 +18,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Variables:"
-	@echo "  DATA=FILE     train on this file (any bytes; .gz too) instead of the corpus in data/"
+	@echo "  DATA=FILE     train on this file (any bytes; compressed too) instead of the corpus in data/"
 	@echo "  MINUTES=N     how long to train (default: what the preset says)"
 	@echo "  PRESET=NAME   quick (default) or enwik8"
 	@echo "  OUT=DIR       where the model goes (default: runs/PRESET)"
@@ -86,14 +86,18 @@ fuzz: build/asan/configured  ## Broken files and random problems under the sanit
 corpus:  ## Get the training text into data/ (enwik8, or a small sample of Wikipedia)
 	@scripts/get_corpus.py
 
+# One word for the shell, quotes included.
+quoted = '$(subst ','\'',$(1))'
+
 .PHONY: train
 train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
-	@scripts/train.py $(if $(PRESET),--preset '$(PRESET)') $(if $(OUT),--out '$(OUT)') \
-	  $(if $(DATA),--data '$(DATA)') $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
+	@scripts/train.py $(if $(PRESET),--preset=$(call quoted,$(PRESET))) \
+	  $(if $(OUT),--out=$(call quoted,$(OUT))) $(if $(DATA),--data=$(call quoted,$(DATA))) \
+	  $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) $(ARGS)
 
 .PHONY: bench
 bench: build-all  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it
-	.venv/bin/python -m benchmarks.run $(if $(BASE),--base '$(BASE)') $(ARGS)
+	.venv/bin/python -m benchmarks.run $(if $(BASE),--base=$(call quoted,$(BASE))) $(ARGS)
 
 # ---- Care -------------------------------------------------------------------------------------
 

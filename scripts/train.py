@@ -6,7 +6,9 @@ sampled from. Flags that this script does not know go to 'gateloop train' as the
 """
 
 import argparse
+import io
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -17,28 +19,50 @@ ROOT = Path(__file__).resolve().parent.parent
 BINARY = ROOT / "build" / "release" / "gateloop"
 CORPORA = (ROOT / "data" / "enwik8", ROOT / "data" / "wiki_sample")
 PROMPT = "The history of "
+# At these 'gateloop train' saves and ends. Ctrl-C reaches it without this script.
+RELAYED = (
+    *(signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+)
+
+
+def put(text: str) -> None:
+    """Print; where standard output has no reader any more, print nothing from then on."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:
-    print(f"train: {message}", flush=True)
+    put(f"train: {message}")
 
 
 def shown(path: Path) -> str:
-    """A path as one would type it."""
+    """A path as one would type it, and never as a flag."""
     path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return f"./{text}" if text.startswith("-") else text
 
 
 def gateloop(*arguments: str) -> int:
-    command = [shown(BINARY), *arguments]
-    print("$", shlex.join(command), flush=True)
-    process = subprocess.Popen([str(BINARY), *arguments])
-    # The program saves when it is told to stop, and is given the time for it. Ctrl-C reaches it by
-    # itself; a SIGTERM to this script is passed on.
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    put("$ " + shlex.join([shown(BINARY), *arguments]))
+    came: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def relay(*signals: int) -> None:
+        came.extend(signals)
+        while started and came:
+            started[0].send_signal(came.pop(0))
+
+    for number in RELAYED:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
+            signal.signal(number, lambda number, _: relay(number))
+    started.append(subprocess.Popen([str(BINARY), *arguments]))
+    relay()  # what came before the program was there
     while True:
         try:
-            status = process.wait()
+            status = started[0].wait()
         except KeyboardInterrupt:
             continue
         return status if status >= 0 else 128 - status
@@ -72,7 +96,19 @@ def train(options: argparse.Namespace, run: Path, flags: list[str]) -> int:
     return gateloop(*arguments, *flags)
 
 
+def make_command(options: argparse.Namespace, flags: str) -> str:
+    """The 'make train' that trains what these options name."""
+    values = {"OUT": options.out, "DATA": options.data, "MINUTES": options.minutes}
+    if options.preset != "quick":
+        values["PRESET"] = options.preset
+    words = [f"{name}={value}" for name, value in values.items() if value]
+    return shlex.join(["make", "train", *(word.replace("$", "$$") for word in words), flags])
+
+
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names are any bytes
+            stream.reconfigure(errors="surrogateescape")
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--preset", default="quick", help="quick (default) or enwik8")
     parser.add_argument("--data", help="train on this file (default: what is in data/)")
@@ -82,7 +118,8 @@ def main() -> int:
     run: Path = options.out or ROOT / "runs" / options.preset
 
     if is_finished(run) and not flags:
-        say(f"{shown(run)} is trained already; to train anew: make train ARGS=--overwrite")
+        anew = make_command(options, "ARGS=--overwrite")
+        say(f"{shown(run)} is trained already; to train anew: {anew}")
     elif status := train(options, run, flags):
         if status > 128:  # Ended by a signal.
             say("to go on from the last checkpoint, run the same command again")
@@ -94,8 +131,8 @@ def main() -> int:
         *("--echo-prompt", "--length", "500"),
     ):
         return status
-    binary, model = shown(BINARY), shown(run)
-    print(
+    binary, model = shlex.quote(shown(BINARY)), shlex.quote(shown(run))
+    put(
         f"\n\nThe model is in {model}. To go on:"
         f"\n  {binary} generate --checkpoint {model} --prompt 'Your text' --length 2000"
         f"\n  {binary} evaluate --checkpoint {model} --data FILE"

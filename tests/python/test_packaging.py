@@ -84,8 +84,8 @@ def train(tmp_path: Path) -> Train:
         tmp_path / "build" / "release" / "gateloop",
         """#!/usr/bin/env bash
         echo "called: $*"
-        if [[ $1 == train ]]; then
-          mkdir -p runs/quick && cd runs/quick
+        if [[ $1 == train && $* != *--help* ]]; then
+          mkdir -p -- "$3" && cd -- "$3"
           echo '{"training": {"minutes": 5}}' >config.json
           echo '{"step": 1}' >metrics.jsonl
           [[ -z $STOP ]] || exit 130
@@ -95,13 +95,15 @@ def train(tmp_path: Path) -> Train:
         """,
     )
 
-    def call(*arguments: str, stop: bool = False) -> Result:
+    def call(*arguments: str, stop: bool = False, stdout: int = subprocess.PIPE) -> Result:
         return subprocess.run(
             [sys.executable, "scripts/train.py", *arguments],
             cwd=tmp_path,
             env=os.environ | {"STOP": "yes" if stop else ""},
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
+            errors="surrogateescape",
             timeout=60,
         )
 
@@ -140,6 +142,73 @@ def test_train_anew(train: Train) -> None:
     train("--data", "text")
     first, _ = called(train("--data", "text", "--overwrite"))
     assert first == "train --out runs/quick --preset quick --data text --overwrite"
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", "it's $HOME", "-dash", "n\u00e4me", "\udcff", "100%"]
+)
+def test_commands_that_train_prints_work_as_they_are(
+    train: Train, tmp_path: Path, name: str
+) -> None:
+    printed = train("--data=text", f"--out={name}").stdout.rpartition("To go on:\n")[2]
+    commands = [line for line in printed.splitlines() if "--checkpoint" in line]
+    assert len(commands) == 3
+    result = subprocess.run(
+        ["sh", "-e"],
+        input="\n".join(commands),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+    )
+    assert result.returncode == 0, result.stderr
+    model = f"--checkpoint ./{name}" if name == "-dash" else f"--checkpoint {name}"
+    assert [model in call for call in called(result)] == [True] * 3, result.stdout
+
+
+def test_make_train_takes_names_as_they_are(train: Train, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    options = ("--data=my text", "--out=it's a $run")
+    train(*options)
+    command = re.search(r"train anew: (.*)", train(*options).stdout)
+    assert command
+    result = subprocess.run(
+        f"{command[1]} --assume-old=build",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert called(result)[:1] == [
+        "train --out it's a $run --preset quick --data my text --overwrite"
+    ], result.stderr
+
+
+def test_train_without_a_reader(train: Train, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = train("--data=text", stdout=writer)
+    os.close(writer)
+    assert (tmp_path / "runs" / "quick" / "model.safetensors").exists()
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("number", ["HUP", "QUIT", "TERM", "USR1", "USR2", "XCPU"])
+def test_train_relays_the_signals_at_which_gateloop_saves(
+    train: Train, tmp_path: Path, number: str
+) -> None:
+    """The program asks its parent, scripts/train.py, to be signalled, and says what came."""
+    executable(
+        tmp_path / "build" / "release" / "gateloop",
+        f"""#!/usr/bin/env bash
+        trap 'echo saved; exit 99' {number}
+        kill -{number} $PPID
+        for ((i = 0; i < 1000000; ++i)); do :; done
+        """,
+    )
+    result = train("--data=text")
+    assert (result.returncode, result.stdout.count("saved")) == (99, 1), result.stderr
 
 
 def test_train_without_a_text(train: Train) -> None:
