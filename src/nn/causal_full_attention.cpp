@@ -13,7 +13,7 @@ using torch::Tensor;
 
 namespace {
 
-constexpr auto kName = "CausalFullAttention";
+constexpr auto kCausalFullAttention = "CausalFullAttention";
 
 /// t (B, T, H, D), factor (B, T, H, D / 2): each factor scales two neighbouring channels.
 Tensor scale_pairs(const Tensor& t, const Tensor& factor) {
@@ -25,11 +25,11 @@ Tensor scale_pairs(const Tensor& t, const Tensor& factor) {
 CausalFullAttentionImpl::CausalFullAttentionImpl(const CausalFullAttentionOptions& options)
     : options_(options),
       softmax_normalize_(options.softmax_normalize.value_or(!options.data_dependent_rel_pos)) {
-  check_positive(kName, "dim", options.dim);
-  check_positive(kName, "dim_head", options.dim_head);
-  check_positive(kName, "heads", options.heads);
+  check_positive(kCausalFullAttention, "dim", options.dim);
+  check_positive(kCausalFullAttention, "dim_head", options.dim_head);
+  check_positive(kCausalFullAttention, "heads", options.heads);
   TORCH_CHECK(options.dim_head % 2 == 0 || !(options.rotary_emb || options.data_dependent_rel_pos),
-              kName, ": dim_head must be even with ",
+              kCausalFullAttention, ": dim_head must be even with ",
               options.rotary_emb ? "rotary_emb" : "data_dependent_rel_pos", ", got ",
               options.dim_head);
   const auto dim = options.dim, dim_inner = options.dim_head * options.heads;
@@ -50,7 +50,7 @@ CausalFullAttentionImpl::CausalFullAttentionImpl(const CausalFullAttentionOption
 }
 
 Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state) {
-  check_sequence(kName, x, options_.dim);
+  check_sequence(kCausalFullAttention, x, options_.dim);
   const auto in = cast_once(x);
   const auto qkv = project(to_qkv_, in).chunk(3, -1);
   const auto split = [&](const Tensor& t) {

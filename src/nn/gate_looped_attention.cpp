@@ -11,7 +11,7 @@ using torch::Tensor;
 
 namespace {
 
-constexpr auto kName = "GateLoopedAttention";
+constexpr auto kGateLoopedAttention = "GateLoopedAttention";
 
 std::optional<Tensor> initial_state(const MixerState* state) {
   if (!state || !state->recurrence.defined()) return std::nullopt;
@@ -25,15 +25,15 @@ GateLoopedAttentionImpl::GateLoopedAttentionImpl(const GateLoopedAttentionOption
       dim_inner_(options.dim_inner.value_or(options.dim)),
       heads_(options.heads.value_or(dim_inner_)) {
   const auto dim = options.dim;
-  check_positive(kName, "dim", dim);
-  check_positive(kName, "dim_inner", dim_inner_);
-  check_positive(kName, "heads", heads_);
-  TORCH_CHECK(dim_inner_ % heads_ == 0, kName, ": heads must divide dim_inner, got ", heads_,
-              " heads for dim_inner ", dim_inner_);
+  check_positive(kGateLoopedAttention, "dim", dim);
+  check_positive(kGateLoopedAttention, "dim_inner", dim_inner_);
+  check_positive(kGateLoopedAttention, "heads", heads_);
+  TORCH_CHECK(dim_inner_ % heads_ == 0, kGateLoopedAttention, ": heads must divide dim_inner, got ",
+              heads_, " heads for dim_inner ", dim_inner_);
   const bool polar = options.gate == Gate::kPolar;
-  TORCH_CHECK(!(polar && options.normalize_input), kName,
+  TORCH_CHECK(!(polar && options.normalize_input), kGateLoopedAttention,
               ": normalize_input needs the sigmoid gate, got the polar gate");
-  TORCH_CHECK(!(polar && options.transition_bias), kName,
+  TORCH_CHECK(!(polar && options.transition_bias), kGateLoopedAttention,
               ": transition_bias needs the sigmoid gate, got the polar gate");
 
   // In the reference's order, so that one seed gives both the same weights.
@@ -57,7 +57,7 @@ GateLoopedAttentionImpl::GateLoopedAttentionImpl(const GateLoopedAttentionOption
 }
 
 Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state) {
-  check_sequence(kName, x, options_.dim);
+  check_sequence(kGateLoopedAttention, x, options_.dim);
   const auto in = cast_once(x);
   auto y = heads_ == dim_inner_ ? max_heads(in, ablation, state) : wide_heads(in, ablation, state);
   if (state) state->position += x.size(1);

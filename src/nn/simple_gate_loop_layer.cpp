@@ -9,12 +9,12 @@ using torch::Tensor;
 
 namespace {
 
-constexpr auto kName = "SimpleGateLoopLayer";
+constexpr auto kSimpleGateLoopLayer = "SimpleGateLoopLayer";
 
 void check_cache(const char* field, const Tensor& t, std::int64_t rows) {
-  TORCH_CHECK(t.defined() && t.dim() == 2 && t.size(0) == rows && t.size(1) == 1, kName, ": cache.",
-              field, " must be (B * dim, 1) = (", rows, ", 1), got ",
-              t.defined() ? c10::str(t.sizes()) : "nothing");
+  TORCH_CHECK(t.defined() && t.dim() == 2 && t.size(0) == rows && t.size(1) == 1,
+              kSimpleGateLoopLayer, ": cache.", field, " must be (B * dim, 1) = (", rows,
+              ", 1), got ", t.defined() ? c10::str(t.sizes()) : "nothing");
 }
 
 }  // namespace
@@ -22,7 +22,7 @@ void check_cache(const char* field, const Tensor& t, std::int64_t rows) {
 SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
                                                  SimpleGateLoopLayerOptions options)
     : dim_(dim), options_(options) {
-  check_positive(kName, "dim", dim);
+  check_positive(kSimpleGateLoopLayer, "dim", dim);
   if (options.prenorm) norm_ = register_module("norm", RMSNorm(dim));
   to_qkva_ = register_nested(*this, "to_qkva", "0", linear(dim, 3 * dim, false));
   if (options.post_ln) {
@@ -32,7 +32,7 @@ SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
 }
 
 Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) {
-  check_sequence(kName, x, dim_);
+  check_sequence(kSimpleGateLoopLayer, x, dim_);
   return run(x, std::nullopt).y;
 }
 
@@ -46,9 +46,9 @@ SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
 
 std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cache(
     const Tensor& x, const SimpleGateLoopCache& cache) {
-  TORCH_CHECK(!options_.reverse, kName,
+  TORCH_CHECK(!options_.reverse, kSimpleGateLoopLayer,
               ": a reversed layer has no cache: its recurrence starts at the last step");
-  check_sequence(kName, x, dim_);
+  check_sequence(kSimpleGateLoopLayer, x, dim_);
   const auto batch = x.size(0);
 
   std::optional<Tensor> initial;

@@ -14,7 +14,7 @@ using torch::Tensor;
 
 namespace {
 
-constexpr auto kName = "Transformer";
+constexpr auto kTransformer = "Transformer";
 
 std::shared_ptr<SpatialMixer> make_mixer(const TransformerOptions& o) {
   if (!o.use_gate_looped_attn) {
@@ -42,23 +42,23 @@ std::shared_ptr<SpatialMixer> make_mixer(const TransformerOptions& o) {
 }
 
 void check_ids(const Tensor& ids, std::int64_t num_tokens) {
-  TORCH_CHECK(ids.dim() == 2 && ids.scalar_type() == torch::kLong, kName,
+  TORCH_CHECK(ids.dim() == 2 && ids.scalar_type() == torch::kLong, kTransformer,
               ": ids must be (B, T) int64, got ", ids.scalar_type(), " of shape ", ids.sizes());
   // On an accelerator reading the bounds would stall the queue; its embedding kernel asserts.
   if (!ids.is_cpu() || ids.numel() == 0) return;
   const auto [low, high] = ids.aminmax();
   const auto lowest = low.item<std::int64_t>(), highest = high.item<std::int64_t>();
-  TORCH_CHECK(lowest >= 0 && highest < num_tokens, kName, ": ids must be in [0, ", num_tokens,
-              "), got ", lowest < 0 ? lowest : highest);
+  TORCH_CHECK(lowest >= 0 && highest < num_tokens, kTransformer, ": ids must be in [0, ",
+              num_tokens, "), got ", lowest < 0 ? lowest : highest);
 }
 
 }  // namespace
 
 TransformerImpl::TransformerImpl(TransformerOptions options) : options_(std::move(options)) {
   const auto& o = options_;
-  check_positive(kName, "num_tokens", o.num_tokens);
-  check_positive(kName, "dim", o.dim);
-  TORCH_CHECK(o.depth >= 0, kName, ": depth must not be negative, got ", o.depth);
+  check_positive(kTransformer, "num_tokens", o.num_tokens);
+  check_positive(kTransformer, "dim", o.dim);
+  TORCH_CHECK(o.depth >= 0, kTransformer, ": depth must not be negative, got ", o.depth);
 
   token_emb_ = register_module("token_emb", torch::nn::Embedding(o.num_tokens, o.dim));
   layers_ = register_module("layers", torch::nn::ModuleList());
@@ -80,7 +80,7 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
                                 std::optional<Ablation> ablation) {
   check_ids(ids, options_.num_tokens);
   if (state && state->empty()) state->resize(layers_->size());
-  TORCH_CHECK(!state || state->size() == layers_->size(), kName,
+  TORCH_CHECK(!state || state->size() == layers_->size(), kTransformer,
               ": state must have one entry for each of ", layers_->size(), " layers, got ",
               state->size());
   const auto active = ablation.value_or(Ablation{
@@ -95,7 +95,7 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
 }
 
 Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation) {
-  TORCH_CHECK(ids.dim() == 2 && ids.size(1) >= 2, kName,
+  TORCH_CHECK(ids.dim() == 2 && ids.size(1) >= 2, kTransformer,
               ": loss needs ids of shape (B, T + 1) with T >= 1, got ", ids.sizes());
   const auto time = ids.size(1) - 1;
   auto logits = forward(ids.narrow(1, 0, time), nullptr, ablation).flatten(0, 1);

@@ -10,7 +10,7 @@ namespace {
 // cent, and is corrected later.
 constexpr double kFirstEstimate = 0.02;
 // A step loses its weight over this time: long enough to average over what else the machine does.
-constexpr double kMemory = 0.05;
+constexpr double kRememberedShare = 0.05;
 // Held back for what is not timed, such as the last sample.
 constexpr double kReserve = 0.005;
 // A length is kept while it ends this near to the budget, and nearer than 2 per cent of what is
@@ -24,7 +24,7 @@ TimeBudget::TimeBudget(const TrainingOptions& options, double final_share)
     : options_(options), final_share_(final_share), budget_(options.minutes.value_or(0) * 60) {}
 
 void TimeBudget::record_step(double seconds) {
-  const double weight = std::exp(-seconds / (kMemory * budget_));
+  const double weight = std::exp(-seconds / (kRememberedShare * budget_));
   steps_ = weight * steps_ + 1;
   seconds_ = weight * seconds_ + seconds;
 }
