@@ -97,7 +97,7 @@ def ours(operator: str) -> Function:
     package = import_or_absent("gateloop_jax")
 
     def polar_gate_loop(q: Any, k: Any, v: Any, z: Any) -> Any:
-        return package.gate_loop_polar(q, k, v, z.reshape(*q.shape[:2], -1))[0]
+        return package.polar_gate_loop(q, k, v, z.reshape(*q.shape[:2], -1))[0]
 
     if operator == "polar_gate_loop":
         return polar_gate_loop

@@ -19,9 +19,9 @@ from gateloop_jax import (
     _gate_loop,
     _linear_recurrence,
     gate_loop,
-    gate_loop_polar,
     linear_recurrence,
     polar_gate,
+    polar_gate_loop,
 )
 
 Outputs = tuple[Array, Array]
@@ -75,7 +75,7 @@ class Case:
         state = jax.random.normal(next(keys), (batch, channels), dtype)
         if self.function is linear_recurrence:
             return [a, normal(channels, dtype), state]
-        last = normal(2 * channels, real) if self.function is gate_loop_polar else a
+        last = normal(2 * channels, real) if self.function is polar_gate_loop else a
         return [*(normal(channels, real) for _ in "qkv"), last, state]
 
 
@@ -84,10 +84,10 @@ CASES = [
     Case("linear", linear_recurrence, scan, "complex128", False),
     Case("gate", gate_loop, gate_by_scan, "float64", False),
     Case("gate", gate_loop, gate_by_scan, "complex128", False),
-    Case("polar", gate_loop_polar, polar_by_scan, "complex128", False),
+    Case("polar", polar_gate_loop, polar_by_scan, "complex128", False),
     # gate_loop is linear_recurrence between two elementwise passes.
     Case("linear", linear_recurrence, scan, "complex128", True),
-    Case("polar", gate_loop_polar, polar_by_scan, "complex128", True),
+    Case("polar", polar_gate_loop, polar_by_scan, "complex128", True),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 REAL, COMPLEX, POLAR = CASES[0], CASES[1], CASES[4]
@@ -150,7 +150,7 @@ def test_numerical_derivatives(x64: None, case: Case) -> None:
 
 def test_second_derivatives_of_the_fused_gate(x64: None) -> None:
     arguments = POLAR.arguments(1, 3, 1)
-    check_grads(jax.jit(gate_loop_polar), arguments, order=2, modes=["rev"])
+    check_grads(jax.jit(polar_gate_loop), arguments, order=2, modes=["rev"])
 
 
 @pytest.mark.parametrize("time", [1, 15, 16, 17, 4096 + 1])
@@ -167,7 +167,7 @@ def test_lengths(x64: None, time: int) -> None:
         assert_all_close(case.ours(a, x, state), (h.swapaxes(0, 1), final), 1e-11)
     q, k, v, z, state = POLAR.arguments(1, time, 3)
     assert_all_close(
-        gate_loop_polar(q, k, v, z, state), gate_loop(q, k, v, polar_gate(z), state), 1e-11
+        polar_gate_loop(q, k, v, z, state), gate_loop(q, k, v, polar_gate(z), state), 1e-11
     )
 
 
@@ -191,7 +191,7 @@ def test_gate_at_zero() -> None:
     z = jnp.zeros((1, 2, 2)).at[0, 1, 0].set(1.0)
     np.testing.assert_allclose(polar_gate(z)[0, :, 0], [0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
     one = jnp.ones((1, 2, 1))
-    fused = jax.grad(lambda z: gate_loop_polar(one, one, one, z)[0].sum())(z)
+    fused = jax.grad(lambda z: polar_gate_loop(one, one, one, z)[0].sum())(z)
     apart = jax.grad(lambda z: gate_loop(one, one, one, polar_gate(z))[0].sum())(z)
     np.testing.assert_array_equal(fused[0, 0], [0, 0])
     np.testing.assert_array_equal(apart[0, 0], [0, 0])
@@ -202,14 +202,14 @@ def test_gate_at_zero() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("function", [linear_recurrence, gate_loop, gate_loop_polar])
+@pytest.mark.parametrize("function", [linear_recurrence, gate_loop, polar_gate_loop])
 def test_half_precision_is_storage_only(x64: None, function: Function, dtype: str) -> None:
     case = next(c for c in CASES if c.function is function)
     *sequences, state = case.arguments(2, 100, 5)
     stored = [s.astype(dtype) for s in sequences]
     if function is gate_loop:
         stored[3] = stored[3].astype("float32")
-    state = state.astype("complex64" if function is gate_loop_polar else "float32")
+    state = state.astype("complex64" if function is polar_gate_loop else "float32")
     y, final = function(*stored, state)
     wide = [s.astype("float64") for s in stored]
     exact_y, exact_final = jax.jit(case.theirs)(
@@ -344,6 +344,7 @@ DEFINITIONS: list[Callable[..., Any]] = [
 @pytest.mark.parametrize("reverse", [False, True])
 def test_what_runs_elsewhere_equals_the_kernels(x64: None, reverse: bool) -> None:
     linear, polar = COMPLEX.arguments(2, 37, 3), POLAR.arguments(2, 37, 3)
+    polar[3] = polar[3].reshape(2, 37, 3, 2)
     kept = _gate_loop.keeping_p.bind(*polar, reverse=reverse)[2]
     arguments = [linear, [*linear, *linear[1:]], polar, [*polar, kept, polar[0], polar[4]]]
     for p, definition, args in zip(KERNELS, DEFINITIONS, arguments, strict=True):
@@ -401,10 +402,10 @@ def like(shape: tuple[int, ...] = SEQUENCE.shape, dtype: Any = jnp.float32) -> A
          "gate_loop: q must be one of .*, got complex64"),
         (gate_loop, [SEQUENCE] * 3 + [like(dtype=jnp.float16)], TypeError,
          "gate_loop: a must be float32 or complex64 for float32 sequences, got float16"),
-        (gate_loop_polar, [SEQUENCE] * 4, ValueError,
-         r"gate_loop_polar: z must be \(2, 5, 6\) to go with q, got shape \(2, 5, 3\)"),
-        (gate_loop_polar, [SEQUENCE] * 3 + [like((2, 5, 6)), like((2, 3))], TypeError,
-         "gate_loop_polar: initial_state must be complex64 for float32 sequences, got float32"),
+        (polar_gate_loop, [SEQUENCE] * 4, ValueError,
+         r"polar_gate_loop: z must be \(2, 5, 6\) to go with q, got shape \(2, 5, 3\)"),
+        (polar_gate_loop, [SEQUENCE] * 3 + [like((2, 5, 6)), like((2, 3))], TypeError,
+         "polar_gate_loop: initial_state must be complex64 for float32 sequences, got float32"),
     ],
 )  # fmt: skip
 def test_errors_at_trace_time_name_the_argument(

@@ -1,7 +1,7 @@
 """The GateLoop read, max heads: h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t).
 
 gate_loop takes the transition a and is the linear recurrence between two elementwise passes, which
-XLA fuses with their surroundings. gate_loop_polar takes what a is computed from and is one kernel:
+XLA fuses with their surroundings. polar_gate_loop takes what a is computed from and is one kernel:
 gate, recurrence and read-out in one pass over memory, and one pass back that recomputes the states
 from one kept every few steps.
 """
@@ -46,7 +46,7 @@ def gate_loop(
     return _read(q, k, v, a, _checks.state(name, initial_state, a), reverse=bool(reverse))
 
 
-def gate_loop_polar(
+def polar_gate_loop(
     q: ArrayLike,
     k: ArrayLike,
     v: ArrayLike,
@@ -61,19 +61,25 @@ def gate_loop_polar(
     initial_state: (B, D), complex64 (complex128 for float64).
     Returns (y (B, T, D) in the dtype of q, final_state (B, D) complex).
     """
-    name = "gate_loop_polar"
+    name = "polar_gate_loop"
     q = _checks.sequence(name, "q", q, _checks.REAL)
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     z = _checks.like(name, "z", z, "q", q, parts=2)
     initial = _checks.state(name, initial_state, q, to_complex(q.dtype))
-    y, final_state = bind(polar_p, q, k, v, z, initial, reverse=bool(reverse))
+    pairs = z.reshape(*q.shape, 2)
+    y, final_state = bind(polar_p, q, k, v, pairs, initial, reverse=bool(reverse))
     return y, final_state
 
 
 def polar_gate(z: ArrayLike) -> Array:
     """a = σ(|z|) z/|z|, and 0.5 at z = 0: (re, im) pairs (..., 2 D) -> complex (..., D)."""
     z = jnp.asarray(z)
-    wide = z.astype(accumulation(z.dtype)).reshape(*z.shape[:-1], -1, 2)
+    return _polar(z.reshape(*z.shape[:-1], z.shape[-1] // 2, 2))
+
+
+def _polar(pairs: Array) -> Array:
+    """(..., D, 2) -> complex (..., D)."""
+    wide = pairs.astype(accumulation(pairs.dtype))
     re, im = wide[..., 0], wide[..., 1]
     at_zero = (re == 0) & (im == 0)
     # |z| has no gradient at zero; there both modulus and direction are constants.
@@ -95,25 +101,26 @@ def _read(
 # ---- The fused primitives: forward, forward that keeps states, tangent, adjoint ------------------
 
 # recurrence.h: a state is kept at the start of every block of so many steps.
-CHECKPOINT_BLOCK = 16
+SAVED_STATE_BLOCK = 16
 
 
 def _definition(
     q: Array, k: Array, v: Array, z: Array, initial: Array, *, reverse: bool
 ) -> tuple[Array, Array]:
-    return _read(q, k, v, polar_gate(z), initial, reverse=reverse)
+    return _read(q, k, v, _polar(z), initial, reverse=reverse)
 
 
 def _kept_shape(q: Array) -> tuple[int, ...]:
-    batch, time, channels = q.shape
-    return batch, -(-time // CHECKPOINT_BLOCK), channels
+    *lead, time, channels = q.shape
+    return *lead, -(-time // SAVED_STATE_BLOCK), channels
 
 
 def _keeping_definition(
     q: Array, k: Array, v: Array, z: Array, initial: Array, *, reverse: bool
 ) -> tuple[Array, Array, Array]:
     """No definition reads the kept states: only the kernels, on their own platform, do."""
-    kept = jnp.zeros(_kept_shape(q), initial.dtype)
+    # Made of the initial state, so that it is sharded as that is.
+    kept = jnp.broadcast_to(initial[..., None, :] * 0, _kept_shape(q))
     return *_definition(q, k, v, z, initial, reverse=reverse), kept
 
 
@@ -155,7 +162,7 @@ polar_p = primitive(
     "gateloop_polar",
     _definition,
     lambda q, k, v, z, initial: [(q.shape, q.dtype), (initial.shape, initial.dtype)],
-    kernel="gate_loop",
+    kernel="polar_gate_loop",
 )
 keeping_p = primitive(
     "gateloop_polar_keeping_states",
@@ -165,7 +172,7 @@ keeping_p = primitive(
         (initial.shape, initial.dtype),
         (_kept_shape(q), initial.dtype),
     ],
-    kernel="gate_loop",
+    kernel="polar_gate_loop",
 )
 tangent_p = primitive(
     "gateloop_polar_tangent",
@@ -176,7 +183,7 @@ adjoint_p = primitive(
     "gateloop_polar_adjoint",
     _adjoint,
     lambda q, k, v, z, initial, *_: [(x.shape, x.dtype) for x in (q, k, v, z, initial)],
-    kernel="gate_loop_backward",
+    kernel="polar_gate_loop_backward",
     unread=(4,),  # the kept states begin with the initial one; derivatives alone need it by name
 )
 

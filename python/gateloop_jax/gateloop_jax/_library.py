@@ -9,8 +9,8 @@ import jax
 NAMES = (
     "linear_recurrence",
     "linear_recurrence_backward",
-    "gate_loop",
-    "gate_loop_backward",
+    "polar_gate_loop",
+    "polar_gate_loop_backward",
 )
 
 
@@ -37,6 +37,7 @@ def register() -> None:
     for name in NAMES:
         handler = jax.ffi.pycapsule(getattr(library, f"gateloop_jax_{name}"))
         jax.ffi.register_ffi_target(target(name), handler, platform="cpu")
+        jax.ffi.register_ffi_target_as_batch_partitionable(target(name))
 
 
 def target(name: str) -> str:

@@ -36,25 +36,28 @@ def recurrence(a: Array, x: Array, initial_state: Array, *, reverse: bool) -> li
 
 
 def _previous(h: Array, initial_state: Array, reverse: bool) -> Array:
-    """States before each step, (B, T, D) in the accumulation dtype."""
-    first = initial_state[:, None]
+    """States before each step, (..., T, D) in the accumulation dtype."""
+    first = initial_state[..., None, :]
+    if h.shape[-2] == 0:
+        return h.astype(first.dtype)
     if reverse:
-        return jnp.concatenate([h[:, 1:].astype(first.dtype), first], 1)[:, : h.shape[1]]
-    return jnp.concatenate([first, h[:, :-1].astype(first.dtype)], 1)[:, : h.shape[1]]
+        return jnp.concatenate([h[..., 1:, :].astype(first.dtype), first], -2)
+    return jnp.concatenate([first, h[..., :-1, :].astype(first.dtype)], -2)
 
 
 def _definition(a: Array, x: Array, initial_state: Array, *, reverse: bool) -> list[Array]:
     """For the platforms without our kernel: log T passes, but parallel in time."""
-    if x.shape[1] == 0:
+    if x.shape[-2] == 0:
         return [x, initial_state]
     wide_a, wide_x = (flip(s.astype(initial_state.dtype), reverse) for s in (a, x))
-    wide_x = wide_x.at[:, 0].add(wide_a[:, 0] * initial_state)
+    first = wide_x[..., :1, :] + wide_a[..., :1, :] * initial_state[..., None, :]
+    wide_x = jnp.concatenate([first, wide_x[..., 1:, :]], -2)
 
     def combine(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
         return then[0] * first[0], then[0] * first[1] + then[1]
 
-    h = lax.associative_scan(combine, (wide_a, wide_x), axis=1)[1]
-    return [flip(h, reverse).astype(x.dtype), h[:, -1]]
+    h = lax.associative_scan(combine, (wide_a, wide_x), axis=x.ndim - 2)[1]
+    return [flip(h, reverse).astype(x.dtype), h[..., -1, :]]
 
 
 def _tangent(
@@ -75,20 +78,20 @@ def _adjoint(
     a: Array, h: Array, initial_state: Array, dh: Array, dfinal: Array, *, reverse: bool
 ) -> list[Array]:
     """-> da, dx, dinitial_state, in the convention of the kernel: the conjugates of JAX's."""
-    if a.shape[1] == 0:
+    if a.shape[-2] == 0:
         return [a, a, dfinal]
     conj = jnp.conj(a)
     # g_t = dh_t + conj(a_{t+1}) g_{t+1}: the transition of the step before, and first none.
-    one = jnp.ones_like(a[:, :1])
+    one = jnp.ones_like(a[..., :1, :])
     shifted = (
-        jnp.concatenate([one, conj[:, :-1]], 1)
+        jnp.concatenate([one, conj[..., :-1, :]], -2)
         if reverse
-        else jnp.concatenate([conj[:, 1:], one], 1)
+        else jnp.concatenate([conj[..., 1:, :], one], -2)
     )
     g, last = recurrence(shifted, dh, dfinal, reverse=not reverse)
     wide = g.astype(last.dtype)
     da = (wide * jnp.conj(_previous(h, initial_state, reverse))).astype(a.dtype)
-    return [da, g, conj[:, -1 if reverse else 0].astype(last.dtype) * last]
+    return [da, g, conj[..., -1 if reverse else 0, :].astype(last.dtype) * last]
 
 
 recurrence_p = primitive(

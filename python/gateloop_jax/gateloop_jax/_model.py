@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax, random
 from jax.typing import ArrayLike
 
-from gateloop_jax._gate_loop import gate_loop_polar
+from gateloop_jax._gate_loop import polar_gate_loop
 from gateloop_jax._primitive import to_complex
 
 Architecture = Literal["jax", "pytorch"]
@@ -64,7 +64,7 @@ class GateLoop(eqx.Module):
         """x (B, T, D), state (B, D) complex -> the output, and the state after it."""
         x = self.norm(x)
         z = _scale_gradient(self._transition(x), self.frac_gradient_state_transition)
-        y, state = gate_loop_polar(x @ self.wq, x @ self.wk, x @ self.wv, z, state)
+        y, state = polar_gate_loop(x @ self.wq, x @ self.wk, x @ self.wv, z, state)
         return (y * jax.nn.silu(x @ self.wg)) @ self.wo, state
 
     def _transition(self, x: Array) -> Array:

@@ -1,7 +1,8 @@
-"""What our primitives share: a kernel on CPU, the definition elsewhere, vmap by folding.
+"""What our primitives share: a kernel on CPU, the definition elsewhere, vmap, and sharding.
 
-Every argument and every result of ours begins with the batch axis. That makes one batching rule
-serve all.
+Arguments and results are sequences (..., T, D), pairs (..., T, D, 2), states (..., D) and saved
+states (..., N, D). The first argument is a sequence. Leading axes and channels are independent, so
+vmap adds a leading axis, and arrays sharded along those axes are computed where they lie.
 """
 
 import functools
@@ -11,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
+from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import ad, batching, mlir
 
-from gateloop_jax import _library
+from gateloop_jax import _library, _sharding
 
 Definition = Callable[..., Sequence[Array]]
 # Avals of the arguments -> (shape, dtype) of each result.
@@ -42,21 +45,25 @@ def primitive(
         return p.bind(*args, reverse=reverse)
 
     def abstract(*avals: Any, reverse: bool) -> list[Any]:
+        axes = _sharding.axes_of(name, avals)
         return [
-            avals[0].update(shape=s, dtype=jnp.dtype(d), weak_type=False)
-            for s, d in outputs(*avals)
+            avals[0].update(
+                shape=shape,
+                dtype=jnp.dtype(dtype),
+                weak_type=False,
+                sharding=_sharding.sharding_of(axes, avals, len(shape)),
+            )
+            for shape, dtype in outputs(*avals)
         ]
 
     def batch(args: Sequence[Array], dims: Sequence[int | None], *, reverse: bool) -> Any:
         size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
 
-        def fold(x: Array, d: int | None) -> Array:
-            x = jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
-            return x.reshape(size * x.shape[1], *x.shape[2:])
+        def lead(x: Array, d: int | None) -> Array:
+            return jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
 
-        results = p.bind(*map(fold, args, dims), reverse=reverse)
-        count = args[0].shape[0 if dims[0] is None else int(dims[0] == 0)]
-        return [y.reshape(size, count, *y.shape[1:]) for y in results], [0] * len(results)
+        results = bind(p, *map(lead, args, dims), reverse=reverse)
+        return results, [0] * len(results)
 
     def jvp(primals: Any, tangents: Any, *, reverse: bool) -> Any:
         tangents = tuple(map(ad.instantiate_zeros, tangents))
@@ -69,19 +76,65 @@ def primitive(
     ad.primitive_jvps[p] = jvp
     mlir.register_lowering(p, mlir.lower_fun(definition, multiple_results=True))
     if kernel is not None:
-        call = jax.ffi.ffi_lowering(_library.target(kernel))
+        target = _library.target(kernel)
 
         def lower(ctx: Any, *operands: Any, reverse: bool) -> Any:
             read = [i for i in range(len(operands)) if i not in unread]
-            ctx = ctx.replace(avals_in=[ctx.avals_in[i] for i in read])
-            return call(ctx, *(operands[i] for i in read), reverse=reverse)
+            inputs = [ctx.avals_in[i] for i in read]
+            return _call(target, ctx, inputs, [operands[i] for i in read], reverse)
 
         mlir.register_lowering(p, lower, platform="cpu")
     return p
 
 
+def _call(target: str, ctx: Any, inputs: Any, operands: Any, reverse: bool) -> Any:
+    """The kernel's handler. A program that XLA partitions names the axes with time last, in a
+    layout that leaves the memory as it is, because XLA partitions custom calls along leading axes.
+    XLA's CPU compiler then copies the results, so other programs name the axes as they are."""
+    lead = inputs[0].ndim - 2
+    turned = _is_partitioned(ctx)
+
+    def turn(ndim: int) -> list[int]:
+        order = list(range(ndim))
+        if turned and ndim > lead + 1:
+            order[lead : lead + 2] = [lead + 1, lead]
+        return order
+
+    def named(avals: Any) -> list[Any]:
+        return [ShapedArray(tuple(a.shape[i] for i in turn(a.ndim)), a.dtype) for a in avals]
+
+    def moved(values: Any, avals: Any) -> list[Any]:
+        if not turned:
+            return list(values)
+        return [stablehlo.transpose(x, turn(a.ndim)) for x, a in zip(values, avals, strict=True)]
+
+    avals_in, avals_out = named(inputs), named(ctx.avals_out)
+    shapes = [a.shape for a in avals_in], [a.shape for a in avals_out]
+    rule = jax.ffi.ffi_lowering(
+        target,
+        operand_layouts=[turn(a.ndim)[::-1] for a in avals_in],
+        result_layouts=[turn(a.ndim)[::-1] for a in avals_out],
+        extra_attributes=_sharding.attributes(lead, *shapes) if turned else None,
+    )
+    ctx_of_call = ctx.replace(avals_in=avals_in, avals_out=avals_out)
+    values = rule(ctx_of_call, *moved(operands, inputs), reverse=reverse, time_last=turned)
+    return moved(values, avals_out)
+
+
+def _is_partitioned(ctx: Any) -> bool:
+    """Several devices, and an axis of theirs that no shard_map has made manual."""
+    axes = ctx.module_context.axis_context
+    manual: frozenset[Any] = getattr(axes, "manual_axes", frozenset())
+    mesh = getattr(axes, "mesh", None)
+    if mesh is not None:
+        return bool(mesh.size > 1 and set(manual) != set(mesh.axis_names))
+    return bool(getattr(axes, "num_devices", 1) > 1)
+
+
 def bind(p: Primitive, *args: Array, reverse: bool) -> list[Array]:
-    """p.bind for arguments of which some vary over a shard_map's axes and some do not (yet)."""
+    """p.bind for arguments of which some vary over a shard_map's axes, or are sharded along
+    explicit axes, and some do not (yet)."""
+    args = tuple(_sharding.align(p.name, args))
     axes = [jax.typeof(x).manual_axis_type.varying for x in args]
     everywhere = frozenset[Any]().union(*axes)
 
@@ -110,8 +163,8 @@ def set_transpose(
 
 
 def flip(x: Array, reverse: bool) -> Array:
-    """Along time."""
-    return jnp.flip(x, 1) if reverse else x
+    """A sequence along time."""
+    return jnp.flip(x, -2) if reverse else x
 
 
 def accumulation(dtype: Any) -> Any:
