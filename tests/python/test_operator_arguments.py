@@ -26,12 +26,16 @@ def sequence(width: int = D) -> Tensor:
     return torch.randn(B, T, width)
 
 
-def state(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(B, D, dtype=dtype)
+def state() -> Tensor:
+    return torch.randn(B, D)
 
 
 def saved(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(B, BLOCKS, D, dtype=dtype)
+
+
+def complex_state() -> Tensor:
+    return torch.randn(B, D, dtype=C64)
 
 
 C64 = torch.complex64
@@ -46,7 +50,7 @@ def arguments(name: str) -> dict[str, Any]:
         kept, states = saved(), state
     elif "polar" in name:
         forward = {"q": sequence(), "k": sequence(), "v": sequence(), "z": sequence(2 * D)}
-        kept, states = saved(C64), lambda: state(C64)
+        kept, states = saved(C64), complex_state
     elif "gate_loop" in name:
         forward = {"q": sequence(), "k": sequence(), "v": sequence(), "a": sequence()}
         kept, states = saved(), state

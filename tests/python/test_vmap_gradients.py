@@ -1,6 +1,7 @@
 """Gradients of what torch.func.vmap maps equal those of one call after the other."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -85,11 +86,13 @@ def test_over_models(name: str) -> None:
 def test_recomputed_states_give_the_same(complex_state: bool, reverse: bool) -> None:
     torch.manual_seed(0)
     dtype = torch.complex128 if complex_state else F64
-    q, k = torch.randn(2, 1, 4, 2, 3, dtype=F64).unbind()
-    arguments = [q, k, torch.randn(1, 4, 2, 2, dtype=F64), torch.randn(1, 4, 2, dtype=dtype) / 2]
-    arguments.append(torch.randn(1, 2, 3, 2, dtype=dtype))
-    leaves = [argument.requires_grad_() for argument in arguments]
-    kept, again = gate_loop(*leaves, reverse), gate_loop_recomputed(*leaves, reverse)
+    q, k = (torch.randn(1, 4, 2, 3, dtype=F64) for _ in range(2))
+    v, a = torch.randn(1, 4, 2, 2, dtype=F64), torch.randn(1, 4, 2, dtype=dtype) / 2
+    leaves = (q, k, v, a, torch.randn(1, 2, 3, 2, dtype=dtype))
+    for leaf in leaves:
+        leaf.requires_grad_()
+    kept = gate_loop(*leaves, reverse=reverse)
+    again = gate_loop_recomputed(*leaves, reverse=reverse)
     weights = [torch.randn_like(output) for output in kept]
     for ours, theirs in zip(again, kept, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -99,4 +102,4 @@ def test_recomputed_states_give_the_same(complex_state: bool, reverse: bool) -> 
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert torch.autograd.gradgradcheck(lambda *a: gate_loop_recomputed(*a, reverse), leaves)
+    assert torch.autograd.gradgradcheck(partial(gate_loop_recomputed, reverse=reverse), leaves)
