@@ -12,7 +12,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// The adjoint in differentiable operators (design section 3): g is a recurrence against the
+/// The adjoint in differentiable operators (docs/math.md): g is a recurrence against the
 /// forward's direction, with a shifted by one step.
 variable_list differentiable_backward(const at::Tensor& dh, const at::Tensor& dfinal_state,
                                       const at::Tensor& a, const at::Tensor& h,
