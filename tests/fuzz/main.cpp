@@ -1,7 +1,7 @@
 // fuzz_readers [SECONDS [SEED]]: every reader on broken files, for SECONDS each.
 //
-// A reader may refuse a file by an exception and by nothing else: a crash, a sanitizer's complaint or
-// another exception ends the program and leaves the file that did it where the last line says.
+// A reader may refuse a file by an exception and by nothing else: a crash, a sanitizer's complaint
+// or another exception ends the program and leaves the file that did it where the last line says.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -71,6 +71,7 @@ bool fuzz(const Reader& reader, const path& directory, double seconds, std::uint
 int main(int argc, char** argv) {
   const double seconds = argc > 1 ? std::atof(argv[1]) : 1;
   const std::uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
   std::string name = (std::filesystem::temp_directory_path() / "gateloop-fuzz-XXXXXX").string();
   if (::mkdtemp(name.data()) == nullptr) {
     std::perror(name.c_str());

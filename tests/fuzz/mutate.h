@@ -2,8 +2,10 @@
 
 /// Broken files from whole ones, the same for the same seed.
 #include <cstdint>
+#include <iterator>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gateloop::fuzz {
@@ -25,7 +27,7 @@ class Mutator {
 
   void change(std::string& bytes) {
     const std::size_t at = below(bytes.size() + 1);
-    switch (below(7)) {
+    switch (below(8)) {
       case 0:  // flip a bit
         if (at < bytes.size()) bytes[at] = static_cast<char>(bytes[at] ^ (1 << below(8)));
         break;
@@ -63,9 +65,12 @@ class Mutator {
         bytes.replace(digit, bytes.find_first_not_of("0123456789", digit) - digit, text);
         break;
       }
+      case 7:  // deep nesting
+        bytes.insert(at, std::string(1 + below(200'000), '['));
+        break;
       case 6: {  // a number at its limits, as eight bytes
-        static const std::uint64_t kValues[] = {0, 1, 0x7F, 0xFFFF, 0x7FFFFFFFFFFFFFFF, ~0ULL,
-                                                std::uint64_t{1} << 40};
+        static const std::uint64_t kValues[] = {
+            0, 1, 0x7F, 0xFFFF, 0x7FFFFFFFFFFFFFFF, ~0ULL, std::uint64_t{1} << 40};
         const std::uint64_t value = kValues[below(std::size(kValues))];
         for (std::size_t i = 0; i < 8 && at + i < bytes.size(); ++i) {
           bytes[at + i] = static_cast<char>(value >> (8 * i));

@@ -1,10 +1,7 @@
 #include "readers.h"
 
-#include <torch/torch.h>
-
+#include <cstdlib>
 #include <fstream>
-#include <initializer_list>
-#include <iterator>
 
 #include "gateloop/checkpoint.h"
 #include "gateloop/training.h"
@@ -48,14 +45,15 @@ void write_configs(const path& directory) {
   write(directory / "model", R"({"format": 1, "model": )" + checkpoint::to_json(small()) + "}");
 }
 
-void read_config(const path& directory) {
-  (void)training::load_config(directory);
-}
+void read_config(const path& directory) { (void)training::load_config(directory); }
 
 void write_metrics(const path& directory) {
   std::string lines;
   for (std::int64_t step = 1; step <= 3; ++step) {
-    lines += training::to_json_line({.step = step, .train_bits_per_byte = 2.5}) + "\n";
+    training::StepMetrics metrics;
+    metrics.step = step;
+    metrics.validation_bits_per_byte = 2.5;
+    lines += training::to_json_line(metrics) + "\n";
   }
   write(directory / "lines", lines);
   write(directory / "cut", lines.substr(0, lines.size() - 7));
@@ -64,8 +62,8 @@ void write_metrics(const path& directory) {
 /// What packs the same text in every format that a corpus may have; those absent here are left out.
 void write_texts(const path& directory) {
   write(directory / "plain", std::string(200, 'a') + "\nplain text\n");
-  for (const char* command :
-       {"gzip -k -S .gz", "bzip2 -k", "xz -k", "zstd -q -k", "zip -q plain.zip", "tar cf plain.tar"}) {
+  for (const char* command : {"gzip -k -S .gz", "bzip2 -k", "xz -k", "zstd -q -k",
+                              "zip -q plain.zip", "tar cf plain.tar"}) {
     const std::string line = "cd '" + directory.string() + "' && " + command + " plain 2>/dev/null";
     if (std::system(line.c_str()) != 0) continue;
   }

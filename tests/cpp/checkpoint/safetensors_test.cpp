@@ -23,7 +23,7 @@ void write(const std::filesystem::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
-std::string read(const std::filesystem::path& path) {
+std::string read_bytes(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
@@ -60,7 +60,7 @@ TEST(SafeTensors, AlignsDataToTheElementSize) {
   save_safetensors(
       dir / "x",
       {{{"a", torch::ones({3}, torch::kUInt8)}, {"b", torch::ones({2}, torch::kFloat64)}}, {}});
-  const std::string bytes = read(dir / "x");
+  const std::string bytes = read_bytes(dir / "x");
   std::uint64_t header = 0;
   std::copy_n(bytes.data(), sizeof header, reinterpret_cast<char*>(&header));
   EXPECT_EQ(header % 8, 0U);
@@ -81,7 +81,7 @@ TEST(SafeTensors, SavesViewsByValue) {
 TEST(SafeTensors, RefusesComplexAndKeepsTheOldFile) {
   const TemporaryDirectory dir;
   save_safetensors(dir / "x", {{{"t", torch::ones({2})}}, {}});
-  const std::string before = read(dir / "x");
+  const std::string before = read_bytes(dir / "x");
   try {
     save_safetensors(dir / "x", {{{"h", torch::zeros({2}, torch::kComplexFloat)}}, {}});
     FAIL() << "complex tensors have no safetensors dtype";
@@ -89,7 +89,7 @@ TEST(SafeTensors, RefusesComplexAndKeepsTheOldFile) {
     EXPECT_NE(std::string(error.what()).find("\"h\""), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("view_as_real"), std::string::npos) << error.what();
   }
-  EXPECT_EQ(read(dir / "x"), before);
+  EXPECT_EQ(read_bytes(dir / "x"), before);
 }
 
 struct Corruption {
@@ -177,7 +177,7 @@ TEST(SafeTensors, NamesWhatIsWrongWithAFile) {
 TEST(SafeTensors, EveryTruncationIsAnError) {
   const TemporaryDirectory dir;
   save_safetensors(dir / "x", {{{"a", torch::ones({5})}, {"b", torch::ones({3})}}, {{"k", "v"}}});
-  const std::string whole = read(dir / "x");
+  const std::string whole = read_bytes(dir / "x");
   for (std::size_t size = 0; size < whole.size(); ++size) {
     write(dir / "y", whole.substr(0, size));
     EXPECT_THROW(load_safetensors(dir / "y"), std::runtime_error) << size << " bytes";
