@@ -7,11 +7,11 @@ holds. So one rename, that of the weights, replaces a whole model. gateloop_jax 
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import platform
 import re
-import secrets
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -78,12 +78,15 @@ def write_model(
     versions: of what it computes with.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"format": FORMAT, "id": secrets.token_hex(8), "model": dict(options)}
+    model = json.dumps(dict(options))
+    # A digest, so that the same model has the same bytes.
+    identifier = hashlib.sha256(model.encode()).hexdigest()[:16]
+    config: dict[str, Any] = {"format": FORMAT, "id": identifier, "model": dict(options)}
     if training is not None:
         config["training"] = dict(training)
     config["provenance"] = [_provenance(distribution, versions)]
     text = json.dumps(config, indent=2) + "\n"
-    metadata = {"config": json.dumps(config["model"]), "config_id": config["id"]}
+    metadata = {"config": model, "config_id": identifier}
     # The weights come first.
     _replace(
         {

@@ -2,7 +2,6 @@
 
 #include <cinttypes>
 #include <cstdio>
-#include <random>
 #include <stdexcept>
 
 #include "checkpoint/file.h"
@@ -21,11 +20,11 @@ constexpr const char* kIdKey = "config_id";
 
 }  // namespace
 
-std::string new_config_id() {
-  std::random_device random;  // 32 bits at a time
+std::string config_id(const nn::TransformerOptions& options) {
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const unsigned char byte : to_json(options)) hash = (hash ^ byte) * 0x100000001b3;
   char id[17];
-  std::snprintf(id, sizeof id, "%08" PRIx32 "%08" PRIx32, std::uint32_t{random()},
-                std::uint32_t{random()});
+  std::snprintf(id, sizeof id, "%016" PRIx64, hash);
   return id;
 }
 

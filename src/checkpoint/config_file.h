@@ -15,8 +15,9 @@
 
 namespace gateloop::checkpoint {
 
-/// An id that no other config.json has.
-std::string new_config_id();
+/// The id of the config.json of such a model: a digest of its options, so that two runs alike write
+/// the same bytes.
+std::string config_id(const nn::TransformerOptions& options);
 
 /// DIR/config.json: an object of this format with the members `required`. Throws
 /// std::runtime_error naming the file and what is wrong.

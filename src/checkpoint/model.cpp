@@ -102,7 +102,7 @@ nn::Transformer load_model(const std::filesystem::path& dir, Weights weights) {
 }
 
 void save_model(nn::Transformer model, const std::filesystem::path& dir) {
-  const std::string id = new_config_id();
+  const std::string id = config_id(model->options());
   json config = {{"format", json_fields::kConfigFormat},
                  {"id", id},
                  {"model", json::parse(to_json(model->options()))},

@@ -150,7 +150,7 @@ Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
   if (estimates()) options_.plan = position_.plan;
   elapsed_before_ = position_.elapsed_seconds;
   first_step_ = position_.step;
-  if (config_.id.empty()) config_.id = checkpoint::new_config_id();
+  if (config_.id.empty()) config_.id = checkpoint::config_id(config_.model);
   config_.provenance.push_back(checkpoint::provenance());
   // From here on the directory is a run: what it needs to be resumed lies in it.
   checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
