@@ -37,6 +37,9 @@ def difference(model: Any, cls: type[Any]) -> str | None:
         return f"the type {type(model).__qualname__}"
     with torch.device("meta"):
         plain = cls(**model.options)
+    dtype = model.token_emb.weight.dtype
+    if dtype.is_floating_point:
+        plain.to(dtype)
     return _of_place() or _of_modules(model, plain) or _of_parameters(model, plain)
 
 
@@ -71,13 +74,13 @@ def _of_modules(model: nn.Module, plain: nn.Module) -> str | None:
 
 def _of_parameters(model: nn.Module, plain: nn.Module) -> str | None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    expected = {name: p.shape for name, p in plain.named_parameters()}
+    expected = dict(plain.named_parameters())
     if parameters.keys() != expected.keys():
         return f"the parameters {sorted(parameters.keys() ^ expected.keys())}"
-    dtype = next(iter(parameters.values())).dtype
     for name, p in parameters.items():
+        alike = p.dtype == expected[name].dtype and p.shape == expected[name].shape
         dense = type(p) is nn.Parameter and p.is_cpu and p.layout == torch.strided
-        if not (dense and p.is_contiguous() and p.dtype == dtype and p.shape == expected[name]):
+        if not (dense and p.is_contiguous() and alike):
             came = f"{type(p).__name__} {tuple(p.shape)} of {p.dtype}, {p.layout}, on {p.device}"
             return f"the parameter {name}, a {came}"
     return None

@@ -1,5 +1,8 @@
 """Rotary position embedding (Su et al. 2021)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +10,8 @@ from torch import Tensor, nn
 class RotaryEmbedding(nn.Module):
     """Channels 2i and 2i + 1 turn together by position · 10000^(-2i / dim_head).
 
-    Parameter: freqs (dim_head / 2), not trained.
+    Parameter: freqs (dim_head / 2), not trained, float32 or wider. In a model of bfloat16 or
+    float16 it stays float32, because position 300 multiplies its rounding by 300.
     """
 
     def __init__(self, dim_head: int) -> None:
@@ -17,11 +21,21 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, t: Tensor, first: int = 0) -> Tensor:
         """Turn t (B, H, T, dim_head), whose steps are first, first + 1, ...; the same dtype."""
-        # Positions lose their last digits below float32.
-        wide = torch.float64 if self.freqs.dtype == torch.float64 else torch.float32
-        positions = torch.arange(first, first + t.shape[-2], device=t.device, dtype=wide)
-        angles = positions.unsqueeze(-1) * self.freqs.to(wide)
+        positions = torch.arange(first, first + t.shape[-2], device=t.device)
+        # Weights may have been assigned in a lower precision.
+        freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
+        angles = positions.unsqueeze(-1) * freqs
         cos, sin = angles.cos(), angles.sin()
         x, y = t.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((x * cos - y * sin, y * cos + x * sin), dim=-1)
         return turned.flatten(-2).to(t.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What ``to``, ``half`` and their like call with a function of each parameter."""
+
+        def at_least_float32(t: Tensor) -> Tensor:
+            moved = fn(t)
+            wide = torch.promote_types(moved.dtype, torch.float32)
+            return moved if moved.dtype == wide else t.to(moved.device, wide)
+
+        return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]

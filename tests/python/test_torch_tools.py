@@ -1,6 +1,7 @@
 """torch's own tools on the package: compile, export, autocast, func, copies, dtypes, meta, DDP."""
 
 import copy
+import math
 import os
 import pickle
 import subprocess
@@ -124,6 +125,25 @@ def test_low_precision_layer(options: dict[str, bool], dtype: torch.dtype) -> No
     y, (a, kv) = copy.deepcopy(layer).to(dtype)(x.to(dtype), return_cache=True)
     assert (y.dtype, a.dtype, kv.dtype) == (dtype, torch.float32, torch.float32)
     torch.testing.assert_close(y.float(), layer(x), rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rotary_positions_are_exact_in_low_precision(dtype: torch.dtype) -> None:
+    """257 is no bfloat16, and a frequency rounded to one is multiplied by the position."""
+    rotary = gateloop_cpp.CausalFullAttention(16, dim_head=8, heads=2, rotary_emb=True).rotary_emb
+    assert rotary is not None
+    t = torch.randn(1, 2, 3000, 8)
+    expected = rotary(t)
+    ours = copy.deepcopy(rotary).to(dtype)(t.to(dtype))
+    assert ours.dtype == dtype
+    # One rounding of values up to 5 before and one after.
+    torch.testing.assert_close(ours.float(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    # Loading weights of the peer in this precision in place of ours too.
+    assigned = copy.deepcopy(rotary).to(dtype)
+    assigned.load_state_dict({"freqs": torch.ones(4, dtype=dtype)}, assign=True)
+    assert assigned(torch.ones(1, 1, 258, 8, dtype=dtype))[0, 0, 257, 0] == pytest.approx(
+        math.cos(257) - math.sin(257), abs=2 * torch.finfo(dtype).eps
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
