@@ -50,9 +50,13 @@ bool accepts(const Reader& reader, const path& directory, const std::string& byt
 bool fuzz(const Reader& reader, const path& directory, double seconds, std::uint64_t seed) {
   const std::vector<std::string> seeds = seeds_of(reader, directory / "seeds");
   for (const std::string& bytes : seeds) {
-    if (accepts(reader, directory, bytes)) continue;
-    std::printf("%s refuses a whole file: %s\n", reader.name, (directory / reader.file).c_str());
-    return false;
+    try {
+      std::ofstream(directory / reader.file, std::ios::binary) << bytes;
+      reader.read(directory);
+    } catch (const std::exception& error) {
+      std::printf("%s refuses a whole file: %s\n", reader.name, error.what());
+      return false;
+    }
   }
   std::printf("%s: broken files in %s\n", reader.name, (directory / reader.file).c_str());
   std::fflush(stdout);
