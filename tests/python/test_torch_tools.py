@@ -141,9 +141,9 @@ def test_rotary_positions_are_exact_in_low_precision(dtype: torch.dtype) -> None
     # Loading weights of the peer in this precision in place of ours too.
     assigned = copy.deepcopy(rotary).to(dtype)
     assigned.load_state_dict({"freqs": torch.ones(4, dtype=dtype)}, assign=True)
-    assert assigned(torch.ones(1, 1, 258, 8, dtype=dtype))[0, 0, 257, 0] == pytest.approx(
-        math.cos(257) - math.sin(257), abs=2 * torch.finfo(dtype).eps
-    )
+    turned = float(assigned(torch.ones(1, 1, 258, 8, dtype=dtype))[0, 0, 257, 0])
+    expected_turn = math.cos(257) - math.sin(257)
+    assert turned == pytest.approx(expected_turn, abs=2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("name", MODELS)
