@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-namespace gateloop::checkpoint {
+namespace gateloop::model {
 
 /// Owns a file descriptor.
 class FileDescriptor {
@@ -69,5 +69,7 @@ class InputFile {
 };
 
 std::string read_text(const std::filesystem::path& path);
+/// Writes `text` to `path` by way of an AtomicFile.
+void save_text(const std::filesystem::path& path, const std::string& text);
 
-}  // namespace gateloop::checkpoint
+}  // namespace gateloop::model

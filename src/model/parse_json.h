@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace gateloop::checkpoint {
+namespace gateloop::model {
 
 /// Far above what our files nest. nlohmann-json prints values by recursion: 50,000 levels fit a
 /// stack of 8 MiB, 100,000 overflow it.
@@ -19,4 +19,4 @@ Json parse_json(const std::string& text) {
   });
 }
 
-}  // namespace gateloop::checkpoint
+}  // namespace gateloop::model

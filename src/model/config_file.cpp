@@ -1,13 +1,13 @@
-#include "checkpoint/config_file.h"
+#include "model/config_file.h"
 
 #include <cinttypes>
 #include <cstdio>
 #include <stdexcept>
 
-#include "checkpoint/file.h"
-#include "checkpoint/parse_json.h"
+#include "model/file.h"
+#include "model/parse_json.h"
 
-namespace gateloop::checkpoint {
+namespace gateloop::model {
 namespace {
 
 using json_fields::json;
@@ -20,7 +20,7 @@ constexpr const char* kIdKey = "config_id";
 
 }  // namespace
 
-std::string config_id(const nn::TransformerOptions& options) {
+std::string config_id(const ModelOptions& options) {
   std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
   for (const unsigned char byte : to_json(options)) hash = (hash ^ byte) * 0x100000001b3;
   char id[17];
@@ -66,12 +66,12 @@ std::vector<std::string> provenance_of(const json& config) {
   return objects;
 }
 
-std::map<std::string, std::string> config_metadata(const nn::TransformerOptions& options,
+std::map<std::string, std::string> config_metadata(const ModelOptions& options,
                                                    const std::string& id) {
   return {{kModelKey, json::parse(to_json(options)).dump()}, {kIdKey, id}};
 }
 
-nn::TransformerOptions options_of(const json& config,
+ModelOptions options_of(const json& config,
                                   const std::map<std::string, std::string>& metadata) {
   const auto model = metadata.find(kModelKey);
   const auto id = metadata.find(kIdKey);
@@ -80,4 +80,34 @@ nn::TransformerOptions options_of(const json& config,
   return options_from_json(config.at("model").dump());
 }
 
-}  // namespace gateloop::checkpoint
+ModelFiles open_model(const std::filesystem::path& dir, Weights weights) {
+  if (!std::filesystem::exists(dir / kConfigFile)) {
+    throw std::runtime_error(dir.string() +
+                             ": no model there (no config.json): gateloop train "
+                             "--out " +
+                             dir.string() + " makes one");
+  }
+  ModelFiles files;
+  const bool best = weights == Weights::kBest;
+  files.weights = dir / (best ? "model.best.safetensors" : "model.safetensors");
+  if (!std::filesystem::exists(files.weights)) {
+    throw std::runtime_error(files.weights.string() +
+                             ": no such file: training has not yet saved " +
+                             (best ? "a best model" : "a model") + " in this directory");
+  }
+  const json config = read_config(dir, {"model"});
+  files.header = read_safetensors_header(files.weights);
+  try {
+    files.options = options_of(config, files.header.metadata);
+    files.spec = resolve(files.options);
+  } catch (const std::exception& error) {
+    fail_config(dir, error.what());
+  }
+  std::vector<NamedShape> given;
+  for (const TensorEntry& entry : files.header.tensors) given.push_back({entry.name, entry.shape});
+  if (const std::string problems = weight_problems(files.spec, given); !problems.empty())
+    throw std::runtime_error(files.weights.string() + ": " + problems);
+  return files;
+}
+
+}  // namespace gateloop::model

@@ -10,14 +10,15 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/json_fields.h"
-#include "gateloop/checkpoint.h"
+#include "gateloop/model.h"
+#include "model/json_fields.h"
+#include "model/safetensors.h"
 
-namespace gateloop::checkpoint {
+namespace gateloop::model {
 
 /// The id of the config.json of such a model: a digest of its options, so that two runs alike write
 /// the same bytes.
-std::string config_id(const nn::TransformerOptions& options);
+std::string config_id(const ModelOptions& options);
 
 /// DIR/config.json: an object of this format with the members `required`. Throws
 /// std::runtime_error naming the file and what is wrong.
@@ -32,10 +33,21 @@ std::string id_of(const json_fields::json& config);
 std::vector<std::string> provenance_of(const json_fields::json& config);
 
 /// What a safetensors file carries of the configuration with this id.
-std::map<std::string, std::string> config_metadata(const nn::TransformerOptions& options,
+std::map<std::string, std::string> config_metadata(const ModelOptions& options,
                                                    const std::string& id);
 /// The options of the weights that carry `metadata`, beside the configuration.
-nn::TransformerOptions options_of(const json_fields::json& config,
-                                  const std::map<std::string, std::string>& metadata);
+ModelOptions options_of(const json_fields::json& config,
+                        const std::map<std::string, std::string>& metadata);
 
-}  // namespace gateloop::checkpoint
+/// A model in a directory: config.json, and model.safetensors or model.best.safetensors.
+struct ModelFiles {
+  ModelOptions options;
+  ModelSpec spec;
+  std::filesystem::path weights;
+  SafeTensorsHeader header;
+};
+/// Throws std::runtime_error naming the file that is not there or what is wrong with it, and every
+/// weight that is missing, unexpected or misshapen.
+ModelFiles open_model(const std::filesystem::path& dir, Weights weights);
+
+}  // namespace gateloop::model

@@ -10,9 +10,9 @@
 #include <string>
 #include <utility>
 
-#include "gateloop/nn/transformer.h"
+#include "gateloop/model.h"
 
-namespace gateloop::checkpoint::json_fields {
+namespace gateloop::model::json_fields {
 
 using json = nlohmann::ordered_json;  // config.json keeps the order of the struct
 
@@ -24,7 +24,7 @@ inline json encode(std::uint64_t value) { return value; }
 inline json encode(bool value) { return value; }
 inline json encode(double value) { return value; }
 inline json encode(const std::string& value) { return value; }
-inline json encode(nn::Gate value) { return value == nn::Gate::kPolar ? "polar" : "sigmoid"; }
+inline json encode(Gate value) { return value == Gate::kPolar ? "polar" : "sigmoid"; }
 inline json encode(const std::pair<double, double>& value) {
   return json::array({value.first, value.second});
 }
@@ -60,11 +60,11 @@ inline void decode(const std::string& name, const json& value, std::string& fiel
   if (!value.is_string()) wrong_type(name, "a string", value);
   field = value.get<std::string>();
 }
-inline void decode(const std::string& name, const json& value, nn::Gate& field) {
+inline void decode(const std::string& name, const json& value, Gate& field) {
   if (value == "polar") {
-    field = nn::Gate::kPolar;
+    field = Gate::kPolar;
   } else if (value == "sigmoid") {
-    field = nn::Gate::kSigmoid;
+    field = Gate::kSigmoid;
   } else {
     wrong_type(name, "\"polar\" or \"sigmoid\"", value);
   }
@@ -93,10 +93,10 @@ json encode_fields(const Options& options) {
   return object;
 }
 
-/// A field that is absent keeps its value: a later version may add options. An unknown one is an
-/// error.
+/// A field that is absent keeps its value: a later version may add options. What is no field stays
+/// in `object`.
 template <typename Options>
-void decode_fields(json object, Options& options) {
+void take_fields(json& object, Options& options) {
   if (!object.is_object()) throw std::runtime_error("not a JSON object: " + object.dump());
   for_each_field(options, [&](const char* name, auto& field) {
     const auto found = object.find(name);
@@ -104,9 +104,20 @@ void decode_fields(json object, Options& options) {
     decode(name, *found, field);
     object.erase(found);
   });
+}
+
+/// Throws where anything is left that nothing took.
+inline void expect_empty(const json& object) {
   if (!object.empty()) {
     throw std::runtime_error("unknown option \"" + object.begin().key() + "\"");
   }
 }
 
-}  // namespace gateloop::checkpoint::json_fields
+/// The same for an object of these fields alone: an unknown one is an error.
+template <typename Options>
+void decode_fields(json object, Options& options) {
+  take_fields(object, options);
+  expect_empty(object);
+}
+
+}  // namespace gateloop::model::json_fields

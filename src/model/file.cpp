@@ -1,4 +1,4 @@
-#include "checkpoint/file.h"
+#include "model/file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -9,9 +9,7 @@
 #include <stdexcept>
 #include <system_error>
 
-#include "gateloop/checkpoint.h"
-
-namespace gateloop::checkpoint {
+namespace gateloop::model {
 namespace {
 
 // Linux transfers at most 0x7ffff000 bytes a call; a round number below it.
@@ -130,4 +128,4 @@ void save_text(const std::filesystem::path& path, const std::string& text) {
   file.commit();
 }
 
-}  // namespace gateloop::checkpoint
+}  // namespace gateloop::model

@@ -1,0 +1,103 @@
+// What mixers differ in: their states, the activations they keep, their operations.
+#include <algorithm>
+
+#include "gateloop/model.h"
+
+namespace gateloop::model {
+namespace {
+
+constexpr std::int64_t kRecurrentBytes = 4;  // float32, or wider where the weights are
+
+struct State {
+  const ModelSpec& spec;
+  std::int64_t real_bytes;
+
+  StateSize operator()(const GateLoopSpec& s) const {
+    const std::int64_t parts = spec.ablation.state_transition ? 1 : s.transition_parts();
+    return {.fixed =
+                s.dim_inner * s.dim_head() * parts * std::max(real_bytes, kRecurrentBytes)};
+  }
+  StateSize operator()(const AttentionSpec& s) const {
+    const std::int64_t keys_and_values = 2 * s.dim_inner() * real_bytes;
+    if (s.window) return {.fixed = *s.window * keys_and_values};
+    return {.per_token = keys_and_values};
+  }
+  StateSize operator()(const NoMixer&) const { return {}; }
+};
+
+std::int64_t context(const AttentionSpec& s, std::int64_t length) {
+  return std::min(length, s.window.value_or(length));
+}
+
+struct Activations {
+  std::int64_t length;
+
+  std::int64_t operator()(const GateLoopSpec& s) const {
+    // q, k, v; z as (re, im); y; the swish gate before and after; their product.
+    const std::int64_t mixer = 9 * s.dim_inner;
+    // Complex d x d states per head, and the k v products they sum.
+    return s.has_max_heads() ? mixer : mixer + 4 * s.dim_inner * s.dim_head();
+  }
+  std::int64_t operator()(const AttentionSpec& s) const {
+    // q, k, v with and without rotation, transitions, gates; scores before and after softmax.
+    return 12 * s.dim_inner() + 3 * s.heads * context(s, length);
+  }
+  std::int64_t operator()(const NoMixer&) const { return 0; }
+};
+
+/// Beside products with weights.
+struct Flops {
+  std::int64_t length;
+
+  std::int64_t operator()(const GateLoopSpec& s) const {
+    // A complex multiply-add (8), the input (1) and the read-out (2) per channel of the state.
+    return 11 * s.dim_inner * s.dim_head();
+  }
+  std::int64_t operator()(const AttentionSpec& s) const {
+    // Scores and sums of values, over half of a full context on average.
+    const std::int64_t steps = s.window ? context(s, length) : (length + 1) / 2;
+    return 4 * s.dim_inner() * steps;
+  }
+  std::int64_t operator()(const NoMixer&) const { return 0; }
+};
+
+}  // namespace
+
+StateSize state_size(const ModelSpec& spec, std::int64_t real_bytes) {
+  StateSize total;
+  for (const LayerSpec& layer : spec.layers) {
+    const StateSize size = std::visit(State{spec, real_bytes}, layer.mixer);
+    total.fixed += size.fixed;
+    total.per_token += size.per_token;
+    if (layer.simple_gate_loop) total.fixed += spec.dim * std::max(real_bytes, kRecurrentBytes);
+  }
+  return total;
+}
+
+std::int64_t activations_per_token(const ModelSpec& spec, std::int64_t length) {
+  std::int64_t total = 3 * spec.num_tokens;  // logits, their softmax, their gradient
+  for (const LayerSpec& layer : spec.layers) {
+    // Residual stream and norms, the hidden layer before and after its activation.
+    total += 6 * spec.dim + 3 * layer.ff_mult * spec.dim;
+    total += std::visit(Activations{length}, layer.mixer);
+    if (layer.simple_gate_loop) total += 6 * spec.dim;  // norm, q, kv, z, y, sum
+  }
+  return total;
+}
+
+std::int64_t flops_per_token(const ModelSpec& spec, std::int64_t length) {
+  std::int64_t total = 0;
+  for (const Weight& weight : weight_table(spec)) {
+    if (weight.role == Role::kMatrix) total += 2 * weight.numel();
+  }
+  if (spec.tie_embeddings) total += 2 * spec.num_tokens * spec.dim;
+  for (const LayerSpec& layer : spec.layers) {
+    total += std::visit(Flops{length}, layer.mixer);
+    if (layer.simple_gate_loop) total += 3 * spec.dim;
+  }
+  return total;
+}
+
+bool has_bounded_state(const ModelSpec& spec) { return state_size(spec).per_token == 0; }
+
+}  // namespace gateloop::model

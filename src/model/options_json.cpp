@@ -1,0 +1,213 @@
+#include <stdexcept>
+#include <string>
+
+#include "gateloop/model.h"
+#include "model/json_fields.h"
+#include "model/parse_json.h"
+
+namespace gateloop::model {
+
+/// Every field of a struct, once; found by argument-dependent lookup.
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, SimpleGateLoopSpec>
+void for_each_field(Options& options, Visitor&& visit) {
+  visit("prenorm", options.prenorm);
+  visit("post_ln", options.post_ln);
+}
+
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, GateLoopSpec>
+void for_each_field(Options& options, Visitor&& visit) {
+  visit("dim_inner", options.dim_inner);
+  visit("heads", options.heads);
+  visit("gate", options.gate);
+  visit("joint_kv", options.joint_kv);
+  visit("add_swish_gating", options.add_swish_gating);
+  visit("sub_ln", options.sub_ln);
+  visit("normalize_input", options.normalize_input);
+  visit("transition_bias", options.transition_bias);
+  visit("frac_gradient_state_transition", options.frac_gradient_state_transition);
+  visit("checkpoint_gate_looped_attn", options.checkpoint_gate_looped_attn);
+}
+
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, AttentionSpec>
+void for_each_field(Options& options, Visitor&& visit) {
+  visit("heads", options.heads);
+  visit("dim_head", options.dim_head);
+  visit("rotary_emb", options.rotary_emb);
+  visit("data_dependent_rel_pos", options.data_dependent_rel_pos);
+  visit("softmax_normalize", options.softmax_normalize);
+  visit("add_swish_gating", options.add_swish_gating);
+  visit("frac_gradient_data_dependent_rel_pos", options.frac_gradient_data_dependent_rel_pos);
+  visit("window", options.window);
+}
+
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, NoMixer>
+void for_each_field(Options&, Visitor&&) {}
+
+/// Beside its mixer's.
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, LayerSpec>
+void for_each_field(Options& options, Visitor&& visit) {
+  visit("simple_gate_loop", options.simple_gate_loop);
+  visit("ff_mult", options.ff_mult);
+}
+
+/// Beside its layers.
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, ModelSpec>
+void for_each_field(Options& options, Visitor&& visit) {
+  visit("num_tokens", options.num_tokens);
+  visit("dim", options.dim);
+  visit("post_norm", options.post_norm);
+  visit("tie_embeddings", options.tie_embeddings);
+  visit("ablate_complex", options.ablation.complex);
+  visit("ablate_state_transition", options.ablation.state_transition);
+}
+
+/// Beside its layers.
+template <typename Options, typename Visitor>
+requires std::is_same_v<std::remove_const_t<Options>, ModelOptions>
+void for_each_field(Options& options, Visitor&& visit) {
+  visit("num_tokens", options.num_tokens);
+  visit("dim", options.dim);
+  visit("depth", options.depth);
+  visit("dim_head", options.dim_head);
+  visit("heads", options.heads);
+  visit("ff_mult", options.ff_mult);
+  visit("checkpoint_gate_looped_attn", options.checkpoint_gate_looped_attn);
+  visit("use_gate_looped_attn", options.use_gate_looped_attn);
+  visit("gate_loop_heads", options.gate_loop_heads);
+  visit("attn_add_swish_gating", options.attn_add_swish_gating);
+  visit("dim_gate_looped_attn", options.dim_gate_looped_attn);
+  visit("attn_softmax_normalize", options.attn_softmax_normalize);
+  visit("data_dependent_rel_pos", options.data_dependent_rel_pos);
+  visit("frac_gradient_state_transition", options.frac_gradient_state_transition);
+  visit("ablate_complex", options.ablate_complex);
+  visit("ablate_state_transition", options.ablate_state_transition);
+  visit("rotary_emb", options.rotary_emb);
+  visit("post_ln_norm", options.post_ln_norm);
+  visit("sub_ln", options.sub_ln);
+  visit("gate", options.gate);
+  visit("normalize_input", options.normalize_input);
+  visit("transition_bias", options.transition_bias);
+  // Beyond version 0.1.
+  visit("joint_kv", options.joint_kv);
+  visit("window", options.window);
+  visit("tie_embeddings", options.tie_embeddings);
+  visit("simple_gate_loop", options.simple_gate_loop);
+}
+
+namespace {
+
+using json_fields::json;
+
+constexpr const char* kLayers = "layers";
+/// Left out at their defaults: programs of version 0.1 refuse fields that they do not have.
+constexpr const char* kBeyondVersion01[] = {"joint_kv", "window", "tie_embeddings",
+                                            "simple_gate_loop"};
+
+}  // namespace
+
+json encode(const SimpleGateLoopSpec& spec) { return json_fields::encode_fields(spec); }
+
+void decode(const std::string& name, const json& value, SimpleGateLoopSpec& spec) {
+  if (!value.is_object())
+    json_fields::wrong_type(name, "null or an object such as {\"prenorm\": true}", value);
+  json_fields::decode_fields(value, spec);
+}
+
+namespace {
+
+json encode_layer(const LayerSpec& layer) {
+  json object = {{"mixer", std::string(mixer_name(layer.mixer))}};
+  const json mixer = std::visit(
+      [](const auto& spec) { return json_fields::encode_fields(spec); }, layer.mixer);
+  object.update(mixer);
+  object.update(json_fields::encode_fields(layer));
+  return object;
+}
+
+json encode_layers(const std::vector<LayerSpec>& layers) {
+  json list = json::array();
+  for (const LayerSpec& layer : layers) list.push_back(encode_layer(layer));
+  return list;
+}
+
+/// A mixer's name, or an object of what differs from the options.
+LayerSpec decode_layer(const json& value, const ModelOptions& options) {
+  if (value.is_string()) return layer_of(options, value.get<std::string>());
+  if (!value.is_object() || !value.contains("mixer") || !value["mixer"].is_string()) {
+    json_fields::wrong_type(
+        kLayers, "a list of mixers' names and of objects {\"mixer\": name, ...}", value);
+  }
+  json object = value;
+  LayerSpec layer = layer_of(options, object["mixer"].get<std::string>());
+  object.erase("mixer");
+  json_fields::take_fields(object, layer);
+  std::visit([&](auto& mixer) { json_fields::take_fields(object, mixer); }, layer.mixer);
+  // A width given without a number of heads means max heads where the options have them.
+  if (auto* mixer = std::get_if<GateLoopSpec>(&layer.mixer);
+      mixer && !value.contains("heads") && !options.gate_loop_heads)
+    mixer->heads = mixer->dim_inner;
+  if (auto* mixer = std::get_if<AttentionSpec>(&layer.mixer);
+      mixer && !value.contains("softmax_normalize") && !options.attn_softmax_normalize)
+    mixer->softmax_normalize = !mixer->data_dependent_rel_pos;
+  json_fields::expect_empty(object);
+  return layer;
+}
+
+std::vector<LayerSpec> decode_layers(const json& value, const ModelOptions& options) {
+  if (value.is_null()) return {};
+  if (value.is_string()) return parse_layers(value.get<std::string>(), options);
+  if (!value.is_array() || value.empty())
+    json_fields::wrong_type(kLayers, "a pattern or a list of layers, not empty", value);
+  const auto depth = static_cast<std::size_t>(std::max<std::int64_t>(0, options.depth));
+  if (value.size() > depth)
+    throw std::runtime_error("option \"layers\" must have at most depth " + std::to_string(depth) +
+                             " entries, not " + std::to_string(value.size()));
+  std::vector<LayerSpec> layers;
+  for (std::size_t i = 0; i < depth; ++i)
+    layers.push_back(i < value.size() ? decode_layer(value[i], options)
+                                      : layers[i - value.size()]);
+  return layers;
+}
+
+}  // namespace
+
+std::string to_json(const ModelOptions& options) {
+  json object = json_fields::encode_fields(options);
+  const json defaults = json_fields::encode_fields(ModelOptions());
+  for (const char* name : kBeyondVersion01) {
+    if (object[name] == defaults[name]) object.erase(name);
+  }
+  if (!options.layers.empty()) object[kLayers] = encode_layers(options.layers);
+  return object.dump(2);
+}
+
+ModelOptions options_from_json(const std::string& text) {
+  ModelOptions options;
+  try {
+    json object = parse_json<json>(text);
+    json_fields::take_fields(object, options);
+    // Last, because layers start from what the other options say.
+    if (const auto found = object.find(kLayers); found != object.end()) {
+      options.layers = decode_layers(*found, options);
+      object.erase(found);
+    }
+    json_fields::expect_empty(object);
+  } catch (const std::exception& error) {  // of the JSON parser or of a field
+    throw std::runtime_error(std::string("model: ") + error.what());
+  }
+  return options;
+}
+
+std::string to_json(const ModelSpec& spec) {
+  json object = json_fields::encode_fields(spec);
+  object[kLayers] = encode_layers(spec.layers);
+  return object.dump(2);
+}
+
+}  // namespace gateloop::model
