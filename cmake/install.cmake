@@ -4,10 +4,12 @@ include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gateloop)
 
 install(FILES ${PROJECT_SOURCE_DIR}/include/gateloop/recurrence.h
+  ${PROJECT_SOURCE_DIR}/include/gateloop/model.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gateloop)
 # Two export sets: a user of the recurrence alone need not have libtorch.
 target_compile_features(gateloop_recurrence PUBLIC cxx_std_20)
-install(TARGETS gateloop_recurrence EXPORT gateloop-recurrence)
+target_compile_features(gateloop_model PUBLIC cxx_std_20)
+install(TARGETS gateloop_recurrence gateloop_model EXPORT gateloop-recurrence)
 install(EXPORT gateloop-recurrence NAMESPACE gateloop:: DESTINATION ${package_dir})
 
 if(GATELOOP_TORCH)

@@ -82,10 +82,10 @@ void run(const Flags& flags) {
   const auto corpus = open_corpus(flags.corpus.data, flags.corpus.parts());
   const auto text = part_of(corpus, flags);
   const auto model = load_model(flags.model);
-  const bool recurrent = model->options().use_gate_looped_attn;
-  if (flags.mode == "carried" && !recurrent)
+  const bool bounded = model::has_bounded_state(model->spec());
+  if (flags.mode == "carried" && !bounded)
     throw UsageError(
-        "--mode carried needs a model with GateLoop layers; for this attention model "
+        "--mode carried needs a model without full attention; for this model "
         "use --mode windowed with a larger --length");
   training::EvaluationOptions options;
   options.length = flags.length;
@@ -94,12 +94,12 @@ void run(const Flags& flags) {
     print_score("windowed",
                 "each window of " + std::to_string(flags.length) + " starts from zero state",
                 training::evaluate_windows, model, text, options);
-  if (flags.mode != "windowed" && recurrent)
+  if (flags.mode != "windowed" && bounded)
     print_score("carried", "one sequence, the state carried through it all",
                 training::evaluate_carried, model, text, options);
-  if (flags.mode == "both" && !recurrent)
+  if (flags.mode == "both" && !bounded)
     std::printf(
-        "carried   left out: an attention model's key/value cache grows with the text; "
+        "carried   left out: the key/value cache of full attention grows with the text; "
         "a larger --length gives it more context\n");
   flush_output();
 }

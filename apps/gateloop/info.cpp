@@ -35,16 +35,16 @@ std::string owner(const std::string& parameter) {
   return name;
 }
 
-void print_parameters(const nn::Transformer& model) {
+void print_parameters(const model::ModelSpec& spec) {
   std::vector<std::pair<std::string, std::int64_t>> modules;  // in the model's order
   std::int64_t total = 0;
-  for (const auto& item : model->named_parameters()) {
-    const auto name = owner(item.key());
+  for (const auto& weight : model::weight_table(spec)) {
+    const auto name = owner(weight.name);
     auto found = modules.begin();
     while (found != modules.end() && found->first != name) ++found;
     if (found == modules.end()) found = modules.insert(found, {name, 0});
-    found->second += item.value().numel();
-    total += item.value().numel();
+    found->second += weight.numel();
+    total += weight.numel();
   }
   std::printf("\n%-32s %15s\n", "module (* = all layers)", "parameters");
   for (const auto& [name, count] : modules)
@@ -52,8 +52,8 @@ void print_parameters(const nn::Transformer& model) {
   std::printf("%-32s %15s\n", "total", grouped(total).c_str());
 }
 
-void print_state(const nn::TransformerOptions& options) {
-  const auto state = generation::state_size(options);
+void print_state(const model::ModelSpec& spec) {
+  const auto state = model::state_size(spec);
   if (state.per_token == 0)
     std::printf("\nstate per sequence: %s bytes, however long the text\n",
                 grouped(state.fixed).c_str());
@@ -83,9 +83,9 @@ void print_provenance(const std::filesystem::path& directory) {
 
 void run(const ModelFlags& flags) {
   const auto model = load_model(flags);
-  std::printf("model %s\n", checkpoint::to_json(model->options()).c_str());
-  print_parameters(model);
-  print_state(model->options());
+  std::printf("model %s\n", model::to_json(model->options()).c_str());
+  print_parameters(model->spec());
+  print_state(model->spec());
   print_files(flags.directory);
   print_provenance(flags.directory);
   flush_output();

@@ -17,7 +17,7 @@ using training::TrainingOptions;
 namespace {
 
 std::string text_of(bool value) { return value ? "on" : "off"; }
-std::string text_of(const std::string& value) { return value; }
+std::string text_of(const std::string& value) { return value.empty() ? "unset" : value; }
 std::string text_of(nn::Gate value) { return value == nn::Gate::kPolar ? "polar" : "sigmoid"; }
 template <typename Number>
 std::string text_of(Number value) {
@@ -65,6 +65,7 @@ class Overrides {
   explicit Overrides(CLI::App& command) : command_(command) {}
 
   void group(const char* name) { group_ = name; }
+  CLI::App& command() const { return command_; }
 
   /// `field` gives the field of a RunConfig that --NAME sets.
   template <typename Field>
@@ -151,8 +152,26 @@ void add_model_flags(TrainFlags& given) {
   flags.add("depth", MODEL_FIELD(depth), "Layers");
   flags.add("ff-mult", MODEL_FIELD(ff_mult), "Hidden width of the feed-forward, in dim");
   flags.add("post-ln-norm", MODEL_FIELD(post_ln_norm), "Norm after the residual sum, not before");
-  flags.add("use-gate-looped-attn", MODEL_FIELD(use_gate_looped_attn),
-            "GateLoop layers; --no-use-gate-looped-attn: full attention");
+  given.mixer_given = flags.add("use-gate-looped-attn", MODEL_FIELD(use_gate_looped_attn),
+                                "GateLoop layers; --no-use-gate-looped-attn: full attention");
+
+  given.layers_given =
+      flags
+          .add("layers", MODEL_FIELD(layer_pattern),
+               "Mixers of the layers, a pattern of gate_loop, attention and none that is repeated "
+               "to "
+               "the depth: gate_loop*2,attention; unset: as --use-gate-looped-attn says")
+          ->type_name("PATTERN");
+  flags.add("tie-embeddings", MODEL_FIELD(tie_embeddings), "The logits' matrix is the embedding");
+  flags.command()
+      .add_option("--simple-gate-loop", given.simple_gate_loop,
+                  "A simple gate loop with a residual in front of every layer's mixer" +
+                      defaults([](const RunConfig& config) {
+                        return std::string(config.model.simple_gate_loop ? "every" : "none");
+                      }))
+      ->check(CLI::IsMember({"every", "none"}))
+      ->type_name("every|none")
+      ->group("Model");
 
   flags.group("Model: GateLoop layers");
   given.gate_given =
@@ -170,6 +189,8 @@ void add_model_flags(TrainFlags& given) {
           ->delimiter(',')
           ->type_name("LOW,HIGH");
   flags.add("dim-gate-looped-attn", MODEL_FIELD(dim_gate_looped_attn), "Inner width; unset: dim");
+  flags.add("joint-kv", MODEL_FIELD(joint_kv),
+            "One projection to the recurrence's input instead of one to k and one to v");
   flags.add("gate-loop-heads", MODEL_FIELD(gate_loop_heads), "Heads; unset: one per channel");
   flags.add("attn-add-swish-gating", MODEL_FIELD(attn_add_swish_gating), "Gate the output");
   flags.add("sub-ln", MODEL_FIELD(sub_ln), "Norm inside the layer");
@@ -180,9 +201,11 @@ void add_model_flags(TrainFlags& given) {
   flags.add("ablate-complex", MODEL_FIELD(ablate_complex), "Real part of the transition only");
   flags.add("ablate-state-transition", MODEL_FIELD(ablate_state_transition), "Transition 1");
 
-  flags.group("Model: full attention layers");
+  flags.group("Model: attention layers");
   flags.add("heads", MODEL_FIELD(heads), "Heads");
   flags.add("dim-head", MODEL_FIELD(dim_head), "Width of a head");
+  flags.add("window", MODEL_FIELD(window),
+            "Steps that a step attends to, itself included; unset: all");
   flags.add("rotary-emb", MODEL_FIELD(rotary_emb), "Rotary position embedding");
   flags.add("data-dependent-rel-pos", MODEL_FIELD(data_dependent_rel_pos),
             "Positions from the data, as GateLoop's transitions");
@@ -271,10 +294,20 @@ RunConfig configure(const TrainFlags& flags) {
   }
   if (const auto parts = flags.corpus.parts()) options.split = parts;
   flags.overrides->apply(config);
+  if (!flags.simple_gate_loop.empty()) {
+    config.model.simple_gate_loop.reset();
+    if (flags.simple_gate_loop == "every") config.model.simple_gate_loop.emplace();
+  }
   // `--gate polar` alone shall be enough: what a preset adds for the sigmoid gate goes with it.
   if (flags.gate_given->count() > 0 && !flags.resume && config.model.gate == nn::Gate::kPolar) {
     if (flags.normalize_input_given->count() == 0) config.model.normalize_input = false;
     if (flags.transition_bias_given->count() == 0) config.model.transition_bias.reset();
+  }
+  // Each given alone, the newer way to choose mixers and the older replace one another.
+  if (flags.layers_given->count() > 0) config.model.layers.clear();
+  if (flags.mixer_given->count() > 0 && flags.layers_given->count() == 0) {
+    config.model.layer_pattern.clear();
+    config.model.layers.clear();
   }
   training::check(config);
   return config;

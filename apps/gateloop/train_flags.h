@@ -22,6 +22,7 @@ struct TrainFlags {
   std::int64_t steps = 0;
   double minutes = 0;
   std::string plan;
+  std::string simple_gate_loop;  ///< "every", "none", or empty: as the preset
   std::uint64_t seed = 0;
   bool resume = false;
   bool overwrite = false;
@@ -29,6 +30,8 @@ struct TrainFlags {
   CLI::Option* steps_given = nullptr;
   CLI::Option* minutes_given = nullptr;
   CLI::Option* seed_given = nullptr;
+  CLI::Option* mixer_given = nullptr;
+  CLI::Option* layers_given = nullptr;
   CLI::Option* gate_given = nullptr;
   CLI::Option* normalize_input_given = nullptr;
   CLI::Option* transition_bias_given = nullptr;

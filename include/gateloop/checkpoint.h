@@ -26,16 +26,7 @@ SafeTensors load_safetensors(const std::filesystem::path& path);
 /// Throws std::runtime_error naming the path; the file that was there before stays intact.
 void save_safetensors(const std::filesystem::path& path, const SafeTensors& content);
 
-/// Writes `text` to `path` by way of a temporary file, as above.
-void save_text(const std::filesystem::path& path, const std::string& text);
-
-/// The model part of config.json: every field of TransformerOptions under its own name.
-/// Unknown fields and wrong types are errors that name the field.
-std::string to_json(const nn::TransformerOptions& options);
-nn::TransformerOptions options_from_json(const std::string& json);
-
-/// Which weights of a directory: the last that were saved, or the best at validation.
-enum class Weights { kLatest, kBest };
+using model::Weights;
 
 /// Parameters by state_dict name, float32 copies on the CPU sharing no memory with the module.
 std::map<std::string, torch::Tensor> state_dict(const torch::nn::Module& module);
@@ -45,7 +36,7 @@ void load_state_dict(torch::nn::Module& module,
 
 /// Makes DIR hold this model, and no best one; what else lies there stays. A crash leaves the
 /// former model or this one for load_model(), never a part of each.
-void save_model(nn::Transformer model, const std::filesystem::path& dir);
+void save_model(nn::Transformer transformer, const std::filesystem::path& dir);
 
 /// What explains a model later, as a JSON object: "program" with its version, git "revision" (empty
 /// if unknown), "torch", "processor", "command" line and "date" (UTC).

@@ -42,15 +42,6 @@ class Sampler {
   at::Generator generator_;
 };
 
-/// What one sequence carries from token to token.
-struct StateSize {
-  std::int64_t fixed = 0;      ///< bytes, however long the sequence
-  std::int64_t per_token = 0;  ///< bytes more for every token read: zero for GateLoop layers
-};
-/// `dtype`: of the weights.
-StateSize state_size(const nn::TransformerOptions& options,
-                     torch::ScalarType dtype = torch::kFloat32);
-
 /// What a Decoder carries from token to token: a value. Decoders that continue from copies of one
 /// state give what each would give alone. Default-constructed: the start of a sequence.
 struct DecoderState {

@@ -109,8 +109,7 @@ struct ModelSpec {
 };
 
 /// Every option of the reference's Transformer, same names, same defaults; then ours, whose
-/// defaults leave the reference's model unchanged. They give every layer the same mixer, unless
-/// `layers` says otherwise.
+/// defaults leave the reference's model unchanged.
 struct ModelOptions {
   std::int64_t num_tokens = 256;
   std::int64_t dim = 512;
@@ -139,19 +138,24 @@ struct ModelOptions {
 
   // Beyond the reference.
   Gate gate = Gate::kPolar;
-  bool normalize_input = false;                                                ///< see GateLoopSpec
-  std::optional<std::pair<double, double>> transition_bias = std::nullopt;     ///< see GateLoopSpec
-  bool joint_kv = false;                                                       ///< see GateLoopSpec
-  std::optional<std::int64_t> window = std::nullopt;                           ///< of attention
-  bool tie_embeddings = false;                                                 ///< see ModelSpec
-  std::optional<SimpleGateLoopSpec> simple_gate_loop = std::nullopt;           ///< in every layer
-  /// One entry a layer; empty: what the options above say, `depth` times.
+  bool normalize_input = false;                                             ///< see GateLoopSpec
+  std::optional<std::pair<double, double>> transition_bias = std::nullopt;  ///< see GateLoopSpec
+  bool joint_kv = false;                                                    ///< see GateLoopSpec
+  std::optional<std::int64_t> window = std::nullopt;                        ///< of attention
+  bool tie_embeddings = false;                                              ///< see ModelSpec
+  std::optional<SimpleGateLoopSpec> simple_gate_loop = std::nullopt;        ///< in every layer
+  /// A pattern of mixers, see parse_layers(); empty: use_gate_looped_attn chooses one for all.
+  std::string layer_pattern = {};
+  /// One entry a layer; empty: what the options above say.
   std::vector<LayerSpec> layers = {};
 };
 
 /// The description of the model that options make. Throws std::invalid_argument naming the option
 /// that does not fit, what was expected and what came.
 ModelSpec resolve(const ModelOptions& options);
+
+/// Throws std::invalid_argument naming the option of a mixer that does not fit.
+void check(const MixerSpec& mixer);
 
 /// One layer as the options make it, with the mixer of this name: "gate_loop", "attention" or
 /// "none". Throws std::invalid_argument for another name.
@@ -192,6 +196,8 @@ struct NamedShape {
 /// What keeps `given` from being the weights of this model: "" where nothing, else every missing,
 /// unexpected and misshapen one by name.
 std::string weight_problems(const ModelSpec& spec, const std::vector<NamedShape>& given);
+std::string weight_problems(const std::vector<NamedShape>& expected,
+                            const std::vector<NamedShape>& given);
 
 // ---- Cost ---------------------------------------------------------------------------------------
 
@@ -214,7 +220,8 @@ std::int64_t flops_per_token(const ModelSpec& spec, std::int64_t length);
 /// Whether a text of any length can be read at a constant cost per token: no full attention.
 bool has_bounded_state(const ModelSpec& spec);
 
-// ---- Files ---------------------------------------------------------------------------------------
+// ---- Files
+// ---------------------------------------------------------------------------------------
 
 /// Which weights of a directory: the last that were saved, or the best at validation.
 enum class Weights : std::uint8_t { kLatest, kBest };
@@ -223,10 +230,11 @@ enum class Weights : std::uint8_t { kLatest, kBest };
 
 /// The model part of config.json: every field of ModelOptions under its own name; those beyond
 /// version 0.1 only where they differ from their defaults, so that older programs read the rest.
+/// "layers" is the pattern, or the list of layers where there is one.
 std::string to_json(const ModelOptions& options);
-/// Unknown fields and wrong types are std::runtime_error naming the field. "layers" may be a
-/// pattern, or a list, repeated to the depth, of mixers' names and of objects {"mixer": name, ...}
-/// with the fields of GateLoopSpec, AttentionSpec and LayerSpec that differ from the options'.
+/// Unknown fields and wrong types are std::runtime_error naming the field. A list of "layers" is
+/// repeated to the depth. Its entries are names of mixers, and objects {"mixer": name, ...} with
+/// the fields of GateLoopSpec, AttentionSpec and LayerSpec that differ from what the options say.
 ModelOptions options_from_json(const std::string& json);
 /// A resolved description, every field of every layer, as JSON.
 std::string to_json(const ModelSpec& spec);

@@ -4,8 +4,8 @@
 #include <fstream>
 #include <iterator>
 
-#include "checkpoint/config_file.h"
 #include "gateloop/checkpoint.h"
+#include "model/config_file.h"
 
 namespace gateloop::checkpoint {
 
@@ -15,7 +15,7 @@ extern const char* const kRevision;
 
 namespace {
 
-using json_fields::json;
+using model::json_fields::json;
 
 /// "model name" of the first processor; empty where the system does not say.
 std::string processor_name() {
@@ -56,7 +56,7 @@ std::string provenance() {
 }
 
 std::vector<std::string> load_provenance(const std::filesystem::path& dir) {
-  return provenance_of(read_config(dir, {}));
+  return model::provenance_of(model::read_config(dir, {}));
 }
 
 }  // namespace gateloop::checkpoint

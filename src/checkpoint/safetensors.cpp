@@ -1,4 +1,6 @@
 // torch's side of the safetensors format.
+#include "model/safetensors.h"
+
 #include <stdexcept>
 #include <string_view>
 #include <utility>
@@ -6,7 +8,6 @@
 
 #include "gateloop/checkpoint.h"
 #include "model/file.h"
-#include "model/safetensors.h"
 
 namespace gateloop::checkpoint {
 namespace {

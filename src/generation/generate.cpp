@@ -24,7 +24,7 @@ std::string shape_of(const torch::Tensor& tensor) {
 
 struct Decoder::Weights {
   explicit Weights(const nn::TransformerImpl& model)
-      : tensors(model), step(model.options(), tensors) {}
+      : tensors(model), step(model.spec(), tensors) {}
 
   nn::LayerTensors tensors;
   nn::DecodingStep step;
@@ -86,23 +86,6 @@ std::int64_t DecoderState::bytes() const {
   std::int64_t bytes = 0;
   for (const auto& layer : layers) bytes += layer.bytes();
   return bytes;
-}
-
-StateSize state_size(const nn::TransformerOptions& options, torch::ScalarType dtype) {
-  const auto real = static_cast<std::int64_t>(c10::elementSize(dtype));
-  // Recurrent states are float32 or wider, and complex unless the gate is real.
-  const auto state_real = std::max<std::int64_t>(real, sizeof(float));
-  StateSize size;
-  if (options.use_gate_looped_attn) {
-    const auto inner = options.dim_gate_looped_attn.value_or(options.dim);
-    const auto heads = options.gate_loop_heads.value_or(inner);
-    const bool is_complex = options.gate == nn::Gate::kPolar && !options.ablate_state_transition;
-    size.fixed = options.depth * inner * (inner / heads) * (is_complex ? 2 : 1) * state_real;
-  } else {
-    const auto inner = options.heads * options.dim_head;
-    size.per_token = options.depth * 2 * inner * real;
-  }
-  return size;
 }
 
 torch::Tensor encode_prompt(std::string_view text) {

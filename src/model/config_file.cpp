@@ -71,8 +71,7 @@ std::map<std::string, std::string> config_metadata(const ModelOptions& options,
   return {{kModelKey, json::parse(to_json(options)).dump()}, {kIdKey, id}};
 }
 
-ModelOptions options_of(const json& config,
-                                  const std::map<std::string, std::string>& metadata) {
+ModelOptions options_of(const json& config, const std::map<std::string, std::string>& metadata) {
   const auto model = metadata.find(kModelKey);
   const auto id = metadata.find(kIdKey);
   const bool carries = model != metadata.end() && id != metadata.end();

@@ -14,8 +14,7 @@ struct State {
 
   StateSize operator()(const GateLoopSpec& s) const {
     const std::int64_t parts = spec.ablation.state_transition ? 1 : s.transition_parts();
-    return {.fixed =
-                s.dim_inner * s.dim_head() * parts * std::max(real_bytes, kRecurrentBytes)};
+    return {.fixed = s.dim_inner * s.dim_head() * parts * std::max(real_bytes, kRecurrentBytes)};
   }
   StateSize operator()(const AttentionSpec& s) const {
     const std::int64_t keys_and_values = 2 * s.dim_inner() * real_bytes;

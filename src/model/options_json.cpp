@@ -123,8 +123,8 @@ namespace {
 
 json encode_layer(const LayerSpec& layer) {
   json object = {{"mixer", std::string(mixer_name(layer.mixer))}};
-  const json mixer = std::visit(
-      [](const auto& spec) { return json_fields::encode_fields(spec); }, layer.mixer);
+  const json mixer =
+      std::visit([](const auto& spec) { return json_fields::encode_fields(spec); }, layer.mixer);
   object.update(mixer);
   object.update(json_fields::encode_fields(layer));
   return object;
@@ -140,8 +140,8 @@ json encode_layers(const std::vector<LayerSpec>& layers) {
 LayerSpec decode_layer(const json& value, const ModelOptions& options) {
   if (value.is_string()) return layer_of(options, value.get<std::string>());
   if (!value.is_object() || !value.contains("mixer") || !value["mixer"].is_string()) {
-    json_fields::wrong_type(
-        kLayers, "a list of mixers' names and of objects {\"mixer\": name, ...}", value);
+    json_fields::wrong_type(kLayers,
+                            "a list of mixers' names and of objects {\"mixer\": name, ...}", value);
   }
   json object = value;
   LayerSpec layer = layer_of(options, object["mixer"].get<std::string>());
@@ -160,8 +160,6 @@ LayerSpec decode_layer(const json& value, const ModelOptions& options) {
 }
 
 std::vector<LayerSpec> decode_layers(const json& value, const ModelOptions& options) {
-  if (value.is_null()) return {};
-  if (value.is_string()) return parse_layers(value.get<std::string>(), options);
   if (!value.is_array() || value.empty())
     json_fields::wrong_type(kLayers, "a pattern or a list of layers, not empty", value);
   const auto depth = static_cast<std::size_t>(std::max<std::int64_t>(0, options.depth));
@@ -170,8 +168,7 @@ std::vector<LayerSpec> decode_layers(const json& value, const ModelOptions& opti
                              " entries, not " + std::to_string(value.size()));
   std::vector<LayerSpec> layers;
   for (std::size_t i = 0; i < depth; ++i)
-    layers.push_back(i < value.size() ? decode_layer(value[i], options)
-                                      : layers[i - value.size()]);
+    layers.push_back(i < value.size() ? decode_layer(value[i], options) : layers[i - value.size()]);
   return layers;
 }
 
@@ -183,7 +180,11 @@ std::string to_json(const ModelOptions& options) {
   for (const char* name : kBeyondVersion01) {
     if (object[name] == defaults[name]) object.erase(name);
   }
-  if (!options.layers.empty()) object[kLayers] = encode_layers(options.layers);
+  if (!options.layers.empty()) {
+    object[kLayers] = encode_layers(options.layers);
+  } else if (!options.layer_pattern.empty()) {
+    object[kLayers] = options.layer_pattern;
+  }
   return object.dump(2);
 }
 
@@ -194,7 +195,11 @@ ModelOptions options_from_json(const std::string& text) {
     json_fields::take_fields(object, options);
     // Last, because layers start from what the other options say.
     if (const auto found = object.find(kLayers); found != object.end()) {
-      options.layers = decode_layers(*found, options);
+      if (found->is_string()) {
+        options.layer_pattern = found->get<std::string>();
+      } else if (!found->is_null()) {
+        options.layers = decode_layers(*found, options);
+      }
       object.erase(found);
     }
     json_fields::expect_empty(object);

@@ -62,8 +62,8 @@ std::uint64_t unsigned_of(const std::filesystem::path& path, const std::string& 
 }
 
 /// Offsets of the data that follow the header.
-TensorEntry parse_entry(const std::filesystem::path& path, const std::string& name, const json& value,
-                  std::uint64_t data_bytes) {
+TensorEntry parse_entry(const std::filesystem::path& path, const std::string& name,
+                        const json& value, std::uint64_t data_bytes) {
   const std::string where = "tensor \"" + name + "\"";
   for (const char* key : {"dtype", "shape", "data_offsets"}) {
     if (!value.is_object() || !value.contains(key)) {

@@ -71,10 +71,11 @@ struct Check {
 
 }  // namespace
 
+void check(const MixerSpec& mixer) { std::visit(Check(), mixer); }
+
 LayerSpec layer_of(const ModelOptions& options, std::string_view mixer) {
-  LayerSpec layer{.mixer = NoMixer{},
-                  .simple_gate_loop = options.simple_gate_loop,
-                  .ff_mult = options.ff_mult};
+  LayerSpec layer{
+      .mixer = NoMixer{}, .simple_gate_loop = options.simple_gate_loop, .ff_mult = options.ff_mult};
   if (mixer == "gate_loop") {
     layer.mixer = gate_loop_of(options);
   } else if (mixer == "attention") {
@@ -104,14 +105,16 @@ ModelSpec resolve(const ModelOptions& options) {
                  .ablation = {.complex = options.ablate_complex,
                               .state_transition = options.ablate_state_transition},
                  .layers = options.layers};
-  if (spec.layers.empty())
-    spec.layers.assign(depth, layer_of(options, options.use_gate_looped_attn ? "gate_loop"
-                                                                             : "attention"));
+  if (spec.layers.empty()) {
+    const std::string mixer = options.use_gate_looped_attn ? "gate_loop" : "attention";
+    spec.layers =
+        parse_layers(options.layer_pattern.empty() ? mixer : options.layer_pattern, options);
+  }
   if (spec.layers.size() != depth)
     fail("Transformer: layers must have one entry for each of depth " + std::to_string(depth) +
          ", got " + std::to_string(spec.layers.size()));
   for (const LayerSpec& layer : spec.layers) {
-    std::visit(Check(), layer.mixer);
+    check(layer.mixer);
     check_positive("FeedForward", "mult", layer.ff_mult);
   }
   return spec;
@@ -136,12 +139,12 @@ std::vector<LayerSpec> parse_layers(const std::string& pattern, const ModelOptio
       if (error != std::errc() || stop != last || count < 1)
         refuse("\"" + item + "\" does not end in a number of layers");
     }
-    if (count > depth - std::min(depth, period.size()))
+    if (depth > 0 && count > depth - std::min(depth, period.size()))
       refuse("it has more than the model's " + std::to_string(depth) + " layers");
     const std::string name = item.substr(0, star);
     if (name != "gate_loop" && name != "attention" && name != "none")
       refuse("\"" + name + "\" is not gate_loop, attention or none");
-    period.insert(period.end(), count, layer_of(options, name));
+    period.insert(period.end(), std::min(count, depth + 1), layer_of(options, name));
   }
   std::vector<LayerSpec> layers;
   for (std::size_t i = 0; i < depth; ++i) layers.push_back(period[i % period.size()]);

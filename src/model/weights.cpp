@@ -103,13 +103,20 @@ std::int64_t Weight::numel() const {
 std::vector<Weight> weight_table(const ModelSpec& spec) { return Table(spec).take(); }
 
 std::string weight_problems(const ModelSpec& spec, const std::vector<NamedShape>& given) {
+  std::vector<NamedShape> expected;
+  for (const Weight& weight : weight_table(spec)) expected.push_back({weight.name, weight.shape});
+  return weight_problems(expected, given);
+}
+
+std::string weight_problems(const std::vector<NamedShape>& expected,
+                            const std::vector<NamedShape>& given) {
   std::map<std::string, const std::vector<std::int64_t>*> unexpected;
   for (const NamedShape& weight : given) unexpected.emplace(weight.name, &weight.shape);
   std::string problems;
   const auto note = [&](const std::string& problem) {
     problems += (problems.empty() ? "" : "; ") + problem;
   };
-  for (const Weight& weight : weight_table(spec)) {
+  for (const NamedShape& weight : expected) {
     const auto found = unexpected.find(weight.name);
     if (found == unexpected.end()) {
       note("missing " + weight.name + " " + text_of(weight.shape));

@@ -2,7 +2,28 @@
 
 #include <utility>
 
+#include "gateloop/nn/causal_full_attention.h"
+#include "gateloop/nn/gate_looped_attention.h"
+
 namespace gateloop::nn {
+namespace {
+
+struct MakeMixer {
+  std::int64_t dim;
+  std::shared_ptr<SpatialMixer> operator()(const model::GateLoopSpec& spec) const {
+    return std::make_shared<GateLoopedAttentionImpl>(dim, spec);
+  }
+  std::shared_ptr<SpatialMixer> operator()(const model::AttentionSpec& spec) const {
+    return std::make_shared<CausalFullAttentionImpl>(dim, spec);
+  }
+  std::shared_ptr<SpatialMixer> operator()(const model::NoMixer&) const { return nullptr; }
+};
+
+std::shared_ptr<SpatialMixer> make_mixer(std::int64_t dim, const model::MixerSpec& spec) {
+  return std::visit(MakeMixer{dim}, spec);
+}
+
+}  // namespace
 
 Residual::Residual(std::int64_t dim, std::shared_ptr<torch::nn::Module> fn, bool post_norm) {
   register_module("fn", std::move(fn));
@@ -13,19 +34,30 @@ Residual::Residual(std::int64_t dim, std::shared_ptr<torch::nn::Module> fn, bool
   }
 }
 
-Block::Block(std::int64_t dim, std::shared_ptr<SpatialMixer> mixer, FeedForward feed_forward,
-             bool post_norm)
-    : mixer_(std::move(mixer)), feed_forward_(std::move(feed_forward)) {
-  around_mixer_ = register_module("0", std::make_shared<Residual>(dim, mixer_, post_norm));
+Block::Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm)
+    : mixer_(make_mixer(dim, spec.mixer)), feed_forward_(dim, spec.ff_mult) {
+  if (mixer_) {
+    around_mixer_ = register_module("0", std::make_shared<Residual>(dim, mixer_, post_norm));
+  }
   around_feed_forward_ =
       register_module("1", std::make_shared<Residual>(dim, feed_forward_.ptr(), post_norm));
+  if (const auto& simple = spec.simple_gate_loop) {
+    simple_gate_loop_ = register_module(
+        "2", SimpleGateLoopLayer(dim, SimpleGateLoopLayerOptions{.prenorm = simple->prenorm,
+                                                                 .post_ln = simple->post_ln}));
+  }
 }
 
-torch::Tensor Block::forward(const torch::Tensor& x, Ablation ablation, MixerState* state) {
-  const auto mixed = around_mixer_->forward(
-      x, [&](const torch::Tensor& t) { return mixer_->forward(t, ablation, state); });
-  return around_feed_forward_->forward(mixed,
-                                       [&](const torch::Tensor& t) { return feed_forward_(t); });
+torch::Tensor Block::forward(const torch::Tensor& input, Ablation ablation, MixerState* state) {
+  auto x = input;
+  if (simple_gate_loop_) {
+    x = x + (state ? simple_gate_loop_->advance(x, state->simple_gate_loop) : simple_gate_loop_(x));
+  }
+  if (mixer_) {
+    x = around_mixer_->forward(
+        x, [&](const torch::Tensor& t) { return mixer_->forward(t, ablation, state); });
+  }
+  return around_feed_forward_->forward(x, [&](const torch::Tensor& t) { return feed_forward_(t); });
 }
 
 }  // namespace gateloop::nn

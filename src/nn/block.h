@@ -8,6 +8,7 @@
 #include "gateloop/nn/feed_forward.h"
 #include "gateloop/nn/mixer.h"
 #include "gateloop/nn/rms_norm.h"
+#include "gateloop/nn/simple_gate_loop_layer.h"
 
 namespace gateloop::nn {
 
@@ -28,16 +29,17 @@ class Residual : public torch::nn::Module {
   torch::nn::LayerNorm post_norm_{nullptr};
 };
 
-/// One layer of the Transformer: a spatial mixer, then a feed-forward. Children: 0, 1.
+/// One layer of the Transformer: a simple gate loop where asked for, a spatial mixer but in layers
+/// without, then a feed-forward. Children: 2, 0, 1, the reference's two under its names.
 class Block : public torch::nn::Module {
  public:
-  Block(std::int64_t dim, std::shared_ptr<SpatialMixer> mixer, FeedForward feed_forward,
-        bool post_norm);
+  Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm);
 
   /// x (B, T, dim) -> (B, T, dim).
-  torch::Tensor forward(const torch::Tensor& x, Ablation ablation, MixerState* state);
+  torch::Tensor forward(const torch::Tensor& input, Ablation ablation, MixerState* state);
 
  private:
+  SimpleGateLoopLayer simple_gate_loop_{nullptr};
   std::shared_ptr<SpatialMixer> mixer_;
   FeedForward feed_forward_;
   std::shared_ptr<Residual> around_mixer_, around_feed_forward_;

@@ -15,6 +15,17 @@ namespace {
 
 constexpr auto kCausalFullAttention = "CausalFullAttention";
 
+model::AttentionSpec spec_of(const CausalFullAttentionOptions& o) {
+  return {.heads = o.heads,
+          .dim_head = o.dim_head,
+          .rotary_emb = o.rotary_emb,
+          .data_dependent_rel_pos = o.data_dependent_rel_pos,
+          .softmax_normalize = o.softmax_normalize.value_or(!o.data_dependent_rel_pos),
+          .add_swish_gating = o.add_swish_gating,
+          .frac_gradient_data_dependent_rel_pos = o.frac_gradient_data_dependent_rel_pos,
+          .window = o.window};
+}
+
 /// t (B, T, H, D), factor (B, T, H, D / 2): each factor scales two neighbouring channels.
 Tensor scale_pairs(const Tensor& t, const Tensor& factor) {
   return (t.unflatten(-1, {-1, 2}) * factor.unsqueeze(-1)).flatten(-2).to(t.scalar_type());
@@ -23,38 +34,34 @@ Tensor scale_pairs(const Tensor& t, const Tensor& factor) {
 }  // namespace
 
 CausalFullAttentionImpl::CausalFullAttentionImpl(const CausalFullAttentionOptions& options)
-    : options_(options),
-      softmax_normalize_(options.softmax_normalize.value_or(!options.data_dependent_rel_pos)) {
-  check_positive(kCausalFullAttention, "dim", options.dim);
-  check_positive(kCausalFullAttention, "dim_head", options.dim_head);
-  check_positive(kCausalFullAttention, "heads", options.heads);
-  TORCH_CHECK(options.dim_head % 2 == 0 || !(options.rotary_emb || options.data_dependent_rel_pos),
-              kCausalFullAttention, ": dim_head must be even with ",
-              options.rotary_emb ? "rotary_emb" : "data_dependent_rel_pos", ", got ",
-              options.dim_head);
-  const auto dim = options.dim, dim_inner = options.dim_head * options.heads;
+    : CausalFullAttentionImpl(options.dim, spec_of(options)) {}
+
+CausalFullAttentionImpl::CausalFullAttentionImpl(std::int64_t dim, const model::AttentionSpec& spec)
+    : dim_(dim), spec_(spec) {
+  check_positive(kCausalFullAttention, "dim", dim);
+  check_mixer(spec);
+  const auto dim_inner = spec.dim_inner();
 
   // In the reference's order, so that one seed gives both the same weights.
-  if (options.rotary_emb) {
-    rotary_emb_ =
-        register_module("rotary_emb", std::make_shared<RotaryEmbedding>(options.dim_head));
+  if (spec.rotary_emb) {
+    rotary_emb_ = register_module("rotary_emb", std::make_shared<RotaryEmbedding>(spec.dim_head));
   }
   to_qkv_ = register_nested(*this, "to_qkv", "0", linear(dim, 3 * dim_inner, false));
-  if (options.data_dependent_rel_pos) {
+  if (spec.data_dependent_rel_pos) {
     to_a_ = register_nested(*this, "to_a", "0", linear(dim, dim_inner, false));
   }
-  if (options.add_swish_gating) {
+  if (spec.add_swish_gating) {
     to_gates_ = register_nested(*this, "to_gates", "0", linear(dim, dim_inner, false));
   }
   to_out_ = register_nested(*this, "to_out", "1", linear(dim_inner, dim, true));
 }
 
 Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state) {
-  check_sequence(kCausalFullAttention, x, options_.dim);
+  check_sequence(kCausalFullAttention, x, dim_);
   const auto in = cast_once(x);
   const auto qkv = project(to_qkv_, in).chunk(3, -1);
   const auto split = [&](const Tensor& t) {
-    return t.unflatten(-1, {options_.heads, options_.dim_head});
+    return t.unflatten(-1, {spec_.heads, spec_.dim_head});
   };
   auto q = split(qkv[0]), k = split(qkv[1]), v = split(qkv[2]);  // (B, T, H, D)
 
@@ -72,8 +79,13 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
 
   q = q.transpose(1, 2), k = k.transpose(1, 2), v = v.transpose(1, 2);  // (B, H, T, D)
   if (state) {
-    k = append(state->keys, position, k);
-    v = append(state->values, position, v);
+    if (spec_.window) {
+      k = append_to_window(state->keys, position, k, *spec_.window);
+      v = append_to_window(state->values, position, v, *spec_.window);
+    } else {
+      k = append(state->keys, position, k);
+      v = append(state->values, position, v);
+    }
     state->position += x.size(1);
   }
   auto out = attend(q, k, v).transpose(1, 2).flatten(-2);
@@ -84,25 +96,62 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
 /// max(Re(a_1 ... a_c), 1e-10) for every pair of channels c of a head, (B, T, H, D / 2).
 Tensor CausalFullAttentionImpl::relative_scale(const Tensor& x, Ablation ablation) {
   auto z = project(to_a_, x);
-  scale_gradient(z, options_.frac_gradient_data_dependent_rel_pos);
+  scale_gradient(z, spec_.frac_gradient_data_dependent_rel_pos);
   if (ablation.complex) z = drop_imaginary(z);
-  const auto a = polar_gate(z.unflatten(-1, {options_.heads, options_.dim_head}));
+  const auto a = polar_gate(z.unflatten(-1, {spec_.heads, spec_.dim_head}));
   return at::real(a.cumprod(-1)).clamp_min(1e-10);
 }
 
 /// q (B, H, T, D), k, v (B, H, S, D) with S ≥ T, the queries being the last T of S steps.
 Tensor CausalFullAttentionImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v) const {
-  const auto time = q.size(2), past = k.size(2) - time;
-  const auto scale = 1 / std::sqrt(static_cast<double>(options_.dim_head));
-  if (!softmax_normalize_) {
-    return at::matmul(at::matmul(q * scale, k.transpose(-2, -1)).tril_(past), v);
+  const auto time = q.size(2), steps = k.size(2), past = steps - time;
+  const auto window = spec_.window.value_or(steps);
+  if (time > window) return attend_in_blocks(q, k, v);
+  if (steps <= window && spec_.softmax_normalize && (past == 0 || time == 1)) {
+    return at::scaled_dot_product_attention(q, k, v, std::nullopt, /*dropout_p=*/0.0,
+                                            /*is_causal=*/past == 0, scale());
   }
-  std::optional<Tensor> visible;
-  if (past > 0 && time > 1) {
-    visible = at::ones({time, past + time}, q.options().dtype(torch::kBool)).tril_(past);
-  }
+  const auto seen = at::ones({time, steps}, q.options().dtype(torch::kBool));
+  return weigh(q, k, v, seen.tril(past).triu(past - window + 1));
+}
+
+double CausalFullAttentionImpl::scale() const {
+  return 1 / std::sqrt(static_cast<double>(spec_.dim_head));
+}
+
+/// q (..., T, D), k, v (..., S, D); visible: bool, broadcast to (..., T, S).
+Tensor CausalFullAttentionImpl::weigh(const Tensor& q, const Tensor& k, const Tensor& v,
+                                      const Tensor& visible) const {
+  if (!spec_.softmax_normalize)
+    return at::matmul(
+        at::matmul(q * scale(), k.transpose(-2, -1)).masked_fill(visible.logical_not(), 0), v);
   return at::scaled_dot_product_attention(q, k, v, visible, /*dropout_p=*/0.0,
-                                          /*is_causal=*/past == 0, scale);
+                                          /*is_causal=*/false, scale());
+}
+
+/// attend() of more steps than the window has. Blocks of a window's steps read themselves and the
+/// block before: T · 2 window scores a head instead of T².
+Tensor CausalFullAttentionImpl::attend_in_blocks(const Tensor& q, const Tensor& k,
+                                                 const Tensor& v) const {
+  const auto window = *spec_.window, time = q.size(2), past = k.size(2) - time;
+  const auto blocks = (time + window - 1) / window, missing = blocks * window - time;
+  const auto batch = q.size(0);
+  // (B H, blocks, window, D), from the first query on
+  const auto queries =
+      at::constant_pad_nd(q, {0, 0, 0, missing}).reshape({-1, blocks, window, spec_.dim_head});
+  // (B H, blocks, 2 window, D): zeros stand for steps before the first
+  const auto pairs = [&](const Tensor& t) {
+    const auto whole = at::constant_pad_nd(t, {0, 0, window - past, missing})
+                           .reshape({-1, blocks + 1, window, spec_.dim_head});
+    return at::cat({whole.narrow(1, 0, blocks), whole.narrow(1, 1, blocks)}, 2);
+  };
+  const auto options = q.options().dtype(torch::kBool);
+  auto visible = at::ones({window, 2 * window}, options).triu(1).tril(window);
+  visible = visible.expand({blocks, window, 2 * window}).clone();
+  visible[0].narrow(1, 0, window - past).zero_();
+  return weigh(queries, pairs(k), pairs(v), visible)
+      .reshape({batch, spec_.heads, blocks * window, spec_.dim_head})
+      .narrow(2, 0, time);
 }
 
 }  // namespace gateloop::nn

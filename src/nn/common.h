@@ -5,7 +5,9 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <stdexcept>
 
+#include "gateloop/model.h"
 #include "nn/decoding_products.h"
 
 namespace gateloop::nn {
@@ -17,8 +19,22 @@ inline void check_sequence(const char* module, const torch::Tensor& x, std::int6
               " of shape ", x.sizes());
 }
 
+/// work(), whose std::invalid_argument becomes a c10::Error, as other errors of modules are.
+template <typename Work>
+auto as_torch_error(const Work& work) {
+  try {
+    return work();
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK(false, error.what());
+  }
+}
+
 inline void check_positive(const char* module, const char* option, std::int64_t value) {
   TORCH_CHECK(value > 0, module, ": ", option, " must be positive, got ", value);
+}
+
+inline void check_mixer(const model::MixerSpec& mixer) {
+  as_torch_error([&] { model::check(mixer); });
 }
 
 inline torch::nn::Linear linear(std::int64_t in, std::int64_t out, bool bias) {

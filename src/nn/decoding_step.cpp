@@ -7,27 +7,30 @@
 
 namespace gateloop::nn {
 
-DecodingStep::DecodingStep(const TransformerOptions& options, const LayerTensors& tensors) {
-  const auto inner = options.dim_gate_looped_attn.value_or(options.dim);
-  const bool max_heads = options.gate_loop_heads.value_or(inner) == inner;
-  const bool ablated = options.ablate_complex || options.ablate_state_transition;
-  if (!options.use_gate_looped_attn || !max_heads || ablated) return;
+DecodingStep::DecodingStep(const model::ModelSpec& spec, const LayerTensors& tensors) {
+  if (spec.layers.empty() || spec.tie_embeddings || spec.ablation != Ablation()) return;
+  const auto& first = spec.layers.front();
+  const auto* mixer = std::get_if<model::GateLoopSpec>(&first.mixer);
+  if (!mixer || !mixer->has_max_heads() || mixer->joint_kv || first.simple_gate_loop) return;
+  for (const auto& layer : spec.layers) {
+    if (layer != first) return;
+  }
 
   const auto find = [&](const std::string& name) { return tensors.find(name); };
   auto& weights = weights_.emplace();
-  weights.post_norm = options.post_ln_norm;
-  weights.sigmoid_gate = options.gate == Gate::kSigmoid;
-  weights.normalize_input = options.normalize_input;
+  weights.post_norm = spec.post_norm;
+  weights.sigmoid_gate = mixer->gate == model::Gate::kSigmoid;
+  weights.normalize_input = mixer->normalize_input;
   weights.embedding = find("token_emb.weight");
   weights.final_norm = find("to_logits.0.gamma");
-  weights.to_logits = find(options.post_ln_norm ? "to_logits.weight" : "to_logits.1.weight");
-  const std::string gain = options.post_ln_norm ? "norm.weight" : "norm.gamma";
-  for (std::int64_t i = 0; i < options.depth; ++i) {
+  weights.to_logits = find(spec.post_norm ? "to_logits.weight" : "to_logits.1.weight");
+  const std::string gain = spec.post_norm ? "norm.weight" : "norm.gamma";
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string layer = "layers." + std::to_string(i);
-    const std::string mixer = layer + ".0.", mix = mixer + "fn.";
+    const std::string around = layer + ".0.", mix = around + "fn.";
     const std::string feed = layer + ".1.", forward = feed + "fn.";
-    weights.layers.push_back({.mixer_norm = find(mixer + gain),
-                              .mixer_norm_bias = find(mixer + "norm.bias"),
+    weights.layers.push_back({.mixer_norm = find(around + gain),
+                              .mixer_norm_bias = find(around + "norm.bias"),
                               .qkv = find(mix + "to_qkv.weight"),
                               .transition = find(mix + "to_a.0.weight"),
                               .transition_bias = find(mix + "to_a.0.bias"),

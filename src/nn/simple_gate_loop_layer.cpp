@@ -44,10 +44,24 @@ SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
   return {post_ln_ ? post_ln_(y) : y, qkva[2], final_state};
 }
 
-std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cache(
-    const Tensor& x, const SimpleGateLoopCache& cache) {
+Tensor SimpleGateLoopLayerImpl::advance(const Tensor& x, Tensor& state) {
+  check_not_reversed();
+  check_sequence(kSimpleGateLoopLayer, x, dim_);
+  std::optional<Tensor> initial;
+  if (state.defined()) initial = state;
+  const auto steps = run(x, initial);
+  state = steps.final_state.detach();
+  return steps.y;
+}
+
+void SimpleGateLoopLayerImpl::check_not_reversed() const {
   TORCH_CHECK(!options_.reverse, kSimpleGateLoopLayer,
               ": a reversed layer has no cache: its recurrence starts at the last step");
+}
+
+std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cache(
+    const Tensor& x, const SimpleGateLoopCache& cache) {
+  check_not_reversed();
   check_sequence(kSimpleGateLoopLayer, x, dim_);
   const auto batch = x.size(0);
 

@@ -3,8 +3,6 @@
 #include <memory>
 #include <utility>
 
-#include "gateloop/nn/causal_full_attention.h"
-#include "gateloop/nn/feed_forward.h"
 #include "nn/block.h"
 #include "nn/common.h"
 
@@ -15,31 +13,6 @@ using torch::Tensor;
 namespace {
 
 constexpr auto kTransformer = "Transformer";
-
-std::shared_ptr<SpatialMixer> make_mixer(const TransformerOptions& o) {
-  if (!o.use_gate_looped_attn) {
-    return std::make_shared<CausalFullAttentionImpl>(CausalFullAttentionOptions{
-        .dim = o.dim,
-        .dim_head = o.dim_head,
-        .heads = o.heads,
-        .rotary_emb = o.rotary_emb,
-        .add_swish_gating = o.attn_add_swish_gating,
-        .data_dependent_rel_pos = o.data_dependent_rel_pos,
-        .frac_gradient_data_dependent_rel_pos = o.frac_gradient_state_transition,
-        .softmax_normalize = o.attn_softmax_normalize});
-  }
-  return std::make_shared<GateLoopedAttentionImpl>(
-      GateLoopedAttentionOptions{.dim = o.dim,
-                                 .heads = o.gate_loop_heads,
-                                 .dim_inner = o.dim_gate_looped_attn,
-                                 .checkpoint_gate_looped_attn = o.checkpoint_gate_looped_attn,
-                                 .add_swish_gating = o.attn_add_swish_gating,
-                                 .sub_ln = o.sub_ln,
-                                 .frac_gradient_state_transition = o.frac_gradient_state_transition,
-                                 .gate = o.gate,
-                                 .normalize_input = o.normalize_input,
-                                 .transition_bias = o.transition_bias});
-}
 
 void check_ids(const Tensor& ids, std::int64_t num_tokens) {
   TORCH_CHECK(ids.dim() == 2 && ids.scalar_type() == torch::kLong, kTransformer,
@@ -54,44 +27,41 @@ void check_ids(const Tensor& ids, std::int64_t num_tokens) {
 
 }  // namespace
 
-TransformerImpl::TransformerImpl(TransformerOptions options) : options_(std::move(options)) {
-  const auto& o = options_;
-  check_positive(kTransformer, "num_tokens", o.num_tokens);
-  check_positive(kTransformer, "dim", o.dim);
-  TORCH_CHECK(o.depth >= 0, kTransformer, ": depth must not be negative, got ", o.depth);
-
-  token_emb_ = register_module("token_emb", torch::nn::Embedding(o.num_tokens, o.dim));
+TransformerImpl::TransformerImpl(TransformerOptions options)
+    : options_(std::move(options)),
+      spec_(as_torch_error([&] { return model::resolve(options_); })) {
+  const auto dim = spec_.dim, num_tokens = spec_.num_tokens;
+  token_emb_ = register_module("token_emb", torch::nn::Embedding(num_tokens, dim));
   layers_ = register_module("layers", torch::nn::ModuleList());
-  for (std::int64_t i = 0; i < o.depth; ++i) {
-    auto mixer = make_mixer(o);
-    layers_->push_back(std::make_shared<Block>(o.dim, std::move(mixer),
-                                               FeedForward(o.dim, o.ff_mult), o.post_ln_norm));
+  for (const auto& layer : spec_.layers) {
+    layers_->push_back(std::make_shared<Block>(dim, layer, spec_.post_norm));
   }
-  to_logits_ = linear(o.dim, o.num_tokens, false);
-  if (o.post_ln_norm) {
+  if (!spec_.tie_embeddings) to_logits_ = linear(dim, num_tokens, false);
+  if (!spec_.post_norm) {
+    final_norm_ = RMSNorm(dim);
+    torch::nn::Sequential tail(final_norm_);
+    if (to_logits_) tail->push_back(to_logits_);
+    register_module("to_logits", tail);
+  } else if (to_logits_) {
     register_module("to_logits", to_logits_);
-  } else {
-    final_norm_ = RMSNorm(o.dim);
-    register_module("to_logits", torch::nn::Sequential(final_norm_, to_logits_));
   }
 }
 
 Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
                                 std::optional<Ablation> ablation) {
-  check_ids(ids, options_.num_tokens);
+  check_ids(ids, spec_.num_tokens);
   if (state && state->empty()) state->resize(layers_->size());
   TORCH_CHECK(!state || state->size() == layers_->size(), kTransformer,
               ": state must have one entry for each of ", layers_->size(), " layers, got ",
               state->size());
-  const auto active = ablation.value_or(Ablation{
-      .complex = options_.ablate_complex, .state_transition = options_.ablate_state_transition});
+  const auto active = ablation.value_or(spec_.ablation);
 
   auto x = token_emb_(ids);
   for (std::size_t i = 0; i < layers_->size(); ++i) {
     x = layers_->at<Block>(i).forward(x, active, state ? &(*state)[i] : nullptr);
   }
   if (final_norm_) x = final_norm_(x);
-  return project(to_logits_, x);
+  return to_logits_ ? project(to_logits_, x) : at::linear(x, token_emb_->weight);
 }
 
 Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation) {

@@ -1,26 +1,27 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <stdexcept>
 
-#include "checkpoint/config_file.h"
-#include "checkpoint/parse_json.h"
 #include "gateloop/checkpoint.h"
 #include "gateloop/training.h"
+#include "model/config_file.h"
+#include "model/parse_json.h"
 #include "training/files.h"
 #include "training/plan.h"
 
 namespace gateloop::training {
 
-using checkpoint::json_fields::json;
-using checkpoint::json_fields::kConfigFormat;
+using model::json_fields::json;
+using model::json_fields::kConfigFormat;
 
 json encode(const Split& split) { return json::array({split.train, split.valid, split.test}); }
 void decode(const std::string& name, const json& value, Split& split) {
   if (!value.is_array() || value.size() != 3 ||
       !std::all_of(value.begin(), value.end(),
                    [](const json& part) { return part.is_number_integer(); })) {
-    checkpoint::json_fields::wrong_type(name, "three integers [train, valid, test]", value);
+    model::json_fields::wrong_type(name, "three integers [train, valid, test]", value);
   }
   split = {value[0].get<std::int64_t>(), value[1].get<std::int64_t>(),
            value[2].get<std::int64_t>()};
@@ -33,7 +34,7 @@ json encode(const std::vector<PlannedLength>& plan) {
 }
 void decode(const std::string& name, const json& value, std::vector<PlannedLength>& plan) {
   const char* expected = "a list of pairs [step, steps], step rising and 0 <= step <= steps";
-  if (!value.is_array()) checkpoint::json_fields::wrong_type(name, expected, value);
+  if (!value.is_array()) model::json_fields::wrong_type(name, expected, value);
   plan.clear();
   for (const json& pair : value) {
     const bool numbers = pair.is_array() && pair.size() == 2 && pair[0].is_number_integer() &&
@@ -43,7 +44,7 @@ void decode(const std::string& name, const json& value, std::vector<PlannedLengt
                 : PlannedLength{.step = -1};
     const std::int64_t least = plan.empty() ? 0 : plan.back().step + 1;
     if (planned.step < least || planned.steps < planned.step) {
-      checkpoint::json_fields::wrong_type(name, expected, value);
+      model::json_fields::wrong_type(name, expected, value);
     }
     plan.push_back(planned);
   }
@@ -53,7 +54,7 @@ std::string plan_to_json(const std::vector<PlannedLength>& plan) { return encode
 
 std::vector<PlannedLength> plan_from_json(const std::string& text) {
   std::vector<PlannedLength> plan;
-  decode("plan", checkpoint::parse_json<json>(text), plan);
+  decode("plan", model::parse_json<json>(text), plan);
   return plan;
 }
 
@@ -96,7 +97,7 @@ void for_each_field(Options& options, Visitor&& visit) {
 namespace {
 
 json model_json(const nn::TransformerOptions& options) {
-  return json::parse(checkpoint::to_json(options));
+  return json::parse(model::to_json(options));
 }
 
 bool may_change(const std::string& name, const TrainingOptions& stored) {
@@ -172,6 +173,7 @@ void check(const RunConfig& config) {
   check_one_of("optimizer", training.optimizer, {"adam", "adamw"});
   check_one_of("schedule", training.schedule, {"constant", "linear", "cosine"});
   check_one_of("dtype", training.dtype, {"float32", "bfloat16"});
+  model::resolve(config.model);  // throws for options that do not fit
   if (config.model.num_tokens < 256) {
     invalid("num_tokens", "256 or more: the corpus is read as bytes");
   }
@@ -181,7 +183,7 @@ std::string to_json(const RunConfig& config) {
   json object = json::object();
   object["format"] = kConfigFormat;
   object["model"] = model_json(config.model);
-  object["training"] = checkpoint::json_fields::encode_fields(config.training);
+  object["training"] = model::json_fields::encode_fields(config.training);
   // Earlier programs take an option that they lack for an error.
   if (config.training.plan.empty()) object["training"].erase("plan");
   if (!config.id.empty()) object["id"] = config.id;
@@ -192,17 +194,17 @@ std::string to_json(const RunConfig& config) {
 }
 
 RunConfig load_config(const std::filesystem::path& dir) {
-  const json object = checkpoint::read_config(dir, {"model", "training"});
+  const json object = model::read_config(dir, {"model", "training"});
   try {
     RunConfig config;
-    config.model = checkpoint::options_from_json(object["model"].dump());
-    checkpoint::json_fields::decode_fields(object["training"], config.training);
-    config.id = checkpoint::id_of(object);
-    config.provenance = checkpoint::provenance_of(object);
+    config.model = model::options_from_json(object["model"].dump());
+    model::json_fields::decode_fields(object["training"], config.training);
+    config.id = model::id_of(object);
+    config.provenance = model::provenance_of(object);
     check(config);
     return config;
   } catch (const std::exception& error) {
-    checkpoint::fail_config(dir, error.what());
+    model::fail_config(dir, error.what());
   }
 }
 
@@ -216,11 +218,17 @@ std::vector<std::string> obstacles_to_resuming(const RunConfig& stored,
   std::vector<std::string> names;
   const json stored_model = model_json(stored.model);
   const json requested_model = model_json(requested.model);
-  for (const auto& [name, value] : requested_model.items()) {
-    if (stored_model[name] != value) names.push_back(name);
+  // What is left out is at its default.
+  std::set<std::string> model_names;
+  for (const json& options : {stored_model, requested_model}) {
+    for (const auto& [name, value] : options.items()) model_names.insert(name);
   }
-  const json stored_training = checkpoint::json_fields::encode_fields(stored.training);
-  const json requested_training = checkpoint::json_fields::encode_fields(requested.training);
+  for (const std::string& name : model_names) {
+    if (stored_model.value(name, json()) != requested_model.value(name, json()))
+      names.push_back(name);
+  }
+  const json stored_training = model::json_fields::encode_fields(stored.training);
+  const json requested_training = model::json_fields::encode_fields(requested.training);
   for (const auto& [name, value] : requested_training.items()) {
     if (stored_training[name] != value && !may_change(name, stored.training)) names.push_back(name);
   }

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "checkpoint/file.h"
 #include "gateloop/training.h"
+#include "model/file.h"
 #include "training/unpack.h"
 
 namespace gateloop::training {
@@ -47,7 +47,7 @@ void check_split(const std::filesystem::path& path, const Split& split, std::int
 
 Corpus::Corpus(const std::filesystem::path& path, std::optional<Split> split) : path_(path) {
   // Not mapped: a mapped file that another process cuts short is a SIGBUS, here an error of read().
-  const checkpoint::InputFile file(path);
+  const model::InputFile file(path);
   bytes_.resize(file.size());
   file.read(bytes_.data(), bytes_.size(), 0);
   try {

@@ -120,9 +120,9 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
 Score evaluate_carried(nn::Transformer model, std::span<const std::uint8_t> text,
                        const EvaluationOptions& options) {
   check(model->options(), text, options);
-  if (!model->options().use_gate_looped_attn)
+  if (!model::has_bounded_state(model->spec()))
     throw std::invalid_argument(
-        "evaluate: a carried state needs GateLoop layers; the key/value cache of full attention "
+        "evaluate: a carried state needs layers without full attention, whose key/value cache "
         "grows with the text (evaluate windows of a larger length instead)");
   const auto device = device_of(model);
   const torch::NoGradGuard no_grad;

@@ -7,7 +7,7 @@
 namespace gateloop::training {
 
 /// Upper estimate of what one sequence of `length` steps keeps alive during a training step.
-std::int64_t activation_bytes_per_row(const nn::TransformerOptions& model, std::int64_t length);
+std::int64_t activation_bytes_per_row(const nn::TransformerOptions& options, std::int64_t length);
 
 /// Sequences to run together: all of a step's if their activations fit half of `available` bytes,
 /// else `batch`. Fewer and larger matrix products are faster; the rest of the memory stays free for

@@ -23,7 +23,7 @@ using json = nlohmann::ordered_json;
 
 /// The lines up to and with `step`, in order.
 std::string lines_until(const std::filesystem::path& path, std::int64_t step) {
-  std::istringstream lines(checkpoint::read_text(path));
+  std::istringstream lines(model::read_text(path));
   std::string kept;
   for (std::string line; std::getline(lines, line);) {
     const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
@@ -56,9 +56,9 @@ std::string to_json_line(const StepMetrics& metrics) {
 }
 
 MetricsLog::MetricsLog(std::filesystem::path path, std::int64_t step) : path_(std::move(path)) {
-  if (std::filesystem::exists(path_)) checkpoint::save_text(path_, lines_until(path_, step));
-  file_ = checkpoint::FileDescriptor(
-      ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+  if (std::filesystem::exists(path_)) model::save_text(path_, lines_until(path_, step));
+  file_ =
+      model::FileDescriptor(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
   if (file_.get() < 0) fail(path_, "open");
 }
 

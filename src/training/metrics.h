@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "checkpoint/file.h"
+#include "model/file.h"
 
 namespace gateloop::training {
 
@@ -36,7 +36,7 @@ class MetricsLog {
 
  private:
   std::filesystem::path path_;
-  checkpoint::FileDescriptor file_;
+  model::FileDescriptor file_;
 };
 
 }  // namespace gateloop::training

@@ -9,11 +9,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "checkpoint/config_file.h"
-#include "checkpoint/file.h"
 #include "gateloop/checkpoint.h"
 #include "gateloop/evaluation.h"
 #include "gateloop/training.h"
+#include "model/config_file.h"
+#include "model/file.h"
 #include "training/autocast.h"
 #include "training/batches.h"
 #include "training/files.h"
@@ -32,8 +32,8 @@ namespace {
 
 /// Keeps a second process from training in the same directory; the kernel lets go when this one
 /// ends, however it ends.
-checkpoint::FileDescriptor lock(const std::filesystem::path& dir) {
-  checkpoint::FileDescriptor folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+model::FileDescriptor lock(const std::filesystem::path& dir) {
+  model::FileDescriptor folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0 || ::flock(folder.get(), LOCK_EX | LOCK_NB) != 0) {
     throw std::runtime_error(dir.string() + ": another process is training there");
   }
@@ -150,10 +150,10 @@ Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
   if (estimates()) options_.plan = position_.plan;
   elapsed_before_ = position_.elapsed_seconds;
   first_step_ = position_.step;
-  if (config_.id.empty()) config_.id = checkpoint::config_id(config_.model);
+  if (config_.id.empty()) config_.id = model::config_id(config_.model);
   config_.provenance.push_back(checkpoint::provenance());
   // From here on the directory is a run: what it needs to be resumed lies in it.
-  checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
+  model::save_text(dir_ / kConfigFile, to_json(config_));
 }
 
 void Trainer::introduce() {
@@ -266,12 +266,12 @@ void Trainer::save_checkpoint() {
   // Resuming reads the state file alone; the model file after it is for generate and evaluate.
   save_state(dir_ / kStateFile, *model_, optimizer_, position_);
   save_weights(kLatestFile);
-  if (estimates()) checkpoint::save_text(dir_ / kConfigFile, to_json(config_));
+  if (estimates()) model::save_text(dir_ / kConfigFile, to_json(config_));
   budget_.record_checkpoint(stopwatch.seconds());
 }
 
 void Trainer::save_weights(const char* file) const {
-  auto metadata = checkpoint::config_metadata(config_.model, config_.id);
+  auto metadata = model::config_metadata(config_.model, config_.id);
   metadata["step"] = std::to_string(position_.step);
   checkpoint::save_safetensors(dir_ / file, {checkpoint::state_dict(*model_), metadata});
 }
@@ -412,7 +412,7 @@ Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path
   check_corpus(config.training, corpus);
   nn::Transformer model = make_model(config);
   std::filesystem::create_directories(dir);
-  const checkpoint::FileDescriptor locked = lock(dir);
+  const model::FileDescriptor locked = lock(dir);
   prepare(dir, start, config);
   config.training.fingerprint = corpus.fingerprint();
   settle(config, corpus);

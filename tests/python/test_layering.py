@@ -12,13 +12,14 @@ PUBLIC = ROOT / "include" / "gateloop"
 # Room -> rooms it may use besides itself. Nothing points back.
 ARROWS = {
     "recurrence": set(),
+    "model": set(),
     "host": {"recurrence"},
     "ops": {"recurrence", "host"},
-    "nn": {"ops"},
-    "checkpoint": {"nn"},
-    "training": {"nn", "checkpoint"},
-    "generation": {"nn"},
-    "app": {"nn", "checkpoint", "training", "generation"},
+    "nn": {"ops", "model"},
+    "checkpoint": {"nn", "model"},
+    "training": {"nn", "checkpoint", "model"},
+    "generation": {"nn", "model"},
+    "app": {"nn", "checkpoint", "training", "generation", "model"},
     "jax": {"recurrence", "host"},
 }
 # Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
@@ -27,6 +28,7 @@ TORCH = ("torch/", "ATen/", "c10/")
 SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h", "sched.h")
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "recurrence": ("hwy/", "xmmintrin.h"),  # the latter: the mode of subnormal numbers
+    "model": (*SYSTEM, "nlohmann/"),
     "host": ("pthread.h", "sys/mman.h"),
     "ops": TORCH,
     "nn": TORCH,
@@ -39,6 +41,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
 # Public header -> the room it is the door of; those in a folder belong to the room of that name.
 DOORS = {
     "recurrence.h": "recurrence",
+    "model.h": "model",
     "ops.h": "ops",
     "nn.h": "nn",
     "checkpoint.h": "checkpoint",

@@ -22,9 +22,11 @@ struct CausalFullAttentionOptions {
   bool data_dependent_rel_pos = false;
   double frac_gradient_data_dependent_rel_pos = 0.5;
   std::optional<bool> softmax_normalize = std::nullopt;  ///< default: not data_dependent_rel_pos
+  /// Ours: each step attends to itself and the window - 1 steps before it; default: to all.
+  std::optional<std::int64_t> window = std::nullopt;
 };
 
-/// Causal attention over all steps so far, at quadratic cost:
+/// Causal attention over all steps so far, at quadratic cost, or over a window, at linear cost:
 ///
 ///   o_i = Σ_{j ≤ i} w(q_i · k_j / √dim_head) v_j      w: softmax over j, or the identity
 ///
@@ -42,17 +44,23 @@ class CausalFullAttentionImpl : public SpatialMixer {
   /// Throws c10::Error naming a size that is not positive, or an odd dim_head where channels are
   /// paired (rotary_emb, data_dependent_rel_pos).
   explicit CausalFullAttentionImpl(const CausalFullAttentionOptions& options);
+  CausalFullAttentionImpl(std::int64_t dim, const model::AttentionSpec& spec);
 
   torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},
                         MixerState* state = nullptr) override;
 
  private:
+  double scale() const;
   torch::Tensor relative_scale(const torch::Tensor& x, Ablation ablation);
   torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k,
                        const torch::Tensor& v) const;
+  torch::Tensor weigh(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                      const torch::Tensor& visible) const;
+  torch::Tensor attend_in_blocks(const torch::Tensor& q, const torch::Tensor& k,
+                                 const torch::Tensor& v) const;
 
-  CausalFullAttentionOptions options_;
-  bool softmax_normalize_;
+  std::int64_t dim_;
+  model::AttentionSpec spec_;
   std::shared_ptr<RotaryEmbedding> rotary_emb_;
   torch::nn::Linear to_qkv_{nullptr}, to_a_{nullptr}, to_gates_{nullptr}, to_out_{nullptr};
 };

@@ -10,14 +10,7 @@
 
 namespace gateloop::nn {
 
-/// How the raw transition z becomes a_t.
-enum class Gate {
-  kPolar,    ///< a = σ(|z|) z/|z|, complex: the paper's and the reference's.
-  kSigmoid,  ///< a = σ(z), real: one projected channel per head instead of two, about half the
-             ///< work.
-};
-
-/// The reference's options and defaults, then ours (see TransformerOptions).
+/// The reference's options and defaults, then ours (see model::GateLoopSpec).
 struct GateLoopedAttentionOptions {
   std::int64_t dim = 512;
   std::optional<std::int64_t> heads = std::nullopt;      ///< default: max heads (dim_inner)
@@ -30,6 +23,7 @@ struct GateLoopedAttentionOptions {
   Gate gate = Gate::kPolar;
   bool normalize_input = false;
   std::optional<std::pair<double, double>> transition_bias = std::nullopt;
+  bool joint_kv = false;
 };
 
 /// GateLoop as a spatial mixer (arXiv 2311.01927, section 3.2): with d = dim_inner / heads and one
@@ -39,14 +33,16 @@ struct GateLoopedAttentionOptions {
 ///
 /// then sub-LN, swish gating and the output projection. With max heads (d = 1) the whole recurrence
 /// is one fused operator that reads q, k, v and z in place; with d > 1 it scans d² channels a head.
+/// With joint_kv the projection gives q and kv, (2 dim_inner) channels.
 ///
 /// Parameters: to_qkv.weight, to_a.0.{weight,bias}, and where asked for to_gates.0.weight,
 /// maybe_sub_ln.{weight,bias}, to_out.weight.
 class GateLoopedAttentionImpl : public SpatialMixer {
  public:
-  /// Throws c10::Error if heads do not divide dim_inner, or if normalize_input or transition_bias
-  /// comes with the polar gate.
+  /// Throws c10::Error if heads do not divide dim_inner, if normalize_input or transition_bias
+  /// comes with the polar gate, or joint_kv with wider heads than one channel.
   explicit GateLoopedAttentionImpl(const GateLoopedAttentionOptions& options);
+  GateLoopedAttentionImpl(std::int64_t dim, const model::GateLoopSpec& spec);
 
   torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},
                         MixerState* state = nullptr) override;
@@ -56,9 +52,8 @@ class GateLoopedAttentionImpl : public SpatialMixer {
   torch::Tensor max_heads(const torch::Tensor& x, Ablation ablation, MixerState* state);
   torch::Tensor wide_heads(const torch::Tensor& x, Ablation ablation, MixerState* state);
 
-  GateLoopedAttentionOptions options_;
-  std::int64_t dim_inner_;
-  std::int64_t heads_;
+  std::int64_t dim_;
+  model::GateLoopSpec spec_;
   torch::nn::Linear to_qkv_{nullptr}, to_a_{nullptr}, to_gates_{nullptr}, to_out_{nullptr};
   torch::nn::LayerNorm sub_ln_{nullptr};
 };

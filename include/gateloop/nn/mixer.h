@@ -5,25 +5,26 @@
 #include <cstdint>
 #include <vector>
 
+#include "gateloop/model.h"
+
 namespace gateloop::nn {
 
-/// The two ablations of the reference: `complex` drops the imaginary part of the raw transition,
-/// `state_transition` fixes a_t = 1.
-struct Ablation {
-  bool complex = false;
-  bool state_transition = false;
-};
+using model::Ablation;
+using model::Gate;
 
-/// What one spatial mixer carries from one call to the next. Default-constructed: the start of a
-/// sequence. A sequence cut anywhere and carried through its state gives what one call gives.
+/// What one layer carries from one call to the next. Default-constructed: the start of a sequence.
+/// A sequence cut anywhere and carried through its state gives what one call gives.
 /// Its tensors are detached: no gradient flows from one call into the one before it.
 struct MixerState {
   /// GateLoop: (B, inner) complex with max heads, (B, heads, d, d) complex otherwise; real for the
   /// sigmoid gate and under the state_transition ablation. Undefined before the first call.
   torch::Tensor recurrence = {};
-  /// Attention: (B, heads, capacity, dim_head), the first `position` entries in use.
+  /// Attention: (B, heads, capacity, dim_head), the first `position` entries in use; with a window
+  /// the last of the steps before, at most window - 1.
   torch::Tensor keys = {}, values = {};
-  /// Time steps seen.
+  /// The simple gate loop in front of the mixer: (B, dim).
+  torch::Tensor simple_gate_loop = {};
+  /// Time steps that the mixer has seen.
   std::int64_t position = 0;
 
   /// Memory held by the tensors above.

@@ -42,7 +42,11 @@ class SimpleGateLoopLayerImpl : public torch::nn::Module {
   std::pair<torch::Tensor, SimpleGateLoopCache> forward_with_cache(
       const torch::Tensor& x, const SimpleGateLoopCache& cache = {});
 
+  /// The same with the recurrence h alone, (B, dim), undefined at the start; it is updated.
+  torch::Tensor advance(const torch::Tensor& x, torch::Tensor& state);
+
  private:
+  void check_not_reversed() const;
   struct Steps {
     torch::Tensor y, transition, final_state;
   };

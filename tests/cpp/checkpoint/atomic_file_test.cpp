@@ -8,6 +8,7 @@
 #include <string>
 
 #include "gateloop/checkpoint.h"
+#include "model/file.h"
 #include "temporary_directory.h"
 
 namespace gateloop::checkpoint {
@@ -64,15 +65,15 @@ TEST(AtomicFile, FullDiskKeepsTheOldFileAndRemovesTheTemporary) {
 TEST(AtomicFile, ReplacesWhatAKilledSaveLeft) {
   const TemporaryDirectory dir;
   std::ofstream(dir / ".x.tmp") << "the half of a file";
-  save_text(dir / "x", "whole");
+  model::save_text(dir / "x", "whole");
   EXPECT_EQ(read(dir / "x"), "whole");
   EXPECT_EQ(files_in(dir.path()), 1);
 }
 
 TEST(AtomicFile, SavesTextOverText) {
   const TemporaryDirectory dir;
-  save_text(dir / "x", "first, and longer");
-  save_text(dir / "x", "second");
+  model::save_text(dir / "x", "first, and longer");
+  model::save_text(dir / "x", "second");
   EXPECT_EQ(read(dir / "x"), "second");
 }
 

@@ -9,8 +9,8 @@
 #include <functional>
 #include <string>
 
-#include "checkpoint/file.h"
 #include "gateloop/checkpoint.h"
+#include "model/file.h"
 #include "temporary_directory.h"
 
 namespace gateloop::checkpoint {
@@ -29,7 +29,8 @@ nn::TransformerOptions small_options() {
 bool equal(const nn::Transformer& left, const nn::Transformer& right) {
   const auto ours = state_dict(*left);
   const auto theirs = state_dict(*right);
-  return to_json(left->options()) == to_json(right->options()) && ours.size() == theirs.size() &&
+  return model::to_json(left->options()) == model::to_json(right->options()) &&
+         ours.size() == theirs.size() &&
          std::equal(ours.begin(), ours.end(), theirs.begin(), [](const auto& one, const auto& two) {
            return one.first == two.first && torch::equal(one.second, two.second);
          });
@@ -58,8 +59,9 @@ TEST(Model, LoadsWhatWasSaved) {
 TEST(Model, ReadsDirectoriesOfEarlierVersions) {
   const TemporaryDirectory dir;
   nn::Transformer model(small_options());
-  save_text(dir / "config.json",
-            R"({"format": 1, "model": )" + to_json(model->options()) + R"(, "training": {}})");
+  model::save_text(
+      dir / "config.json",
+      R"({"format": 1, "model": )" + model::to_json(model->options()) + R"(, "training": {}})");
   save_safetensors(dir / "model.safetensors", {state_dict(*model), {{"step", "7"}}});
   EXPECT_TRUE(equal(load_model(dir.path()), model));
   EXPECT_TRUE(load_provenance(dir.path()).empty());
@@ -178,19 +180,19 @@ TEST(Model, LoadModelNamesTheFile) {
       std::string::npos);
 
   // config.json edited by hand holds: its id is that of the weights.
-  std::string config = read_text(dir / "config.json");
+  std::string config = model::read_text(dir / "config.json");
   config.replace(config.find("\"dim\": 16"), 9, "\"dim\": 32");
-  save_text(dir / "config.json", config);
+  model::save_text(dir / "config.json", config);
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("not this model's"),
             std::string::npos);
-  save_text(dir / "config.json", R"({"format": 2, "model": {}})");
+  model::save_text(dir / "config.json", R"({"format": 2, "model": {}})");
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("format 2"), std::string::npos);
   save_safetensors(dir / "model.safetensors", {state_dict(*model), {}});
-  save_text(dir / "config.json", R"({"format": 1, "model": {"width": 3}})");
+  model::save_text(dir / "config.json", R"({"format": 1, "model": {"width": 3}})");
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("\"width\""), std::string::npos);
   // The message printed the value by recursion: 100,000 levels overflow the stack.
   const std::string deep = std::string(300'000, '[') + std::string(300'000, ']');
-  save_text(dir / "config.json", R"({"model": {}, "format": )" + deep + "}");
+  model::save_text(dir / "config.json", R"({"model": {}, "format": )" + deep + "}");
   EXPECT_NE(message_of([&] { load_model(dir.path()); }).find("levels or deeper"),
             std::string::npos);
 }

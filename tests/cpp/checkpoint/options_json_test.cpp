@@ -11,7 +11,7 @@ using nn::Gate;
 using nn::TransformerOptions;
 
 TEST(OptionsJson, WritesEveryFieldUnderItsName) {
-  const std::string json = to_json(TransformerOptions{});
+  const std::string json = model::to_json(TransformerOptions{});
   for (const char* name : {"num_tokens",
                            "dim",
                            "depth",
@@ -71,20 +71,20 @@ TransformerOptions unusual() {
 }
 
 TEST(OptionsJson, RoundTrips) {
-  const std::string json = to_json(unusual());
-  const TransformerOptions read = options_from_json(json);
-  EXPECT_EQ(to_json(read), json);
+  const std::string json = model::to_json(unusual());
+  const TransformerOptions read = model::options_from_json(json);
+  EXPECT_EQ(model::to_json(read), json);
   EXPECT_EQ(read.depth, 3);
   EXPECT_EQ(read.gate_loop_heads, 8);
   EXPECT_EQ(read.attn_softmax_normalize, false);
   EXPECT_EQ(read.gate, Gate::kSigmoid);
   EXPECT_EQ(read.transition_bias, std::pair(-1.5, 1.0 / 3));  // the same bits
-  EXPECT_EQ(to_json(options_from_json(to_json(TransformerOptions{}))),
-            to_json(TransformerOptions{}));
+  EXPECT_EQ(model::to_json(model::options_from_json(model::to_json(TransformerOptions{}))),
+            model::to_json(TransformerOptions{}));
 }
 
 TEST(OptionsJson, AbsentFieldsKeepTheirDefaults) {
-  const TransformerOptions read = options_from_json(R"({"dim": 64})");
+  const TransformerOptions read = model::options_from_json(R"({"dim": 64})");
   EXPECT_EQ(read.dim, 64);
   EXPECT_EQ(read.depth, TransformerOptions{}.depth);
 }
@@ -107,7 +107,7 @@ TEST(OptionsJson, ErrorsNameTheField) {
   };
   for (const auto& [json, expected] : cases) {
     try {
-      options_from_json(json);
+      model::options_from_json(json);
       ADD_FAILURE() << json;
     } catch (const std::runtime_error& error) {
       EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "gateloop/checkpoint.h"
+#include "model/file.h"
 #include "models.h"
 
 namespace gateloop {
@@ -49,8 +50,8 @@ class Cli : public testing::Test {
     torch::manual_seed(1);
     const nn::Transformer model(options);
     fs::create_directories(dir / name);
-    checkpoint::save_text(dir / name / "config.json",
-                          R"({"format": 1, "model": )" + checkpoint::to_json(options) + "}");
+    model::save_text(dir / name / "config.json",
+                     R"({"format": 1, "model": )" + model::to_json(options) + "}");
     checkpoint::save_safetensors(dir / name / "model.safetensors",
                                  {checkpoint::state_dict(*model), {{"step", "7"}}});
   }

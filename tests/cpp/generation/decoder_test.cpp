@@ -144,7 +144,7 @@ TEST_P(EveryKind, GenerateDrawsWhatTheFullForwardWould) {
 TEST_P(EveryKind, StateSizeIsWhatTheDecoderHolds) {
   Decoder decoder(model);
   decoder.read(ids);
-  const auto size = state_size(GetParam().options, torch::kFloat64);
+  const auto size = model::state_size(model::resolve(GetParam().options), 8);
   const auto needed = kBatch * (size.fixed + kLength * size.per_token);
   if (size.per_token == 0) {
     EXPECT_EQ(decoder.state_bytes(), needed);
@@ -160,10 +160,11 @@ INSTANTIATE_TEST_SUITE_P(Decoder, EveryKind, testing::ValuesIn(test::all_kinds()
 
 TEST(StateSize, OfTheReferencesEnwik8Model) {
   nn::TransformerOptions options;  // dim 512, depth 6, a head per channel
-  EXPECT_EQ(state_size(options).fixed, 6 * 512 * 8);
-  EXPECT_EQ(state_size(options, torch::kBFloat16).fixed, 6 * 512 * 8);  // the state stays float32
+  EXPECT_EQ(model::state_size(model::resolve(options)).fixed, 6 * 512 * 8);
+  EXPECT_EQ(model::state_size(model::resolve(options), 2).fixed,
+            6 * 512 * 8);  // the state stays float32
   options.use_gate_looped_attn = false;
-  EXPECT_EQ(state_size(options).per_token, 6 * 2 * 8 * 64 * 4);
+  EXPECT_EQ(model::state_size(model::resolve(options)).per_token, 6 * 2 * 8 * 64 * 4);
 }
 
 TEST(Generate, SeedsReproduce) {

@@ -128,7 +128,7 @@ class Golden : public testing::TestWithParam<std::string> {
   }
 
   gateloop::nn::Transformer transformer() const {
-    return gateloop::nn::Transformer(gateloop::checkpoint::options_from_json(options_));
+    return gateloop::nn::Transformer(gateloop::model::options_from_json(options_));
   }
 
   gateloop::nn::SimpleGateLoopLayer simple_layer() const {

@@ -24,7 +24,7 @@ std::vector<TransformerOptions> stepped() {
   return all;
 }
 
-DecodingStep step_of(const Transformer& model) { return {model->options(), LayerTensors(*model)}; }
+DecodingStep step_of(const Transformer& model) { return {model->spec(), LayerTensors(*model)}; }
 
 TEST(Step, TakesOneTokenThatNothingDifferentiates) {
   const Tensor one = torch::zeros({1, 1}, torch::kLong), two = torch::zeros({2, 1}, torch::kLong);

@@ -5,6 +5,7 @@
 
 #include "gateloop/checkpoint.h"
 #include "gateloop/training.h"
+#include "model/file.h"
 #include "small_run.h"
 #include "temporary_directory.h"
 #include "training/machine.h"
@@ -38,7 +39,7 @@ TEST(Presets, Enwik8IsTheReferencesScript) {
   nn::TransformerOptions expected;
   expected.gate_loop_heads = 512;
   expected.post_ln_norm = true;
-  EXPECT_EQ(checkpoint::to_json(config.model), checkpoint::to_json(expected));
+  EXPECT_EQ(model::to_json(config.model), model::to_json(expected));
 }
 
 TEST(Presets, AllPassTheChecksAndUnknownOnesAreNamed) {
@@ -61,7 +62,7 @@ TEST(Config, RoundTrips) {
   config.training.steps = 77;
   config.training.seed = 0xffff'ffff'ffff'fff0;
   config.training.learning_rate = 1.0 / 3;
-  checkpoint::save_text(dir / "config.json", to_json(config));
+  model::save_text(dir / "config.json", to_json(config));
   const RunConfig loaded = load_config(dir.path());
   EXPECT_EQ(to_json(loaded), to_json(config));
   EXPECT_EQ(loaded.training.seed, config.training.seed);
