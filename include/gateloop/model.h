@@ -220,8 +220,7 @@ std::int64_t flops_per_token(const ModelSpec& spec, std::int64_t length);
 /// Whether a text of any length can be read at a constant cost per token: no full attention.
 bool has_bounded_state(const ModelSpec& spec);
 
-// ---- Files
-// ---------------------------------------------------------------------------------------
+// ---- Files --------------------------------------------------------------------------------------
 
 /// Which weights of a directory: the last that were saved, or the best at validation.
 enum class Weights : std::uint8_t { kLatest, kBest };
@@ -238,5 +237,12 @@ std::string to_json(const ModelOptions& options);
 ModelOptions options_from_json(const std::string& json);
 /// A resolved description, every field of every layer, as JSON.
 std::string to_json(const ModelSpec& spec);
+
+/// For front ends in other languages: to_json(resolve(options)) with "weights", a list of [name,
+/// shape]. `options`: JSON, as to_json(ModelOptions) writes it. Throws as options_from_json() and
+/// resolve().
+std::string describe(const std::string& options);
+/// weight_problems() of the model of these options. `shapes`: a JSON object of shapes by name.
+std::string weight_problems(const std::string& options, const std::string& shapes);
 
 }  // namespace gateloop::model

@@ -74,7 +74,7 @@ def _of_modules(model: nn.Module, plain: nn.Module) -> str | None:
 
 def _of_parameters(model: nn.Module, plain: nn.Module) -> str | None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    expected = dict(plain.named_parameters())
+    expected = dict(plain.named_parameters(remove_duplicate=False))
     if parameters.keys() != expected.keys():
         return f"the parameters {sorted(parameters.keys() ^ expected.keys())}"
     for name, p in parameters.items():

@@ -1,4 +1,4 @@
-"""Causal attention over all steps, the mixer that GateLoop replaces or helps."""
+"""Causal attention, over all steps or a window of them: what GateLoop replaces or helps."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
 _NAME = "CausalFullAttention"
 
-KeysValues = tuple[Tensor, Tensor]
+# With a window also the number of steps so far.
+KeysValues = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, int]
 
 
 class CausalFullAttention(nn.Module):
@@ -32,6 +33,8 @@ class CausalFullAttention(nn.Module):
         data_dependent_rel_pos: see above.
         frac_gradient_data_dependent_rel_pos: the share of the gradient that reaches ``to_a``.
         softmax_normalize: default: not data_dependent_rel_pos.
+        window: each step attends to itself and the window - 1 steps before it, so that the cost and
+            the cache of a step are bounded; default: to all steps before it.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class CausalFullAttention(nn.Module):
         data_dependent_rel_pos: bool = False,
         frac_gradient_data_dependent_rel_pos: float = 0.5,
         softmax_normalize: bool | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        expect(window is None or window > 0, _NAME, "window", "positive or None", window)
         expect_positive(_NAME, dim=dim, dim_head=dim_head, heads=heads)
         paired = rotary_emb or data_dependent_rel_pos
         option = "rotary_emb" if rotary_emb else "data_dependent_rel_pos"
@@ -56,6 +61,7 @@ class CausalFullAttention(nn.Module):
         split = (heads, dim_head)
 
         self.dim = dim
+        self.window = window
         self.scale = dim_head**-0.5
         if softmax_normalize is None:
             softmax_normalize = not data_dependent_rel_pos
@@ -91,20 +97,21 @@ class CausalFullAttention(nn.Module):
             x: (B, T, dim), floating point.
             ablate_complex: drop the imaginary part of the raw transition.
             ablate_state_transition: leave the relative positions out.
-            cache: the keys and values of the S steps before, each (B, heads, S, dim_head).
+            cache: the keys and values of the S steps before, each (B, heads, S, dim_head). With a
+                window those of its last window - 1 steps, and the number of steps before.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype.
         """
         expect_sequence(_NAME, x, self.dim)
         q, k, v = self.to_qkv(x).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        self._check_cache(cache, k)
-        past = 0 if cache is None else cache[0].shape[2]
+        past = self._check_cache(cache, k)
         if self.rotary_emb is not None:
             q, k = self.rotary_emb(q, past), self.rotary_emb(k, past)
         if self.data_dependent_rel_pos and not ablate_state_transition:
             scale = self._relative_scale(x, ablate_complex, q)
             q, k = _scale_pairs(q, scale), _scale_pairs(k, scale.reciprocal())
+        steps = past + x.shape[1]
         if cache is not None:
             k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
 
@@ -112,16 +119,32 @@ class CausalFullAttention(nn.Module):
         if self.to_gates is not None:
             out = out * self.to_gates(x)
         out = self.to_out(out)
-        return (out, (k, v)) if return_cache else out
+        if not return_cache:
+            return out
+        if self.window is None:
+            return out, (k, v)
+        # Copies: a slice would hold the memory of all steps.
+        first = k.shape[2] - min(k.shape[2], self.window - 1)
+        return out, (k[:, :, first:].clone(), v[:, :, first:].clone(), steps)
 
-    def _check_cache(self, cache: KeysValues | None, k: Tensor) -> None:
+    def _check_cache(self, cache: KeysValues | None, k: Tensor) -> int:
+        """The number of steps before."""
         if cache is None:
-            return
+            return 0
+        window = self.window
+        fields = ("keys", "values") if window is None else ("keys", "values", "steps")
+        whole = isinstance(cache, tuple | list) and len(cache) == len(fields)
+        expect(whole, _NAME, "cache", f"({', '.join(fields)})", cache)
+        steps = cache[2] if window is not None else cache[0].shape[2] if cache[0].ndim == 4 else 0
+        counts = isinstance(steps, int) and steps >= 0
+        expect(counts, _NAME, "cache[2]", "the number of steps before", steps)
+        kept = "S" if window is None else min(steps, window - 1)
         batch, heads, _, channels = k.shape
-        for argument, t in zip(("cache[0]", "cache[1]"), cache, strict=True):
-            fits = t.ndim == 4 and (*t.shape[:2], t.shape[3]) == (batch, heads, channels)
-            shape = f"(B, heads, S, dim_head) = ({batch}, {heads}, S, {channels})"
-            expect(fits and t.shape == cache[0].shape, _NAME, argument, shape, t)
+        expected = f"(B, heads, S, dim_head) = ({batch}, {heads}, {kept}, {channels})"
+        shape = (batch, heads, steps if window is None else kept, channels)
+        for argument, t in zip(("cache[0]", "cache[1]"), cache[:2], strict=True):
+            expect(t.shape == shape, _NAME, argument, expected, t)
+        return steps
 
     def _relative_scale(self, x: Tensor, ablate_complex: bool, q: Tensor) -> Tensor:
         """max(Re(a_1 ... a_c), 1e-10) for every pair of channels c of a head, (B, H, T, D / 2)."""
@@ -133,13 +156,43 @@ class CausalFullAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, H, T, D), k, v (B, H, S, D) with S ≥ T: the queries are the last T of S steps."""
-        time, past = q.shape[2], k.shape[2] - q.shape[2]
-        if not self.softmax_normalize:
-            return (q * self.scale @ k.transpose(-2, -1)).tril(past) @ v
-        if past == 0:
+        time, steps = q.shape[2], k.shape[2]
+        past = steps - time
+        window = steps if self.window is None else self.window
+        if time > window:
+            return self._attend_in_blocks(q, k, v, window)
+        if self.softmax_normalize and past == 0:  # and time is within the window
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-        visible = torch.ones(time, past + time, dtype=torch.bool, device=q.device).tril(past)
+        visible = torch.ones(time, steps, dtype=torch.bool, device=q.device)
+        return self._weigh(q, k, v, visible.tril(past).triu(past - window + 1))
+
+    def _weigh(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        """q (..., T, D), k, v (..., S, D), visible bool, broadcast to (..., T, S)."""
+        if not self.softmax_normalize:
+            scores = q * self.scale @ k.transpose(-2, -1)
+            return scores.masked_fill(visible.logical_not(), 0) @ v
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.scale)
+
+    def _attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        """_attend of more steps than the window: blocks of a window's steps read themselves and the
+        block before, T · 2 window scores a head instead of T²."""
+        time, past = q.shape[2], k.shape[2] - q.shape[2]
+        blocks = -(-time // window)
+        missing = blocks * window - time
+
+        def pairs(t: Tensor) -> Tensor:
+            """(B, H, blocks, 2 window, D): zeros stand for steps before the first."""
+            whole = F.pad(t, (0, 0, window - past, missing)).unflatten(2, (blocks + 1, window))
+            return torch.cat((whole[:, :, :-1], whole[:, :, 1:]), 3)
+
+        queries = F.pad(q, (0, 0, 0, missing)).unflatten(2, (blocks, window))
+        inside = torch.ones(window, 2 * window, dtype=torch.bool, device=q.device)
+        inside = inside.triu(1).tril(window)
+        real = torch.arange(2 * window, device=q.device) >= window - past
+        first = torch.arange(blocks, device=q.device).view(-1, 1, 1) == 0
+        visible = inside & (real | ~first)
+        out = self._weigh(queries, pairs(k), pairs(v), visible)
+        return out.flatten(2, 3)[:, :, :time]
 
 
 def _scale_pairs(t: Tensor, factor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gateloop_cpp import _files
+from gateloop_cpp import _files, _spec
 from gateloop_cpp._checks import expect
 from gateloop_cpp.transformer import Transformer
 
@@ -38,11 +38,12 @@ def load(
     except (TypeError, ValueError, RuntimeError) as error:
         path = Path(directory) / _files.CONFIG
         raise ValueError(f"{path}: not the options of a model: {error}") from error
-    try:
-        model.load_state_dict(load_weights(directory, weights))
-    except RuntimeError as error:
-        path = Path(directory) / _files.WEIGHTS[weights]
-        raise ValueError(f"{path}: these weights are not this model's: {error}") from error
+    tensors = load_weights(directory, weights)
+    if problems := _spec.weight_problems(options, tensors):
+        raise ValueError(f"{Path(directory) / _files.WEIGHTS[weights]}: {problems}")
+    if model.options["tie_embeddings"]:
+        tensors[model.logits_weight] = tensors["token_emb.weight"]
+    model.load_state_dict(tensors)
     return model.eval()
 
 
@@ -76,7 +77,8 @@ def load_weights(
 def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write a model, float32, into a directory, which is made if need be.
 
-    A tensor under two names (a tied embedding) is written under both: tie it again after load().
+    With tie_embeddings the one matrix is written once. A tensor that was given two names otherwise
+    is written under both: tie it again after load().
     A crash leaves the former model or this one, never a part of each.
 
     Raises:
@@ -93,10 +95,11 @@ def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool 
     tensors = {
         name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
         for name, tensor in model.state_dict().items()
+        if not (model.options["tie_embeddings"] and name == model.logits_weight)
     }
     _files.write_model(
         folder,
-        model.options,
+        _spec.stored(model.options),
         lambda path, metadata: save_file(tensors, path, metadata),
         distribution="gateloop-cpp",
         versions={"torch": torch.__version__},

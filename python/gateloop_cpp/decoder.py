@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gateloop_cpp import _library as _library  # loads the operators
 from gateloop_cpp._checks import expect
+from gateloop_cpp._spec import describe
 from gateloop_cpp._untouched import difference
 from gateloop_cpp.transformer import Cache, Reader, Transformer
 
@@ -107,10 +108,14 @@ class _Product(nn.Module):
 
 
 def _takes_steps(model: Transformer) -> bool:
-    o = model.options
-    max_heads = o["gate_loop_heads"] in (None, o["dim_gate_looped_attn"] or o["dim"])
+    """Whether all layers are the same GateLoop with max heads, and nothing else."""
+    layers = describe(model.options)["layers"]
     ablated = model.ablate_complex or model.ablate_state_transition
-    return bool(o["use_gate_looped_attn"] and max_heads and not ablated)
+    if not layers or ablated or any(layer != layers[0] for layer in layers):
+        return False
+    layer = layers[0]
+    plain = layer["mixer"] == "gate_loop" and layer["simple_gate_loop"] is None
+    return plain and layer["heads"] == layer["dim_inner"] and not layer["joint_kv"]
 
 
 class _StepWeights:

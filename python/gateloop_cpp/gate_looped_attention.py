@@ -43,6 +43,8 @@ class GateLoopedAttention(nn.Module):
         normalize_input: scale the recurrence's input by 1 - a_t (sigmoid gate only).
         transition_bias: initial bias of ``to_a``, spread evenly over [first, second] across heads
             (sigmoid gate only).
+        joint_kv: one projection to the recurrence's input kv instead of one to k and one to v (max
+            heads only); ``to_qkv`` then has 2 dim_inner rows.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class GateLoopedAttention(nn.Module):
         gate: Literal["polar", "sigmoid"] = "polar",
         normalize_input: bool = False,
         transition_bias: tuple[float, float] | None = None,
+        joint_kv: bool = False,
     ) -> None:
         super().__init__()
         dim_inner = dim if dim_inner is None else dim_inner
@@ -71,6 +74,8 @@ class GateLoopedAttention(nn.Module):
         ):
             unused = gate == "sigmoid" or value is None
             expect(unused, _NAME, option, "left out with the polar gate", value)
+        max_heads = heads == dim_inner
+        expect(max_heads or not joint_kv, _NAME, "joint_kv", "False without max heads", joint_kv)
 
         self.dim = dim
         self.heads = heads
@@ -79,8 +84,9 @@ class GateLoopedAttention(nn.Module):
         self.frac_gradient_state_transition = frac_gradient_state_transition
         self.gate = gate
         self.normalize_input = normalize_input
+        self.joint_kv = joint_kv
 
-        self.to_qkv = nn.Linear(dim, dim_inner * 3, bias=False)
+        self.to_qkv = nn.Linear(dim, dim_inner * (2 if joint_kv else 3), bias=False)
         to_a = nn.Linear(dim, heads * (2 if gate == "polar" else 1))
         if transition_bias is not None:
             with torch.no_grad():
@@ -142,10 +148,14 @@ class GateLoopedAttention(nn.Module):
     def _max_heads(
         self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        if self.joint_kv:
+            q, k = self.to_qkv(x).chunk(2, dim=-1)
+            v = k.new_ones(()).expand_as(k)
+        else:
+            q, k, v = self.to_qkv(x).chunk(3, dim=-1)
         if ablate_state_transition:
             # With a = 1, normalize_input would scale every input by zero: the sum stays plain.
-            kv = k * v
+            kv = k if self.joint_kv else k * v
             h, state = linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache)
             return q * h, state
         z, dtype = self._transition(x, ablate_complex), q.dtype
@@ -156,7 +166,8 @@ class GateLoopedAttention(nn.Module):
             y, state = polar_gate_loop(q, k, v, z, cache)
         else:
             normalize = self.normalize_input
-            y, state = simple_gate_loop(q, k * v, z, cache, normalize_input=normalize)
+            kv = k if self.joint_kv else k * v
+            y, state = simple_gate_loop(q, kv, z, cache, normalize_input=normalize)
         return y.to(dtype), state
 
     def _wide_heads(

@@ -1,6 +1,6 @@
 """The GateLoop Transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -8,29 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gateloop_cpp._checks import expect, expect_positive
+from gateloop_cpp import _spec
+from gateloop_cpp._checks import expect
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
 from gateloop_cpp.residual import PostNorm, PreNorm
 from gateloop_cpp.rms_norm import RMSNorm
 from gateloop_cpp.sampling import sample
+from gateloop_cpp.simple_gate_loop_layer import SimpleGateLoopLayer
 
 _NAME = "Transformer"
 # Locals of the constructor that say nothing about what the model computes.
 _NOT_OPTIONS = ("self", "__class__", "checkpoint_blocks")
 
-# One entry a layer: what its spatial mixer's cache is.
+# One entry a layer: what its spatial mixer's cache is, None in a layer without one. With a simple
+# gate loop: a pair of that layer's cache and the mixer's.
 Cache = tuple[Any, ...]
 # (ids (B, T), cache=None or what it returned before) to (logits (B, T, num_tokens), cache).
 Reader = Callable[..., tuple[Tensor, Cache]]
 
 
 class Transformer(nn.Module):
-    """Token embedding, ``depth`` blocks of a spatial mixer and a feed-forward, logits.
+    """Token embedding, ``depth`` layers of a spatial mixer and a feed-forward, logits.
 
-    Arguments, defaults and state_dict keys are the reference's; the last four arguments are ours
-    and leave its model unchanged.
+    Arguments, defaults and state_dict keys are the reference's; those from ``gate`` on are ours, and
+    their defaults leave its model unchanged.
 
     Args:
         dim: channels between the layers.
@@ -50,7 +53,16 @@ class Transformer(nn.Module):
         rotary_emb: rotary positions in full attention.
         post_ln_norm: LayerNorm after each residual instead of RMSNorm before each layer.
         sub_ln: LayerNorm on GateLoop's output.
-        gate, normalize_input, transition_bias: see GateLoopedAttention.
+        gate, normalize_input, transition_bias, joint_kv: see GateLoopedAttention.
+        window: see CausalFullAttention.
+        layers: the mixer of each layer, instead of use_gate_looped_attn: a pattern such as
+            "gate_loop*2,attention", repeated to the depth, or a list, repeated too, of "gate_loop",
+            "attention", "none" (a feed-forward alone) and of mappings {"mixer": name, ...} with what
+            differs from the arguments here: arguments of GateLoopedAttention (but dim), of
+            CausalFullAttention (but dim), simple_gate_loop and ff_mult.
+        simple_gate_loop: in front of every mixer a SimpleGateLoopLayer, x = layer(x) + x: True, or
+            a mapping of its prenorm and post_ln.
+        tie_embeddings: the logits are products with the token embedding.
         checkpoint_blocks: keep of each mixer and feed-forward, with its norm and residual, only the
             input, and run it again in the backward pass (``torch.utils.checkpoint``; hooks inside
             then fire twice). An attribute too: how a model is trained, no part of ``options``.
@@ -81,53 +93,42 @@ class Transformer(nn.Module):
         gate: Literal["polar", "sigmoid"] = "polar",
         normalize_input: bool = False,
         transition_bias: tuple[float, float] | None = None,
+        joint_kv: bool = False,
+        window: int | None = None,
+        layers: str | Sequence[str | Mapping[str, Any]] | None = None,
+        simple_gate_loop: bool | Mapping[str, bool] | None = None,
+        tie_embeddings: bool = False,
         checkpoint_blocks: bool = False,
     ) -> None:
+        if isinstance(simple_gate_loop, bool):
+            simple_gate_loop = {} if simple_gate_loop else None
         options = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
         super().__init__()
-        expect_positive(_NAME, dim=dim, num_tokens=num_tokens)
-        expect(depth >= 0, _NAME, "depth", "zero or more", depth)
+        spec = _spec.describe(options)
         #: The arguments that say what the model computes, by name: what config.json holds.
         self.options: dict[str, Any] = options
         self.ablate_complex = ablate_complex
         self.ablate_state_transition = ablate_state_transition
         self.checkpoint_blocks = checkpoint_blocks
 
-        def mixer() -> nn.Module:
-            if use_gate_looped_attn:
-                return GateLoopedAttention(
-                    dim,
-                    heads=gate_loop_heads,
-                    dim_inner=dim_gate_looped_attn,
-                    checkpoint_gate_looped_attn=checkpoint_gate_looped_attn,
-                    add_swish_gating=attn_add_swish_gating,
-                    sub_ln=sub_ln,
-                    frac_gradient_state_transition=frac_gradient_state_transition,
-                    gate=gate,
-                    normalize_input=normalize_input,
-                    transition_bias=transition_bias,
-                )
-            return CausalFullAttention(
-                dim,
-                dim_head=dim_head,
-                heads=heads,
-                rotary_emb=rotary_emb,
-                add_swish_gating=attn_add_swish_gating,
-                data_dependent_rel_pos=data_dependent_rel_pos,
-                frac_gradient_data_dependent_rel_pos=frac_gradient_state_transition,
-                softmax_normalize=attn_softmax_normalize,
-            )
-
         # In the reference's order, so that one seed gives both the same weights.
         around = PostNorm if post_ln_norm else PreNorm
         self.token_emb = nn.Embedding(num_tokens, dim)
-        layers = []
-        for _ in range(depth):
-            mix, feed = mixer(), FeedForward(dim, ff_mult)
-            layers.append(nn.ModuleList([around(dim, mix), around(dim, feed)]))
-        self.layers = nn.ModuleList(layers)
+        layers_ = []
+        for layer in spec["layers"]:
+            simple, ff_mult = layer.pop("simple_gate_loop"), layer.pop("ff_mult")
+            mix, feed = _mixer(dim, **layer), FeedForward(dim, ff_mult)
+            block = [nn.Identity() if mix is None else around(dim, mix), around(dim, feed)]
+            if simple is not None:
+                block.append(SimpleGateLoopLayer(dim, **simple))
+            layers_.append(nn.ModuleList(block))
+        self.layers = nn.ModuleList(layers_)
         # Post-norm blocks leave a normalised output.
         to_logits = nn.Linear(dim, num_tokens, bias=False)
+        if tie_embeddings:
+            # Logits of unit variance at the start: what they multiply is normalised.
+            nn.init.normal_(self.token_emb.weight, std=dim**-0.5)
+            to_logits.weight = self.token_emb.weight
         self.to_logits = to_logits if post_ln_norm else nn.Sequential(RMSNorm(dim), to_logits)
 
     def forward(
@@ -177,16 +178,40 @@ class Transformer(nn.Module):
         h = self.token_emb(x)
         caches = []
         for i, block in enumerate(self.layers):
-            mix, feed = cast(nn.ModuleList, block)
-            h = self._run(mix, h, cache=None if cache is None else cache[i], **options)
-            if return_cache:
-                h, carried = h
-                caches.append(carried)
-            h = self._run(feed, h)
+            before = None if cache is None else cache[i]
+            h, carried = self._layer(cast(nn.ModuleList, block), h, before, options)
+            caches.append(carried)
         logits = self.to_logits(h)
         if return_loss:
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten().long())
         return (logits, tuple(caches)) if return_cache else logits
+
+    @property
+    def logits_weight(self) -> str:
+        """The name of the matrix that gives the logits; with tie_embeddings the embedding's too."""
+        return "to_logits.weight" if self.options["post_ln_norm"] else "to_logits.1.weight"
+
+    def _layer(
+        self, block: nn.ModuleList, h: Tensor, cache: Any, options: dict[str, Any]
+    ) -> tuple[Tensor, Any]:
+        """h after one layer, and the layer's cache, None unless it is asked for."""
+        mix, feed, *simple = block
+        if simple:
+            pair = cache is None or (isinstance(cache, tuple | list) and len(cache) == 2)
+            expect(pair, _NAME, "cache", "a pair of caches in a layer with two", cache)
+            before, cache = (None, None) if cache is None else cache
+            kept = options["return_cache"]
+            y = self._run(simple[0], h, cache=before, return_cache=kept)
+            y, before = y if kept else (y, None)
+            h = h + y
+        carried = None
+        if isinstance(mix, nn.Identity):
+            h = mix(h)
+        else:
+            h = self._run(mix, h, cache=cache, **options)
+            if options["return_cache"]:
+                h, carried = h
+        return self._run(feed, h), (before, carried) if simple else carried
 
     def _run(self, block: nn.Module, x: Tensor, **options: Any) -> Any:
         if self.checkpoint_blocks and torch.is_grad_enabled():
@@ -251,3 +276,11 @@ class Transformer(nn.Module):
         if low < 0 or high >= size:
             outside = low if low < 0 else high
             raise IndexError(f"{_NAME}: {argument} must be in [0, {size}), got {outside}")
+
+
+def _mixer(dim: int, mixer: str, **options: Any) -> nn.Module | None:
+    if mixer == "gate_loop":
+        if options["transition_bias"] is not None:
+            options["transition_bias"] = tuple(options["transition_bias"])
+        return GateLoopedAttention(dim, **options)
+    return CausalFullAttention(dim, **options) if mixer == "attention" else None

@@ -1,5 +1,6 @@
 #include "gateloop/nn/transformer.h"
 
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -32,6 +33,11 @@ TransformerImpl::TransformerImpl(TransformerOptions options)
       spec_(as_torch_error([&] { return model::resolve(options_); })) {
   const auto dim = spec_.dim, num_tokens = spec_.num_tokens;
   token_emb_ = register_module("token_emb", torch::nn::Embedding(num_tokens, dim));
+  if (spec_.tie_embeddings) {
+    // Logits of unit variance at the start: what they multiply is normalised.
+    const torch::NoGradGuard no_grad;
+    token_emb_->weight.normal_(0, 1 / std::sqrt(static_cast<double>(dim)));
+  }
   layers_ = register_module("layers", torch::nn::ModuleList());
   for (const auto& layer : spec_.layers) {
     layers_->push_back(std::make_shared<Block>(dim, layer, spec_.post_norm));

@@ -1,0 +1,56 @@
+"""What a model is: the description that the C++ core makes of the arguments of Transformer."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gateloop_cpp import _library as _library  # loads the operators
+
+# Left out of config.json at their defaults: programs of version 0.1 refuse what they do not have.
+_BEYOND_VERSION_01: dict[str, Any] = {
+    "joint_kv": False,
+    "window": None,
+    "layers": None,
+    "simple_gate_loop": None,
+    "tie_embeddings": False,
+}
+
+
+def describe(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The model of these options: "layers", each a mixer's name and arguments, and "weights".
+
+    Raises:
+        ValueError: naming the option that does not fit, what was expected and what came.
+    """
+    description = json.loads(torch.ops.gateloop._describe_model(_text(options)))
+    description["weights"] = {name: tuple(shape) for name, shape in description["weights"]}
+    return dict(description)
+
+
+def weight_problems(options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Every missing, unexpected and misshapen tensor by name; "": they are this model's weights."""
+    shapes = json.dumps({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return str(torch.ops.gateloop._weight_problems(_text(options), shapes))
+
+
+def stored(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as config.json holds them."""
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in _BEYOND_VERSION_01 or value != _BEYOND_VERSION_01[name]
+    }
+
+
+def _text(options: Mapping[str, Any]) -> str:
+    return json.dumps(dict(options), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Of numbers that JSON has no notion of, as numpy's."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"Transformer: options must be numbers, words and lists, got {value!r}")

@@ -1,0 +1,38 @@
+// src/model's description of a model, for the Python modules.
+#include "gateloop/model.h"
+
+#include <torch/library.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace gateloop::ops {
+namespace {
+
+/// work(), whose errors become Python's ValueError.
+template <typename Work>
+std::string as_value_error(const Work& work) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+std::string describe_model(const std::string& options) {
+  return as_value_error([&] { return model::describe(options); });
+}
+
+std::string weight_problems(const std::string& options, const std::string& shapes) {
+  return as_value_error([&] { return model::weight_problems(options, shapes); });
+}
+
+}  // namespace
+
+// Words in, words out: no tensor chooses a backend.
+TORCH_LIBRARY_FRAGMENT(gateloop, m) {
+  m.def("_describe_model(str options) -> str", &describe_model);
+  m.def("_weight_problems(str options, str shapes) -> str", &weight_problems);
+}
+
+}  // namespace gateloop::ops
