@@ -135,7 +135,8 @@ class CausalFullAttention(nn.Module):
         fields = ("keys", "values") if window is None else ("keys", "values", "steps")
         whole = isinstance(cache, tuple | list) and len(cache) == len(fields)
         expect(whole, _NAME, "cache", f"({', '.join(fields)})", cache)
-        steps = cache[2] if window is not None else cache[0].shape[2] if cache[0].ndim == 4 else 0
+        dense = cache[0].ndim == 4
+        steps = cache[2] if len(cache) == 3 else cache[0].shape[2] if dense else 0
         counts = isinstance(steps, int) and steps >= 0
         expect(counts, _NAME, "cache[2]", "the number of steps before", steps)
         kept = "S" if window is None else min(steps, window - 1)

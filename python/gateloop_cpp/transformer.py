@@ -32,7 +32,7 @@ Reader = Callable[..., tuple[Tensor, Cache]]
 class Transformer(nn.Module):
     """Token embedding, ``depth`` layers of a spatial mixer and a feed-forward, logits.
 
-    Arguments, defaults and state_dict keys are the reference's; those from ``gate`` on are ours, and
+    Arguments, defaults and state_dict keys are the reference's. Those from ``gate`` on are ours;
     their defaults leave its model unchanged.
 
     Args:
@@ -56,10 +56,10 @@ class Transformer(nn.Module):
         gate, normalize_input, transition_bias, joint_kv: see GateLoopedAttention.
         window: see CausalFullAttention.
         layers: the mixer of each layer, instead of use_gate_looped_attn: a pattern such as
-            "gate_loop*2,attention", repeated to the depth, or a list, repeated too, of "gate_loop",
-            "attention", "none" (a feed-forward alone) and of mappings {"mixer": name, ...} with what
-            differs from the arguments here: arguments of GateLoopedAttention (but dim), of
-            CausalFullAttention (but dim), simple_gate_loop and ff_mult.
+            "gate_loop*2,attention", or a list; both are repeated to the depth. Entries are
+            "gate_loop", "attention", "none" (a feed-forward alone), and mappings
+            {"mixer": name, ...} with what differs from the arguments here: arguments of
+            GateLoopedAttention and CausalFullAttention but dim, simple_gate_loop, ff_mult.
         simple_gate_loop: in front of every mixer a SimpleGateLoopLayer, x = layer(x) + x: True, or
             a mapping of its prenorm and post_ln.
         tie_embeddings: the logits are products with the token embedding.
@@ -118,7 +118,10 @@ class Transformer(nn.Module):
         for layer in spec["layers"]:
             simple, ff_mult = layer.pop("simple_gate_loop"), layer.pop("ff_mult")
             mix, feed = _mixer(dim, **layer), FeedForward(dim, ff_mult)
-            block = [nn.Identity() if mix is None else around(dim, mix), around(dim, feed)]
+            block: list[nn.Module] = [
+                nn.Identity() if mix is None else around(dim, mix),
+                around(dim, feed),
+            ]
             if simple is not None:
                 block.append(SimpleGateLoopLayer(dim, **simple))
             layers_.append(nn.ModuleList(block))

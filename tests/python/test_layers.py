@@ -24,7 +24,10 @@ SPECS = range(24)
 def draw(seed: int) -> dict[str, Any]:
     """Options drawn from all that there are."""
     r = random.Random(seed)
-    coin = lambda: r.random() < 0.5  # noqa: E731
+
+    def coin() -> bool:
+        return r.random() < 0.5
+
     o: dict[str, Any] = dict(dim=12, num_tokens=TOKENS, depth=r.choice((1, 2, 4)))
     o |= dict(ff_mult=r.choice((1, 2)), heads=r.choice((1, 3)), dim_head=r.choice((2, 4)))
     for flag in ("post_ln_norm", "tie_embeddings", "sub_ln", "rotary_emb"):
@@ -127,13 +130,17 @@ def test_a_checkpoint_round_trip_changes_nothing(seed: int, tmp_path: Path) -> N
 def test_a_plain_model_is_stored_as_before(tmp_path: Path) -> None:
     checkpoint.save(Transformer(8, num_tokens=4, depth=1), tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())["model"]
-    assert not {"joint_kv", "window", "layers", "simple_gate_loop", "tie_embeddings"} & stored.keys()
+    assert (
+        not {"joint_kv", "window", "layers", "simple_gate_loop", "tie_embeddings"} & stored.keys()
+    )
 
 
-@pytest.mark.parametrize("layers", ["gate_loop*2,attention", ["gate_loop", "gate_loop", "attention"]])
+@pytest.mark.parametrize(
+    "layers", ["gate_loop*2,attention", ["gate_loop", "gate_loop", "attention"]]
+)
 def test_a_pattern_is_repeated_to_the_depth(layers: Any) -> None:
     model = Transformer(8, num_tokens=4, depth=7, heads=1, dim_head=4, layers=layers)
-    mixers = [type(block[0].fn) for block in model.layers]
+    mixers = [type(model.get_submodule(f"layers.{i}.0.fn")) for i in range(7)]
     period = [GateLoopedAttention, GateLoopedAttention, CausalFullAttention]
     assert mixers == [*period, *period, GateLoopedAttention]
 
@@ -242,7 +249,7 @@ def test_weights_that_do_not_fit_are_named_in_the_same_words(
             checkpoint.load(tmp_path)
         text = str(error.value)
     else:
-        command = [build_dir / "gateloop", "generate", "--checkpoint", tmp_path]
+        command: list[str | Path] = [build_dir / "gateloop", "generate", "--checkpoint", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode != 0
         text = done.stderr
