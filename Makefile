@@ -60,7 +60,7 @@ test-cpp: build-all  ## C++ tests only
 
 .PHONY: test-python
 test-python: build-all  ## Python tests only
-	.venv/bin/python -m pytest
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: test-sanitizers
 test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer (test-asan, test-ubsan, test-tsan)

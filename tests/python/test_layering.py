@@ -14,7 +14,7 @@ ARROWS = {
     "recurrence": set(),
     "model": set(),
     "host": {"recurrence"},
-    "ops": {"recurrence", "host"},
+    "ops": {"recurrence", "host", "model"},
     "nn": {"ops", "model"},
     "checkpoint": {"nn", "model"},
     "training": {"nn", "checkpoint", "model"},

@@ -111,7 +111,8 @@ def test_modules_in_cpp_compute_the_same(build_dir: Path, tmp_path: Path) -> Non
         ours |= {f"grad/{k}": p.grad for k, p in model.named_parameters() if p.grad is not None}
         assert cpp.keys() == ours.keys(), folder
         for name, value in ours.items():
-            error = (value - cpp[name]).norm() / value.norm().clamp_min(1e-9)
+            # A window of one step leaves the transition no gradient but roundings.
+            error = (value - cpp[name]).norm() / value.norm().clamp_min(1e-5)
             assert error < 1e-10, f"{json.dumps(model.options)}: {name}: {error}"
 
 
