@@ -1,116 +1,88 @@
 #pragma once
 
-/// Sampling from a trained model: one token at a time, at a cost that does not depend on how many
-/// came before (GateLoop layers; full attention reads a key/value cache that grows).
-#include <torch/torch.h>
-
+/// Drawing tokens from a model: the rules of sampling, and the loop that reads what was drawn.
+/// Without torch; Python's Transformer.generate uses the same sampler.
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string_view>
+#include <vector>
 
-#include "gateloop/nn/transformer.h"
+#include "gateloop/runtime.h"
 
 namespace gateloop::generation {
 
+/// Rules apply in this order; each at its default changes nothing but filter_thres, which is the
+/// reference's.
 struct SamplingOptions {
-  /// The logits are divided by it. Zero, or anything below 1e-6, takes the likeliest token.
+  /// At least 1. The logits of tokens read or drawn before are divided by it where positive, else
+  /// multiplied (Keskar et al. 2019, section 4.1).
+  double repetition_penalty = 1.0;
+  /// The logits are divided by it. Anything below 1e-6 takes the likeliest token: rounding would
+  /// draw it.
   double temperature = 1.0;
-  /// In [0, 1): only the k = ceil((1 - threshold) num_tokens) largest logits can be drawn, the
-  /// reference's rule, in double arithmetic as written: 26 of 256 at 0.9; 0 keeps all.
-  double top_k_threshold = 0.9;
+  /// In [0, 1]: the ceil((1 - filter_thres) num_tokens) likeliest tokens can be drawn, at least
+  /// one: the reference's rule in double arithmetic, 26 of 256 at 0.9; 0 keeps all.
+  double filter_thres = 0.9;
+  /// Only the k likeliest can be drawn; 0: all.
+  std::int64_t top_k = 0;
+  /// In (0, 1]: the likeliest tokens that together have this probability (Holtzman et al. 2020).
+  double top_p = 1.0;
+  /// In [0, 1]: tokens at least this times as probable as the likeliest.
+  double min_p = 0.0;
+  /// A sequence ends after the first of these that it ends in. None may be empty.
+  std::vector<std::vector<std::int64_t>> stop = {};
 };
 
-/// The k of top_k_threshold, in [1, num_tokens]. Throws std::invalid_argument outside [0, 1).
-std::int64_t top_k(double threshold, std::int64_t num_tokens);
-
-/// Draws tokens from logits by the Gumbel trick: argmax of logit / temperature + noise has the
-/// distribution softmax(logit / temperature). Owns its generator: the same seed and logits give the
-/// same tokens, whatever else draws random numbers in the process.
-class Sampler {
+/// Draws tokens from logits with a generator of its own: the same seed, logits and prompt give the
+/// same tokens on every machine whose exp() rounds alike.
+class GATELOOP_RUNTIME_API Sampler {
  public:
-  /// Throws std::invalid_argument for a negative or non-finite temperature or a threshold outside
-  /// [0, 1).
+  /// What a sequence that has ended draws.
+  static constexpr std::int64_t kEnded = -1;
+
+  /// Throws std::invalid_argument naming the option that is outside its range.
   Sampler(SamplingOptions options, std::uint64_t seed);
+  Sampler(Sampler&&) noexcept;
+  Sampler& operator=(Sampler&&) noexcept;
+  ~Sampler();
 
-  /// logits (B, num_tokens), any floating type -> tokens (B) int64 on the CPU.
-  /// Throws std::runtime_error if a row's largest logit is not finite: the model is broken.
-  torch::Tensor operator()(const torch::Tensor& logits);
-
- private:
-  SamplingOptions options_;
-  at::Generator generator_;
-};
-
-/// What a Decoder carries from token to token: a value. Decoders that continue from copies of one
-/// state give what each would give alone. Default-constructed: the start of a sequence.
-struct DecoderState {
-  nn::TransformerState layers;
-  std::int64_t batch = 0;     ///< sequences; 0 before the first token
-  std::int64_t position = 0;  ///< tokens read, per sequence
-
-  /// Memory of all sequences together. Constant for GateLoop layers.
-  std::int64_t bytes() const;
-};
-
-/// Reads tokens and returns the logits of the next, carrying the model's state; B sequences advance
-/// together. It goes past the model's modules and holds the tensors that they read when it is
-/// built:
-///
-/// - all are shared with the model, and the first single token moves the matrices to large pages
-///   (Linux), at the same addresses. One token of one sequence is one operator with max heads;
-/// - the matrices are copied by the first read() of two and more sequences, into the layout of
-///   oneDNN's products: as much memory again. Copies of the decoder share them.
-///
-/// The model's weights must not change meanwhile: see read(). Copies of a decoder may read in
-/// different threads.
-class Decoder {
- public:
-  /// `prefill_chunk`: tokens per sequence read in one pass, which bounds the memory of a long
-  /// prompt; any value gives the same numbers up to rounding. Throws std::invalid_argument below 1.
-  explicit Decoder(nn::Transformer model, std::int64_t prefill_chunk = 1024);
-
-  /// ids (B, T) int64, T >= 1 -> logits (B, num_tokens) after the last, without gradients.
-  /// Continues from all that was read before; B must then be the same. Throws std::invalid_argument
-  /// for another shape or type, std::logic_error where the model's weights have been written,
-  /// replaced or converted since the decoder was built, and the model's c10::Error for ids outside
-  /// its vocabulary. The state is then undefined: set another.
-  torch::Tensor read(const torch::Tensor& ids);
-
-  /// Where the decoder stands, and to continue from elsewhere, with another B if need be.
-  /// Throws std::invalid_argument for a state of a model with another number of layers.
-  DecoderState state() const { return state_; }
-  void set_state(DecoderState state);
-
-  std::int64_t state_bytes() const { return state_.bytes(); }
-  std::int64_t position() const { return state_.position; }
+  /// Tokens that count as read by the repetition penalty: ids (B, T).
+  void read(std::span<const std::int64_t> ids, std::int64_t batch);
+  /// logits (B, num_tokens) -> tokens (B), kEnded in sequences that had ended before. Throws
+  /// std::invalid_argument where B is another than before, std::runtime_error where a row's largest
+  /// logit is not finite: the weights are damaged.
+  std::vector<std::int64_t> draw(std::span<const float> logits, std::int64_t batch);
+  /// Whether every sequence has ended in a stop.
+  bool ended() const;
 
  private:
-  struct Weights;
-
-  nn::Transformer model_;
-  std::int64_t prefill_chunk_;
-  std::shared_ptr<Weights> weights_;
-  DecoderState state_;
+  class Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
-/// UTF-8 or any bytes -> ids (1, T) int64, one per byte. An empty prompt becomes one newline, the
-/// likeliest place for a text to start: a model needs a token to predict from.
-torch::Tensor encode_prompt(std::string_view text);
+/// The tokens that filter_thres keeps, in [1, num_tokens].
+GATELOOP_RUNTIME_API std::int64_t kept_tokens(double filter_thres, std::int64_t num_tokens);
+
+/// Any bytes -> ids (T), one a byte. An empty prompt becomes one newline, the likeliest place for a
+/// text to start: a model needs a token to predict from.
+GATELOOP_RUNTIME_API std::vector<std::int64_t> encode_prompt(std::string_view text);
 
 struct GenerateOptions {
-  std::int64_t length = 512;  ///< tokens to draw, per sequence
-  SamplingOptions sampling;
+  std::int64_t length = 512;  ///< tokens to draw for each sequence
+  SamplingOptions sampling = {};
   std::uint64_t seed = 0;
 };
 
-/// Reads `prompt` (B, T) int64, T >= 1, then draws `length` tokens for each of the B sequences.
-/// `on_token` gets each step's tokens (B) int64 as soon as they are drawn; returning false stops.
-/// Returns the tokens drawn, (B, length) or fewer columns if stopped, without the prompt.
-/// The decoder may have read before: then this continues. It has not read the last token drawn.
-/// Throws as Sampler and Decoder::read, and std::invalid_argument for a negative length.
-torch::Tensor generate(Decoder& decoder, const torch::Tensor& prompt,
-                       const GenerateOptions& options = {},
-                       const std::function<bool(const torch::Tensor& tokens)>& on_token = {});
+/// Reads `prompt`, ids (B, T) with T >= 1, then draws up to `length` tokens for each of the B
+/// sequences: fewer where all have ended. The session may have read before: then this continues. It
+/// has not read the last token drawn. `on_tokens` gets each step's tokens (B) as they are drawn;
+/// returning false stops. Returns (B, tokens drawn), Sampler::kEnded after a sequence's end.
+/// Throws as Sampler and Session do, and std::invalid_argument for a negative length.
+GATELOOP_RUNTIME_API std::vector<std::int64_t> generate(
+    runtime::Session& session, std::span<const std::int64_t> prompt, std::int64_t batch,
+    const GenerateOptions& options = {},
+    const std::function<bool(std::span<const std::int64_t> tokens)>& on_tokens = {});
 
 }  // namespace gateloop::generation

@@ -102,9 +102,8 @@ ModelFiles open_model(const std::filesystem::path& dir, Weights weights) {
   } catch (const std::exception& error) {
     fail_config(dir, error.what());
   }
-  std::vector<NamedShape> given;
-  for (const TensorEntry& entry : files.header.tensors) given.push_back({entry.name, entry.shape});
-  if (const std::string problems = weight_problems(files.spec, given); !problems.empty())
+  if (const std::string problems = stored_problems(files.spec, files.header.tensors);
+      !problems.empty())
     throw std::runtime_error(files.weights.string() + ": " + problems);
   return files;
 }

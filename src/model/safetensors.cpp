@@ -197,7 +197,9 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorByte
     throw std::runtime_error(path.string() +
                              ": a tensor name or metadata value is not UTF-8: " + error.what());
   }
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begin on an 8-byte boundary
+  // The data begin on a cache line, so that a mapped file is read by whole ones.
+  constexpr std::size_t kLine = 64;
+  text.resize((text.size() + 8 + kLine - 1) / kLine * kLine - 8, ' ');
   const std::uint64_t header_bytes = text.size();
 
   AtomicFile file(path);

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "gateloop/model.h"
+
 namespace gateloop::model {
 
 /// A tensor's place in a file.
@@ -33,6 +35,12 @@ std::size_t dtype_bytes(std::string_view dtype);
 /// Throws std::runtime_error naming the path and what is wrong (missing, truncated, bad header,
 /// unknown dtype, overlapping offsets, ...).
 SafeTensorsHeader read_safetensors_header(const std::filesystem::path& path);
+
+/// The scales (rows), float32, of a matrix NAME (rows, columns) of int8 are stored as NAME.scale.
+std::string scale_name(const std::string& matrix);
+/// What keeps stored tensors from being the weights of this model: their names, shapes and dtypes,
+/// and those of the scales of int8 matrices. "" where nothing does.
+std::string stored_problems(const ModelSpec& spec, const std::vector<TensorEntry>& tensors);
 
 /// A tensor to write: contiguous, little-endian.
 struct TensorBytes {

@@ -1,0 +1,167 @@
+#pragma once
+
+/// Inference without torch: a model read from its directory, sessions that read tokens and give
+/// logits, and what a session carries from token to token as a value.
+///
+/// Shapes: B batch, T time, D channels. Arguments that do not fit are std::invalid_argument, files
+/// that are not there or damaged std::runtime_error; both name what was expected and what came.
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gateloop/model.h"
+
+#define GATELOOP_RUNTIME_API __attribute__((visibility("default")))
+
+namespace gateloop::runtime {
+
+/// Of the matrices and the embedding; biases, gains and rotary frequencies are float32.
+enum class Format : std::uint8_t {
+  kFile,  ///< as the file has them: float32, bfloat16, float16 or int8; float64 becomes float32
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt8,  ///< symmetric, one float32 scale for each row
+};
+
+struct OpenOptions {
+  model::Weights weights = model::Weights::kLatest;
+  Format format = Format::kFile;
+};
+
+/// A weight in memory, contiguous: its name in a state_dict, and "F64", "F32", "BF16" or "F16".
+struct StoredWeight {
+  std::string name;
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  const void* data = nullptr;
+};
+
+class Network;
+struct StateData;
+
+/// The weights of a model, read-only. Copies share them, and sessions in any threads may too.
+///
+/// The file is mapped: processes that open one file share its memory. Only what is stored in
+/// another format than asked for is copied. Replacing the file by a rename is safe; writing into it
+/// while it is open is not.
+class GATELOOP_RUNTIME_API Model {
+ public:
+  /// `dir`: config.json and model.safetensors, or model.best.safetensors.
+  explicit Model(const std::filesystem::path& dir, const OpenOptions& options = {});
+
+  /// Weights in the memory of `owner`, which the model holds as long as it lives; they must not
+  /// change meanwhile. Throws std::invalid_argument naming every weight that does not fit.
+  Model(const model::ModelSpec& spec, const std::vector<StoredWeight>& weights,
+        std::shared_ptr<const void> owner, Format format = Format::kFile);
+
+  const model::ModelSpec& spec() const;
+  /// Bytes of all weights as products read them.
+  std::int64_t weight_bytes() const;
+  /// Bytes of them that this process has a copy of.
+  std::int64_t copied_bytes() const;
+
+ private:
+  friend class Session;
+  std::shared_ptr<const Network> network_;
+};
+
+/// What B sequences carry from token to token. Sessions that go on from copies of one state give
+/// what each would give alone. Default-constructed: the start of a sequence.
+class GATELOOP_RUNTIME_API State {
+ public:
+  State();
+  State(const State&);
+  State(State&&) noexcept;
+  State& operator=(State) noexcept;
+  ~State();
+
+  std::int64_t batch() const;     ///< sequences; 0 before the first token
+  std::int64_t position() const;  ///< tokens read of each
+  /// Memory of all sequences together; constant without full attention.
+  std::int64_t bytes() const;
+
+  /// Replaces the file as a whole, or leaves it as it was.
+  void save(const std::filesystem::path& file) const;
+  /// Refuses files of another format or version and damaged ones.
+  static State load(const std::filesystem::path& file);
+
+ private:
+  friend class Session;
+  std::unique_ptr<StateData> data_;
+};
+
+struct SessionOptions {
+  int threads = 0;  ///< 0: every processor that this process may use
+  /// Tokens of all sequences together that pass through the layers at once. It bounds the memory of
+  /// long inputs; results are the same up to rounding.
+  std::int64_t chunk = 1024;
+};
+
+/// Reads tokens of B sequences of equal length. A session has threads of its own and serves one
+/// caller at a time; distinct sessions may be used in distinct threads at once. Results are the
+/// same bits for any number of threads.
+class GATELOOP_RUNTIME_API Session {
+ public:
+  explicit Session(Model model, const SessionOptions& options = {});
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  /// Reads `ids`, (B, T) with T ≥ 1. Returns the logits of the token after the last, (B,
+  /// num_tokens), valid until the next call.
+  std::span<const float> prefill(std::span<const std::int64_t> ids, std::int64_t batch = 1);
+  std::span<const float> prefill(std::span<const std::int32_t> ids, std::int64_t batch = 1);
+  /// The same for one token of each sequence: ids (B).
+  std::span<const float> step(std::span<const std::int64_t> ids);
+  std::span<const float> step(std::span<const std::int32_t> ids);
+  /// Reads `ids`, (B, T), and returns the logits after every token, (B, T, num_tokens).
+  std::vector<float> read_all(std::span<const std::int64_t> ids, std::int64_t batch = 1);
+  /// The same into `logits`, of just that size.
+  void read_all(std::span<const std::int64_t> ids, std::int64_t batch, std::span<float> logits);
+
+  const Model& model() const;
+  int threads() const;
+  /// A copy of what the tokens read so far have left.
+  State state() const;
+  /// Goes on from a state of this model; State() starts anew.
+  void set_state(State state);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Total surprise and the number of bytes it was summed over.
+struct Score {
+  double nats = 0;         ///< sum of -ln p(byte | what the model read before it)
+  std::int64_t bytes = 0;  ///< bytes predicted
+  GATELOOP_RUNTIME_API double bits_per_byte() const;
+};
+
+struct EvaluateOptions {
+  /// The state starts anew after every so many bytes; 0: it is carried through the whole text.
+  std::int64_t window = 0;
+  /// Bytes of one pass, which bounds the memory: windows are batched up to it.
+  std::int64_t bytes_at_once = 8192;
+  /// Called after each pass with the bytes predicted so far and in all.
+  std::function<void(std::int64_t done, std::int64_t total)> progress = {};
+};
+
+/// Predicts all of a text but its first byte, each byte once, in windows or as one stream: the two
+/// figures differ by what context beyond a window is worth. With full attention and no window the
+/// cost grows with the square of the text. The session's state is replaced. Throws
+/// std::invalid_argument for a text shorter than 2 bytes, a byte outside the vocabulary, or options
+/// outside their range.
+GATELOOP_RUNTIME_API Score evaluate(Session& session, std::span<const std::uint8_t> text,
+                                    const EvaluateOptions& options = {});
+
+/// Writes the models of `from` in another format to the directory `to`, which is made.
+GATELOOP_RUNTIME_API void quantize(const std::filesystem::path& from,
+                                   const std::filesystem::path& to, Format format);
+
+}  // namespace gateloop::runtime

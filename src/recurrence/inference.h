@@ -1,0 +1,100 @@
+#pragma once
+
+/// What reading a model without its gradient needs beside the scans: products with weights in the
+/// format that they are stored in, and operations on rows of float32. Weights are (out, in).
+///
+/// As in gateloop/recurrence.h, nothing here owns threads or memory, and a result is the same bits
+/// for any number of threads.
+#include <cstddef>
+#include <cstdint>
+
+#include "gateloop/recurrence.h"
+
+namespace gateloop::recurrence {
+
+/// How a matrix is stored. Products accumulate in float32; with int8 in int32, exactly.
+enum class Storage : std::uint8_t { kFloat32, kBFloat16, kFloat16, kInt8 };
+inline constexpr int kStorages = 4;
+
+constexpr std::size_t storage_bytes(Storage storage) {
+  return storage == Storage::kFloat32 ? 4 : storage == Storage::kInt8 ? 1 : 2;
+}
+
+/// (rows, columns), contiguous. Row r of int8 stands for scales[r] times its integers.
+struct Matrix {
+  Storage storage = Storage::kFloat32;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  const void* data = nullptr;
+  const float* scales = nullptr;  ///< (rows), int8 only
+};
+
+// ---- One row times a matrix ---------------------------------------------------------------------
+
+/// Bytes that arrange() writes of a row of so many columns.
+std::size_t arranged_bytes(Storage storage, std::int64_t columns);
+/// x (columns) as dot products with this storage read it. For int8 it is rounded to int16 with one
+/// scale for the row: an error of at most 2^-16 of its largest number.
+void arrange(Storage storage, const float* x, std::int64_t columns, void* arranged);
+/// y[r - first] = matrix[r] · x + bias[r] for r in [first, last); bias may be null.
+void multiply_rows(const Matrix& matrix, const void* arranged, std::int64_t first,
+                   std::int64_t last, const float* bias, float* y);
+
+// ---- Many rows times a matrix -------------------------------------------------------------------
+
+/// y[m, n] = x[m] · matrix[n] + bias[n]. x: (rows, columns), y: (rows, matrix.rows), both with
+/// contiguous rows `x_stride` and `y_stride` numbers apart.
+struct Product {
+  Matrix matrix;
+  std::int64_t rows = 0;
+  const float* x = nullptr;
+  std::int64_t x_stride = 0;
+  const float* bias = nullptr;
+  float* y = nullptr;
+  std::int64_t y_stride = 0;
+};
+std::size_t scratch_bytes(const Product&, int threads);
+void run(const Product&, const Executor&, void* scratch);
+
+// ---- Rows ---------------------------------------------------------------------------------------
+
+/// One row of the matrix as float32.
+void widen_row(const Matrix& matrix, std::int64_t row, float* to);
+/// x / max(‖x‖, 1e-12) √n gain; `to` may be x.
+void rms_norm_row(const float* x, const float* gain, std::int64_t n, float* to);
+/// torch's LayerNorm with its ε of 1e-5; `to` may be x.
+void layer_norm_row(const float* x, const float* gain, const float* bias, std::int64_t n,
+                    float* to);
+/// x Φ(x), in place.
+void gelu_row(float* x, std::int64_t n);
+/// x σ(x), in place.
+void swish_row(float* x, std::int64_t n);
+/// to += from.
+void add_row(const float* from, float* to, std::int64_t n);
+/// to *= from.
+void multiply_row(const float* from, float* to, std::int64_t n);
+/// to += factor from.
+void add_scaled_row(float factor, const float* from, float* to, std::int64_t n);
+/// x · y.
+float dot_row(const float* x, const float* y, std::int64_t n);
+/// (re, im) of a = σ(|z|) z/|z| from (re, im) of z, n pairs; `a` may be z.
+void polar_gate_row(const float* z, float* a, std::int64_t n);
+/// σ(z) and 1 - σ(z); either may be z.
+void sigmoid_row(const float* z, float* a, float* rest, std::int64_t n);
+
+/// One step of one head of d channels: S = a S + k^T v, y = q Re(S). q, k, v, y: (d). The state is
+/// (parts, d, d), its imaginary part, where it has one, after its real part.
+struct HeadStep {
+  std::int64_t d = 0;
+  float a_re = 1;
+  float a_im = 0;
+  bool complex = true;  ///< whether the state has an imaginary part
+  const float* q = nullptr;
+  const float* k = nullptr;
+  const float* v = nullptr;
+  float* state = nullptr;
+  float* y = nullptr;
+};
+void run(const HeadStep&);
+
+}  // namespace gateloop::recurrence

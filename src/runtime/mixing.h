@@ -1,0 +1,76 @@
+#pragma once
+
+/// What mixers and simple gate loops make of their products, step by step, carrying their state.
+#include <cstdint>
+
+#include "runtime/network.h"
+#include "runtime/state.h"
+
+namespace gateloop::runtime {
+
+/// Products and results of a stage for (B, T) tokens, row (b, t) at b T + t.
+struct MixRows {
+  std::int64_t batch = 0;
+  std::int64_t time = 0;
+  float* products = nullptr;  ///< changed in place
+  std::int64_t products_stride = 0;
+  float* y = nullptr;
+  std::int64_t y_stride = 0;
+};
+
+/// A stage with output kSimple, kGateLoop or kAttention, at one position.
+class Mixing {
+ public:
+  /// `ones`: as many as the stage has channels.
+  Mixing(const Network& network, const Stage& stage, StateData& state, const MixRows& rows,
+         const float* ones);
+
+  /// Whether scan() computes it, channel by channel; else heads do, by head().
+  bool scans() const { return scans_; }
+
+  /// What is elementwise: before scan() or head(), groups [first, last) of a row of products.
+  void prepare_row(std::int64_t row, std::int64_t first, std::int64_t last) const;
+
+  /// Channels [first, last) of all sequences; less than all of them for one sequence alone. `next`:
+  /// room for the state (B, channels, parts).
+  void scan(std::int64_t first, std::int64_t last, const recurrence::Executor& executor,
+            float* next, void* scratch) const;
+  std::size_t scan_scratch_bytes(int threads) const;
+  /// Numbers of `next`.
+  std::int64_t state_numbers() const;
+
+  /// All steps of one head of one sequence. `scratch`: head_scratch() numbers.
+  void head(std::int64_t sequence, std::int64_t head, float* scratch) const;
+  std::int64_t head_scratch() const;
+
+ private:
+  enum class Kind : std::uint8_t { kPolar, kSigmoid, kSum };
+
+  template <class F>
+  void with_scan(std::int64_t first, std::int64_t last, float* next, const F& f) const;
+  float* products(std::int64_t row) const { return rows_.products + row * rows_.products_stride; }
+  void wide_head(std::int64_t sequence, std::int64_t head, float* scratch) const;
+  void attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
+                   float* scratch) const;
+  void place(const model::AttentionSpec& spec, float* row, std::int64_t head, std::int64_t position,
+             float* scratch) const;
+  void attend(const model::AttentionSpec& spec, const float* q, std::int64_t count,
+              const float* keys, const float* values, float* scores, float* y) const;
+
+  const model::ModelSpec& spec_;
+  const Stage& stage_;
+  const model::GateLoopSpec* gate_loop_ = nullptr;
+  const model::AttentionSpec* attention_ = nullptr;
+  StateData& state_;
+  LayerState& layer_;
+  const MixRows rows_;
+  const float* ones_;
+  Kind kind_ = Kind::kPolar;
+  std::int64_t width_ = 0;       // channels of q
+  std::int64_t kv_ = 0, z_ = 0;  // columns
+  std::int64_t parts_ = 1;       // of a state's number
+  bool joint_ = false;           // one projection to k v
+  bool scans_ = true;
+};
+
+}  // namespace gateloop::runtime

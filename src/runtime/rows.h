@@ -1,0 +1,62 @@
+#pragma once
+
+/// The rows that stages read and write, one for each token.
+#include <algorithm>
+#include <cstdint>
+
+#include "runtime/network.h"
+
+namespace gateloop::runtime {
+
+/// Whole cache lines of float32.
+constexpr std::int64_t padded(std::int64_t n) { return (n + 15) / 16 * 16; }
+
+/// Of one token. `x` and `in` belong to whoever computes the row.
+struct Row {
+  float* x = nullptr;         ///< (dim) residual stream
+  float* in = nullptr;        ///< (input) of the products
+  float* sum = nullptr;       ///< (dim) residual stream and what was added
+  float* products = nullptr;  ///< (products)
+  float* mixed = nullptr;     ///< (mixed) result of the mixer
+  float* simple = nullptr;    ///< (dim) result of a simple gate loop
+  float* hidden = nullptr;    ///< (hidden)
+};
+
+/// Numbers from a row to the next.
+struct RowSizes {
+  std::int64_t x, in, products, mixed, hidden;
+
+  explicit RowSizes(const Network& network)
+      : x(padded(network.dim())),
+        in(padded(network.widths().input)),
+        products(padded(network.widths().products)),
+        mixed(padded(network.widths().mixed)),
+        hidden(padded(network.widths().hidden)) {}
+
+  /// What threads share, and what belongs to who computes the row.
+  std::int64_t shared() const { return 2 * x + products + mixed + hidden; }
+  std::int64_t own() const { return x + in; }
+
+  Row row(float* own, float* shared, std::int64_t count, std::int64_t index) const {
+    float* const sum = shared + index * x;
+    float* const simple = shared + count * x + index * x;
+    float* const after = shared + 2 * count * x;
+    return {.x = own + index * x,
+            .in = own + count * x + index * in,
+            .sum = sum,
+            .products = after + index * products,
+            .mixed = after + count * products + index * mixed,
+            .simple = simple,
+            .hidden = after + count * (products + mixed) + index * hidden};
+  }
+};
+
+/// What the stage's products read, (input_width): row.in, or where it lies already.
+const float* make_input(const Stage& stage, const Row& row, std::int64_t dim);
+
+/// Channels [first, last) of a stage whose result needs its own row alone: kSum, kHidden. `in`:
+/// what make_input gave.
+void finish_row(const Stage& stage, const Row& row, const float* in, std::int64_t first,
+                std::int64_t last);
+
+}  // namespace gateloop::runtime

@@ -1,0 +1,184 @@
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "gateloop/runtime.h"
+#include "model/machine.h"
+#include "runtime/many_rows.h"
+#include "runtime/one_row.h"
+#include "runtime/pool.h"
+
+namespace gateloop::runtime {
+namespace {
+
+constexpr int kMostThreads = 1024;
+
+[[noreturn]] void refuse(const std::string& function, const std::string& problem) {
+  throw std::invalid_argument(function + ": " + problem);
+}
+
+int checked_threads(int threads) {
+  if (threads < 0 || threads > kMostThreads)
+    refuse("Session", "threads must be in [0, " + std::to_string(kMostThreads) + "], got " +
+                          std::to_string(threads));
+  return threads == 0 ? std::min(kMostThreads, model::usable_cpus()) : threads;
+}
+
+}  // namespace
+
+Model::Model(const std::filesystem::path& dir, const OpenOptions& options)
+    : network_(std::make_shared<Network>(WeightSet(model::open_model(dir, options.weights)),
+                                         options.format)) {}
+Model::Model(const model::ModelSpec& spec, const std::vector<StoredWeight>& weights,
+             std::shared_ptr<const void> owner, Format format)
+    : network_(std::make_shared<Network>(WeightSet(spec, weights, std::move(owner)), format)) {}
+
+const model::ModelSpec& Model::spec() const { return network_->spec(); }
+std::int64_t Model::weight_bytes() const { return network_->weight_bytes(); }
+std::int64_t Model::copied_bytes() const { return network_->copied_bytes(); }
+
+class Session::Impl {
+ public:
+  Impl(Model model, std::shared_ptr<const Network> network, const SessionOptions& options)
+      : model(std::move(model)),
+        network_(std::move(network)),
+        chunk_(options.chunk),
+        pool_(checked_threads(options.threads)),
+        executor_(pool_.executor()),
+        one_row_(*network_, pool_.threads()),
+        many_rows_(*network_) {
+    if (chunk_ < 1) refuse("Session", "chunk must be positive, got " + std::to_string(chunk_));
+    const Widths& widths = network_->widths();
+    ones_.assign(static_cast<std::size_t>(std::max(network_->dim(), widths.mixed)), 1.0f);
+  }
+
+  /// Checks ids (B, T) and the state, and returns T.
+  std::int64_t admit(const char* function, std::span<const std::int64_t> ids, std::int64_t batch) {
+    const auto count = static_cast<std::int64_t>(ids.size());
+    if (batch < 1) refuse(function, "batch must be positive, got " + std::to_string(batch));
+    if (count == 0 || count % batch != 0)
+      refuse(function, "ids must be (B, T) with B = " + std::to_string(batch) +
+                           " and T >= 1, got " + std::to_string(count) + " ids");
+    if (state.batch != 0 && state.batch != batch)
+      refuse(function, "the state is of " + std::to_string(state.batch) + " sequences, got " +
+                           std::to_string(batch));
+    for (const std::int64_t id : ids) {
+      if (id < 0 || id >= network_->num_tokens())
+        refuse(function, "ids must be in [0, " + std::to_string(network_->num_tokens()) +
+                             "), got " + std::to_string(id));
+    }
+    if (state.batch == 0) state = initial_state(network_->spec(), network_->digest(), batch);
+    return count / batch;
+  }
+
+  /// Reads ids (B, T). `all`: the logits of every step, else of the last; sequence b of them begins
+  /// at logits + b · stride.
+  void read(std::span<const std::int64_t> ids, std::int64_t time, bool all, float* logits,
+            std::int64_t stride) {
+    const std::int64_t tokens = network_->num_tokens();
+    const std::int64_t most = std::max<std::int64_t>(1, chunk_ / state.batch);
+    for (std::int64_t begin = 0; begin < time; begin += most) {
+      const std::int64_t n = std::min(most, time - begin);
+      reserve_steps(network_->spec(), state, n);
+      float* const to = all ? logits + begin * tokens : logits;
+      if (state.batch * n == 1) {
+        one_row_.step(ids[static_cast<std::size_t>(begin)], state, ones_.data(), executor_, to);
+      } else {
+        many_rows_.run({.tokens = ids.data() + begin,
+                        .stride = time,
+                        .time = n,
+                        .last_only = !all,
+                        .logits = to,
+                        .logits_stride = stride},
+                       state, ones_.data(), executor_);
+      }
+      state.position += n;
+    }
+  }
+
+  std::span<const float> read_last(const char* function, std::span<const std::int64_t> ids,
+                                   std::int64_t batch) {
+    const std::int64_t time = admit(function, ids, batch);
+    const std::int64_t tokens = network_->num_tokens();
+    logits_.resize(static_cast<std::size_t>(batch * tokens));
+    read(ids, time, /*all=*/false, logits_.data(), tokens);
+    return logits_;
+  }
+
+  std::span<const std::int64_t> widened(std::span<const std::int32_t> ids) {
+    wide_ids_.assign(ids.begin(), ids.end());
+    return wide_ids_;
+  }
+
+  const Network& network() const { return *network_; }
+  int threads() const { return pool_.threads(); }
+
+  const Model model;
+  StateData state;
+
+ private:
+  std::shared_ptr<const Network> network_;
+  std::int64_t chunk_;
+  Pool pool_;
+  recurrence::Executor executor_;
+  OneRow one_row_;
+  ManyRows many_rows_;
+  std::vector<float> ones_, logits_;
+  std::vector<std::int64_t> wide_ids_;
+};
+
+Session::Session(Model model, const SessionOptions& options) {
+  std::shared_ptr<const Network> network = model.network_;
+  impl_ = std::make_unique<Impl>(std::move(model), std::move(network), options);
+}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+std::span<const float> Session::prefill(std::span<const std::int64_t> ids, std::int64_t batch) {
+  return impl_->read_last("prefill", ids, batch);
+}
+std::span<const float> Session::prefill(std::span<const std::int32_t> ids, std::int64_t batch) {
+  return prefill(impl_->widened(ids), batch);
+}
+std::span<const float> Session::step(std::span<const std::int64_t> ids) {
+  return impl_->read_last("step", ids, std::max<std::int64_t>(1, std::ssize(ids)));
+}
+std::span<const float> Session::step(std::span<const std::int32_t> ids) {
+  return step(impl_->widened(ids));
+}
+
+std::vector<float> Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch) {
+  std::vector<float> logits(ids.size() * static_cast<std::size_t>(impl_->network().num_tokens()));
+  read_all(ids, batch, logits);
+  return logits;
+}
+
+void Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch,
+                       std::span<float> logits) {
+  const std::size_t size = ids.size() * static_cast<std::size_t>(impl_->network().num_tokens());
+  if (logits.size() != size)
+    refuse("read_all", "logits must have room for " + std::to_string(size) + " numbers, got " +
+                           std::to_string(logits.size()));
+  const std::int64_t time = impl_->admit("read_all", ids, batch);
+  impl_->read(ids, time, /*all=*/true, logits.data(), time * impl_->network().num_tokens());
+}
+
+const Model& Session::model() const { return impl_->model; }
+int Session::threads() const { return impl_->threads(); }
+
+State Session::state() const {
+  State state;
+  *state.data_ = impl_->state;
+  return state;
+}
+
+void Session::set_state(State state) {
+  const Network& network = impl_->network();
+  const std::string problem = state_problem(network.spec(), network.digest(), *state.data_);
+  if (!problem.empty()) refuse("set_state", "not a state of this model: " + problem);
+  impl_->state = std::move(*state.data_);
+}
+
+}  // namespace gateloop::runtime

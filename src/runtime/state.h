@@ -1,0 +1,61 @@
+#pragma once
+
+/// What sequences carry from token to token, and its file.
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "gateloop/runtime.h"
+
+namespace gateloop::runtime {
+
+/// Keys and values, (B, heads, capacity, dim_head) each: step t at t % window. Copies of a state
+/// share them: the first that appends goes on in place, the others copy.
+struct StepCache {
+  std::int64_t rows = 0;  ///< B heads
+  std::int64_t dim_head = 0;
+  std::vector<float> keys, values;
+  std::atomic<std::int64_t> written = 0;  ///< steps that hold what some state has appended
+
+  std::int64_t capacity() const { return rows == 0 ? 0 : std::ssize(keys) / (rows * dim_head); }
+  /// A copy of the first `steps`, with room for `capacity`.
+  std::shared_ptr<StepCache> resized(std::int64_t steps, std::int64_t capacity) const;
+};
+
+/// Of one layer, in float32; what the layer has not is empty.
+struct LayerState {
+  std::vector<float> simple;         ///< (B, dim)
+  std::vector<float> recurrence;     ///< (B, dim_inner, parts), or (B, heads, parts, d, d)
+  std::shared_ptr<StepCache> steps;  ///< none before the first step
+};
+
+struct StateData {
+  std::uint64_t digest = 0;  ///< of the model that it belongs to; 0 for the start of a sequence
+  std::int64_t batch = 0;
+  std::int64_t position = 0;
+  std::vector<LayerState> layers;
+};
+
+/// Numbers of a layer's state for one sequence.
+struct LayerSizes {
+  std::int64_t simple = 0;
+  std::int64_t recurrence = 0;
+  std::int64_t heads = 0;  ///< of attention; 0 without
+  std::int64_t dim_head = 0;
+  std::int64_t window = 0;  ///< the most steps kept; 0: all
+};
+LayerSizes layer_sizes(const model::ModelSpec& spec, const model::LayerSpec& layer);
+
+/// The state before the first token of `batch` sequences.
+StateData initial_state(const model::ModelSpec& spec, std::uint64_t digest, std::int64_t batch);
+
+/// Room for the keys and values of `time` more steps, which no other state reads or writes: at
+/// least twice as much as before where there is too little.
+void reserve_steps(const model::ModelSpec& spec, StateData& state, std::int64_t time);
+
+/// What keeps it from being a state of this model; "" where nothing does.
+std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,
+                          const StateData& state);
+
+}  // namespace gateloop::runtime

@@ -1,0 +1,204 @@
+// Products with stored weights, and operations on rows, against double precision on every target.
+#include "recurrence/inference.h"
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "harness.h"
+#include "recurrence/cpu/half.h"
+#include "recurrence/cpu/target.h"
+
+namespace gateloop::testing {
+namespace {
+
+using recurrence::Matrix;
+using recurrence::Storage;
+
+constexpr Storage kStorages[] = {Storage::kFloat32, Storage::kBFloat16, Storage::kFloat16,
+                                 Storage::kInt8};
+
+/// A matrix in its storage and as the numbers that it stands for.
+struct Stored {
+  std::vector<std::byte> bytes;
+  std::vector<float> scales;
+  std::vector<double> numbers;
+  Matrix matrix;
+
+  Stored(Storage storage, std::int64_t rows, std::int64_t columns, Random& random) {
+    const auto count = static_cast<std::size_t>(rows * columns);
+    const auto size = recurrence::storage_bytes(storage);
+    bytes.resize(count * size);
+    const auto drawn = random.normal(count);
+    for (std::int64_t r = 0; r < rows; ++r) scales.push_back(0.01f * static_cast<float>(r + 1));
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto value = static_cast<float>(drawn[i]);
+      std::byte* const to = bytes.data() + i * size;
+      if (storage == Storage::kFloat32) {
+        std::memcpy(to, &value, size);
+        numbers.push_back(static_cast<double>(value));
+      } else if (storage == Storage::kBFloat16) {
+        std::uint32_t bits = 0;
+        std::memcpy(&bits, &value, sizeof bits);
+        bits &= 0xFFFF0000u;
+        const auto high = static_cast<std::uint16_t>(bits >> 16);
+        std::memcpy(to, &high, size);
+        float kept = 0;
+        std::memcpy(&kept, &bits, sizeof kept);
+        numbers.push_back(static_cast<double>(kept));
+      } else if (storage == Storage::kFloat16) {
+        const std::uint16_t half = recurrence::cpu::half_from_float(value);
+        std::memcpy(to, &half, size);
+        numbers.push_back(static_cast<double>(recurrence::cpu::float_from_half(half)));
+      } else {
+        // -128 and 127 too: what sums may reach at most.
+        const auto integer = static_cast<signed char>(i % 7 == 0   ? -128
+                                                      : i % 5 == 0 ? 127
+                                                                   : std::lround(20 * value) % 128);
+        std::memcpy(to, &integer, size);
+        const auto row = static_cast<std::int64_t>(i) / std::max<std::int64_t>(1, columns);
+        numbers.push_back(integer * static_cast<double>(scales[static_cast<std::size_t>(row)]));
+      }
+    }
+    matrix = {storage, rows, columns, bytes.data(),
+              storage == Storage::kInt8 ? scales.data() : nullptr};
+  }
+};
+
+struct Expected {
+  double value = 0, bound = 0;
+};
+/// x[m] · w[n] + bias[n], and how far float32 may lie: a rounding of each of columns / 4 + 8
+/// partial sums of at most Σ|w x|; with dot products of int8 also x rounded by 2^-16 of its
+/// largest.
+Expected expected(const Stored& w, const std::vector<float>& x, std::int64_t m, std::int64_t n,
+                  double bias, bool rounded) {
+  const auto columns = static_cast<std::size_t>(w.matrix.columns);
+  const float* const row = x.data() + static_cast<std::size_t>(m) * columns;
+  double magnitude = std::fabs(bias), weights = 0, most = 0;
+  Expected out{bias, 0};
+  for (std::size_t c = 0; c < columns; ++c) {
+    const double weight = w.numbers[static_cast<std::size_t>(n) * columns + c];
+    out.value += weight * static_cast<double>(row[c]);
+    magnitude += std::fabs(weight * static_cast<double>(row[c]));
+    weights += std::fabs(weight);
+    most = std::max(most, std::fabs(static_cast<double>(row[c])));
+  }
+  out.bound = magnitude * (static_cast<double>(columns) / 4 + 8) * 0x1p-24;
+  if (rounded) out.bound += weights * most * 0x1p-16;
+  return out;
+}
+
+void expect_product(Storage storage, std::int64_t rows, std::int64_t out, std::int64_t columns,
+                    bool with_bias) {
+  Random random(3);
+  const Stored w(storage, out, columns, random);
+  const auto to_floats = [&](std::int64_t n) {
+    std::vector<float> values;
+    for (const double value : random.normal(static_cast<std::size_t>(n)))
+      values.push_back(static_cast<float>(value));
+    return values;
+  };
+  const auto x = to_floats(rows * columns), bias = to_floats(out);
+  const std::int64_t stride = out + 3;
+  std::vector<float> y(static_cast<std::size_t>(rows * stride), -7.0f), again = y;
+  recurrence::Product p{.matrix = w.matrix,
+                        .rows = rows,
+                        .x = x.data(),
+                        .x_stride = columns,
+                        .bias = with_bias ? bias.data() : nullptr,
+                        .y = y.data(),
+                        .y_stride = stride};
+  execute(p, 2);
+  p.y = again.data();
+  execute(p, 1);
+  EXPECT_EQ(y, again) << "threads change bits";
+  const bool rounded = storage == Storage::kInt8 && rows <= 4;
+  for (std::int64_t m = 0; m < rows; ++m) {
+    for (std::int64_t n = 0; n < stride; ++n) {
+      const double actual = static_cast<double>(y[static_cast<std::size_t>(m * stride + n)]);
+      if (n >= out) {
+        ASSERT_EQ(actual, -7) << "written behind a row";
+        continue;
+      }
+      const double b = with_bias ? static_cast<double>(bias[static_cast<std::size_t>(n)]) : 0;
+      const auto [value, bound] = expected(w, x, m, n, b, rounded);
+      ASSERT_NEAR(actual, value, bound) << m << ", " << n;
+    }
+  }
+}
+
+TEST(Inference, ProductsEqualTheirDefinition) {
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    for (const Storage storage : kStorages) {
+      // Around panels, tiles and blocks: 1 to 4 rows are dot products.
+      for (const auto& [rows, out, columns] : {std::tuple{1, 5, 7},
+                                               {3, 50, 65},
+                                               {4, 1, 600},
+                                               {5, 7, 33},
+                                               {17, 49, 513},
+                                               {33, 6, 1},
+                                               {130, 100, 64},
+                                               {2, 3, 9000}}) {
+        SCOPED_TRACE(target + " storage " + std::to_string(static_cast<int>(storage)) + " of " +
+                     std::to_string(rows) + ", " + std::to_string(out) + ", " +
+                     std::to_string(columns));
+        expect_product(storage, rows, out, columns, rows % 2 == 1);
+      }
+    }
+  }
+  recurrence::cpu::force_target("");
+}
+
+TEST(Inference, Int8OfWhatIsNotFiniteIsNotANumber) {
+  Random random(5);
+  const Stored w(Storage::kInt8, 2, 40, random);
+  for (const float fault : {INFINITY, -INFINITY, NAN}) {
+    std::vector<float> x(40, 1.0f), y(2);
+    x[39] = fault;
+    std::vector<std::byte> arranged(recurrence::arranged_bytes(Storage::kInt8, 40));
+    recurrence::arrange(Storage::kInt8, x.data(), 40, arranged.data());
+    recurrence::multiply_rows(w.matrix, arranged.data(), 0, 2, nullptr, y.data());
+    EXPECT_TRUE(std::isnan(y[0]) && std::isnan(y[1])) << fault;
+  }
+}
+
+TEST(Inference, AHeadStepsAsDefined) {
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    for (const std::int64_t d : {1, 3, 8, 17}) {
+      for (const bool complex : {false, true}) {
+        Random random(7);
+        const auto floats = [&](std::int64_t n) {
+          const auto drawn = random.normal(static_cast<std::size_t>(n));
+          return std::vector<float>(drawn.begin(), drawn.end());
+        };
+        const auto q = floats(d), k = floats(d), v = floats(d);
+        auto state = floats(2 * d * d);
+        const auto before = state;
+        std::vector<float> y(static_cast<std::size_t>(d));
+        const float a_re = 0.6f, a_im = complex ? 0.5f : 0.0f;
+        recurrence::run(recurrence::HeadStep{d, a_re, a_im, complex, q.data(), k.data(), v.data(),
+                                             state.data(), y.data()});
+        std::vector<double> expected(y.size());
+        for (std::size_t i = 0; i < y.size(); ++i) {
+          for (std::size_t j = 0; j < y.size(); ++j) {
+            const std::size_t at = i * y.size() + j, im_at = at + y.size() * y.size();
+            const double re = before[at], im = complex ? before[im_at] : 0;
+            const double next = a_re * re - a_im * im + k[i] * v[j];
+            // Three roundings of terms of some units.
+            ASSERT_NEAR(state[at], next, 2e-6);
+            ASSERT_NEAR(state[im_at], complex ? a_re * im + a_im * re : before[im_at], 2e-6);
+            expected[j] += q[i] * next;
+          }
+        }
+        for (std::size_t j = 0; j < y.size(); ++j) ASSERT_NEAR(y[j], expected[j], 2e-5);
+      }
+    }
+  }
+  recurrence::cpu::force_target("");
+}
+
+}  // namespace
+}  // namespace gateloop::testing

@@ -1,0 +1,291 @@
+// What does not fit is refused by name; what is damaged never crashes.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <string>
+
+#include "gateloop/gateloop.h"
+#include "gateloop/runtime.h"
+#include "model/file.h"
+#include "model/safetensors.h"
+#include "models.h"
+#include "runtime/digest.h"
+#include "temporary_directory.h"
+
+namespace gateloop::test {
+namespace {
+
+using runtime::Format;
+using runtime::Model;
+using runtime::Session;
+using runtime::State;
+
+class Errors : public testing::Test {
+ protected:
+  Errors() : spec(model::resolve(options)), weights(random_weights(spec, random)) {
+    std::filesystem::create_directory(model_dir);
+    write_model(model_dir, options, weights);
+  }
+  Model open() const { return Model(model_dir); }
+
+  std::mt19937_64 random{std::mt19937_64(1)};
+  const TemporaryDirectory dir;
+  const std::string model_dir = dir / "model";
+  const model::ModelOptions options = cases()[9].options;  // a window, and max heads
+  const model::ModelSpec spec;
+  Weights weights;
+};
+
+template <class Error>
+void expect_error(const std::function<void()>& f, const std::string& text) {
+  try {
+    f();
+    ADD_FAILURE() << "nothing thrown, expected: " << text;
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(Errors, OfArgumentsNameWhatWasExpectedAndWhatCame) {
+  Session session(open());
+  const auto expect = [&](const std::function<void()>& f, const std::string& text) {
+    expect_error<std::invalid_argument>(f, text);
+  };
+  using Ids = std::vector<std::int64_t>;
+  expect([&] { session.prefill(Ids{0, 37}); }, "prefill: ids must be in [0, 37), got 37");
+  expect([&] { session.step(Ids{-1}); }, "step: ids must be in [0, 37), got -1");
+  expect([&] { session.prefill(Ids{}); }, "T >= 1, got 0 ids");
+  expect([&] { session.step(Ids{}); }, "got 0 ids");
+  expect([&] { session.prefill(Ids{1, 2, 3}, 2); }, "B = 2 and T >= 1, got 3 ids");
+  expect([&] { session.read_all(Ids{1}, 0); }, "read_all: batch must be positive, got 0");
+  session.prefill(Ids{1, 2}, 2);
+  expect([&] { session.step(Ids{1}); }, "step: the state is of 2 sequences, got 1");
+  expect([&] { Session(open(), {.threads = -1}); }, "threads must be in [0, 1024], got -1");
+  expect([&] { Session(open(), {.chunk = 0}); }, "chunk must be positive, got 0");
+  const std::vector<std::uint8_t> text{1, 2, 37};
+  expect([&] { runtime::evaluate(session, text); }, "must be in [0, 37), got 37");
+  expect([&] { runtime::evaluate(session, std::span(text).first(1)); }, "got 1");
+  expect([&] { runtime::evaluate(session, text, {.window = -1}); },
+         "window must be at least 0, got -1");
+  // What was refused has left the state as it was.
+  EXPECT_EQ(session.state().position(), 1);
+}
+
+TEST_F(Errors, OfStatesOfOtherModels) {
+  Session session(open());
+  session.prefill(random_ids(spec, 5, random));
+  const State state = session.state();
+  Weights other = random_weights(spec, random);
+  std::filesystem::create_directory(dir / "other");
+  write_model(dir / "other", options, other);
+  Session another{Model(dir / "other")};
+  expect_error<std::invalid_argument>([&] { another.set_state(state); }, "another model");
+}
+
+TEST_F(Errors, OfModelsNameTheFile) {
+  const auto expect = [&](const std::function<void()>& f, const std::string& text) {
+    expect_error<std::runtime_error>(f, text);
+  };
+  expect([&] { Model(dir / "nowhere"); }, "no model there");
+  expect([&] { Model(model_dir, {.weights = model::Weights::kBest}); }, "best");
+  model::save_text(model_dir + "/config.json", "{\"format\": 1, \"model\": {\"dim\": 25}}");
+  expect([&] { open(); }, "unexpected");
+  model::save_text(model_dir + "/config.json", "{\"format\": 1, \"model\": {\"depth\": \"x\"}}");
+  expect([&] { open(); }, "depth");
+}
+
+TEST_F(Errors, OfInt8WithoutFittingScales) {
+  const auto write = [&](std::vector<std::int64_t> scale_shape, const std::string& scale_dtype,
+                         const std::string& dtype) {
+    const std::vector<char> zeros(1 << 20);
+    std::vector<model::TensorBytes> tensors;
+    for (const model::Weight& weight : model::weight_table(spec)) {
+      const bool is_first = weight.name == "token_emb.weight";
+      tensors.push_back({weight.name, is_first ? dtype : "F32", weight.shape, zeros.data()});
+    }
+    if (!scale_dtype.empty())
+      tensors.push_back({"token_emb.weight.scale", scale_dtype, scale_shape, zeros.data()});
+    model::write_safetensors(model_dir + "/model.safetensors", tensors, {});
+  };
+  const auto expect = [&](const std::string& text) {
+    expect_error<std::runtime_error>([&] { open(); }, text);
+  };
+  const std::string needs = "token_emb.weight is I8 and needs token_emb.weight.scale, F32 (37)";
+  write({37}, "F32", "I8");
+  EXPECT_NO_THROW(open());
+  write({36}, "F32", "I8");
+  expect(needs);
+  write({37, 1}, "F32", "I8");
+  expect(needs);
+  write({37}, "F16", "I8");
+  expect(needs);
+  write({}, "", "I8");
+  expect(needs);
+  write({37}, "F32", "F32");
+  expect("unexpected token_emb.weight.scale");
+  write({}, "", "I64");
+  expect("token_emb.weight is I64, not F64, F32, F16, BF16 or I8");
+}
+
+/// Without waiting for the disk, as save_text does: these files are written thousands of times.
+void write(const std::string& file, const std::string& bytes) {
+  std::filesystem::remove(file);  // some file systems flush what replaces an old content
+  std::ofstream(file, std::ios::binary) << bytes;
+}
+
+/// Cuts, flips, grows.
+std::string damaged(std::string bytes, std::mt19937_64& random) {
+  const auto at = [&] { return random() % bytes.size(); };
+  switch (random() % 4) {
+    case 0:
+      bytes.resize(at());
+      break;
+    case 1:
+      bytes[at()] ^= static_cast<char>(1u << random() % 8);
+      break;
+    case 2:
+      bytes[at() % std::min<std::size_t>(bytes.size(), 200)] = static_cast<char>(random());
+      break;
+    default:
+      bytes.insert(at(), std::string(1 + random() % 16, static_cast<char>(random())));
+  }
+  return bytes;
+}
+
+TEST_F(Errors, OfDamagedStates) {
+  Session session(open());
+  session.prefill(random_ids(spec, 9, random));
+  const std::string file = dir / "state";
+  session.state().save(file);
+  const std::string bytes = model::read_text(file);
+  for (int i = 0; i < 2000; ++i) {
+    const std::string broken = damaged(bytes, random);
+    if (broken == bytes) continue;
+    write(file, broken);
+    EXPECT_THROW(session.set_state(State::load(file)), std::runtime_error) << "damage " << i;
+  }
+  model::save_text(file, "");
+  expect_error<std::runtime_error>([&] { State::load(file); }, "truncated");
+  expect_error<std::runtime_error>([&] { State::load(dir / "nowhere"); }, "nowhere");
+  std::string version = bytes;
+  version[8] = 9;
+  model::save_text(file, version);
+  expect_error<std::runtime_error>([&] { State::load(file); },
+                                   "version 9; this library reads version 1");
+  version[0] = 'X';
+  model::save_text(file, version);
+  expect_error<std::runtime_error>([&] { State::load(file); }, "not a state of a session");
+}
+
+TEST_F(Errors, OfStatesWhoseSizesAreNotTheModels) {
+  Session session(open());
+  session.prefill(random_ids(spec, 3, random));
+  const std::string file = dir / "state";
+  session.state().save(file);
+  // A header's batch and position, and a checksum that fits.
+  for (const auto& [at, value] : {std::pair{24, std::int64_t{2}},
+                                  {24, std::int64_t{1} << 32},
+                                  {32, std::int64_t{4}},
+                                  {32, std::int64_t{1} << 32}}) {
+    session.state().save(file);
+    std::string bytes = model::read_text(file);
+    std::memcpy(bytes.data() + at, &value, sizeof value);
+    runtime::Digest digest;
+    digest.add(bytes.data(), bytes.size() - sizeof(std::uint64_t));
+    const std::uint64_t checksum = digest.value();
+    std::memcpy(bytes.data() + bytes.size() - sizeof checksum, &checksum, sizeof checksum);
+    model::save_text(file, bytes);
+    const State state = State::load(file);
+    expect_error<std::invalid_argument>([&] { session.set_state(state); }, "has other sizes");
+  }
+}
+
+TEST_F(Errors, OfDamagedModels) {
+  std::filesystem::create_directory(dir / "int8");
+  runtime::quantize(model_dir, dir / "int8", Format::kInt8);
+  const auto ids = random_ids(spec, 6, random);
+  for (const char* name : {"model.safetensors", "config.json"}) {
+    const std::string file = dir / "int8" / name;
+    const std::string bytes = model::read_text(file);
+    for (int i = 0; i < 400; ++i) {
+      write(file, damaged(bytes, random));
+      try {
+        Session session{Model(dir / "int8")};  // numbers alone may have changed
+        session.prefill(ids, 2);
+      } catch (const std::runtime_error&) {
+      } catch (const std::invalid_argument&) {  // ids outside of another vocabulary
+      }
+    }
+    model::save_text(file, bytes);
+  }
+  EXPECT_NO_THROW(Model(dir / "int8"));
+}
+
+TEST_F(Errors, OfTheCInterfaceAreStatuses) {
+  gateloop_model* model = nullptr;
+  const std::string nowhere = dir / "nowhere";
+  EXPECT_EQ(gateloop_model_open(nowhere.c_str(), 0, GATELOOP_FILE, &model), GATELOOP_FAILED);
+  EXPECT_EQ(model, nullptr);
+  EXPECT_NE(std::string(gateloop_last_error()).find("no model there"), std::string::npos);
+  EXPECT_EQ(gateloop_model_open(nullptr, 0, GATELOOP_FILE, &model), GATELOOP_INVALID_ARGUMENT);
+  EXPECT_STREQ(gateloop_last_error(), "gateloop_model_open: dir must not be NULL");
+  EXPECT_EQ(gateloop_model_open("", 0, static_cast<gateloop_format>(7), &model),
+            GATELOOP_INVALID_ARGUMENT);
+  ASSERT_EQ(gateloop_model_open(model_dir.c_str(), 0, GATELOOP_INT8, &model), GATELOOP_OK);
+  gateloop_session* session = nullptr;
+  ASSERT_EQ(gateloop_session_new(model, 2, &session), GATELOOP_OK);
+  gateloop_model_free(model);
+  const std::int64_t id = 99;
+  EXPECT_EQ(gateloop_step(session, &id, 1, nullptr), GATELOOP_INVALID_ARGUMENT);
+  EXPECT_EQ(gateloop_step(session, nullptr, 1, nullptr), GATELOOP_INVALID_ARGUMENT);
+  EXPECT_EQ(gateloop_prefill(session, &id, INT64_MAX, 2, nullptr), GATELOOP_INVALID_ARGUMENT);
+  gateloop_session_free(session);
+  gateloop_model_free(nullptr);
+}
+
+TEST_F(Errors, CGivesWhatCppGives) {
+  const auto ids = random_ids(spec, 12, random);
+  Session expected(open(), {.threads = 2});
+  gateloop_model* model = nullptr;
+  gateloop_session* session = nullptr;
+  ASSERT_EQ(gateloop_model_open(model_dir.c_str(), 0, GATELOOP_FILE, &model), GATELOOP_OK);
+  EXPECT_EQ(gateloop_model_num_tokens(model), 37);
+  ASSERT_EQ(gateloop_session_new(model, 2, &session), GATELOOP_OK);
+  const float* logits = nullptr;
+  const auto same = [&](std::span<const float> by_cpp) {
+    return std::equal(by_cpp.begin(), by_cpp.end(), logits);
+  };
+  ASSERT_EQ(gateloop_prefill(session, ids.data(), 2, 6, &logits), GATELOOP_OK);
+  EXPECT_TRUE(same(expected.prefill(ids, 2)));
+
+  gateloop_state *state = nullptr, *copy = nullptr, *loaded = nullptr;
+  const std::string file = dir / "state";
+  ASSERT_EQ(gateloop_session_state(session, &state), GATELOOP_OK);
+  ASSERT_EQ(gateloop_state_copy(state, &copy), GATELOOP_OK);
+  gateloop_state_free(state);
+  ASSERT_EQ(gateloop_state_save(copy, file.c_str()), GATELOOP_OK);
+  ASSERT_EQ(gateloop_state_load(file.c_str(), &loaded), GATELOOP_OK);
+  EXPECT_EQ(gateloop_state_position(loaded), 6);
+  EXPECT_EQ(gateloop_state_bytes(loaded), expected.state().bytes());
+  const auto next = expected.step(std::span(ids).first(2));
+  for (gateloop_state* from : {copy, loaded}) {
+    ASSERT_EQ(gateloop_session_set_state(session, from), GATELOOP_OK);
+    ASSERT_EQ(gateloop_step(session, ids.data(), 2, &logits), GATELOOP_OK);
+    EXPECT_TRUE(same(next));
+    gateloop_state_free(from);
+  }
+
+  ASSERT_EQ(gateloop_session_set_state(session, nullptr), GATELOOP_OK);
+  expected.set_state({});
+  std::vector<float> all(12 * 37);
+  ASSERT_EQ(gateloop_read_all(session, ids.data(), 2, 6, all.data()), GATELOOP_OK);
+  EXPECT_EQ(all, expected.read_all(ids, 2));
+  gateloop_session_free(session);
+  gateloop_model_free(model);
+  EXPECT_STREQ(gateloop_version(), "0.1.0");
+}
+
+}  // namespace
+}  // namespace gateloop::test

@@ -1,0 +1,54 @@
+#pragma once
+
+/// Random models in directories, and how far logits lie from their definition.
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gateloop/model.h"
+#include "oracle.h"
+
+namespace gateloop::test {
+
+/// A model of one layer of every kind, as its options say it, with a name for messages.
+struct Case {
+  std::string name;
+  model::ModelOptions options;
+};
+/// Every mixer with every option of its own, before and after norms, ablations, tied embeddings.
+std::vector<Case> cases();
+/// Drawn from all of that.
+model::ModelOptions random_options(std::mt19937_64& random);
+
+/// Random weights, rounded to float32, in a scale that keeps activations near 1.
+Weights random_weights(const model::ModelSpec& spec, std::mt19937_64& random);
+
+/// Writes config.json and model.safetensors in `dtype`: "F64", "F32", "BF16" or "F16". Rounds
+/// `weights` to what was written.
+void write_model(const std::string& dir, const model::ModelOptions& options, Weights& weights,
+                 const std::string& dtype = "F32");
+
+/// What a file's weights stand for, int8 with their scales.
+Weights read_weights(const std::string& dir);
+
+std::vector<std::int64_t> random_ids(const model::ModelSpec& spec, std::int64_t count,
+                                     std::mt19937_64& random);
+
+/// Largest difference, over the largest of the expected (at least 1).
+template <class A, class B>
+double distance(const A& actual, const B& expected) {
+  if (std::size(actual) != std::size(expected)) return INFINITY;
+  double most = 1, apart = 0;
+  for (std::size_t i = 0; i < std::size(expected); ++i) {
+    most = std::max(most, std::fabs(static_cast<double>(expected[i])));
+    const double difference =
+        std::fabs(static_cast<double>(actual[i]) - static_cast<double>(expected[i]));
+    if (!(difference <= apart)) apart = difference;  // NaN too
+  }
+  return apart / most;
+}
+
+}  // namespace gateloop::test
