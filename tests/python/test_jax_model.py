@@ -195,26 +195,10 @@ def test_cpp_reads_what_we_save(tmp_path: Path, build_dir: Path) -> None:
     assert float(found[1]) == pytest.approx(float(loss(model, ids)) / math.log(2), abs=2e-4)
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        dict(use_gate_looped_attn=False),
-        dict(gate_loop_heads=4),
-        dict(dim_gate_looped_attn=48),
-        dict(attn_add_swish_gating=False),
-        dict(ablate_complex=True),
-        dict(post_ln_norm=True),
-        dict(sub_ln=True),
-        dict(gate="sigmoid"),
-        dict(an_option_of_later=1),
-    ],
-    ids=lambda option: next(iter(option)),
-)
-def test_other_architectures_are_refused_by_name(checkpoint: Path, option: dict[str, Any]) -> None:
+def test_an_option_of_later_is_refused_by_name(checkpoint: Path) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
-    write(checkpoint, SIZES | option, tensors)
-    ((name, value),) = option.items()
-    with pytest.raises(ValueError, match=f"does not have {name}={json.dumps(value)}$"):
+    write(checkpoint, SIZES | dict(an_option_of_later=1), tensors)
+    with pytest.raises(ValueError, match=r'config.json: .* unknown option "an_option_of_later"'):
         load_checkpoint(checkpoint)
 
 
@@ -230,9 +214,9 @@ def test_damaged_checkpoints_are_refused(checkpoint: Path) -> None:
     tensors["extra"] = tensors.pop("to_logits.0.gamma")
     tensors["layers.1.0.norm.gamma"] = np.ones(5, np.float32)
     write(checkpoint, SIZES, tensors)
-    with pytest.raises(ValueError, match=r"missing to_logits.0.gamma; .*unexpected extra") as error:
+    with pytest.raises(ValueError, match=r"missing to_logits.0.gamma \(24\); .* extra") as error:
         load_checkpoint(checkpoint)
-    assert "layers.1.0.norm.gamma is (5,), the model's is (24,)" in str(error.value)
+    assert "layers.1.0.norm.gamma is (5), the model's is (24)" in str(error.value)
     with pytest.raises(ValueError, match="weights must be 'latest' or 'best', got 'last'"):
         load_checkpoint(checkpoint, "last")
     (checkpoint / "config.json").write_text('{"format": 2, "model": {}}', encoding="utf-8")

@@ -4,16 +4,24 @@ from gateloop_jax import _library
 
 _library.register()
 
+from gateloop_jax._attention import Attention, KeysValues  # noqa: E402
+from gateloop_jax._blocks import FeedForward, LayerNorm, RMSNorm  # noqa: E402
 from gateloop_jax._checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from gateloop_jax._gate_loop import gate_loop, polar_gate, polar_gate_loop  # noqa: E402
+from gateloop_jax._gate_loop_block import GateLoop  # noqa: E402
 from gateloop_jax._linear_recurrence import linear_recurrence  # noqa: E402
-from gateloop_jax._model import FeedForward, GateLoop, GateLoopTransformer, RMSNorm  # noqa: E402
+from gateloop_jax._model import GateLoopTransformer  # noqa: E402
+from gateloop_jax._simple_gate_loop import SimpleGateLoop  # noqa: E402
 
 __all__ = [
+    "Attention",
     "FeedForward",
     "GateLoop",
     "GateLoopTransformer",
+    "KeysValues",
+    "LayerNorm",
     "RMSNorm",
+    "SimpleGateLoop",
     "gate_loop",
     "linear_recurrence",
     "load_checkpoint",

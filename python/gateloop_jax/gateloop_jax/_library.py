@@ -1,6 +1,7 @@
-"""The compiled handlers: where they lie, and their registration with XLA."""
+"""The compiled library: where it lies, its handlers' registration with XLA, and what it answers."""
 
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -32,13 +33,29 @@ def path() -> Path:
     )
 
 
+@functools.cache
+def _load() -> ctypes.CDLL:
+    return ctypes.CDLL(str(path()))
+
+
 def register() -> None:
-    library = ctypes.CDLL(str(path()))
     for name in NAMES:
-        handler = jax.ffi.pycapsule(getattr(library, f"gateloop_jax_{name}"))
+        handler = jax.ffi.pycapsule(getattr(_load(), f"gateloop_jax_{name}"))
         jax.ffi.register_ffi_target(target(name), handler, platform="cpu")
         jax.ffi.register_ffi_target_as_batch_partitionable(target(name))
 
 
 def target(name: str) -> str:
     return f"gateloop_{name}"
+
+
+def ask(name: str, *words: str) -> str:
+    """What a function of src/jax/model.cpp answers; ValueError with what it says is wrong."""
+    function = getattr(_load(), f"gateloop_jax_{name}")
+    function.restype = ctypes.c_char_p
+    failed = ctypes.c_bool()
+    arguments = [word.encode() for word in words]
+    answer = str(function(*arguments, ctypes.byref(failed)).decode(errors="replace"))
+    if failed:
+        raise ValueError(answer)
+    return answer
