@@ -52,7 +52,7 @@ build-all: build/release/configured  ## Build tests, examples and benchmarks too
 # ---- Tests ------------------------------------------------------------------------------------
 
 .PHONY: test
-test: test-cpp test-sanitizers test-python  ## Run every test
+test: test-cpp test-asan test-python  ## Run every test, kernels and runtime under AddressSanitizer too
 
 .PHONY: test-cpp
 test-cpp: build-all  ## C++ tests only
@@ -75,7 +75,7 @@ $(SANITIZERS:%=test-%): test-%: build/%/configured
 	$(FIXED_ADDRESSES) ctest --preset $*
 
 .PHONY: test-long
-test-long: test fuzz  ## Run every test and minutes of fuzzing, before a release
+test-long: test test-sanitizers fuzz  ## The other sanitizers and minutes of fuzzing too, before a release
 
 # libtorch is not instrumented: what it allocates at its start is no leak of ours, and its containers
 # carry no marks.

@@ -1,12 +1,17 @@
 # cmake --install: the libraries, the public headers, and a CMake package "gateloop" with the targets
-# gateloop::recurrence, and with libtorch gateloop::ops and gateloop::torch.
+# gateloop::recurrence and gateloop::runtime, and with libtorch gateloop::ops and gateloop::torch.
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gateloop)
 
-install(FILES ${PROJECT_SOURCE_DIR}/include/gateloop/recurrence.h
-  ${PROJECT_SOURCE_DIR}/include/gateloop/model.h
-  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gateloop)
-# Two export sets: a user of the recurrence alone need not have libtorch.
+foreach(header recurrence model runtime generation gateloop)
+  install(FILES ${PROJECT_SOURCE_DIR}/include/gateloop/${header}.h
+    DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gateloop)
+endforeach()
+# An export set each: who uses the runtime alone need not have Highway, nor who uses the recurrence
+# libtorch.
+target_compile_features(gateloop_runtime PUBLIC cxx_std_20)
+install(TARGETS gateloop_runtime EXPORT gateloop-runtime)
+install(EXPORT gateloop-runtime NAMESPACE gateloop:: DESTINATION ${package_dir})
 target_compile_features(gateloop_recurrence PUBLIC cxx_std_20)
 target_compile_features(gateloop_model PUBLIC cxx_std_20)
 install(TARGETS gateloop_recurrence gateloop_model EXPORT gateloop-recurrence)

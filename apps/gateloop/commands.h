@@ -1,7 +1,8 @@
 #pragma once
 
 /// One function per subcommand of `gateloop`, each in a file of its own: flags and help, and a
-/// callback that calls the library. No logic lives here.
+/// callback that calls the library. No logic lives here. train is a program of its own,
+/// gateloop-train: it alone loads libtorch, which takes most of a second.
 ///
 /// How a callback ends the program: it returns (exit code 0), throws UsageError (2), throws
 /// CLI::RuntimeError(code) after it has printed what there is to say, or throws any other exception
@@ -19,9 +20,14 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-void add_train_command(CLI::App& app);
+/// Replaces this process where another program has the command; each program defines it, and
+/// add_commands().
+void become_other_program(int argc, char** argv);
+void add_commands(CLI::App& app);
+
 void add_evaluate_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_info_command(CLI::App& app);
+void add_quantize_command(CLI::App& app);
 
 }  // namespace gateloop::app

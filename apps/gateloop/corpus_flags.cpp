@@ -6,9 +6,9 @@
 
 namespace gateloop::app {
 
-std::optional<training::Split> CorpusFlags::parts() const {
+std::optional<corpus::Split> CorpusFlags::parts() const {
   if (split.empty()) return std::nullopt;
-  return training::Split{.train = split[0], .valid = split[1], .test = split[2]};
+  return corpus::Split{.train = split[0], .valid = split[1], .test = split[2]};
 }
 
 CLI::Option* add_corpus_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help) {
@@ -29,9 +29,9 @@ CLI::Option* add_corpus_flags(CLI::App& command, CorpusFlags& flags, const std::
       ->type_name("FILE");
 }
 
-training::Corpus open_corpus(const std::string& data, const std::optional<training::Split>& split) {
+corpus::Corpus open_corpus(const std::string& data, const std::optional<corpus::Split>& split) {
   try {
-    return training::Corpus(data, split);
+    return corpus::Corpus(data, split);
   } catch (const std::runtime_error& error) {  // the file or the split: either is a flag's value
     throw UsageError(error.what());
   }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "gateloop/training.h"
+#include "gateloop/corpus.h"
 
 namespace gateloop::app {
 
@@ -15,13 +15,13 @@ struct CorpusFlags {
   std::string data;
   std::vector<std::int64_t> split;
 
-  std::optional<training::Split> parts() const;
+  std::optional<corpus::Split> parts() const;
 };
 
 /// --data, whose help is `data_help` and what can be read, and --split. Returns --data.
 CLI::Option* add_corpus_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help);
 
 /// Throws UsageError where the file or the split does not fit.
-training::Corpus open_corpus(const std::string& data, const std::optional<training::Split>& split);
+corpus::Corpus open_corpus(const std::string& data, const std::optional<corpus::Split>& split);
 
 }  // namespace gateloop::app

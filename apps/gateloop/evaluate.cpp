@@ -10,8 +10,6 @@
 
 #include "commands.h"
 #include "corpus_flags.h"
-#include "gateloop/evaluation.h"
-#include "gateloop/training.h"
 #include "model_flags.h"
 #include "output.h"
 
@@ -54,7 +52,7 @@ auto progress_reporter(const char* name) {
   };
 }
 
-Bytes part_of(const training::Corpus& corpus, const Flags& flags) {
+Bytes part_of(const corpus::Corpus& corpus, const Flags& flags) {
   Bytes text = corpus.bytes();
   if (flags.part == "train") text = corpus.train();
   if (flags.part == "valid") text = corpus.valid();
@@ -66,12 +64,11 @@ Bytes part_of(const training::Corpus& corpus, const Flags& flags) {
   return text;
 }
 
-template <typename Evaluate>
-void print_score(const char* name, const std::string& meaning, Evaluate evaluate,
-                 nn::Transformer model, Bytes text, training::EvaluationOptions options) {
-  options.progress = progress_reporter(name);
+void print_score(const char* name, const std::string& meaning, runtime::Session& session,
+                 Bytes text, std::int64_t window) {
   const auto start = Clock::now();
-  const auto score = evaluate(model, text, options);
+  const auto score =
+      runtime::evaluate(session, text, {.window = window, .progress = progress_reporter(name)});
   std::printf("%-9s %.4f bits per byte, %lld bytes predicted in %.1f s (%s)\n", name,
               score.bits_per_byte(), static_cast<long long>(score.bytes), seconds_since(start),
               meaning.c_str());
@@ -81,22 +78,18 @@ void print_score(const char* name, const std::string& meaning, Evaluate evaluate
 void run(const Flags& flags) {
   const auto corpus = open_corpus(flags.corpus.data, flags.corpus.parts());
   const auto text = part_of(corpus, flags);
-  const auto model = load_model(flags.model);
-  const bool bounded = model::has_bounded_state(model->spec());
+  auto session = open_session(flags.model);
+  const bool bounded = model::has_bounded_state(session.model().spec());
   if (flags.mode == "carried" && !bounded)
     throw UsageError(
         "--mode carried needs a model without full attention; for this model "
         "use --mode windowed with a larger --length");
-  training::EvaluationOptions options;
-  options.length = flags.length;
-  options.dtype = flags.model.dtype;
   if (flags.mode != "carried")
     print_score("windowed",
                 "each window of " + std::to_string(flags.length) + " starts from zero state",
-                training::evaluate_windows, model, text, options);
+                session, text, flags.length);
   if (flags.mode != "windowed" && bounded)
-    print_score("carried", "one sequence, the state carried through it all",
-                training::evaluate_carried, model, text, options);
+    print_score("carried", "one sequence, the state carried through it all", session, text, 0);
   if (flags.mode == "both" && !bounded)
     std::printf(
         "carried   left out: the key/value cache of full attention grows with the text; "
@@ -126,8 +119,7 @@ void add_evaluate_command(CLI::App& app) {
   command->add_option("--length", flags->length, "Bytes predicted in one window (default 256)")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
-  add_compute_flags(*command, flags->model,
-                    "Type of the arithmetic (default float32); bfloat16 as autocast in training");
+  add_compute_flags(*command, flags->model);
   command->callback([flags] { run(*flags); });
 }
 

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <memory>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ namespace {
 struct Flags {
   ModelFlags model;
   std::string prompt, prompt_file;
+  std::vector<std::string> stop;
   generation::GenerateOptions generate;
   bool echo_prompt = false;
 };
@@ -31,6 +33,11 @@ std::string read_file(const std::string& path) {
   return text;
 }
 
+std::vector<std::int64_t> ids_of(const std::string& text) {
+  if (text.empty()) throw UsageError("--stop must not be empty");
+  return generation::encode_prompt(text);
+}
+
 /// Bytes to standard output, each there for the reader at once.
 void write(const std::string& bytes) {
   std::fwrite(bytes.data(), 1, bytes.size(), stdout);
@@ -38,7 +45,7 @@ void write(const std::string& bytes) {
 }
 
 /// The figures a user reads the constant cost per token from, on standard error.
-void print_summary(const generation::Decoder& decoder, const std::vector<double>& seconds) {
+void print_summary(const runtime::Session& session, const std::vector<double>& seconds) {
   // seconds[0] is the prompt and the first token; the others are one token each.
   const auto steps = seconds.size() - 1;
   if (steps == 0) return;
@@ -49,41 +56,44 @@ void print_summary(const generation::Decoder& decoder, const std::vector<double>
   };
   const auto edge = std::min<std::size_t>(100, steps);
   const double mean = mean_ms(1, steps);
+  const auto state = session.state();
   std::fprintf(stderr,
                "prompt and first token: %.1f ms; then %zu tokens, %.1f tokens/s\n"
                "mean time of a token: %.3f ms in the first %zu, %.3f ms in the last %zu\n"
                "state carried after %lld tokens: %lld bytes\n",
                1e3 * seconds[0], steps, 1e3 / mean, mean_ms(1, edge), edge,
-               mean_ms(seconds.size() - edge, edge), edge,
-               static_cast<long long>(decoder.position()),
-               static_cast<long long>(decoder.state_bytes()));
+               mean_ms(seconds.size() - edge, edge), edge, static_cast<long long>(state.position()),
+               static_cast<long long>(state.bytes()));
 }
 
 void run(const Flags& flags) {
   const auto prompt = flags.prompt_file.empty() ? flags.prompt : read_file(flags.prompt_file);
-  auto model = load_model(flags.model);
-  const auto num_tokens = model->options().num_tokens;
+  auto options = flags.generate;
+  for (const std::string& stop : flags.stop) options.sampling.stop.push_back(ids_of(stop));
+  try {
+    generation::Sampler(options.sampling, options.seed);
+  } catch (const std::invalid_argument& error) {
+    throw UsageError(error.what());
+  }
+  auto session = open_session(flags.model);
+  const auto num_tokens = session.model().spec().num_tokens;
   if (num_tokens > 256)
     throw UsageError("the model has " + std::to_string(num_tokens) +
                      " tokens, generate writes bytes: use a model of at most 256");
-  model->to(flags.model.dtype);
-
   if (flags.echo_prompt) write(prompt);
 
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   auto last = Clock::now();
-  generation::Decoder decoder(model);
-  generation::generate(decoder, generation::encode_prompt(prompt), flags.generate,
-                       [&](const torch::Tensor& tokens) {
-                         write(std::string(1, static_cast<char>(tokens.item<std::int64_t>())));
-                         const auto now = Clock::now();
-                         seconds.push_back(std::chrono::duration<double>(now - last).count());
-                         last = now;
-                         return true;
-                       });
+  generation::generate(session, generation::encode_prompt(prompt), 1, options, [&](auto tokens) {
+    write(std::string(1, static_cast<char>(tokens.front())));
+    const auto now = Clock::now();
+    seconds.push_back(std::chrono::duration<double>(now - last).count());
+    last = now;
+    return true;
+  });
   if (isatty(STDOUT_FILENO)) write("\n");  // so that the shell's prompt starts on its own line
-  if (!seconds.empty()) print_summary(decoder, seconds);
+  if (!seconds.empty()) print_summary(session, seconds);
 }
 
 }  // namespace
@@ -115,24 +125,39 @@ void add_generate_command(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->type_name("T");
   command
-      ->add_option("--top-k-threshold", sampling.top_k_threshold,
+      ->add_option("--top-k-threshold", sampling.filter_thres,
                    "Share of the alphabet never drawn: 0.9 keeps the likeliest 10 per cent, 0 all "
                    "(default 0.9)")
-      ->check(CLI::Validator(
-          [](std::string& text) {
-            double value = -1;
-            return CLI::detail::lexical_cast(text, value) && value >= 0 && value < 1
-                       ? std::string()
-                       : "must be at least 0 and below 1, not " + text;
-          },
-          "[0, 1)"))
+      ->check(CLI::Range(0.0, 1.0))
       ->type_name("SHARE");
+  command->add_option("--top-k", sampling.top_k, "Draw only the K likeliest (default 0: all)")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("K");
+  command
+      ->add_option("--top-p", sampling.top_p,
+                   "Draw only the likeliest that together have this probability (default 1)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->type_name("P");
+  command
+      ->add_option("--min-p", sampling.min_p,
+                   "Draw only what is at least P times as probable as the likeliest (default 0)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->type_name("P");
+  command
+      ->add_option("--repetition-penalty", sampling.repetition_penalty,
+                   "Above 1: bytes read or drawn before are drawn less often (default 1)")
+      ->type_name("R");
+  command
+      ->add_option("--stop", flags->stop,
+                   "End after this text is drawn; may be given several times")
+      ->type_name("TEXT")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command
       ->add_option("--seed", flags->generate.seed,
                    "The same seed and flags draw the same bytes (default 0)")
       ->type_name("S");
-  add_compute_flags(*command, flags->model,
-                    "Type of the weights (default float32); bfloat16 reads half the memory");
+  add_compute_flags(*command, flags->model);
   command->callback([flags] { run(*flags); });
 }
 

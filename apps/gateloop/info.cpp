@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "commands.h"
-#include "gateloop/checkpoint.h"
-#include "gateloop/generation.h"
+#include "model/config_file.h"
 #include "model_flags.h"
 #include "output.h"
 
@@ -69,7 +68,7 @@ void print_files(const std::filesystem::path& directory) {
     if (!std::filesystem::exists(path)) continue;
     std::printf("  %s: %s bytes", name,
                 grouped(static_cast<std::int64_t>(std::filesystem::file_size(path))).c_str());
-    for (const auto& [key, value] : checkpoint::load_safetensors(path).metadata)
+    for (const auto& [key, value] : model::read_safetensors_header(path).metadata)
       if (!key.starts_with("config")) std::printf(", %s %s", key.c_str(), value.c_str());
     std::printf("\n");
   }
@@ -77,15 +76,16 @@ void print_files(const std::filesystem::path& directory) {
 
 void print_provenance(const std::filesystem::path& directory) {
   std::printf("\nprovenance\n");
-  for (const auto& object : checkpoint::load_provenance(directory))
+  for (const auto& object : model::provenance_of(model::read_config(directory, {})))
     std::printf("  %s\n", object.c_str());
 }
 
 void run(const ModelFlags& flags) {
-  const auto model = load_model(flags);
-  std::printf("model %s\n", model::to_json(model->options()).c_str());
-  print_parameters(model->spec());
-  print_state(model->spec());
+  check_model(flags);
+  const auto files = model::open_model(flags.directory, flags.weights);
+  std::printf("model %s\n", model::to_json(files.options).c_str());
+  print_parameters(files.spec);
+  print_state(files.spec);
   print_files(flags.directory);
   print_provenance(flags.directory);
   flush_output();

@@ -1,8 +1,4 @@
-#include <c10/util/Exception.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <memory>
@@ -14,9 +10,6 @@
 #include "output.h"
 
 namespace {
-
-/// The first line of `text`: libtorch's errors carry a page of detail after it.
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 /// One line, whatever is in the file names that the message quotes.
 int report(std::string message, int code) {
@@ -77,32 +70,19 @@ int show(const CLI::App& app, const CLI::Success& success) {
   }
 }
 
-/// OpenMP's threads wait for each other by spinning, for milliseconds unless told otherwise, and
-/// hold the core that the other thread needs when anything else runs on the machine. A quick step
-/// on two cores, in ms, alone and beside two busy processes: 179 and 750 by default, 166 and 370
-/// with this. The library reads the variable as it is loaded, so the program starts itself again.
-void limit_spinning(char** argv) {
-  if (::getenv("GOMP_SPINCOUNT") != nullptr || ::getenv("OMP_WAIT_POLICY") != nullptr) return;
-  ::setenv("GOMP_SPINCOUNT", "3000", /*overwrite=*/0);
-  ::execv("/proc/self/exe", argv);  // returns only where it fails; then all works, only slower
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   gateloop::app::occupy_standard_descriptors();
-  if (argc > 1 && argv[1] == std::string("train")) limit_spinning(argv);
   CLI::App app("GateLoop Transformer: train, evaluate and sample byte-level language models.",
                argv[0]);
   app.formatter(std::make_shared<HelpFormatter>());
   app.set_version_flag("--version", GATELOOP_VERSION);
   app.require_subcommand(1);
-  gateloop::app::add_train_command(app);
-  gateloop::app::add_evaluate_command(app);
-  gateloop::app::add_generate_command(app);
-  gateloop::app::add_info_command(app);
+  gateloop::app::add_commands(app);
 
   try {
+    gateloop::app::become_other_program(argc, argv);
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::RuntimeError& error) {
@@ -113,8 +93,6 @@ int main(int argc, char** argv) {
     return report_usage(error.what(), app);
   } catch (const gateloop::app::UsageError& error) {
     return report(error.what(), 2);
-  } catch (const c10::Error& error) {
-    return report(first_line(error.what_without_backtrace()), 1);
   } catch (const std::exception& error) {
     return report(error.what(), 1);
   }

@@ -4,12 +4,11 @@
 #include <map>
 
 #include "commands.h"
-#include "gateloop/training.h"
 
 namespace gateloop::app {
 
 void add_checkpoint_flags(CLI::App& command, ModelFlags& flags) {
-  using checkpoint::Weights;
+  using model::Weights;
   command
       .add_option("--checkpoint", flags.directory, "Directory written by gateloop train (required)")
       ->required()
@@ -23,33 +22,43 @@ void add_checkpoint_flags(CLI::App& command, ModelFlags& flags) {
       ->type_name("latest|best");
 }
 
-void add_compute_flags(CLI::App& command, ModelFlags& flags, const std::string& dtype_help) {
-  command.add_option("--dtype", flags.dtype, dtype_help)
-      ->transform(CLI::CheckedTransformer(std::map<std::string, torch::ScalarType>{
-          {"float32", torch::kFloat32}, {"bfloat16", torch::kBFloat16}}))
-      ->type_name("float32|bfloat16");
+void add_compute_flags(CLI::App& command, ModelFlags& flags) {
+  using runtime::Format;
+  command
+      .add_option("--dtype", flags.format,
+                  "Type of the matrices (default: as stored); what is stored so is read in place, "
+                  "what is not is converted and copied")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, Format>{{"float32", Format::kFloat32},
+                                                                {"bfloat16", Format::kBFloat16},
+                                                                {"float16", Format::kFloat16},
+                                                                {"int8", Format::kInt8}}))
+      ->type_name("float32|bfloat16|float16|int8");
   command
       .add_option("--threads", flags.threads,
                   "Threads to use (default: one for each core that this process may use)")
-      ->check(CLI::Range(1, 4096))
+      ->check(CLI::Range(1, 1024))
       ->type_name("N");
 }
 
-nn::Transformer load_model(const ModelFlags& flags) {
+void check_model(const ModelFlags& flags) {
   const std::filesystem::path directory = flags.directory;
   if (!std::filesystem::exists(directory / "config.json"))
     throw UsageError("no config.json in " + flags.directory +
                      ": give --checkpoint a directory written by gateloop train");
-  const bool best = flags.weights == checkpoint::Weights::kBest;
+  const bool best = flags.weights == model::Weights::kBest;
   const std::string file = best ? "model.best.safetensors" : "model.safetensors";
   if (!std::filesystem::exists(directory / file))
     throw UsageError("no " + file + " in " + flags.directory + ": " +
                      (best ? "training has not validated yet, use --weights latest"
                            : "training has not saved yet, use another --checkpoint"));
-  torch::set_num_threads(flags.threads > 0 ? flags.threads : training::default_threads());
-  auto model = checkpoint::load_model(directory, flags.weights);
-  model->eval();
-  return model;
+}
+
+runtime::Session open_session(const ModelFlags& flags) {
+  check_model(flags);
+  return runtime::Session(
+      runtime::Model(flags.directory, {.weights = flags.weights, .format = flags.format}),
+      {.threads = flags.threads});
 }
 
 }  // namespace gateloop::app

@@ -1,29 +1,28 @@
 #pragma once
 
 /// The flags shared by the subcommands that read a trained model.
-#include <torch/torch.h>
-
 #include <CLI/CLI.hpp>
 #include <string>
 
-#include "gateloop/checkpoint.h"
+#include "gateloop/runtime.h"
 
 namespace gateloop::app {
 
 struct ModelFlags {
   std::string directory;
-  checkpoint::Weights weights = checkpoint::Weights::kLatest;
-  torch::ScalarType dtype = torch::kFloat32;
-  int threads = 0;  ///< 0: training::default_threads()
+  model::Weights weights = model::Weights::kLatest;
+  runtime::Format format = runtime::Format::kFile;
+  int threads = 0;  ///< 0: every processor that this process may use
 };
 
 /// --checkpoint and --weights.
 void add_checkpoint_flags(CLI::App& command, ModelFlags& flags);
-/// --dtype (`dtype_help` says what it does here) and --threads.
-void add_compute_flags(CLI::App& command, ModelFlags& flags, const std::string& dtype_help);
+/// --dtype and --threads.
+void add_compute_flags(CLI::App& command, ModelFlags& flags);
 
-/// Sets the threads and reads the model, in float32 and eval mode. Throws UsageError where the
-/// directory holds no such model.
-nn::Transformer load_model(const ModelFlags& flags);
+/// Throws UsageError where the directory holds no such model.
+void check_model(const ModelFlags& flags);
+/// A session of the model. Throws as check_model.
+runtime::Session open_session(const ModelFlags& flags);
 
 }  // namespace gateloop::app

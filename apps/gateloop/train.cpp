@@ -8,10 +8,12 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "commands.h"
 #include "gateloop/generation.h"
+#include "gateloop/nn/runtime_model.h"
 #include "gateloop/training.h"
 #include "output.h"
 #include "train_flags.h"
@@ -67,17 +69,16 @@ void print_sample(const TrainingOptions& options, const training::Corpus& corpus
 
   std::printf("--- sample at step %lld: %zu bytes of validation text | then the model\n%s|",
               static_cast<long long>(step), prime_length, prime.c_str());
-  generation::Decoder decoder(model);
+  runtime::Session session(nn::runtime_model(model));
   generation::GenerateOptions generate;
   generate.length = options.sample_length;
   generate.seed = options.seed + static_cast<std::uint64_t>(step);
   const std::string_view raw(reinterpret_cast<const char*>(valid.data() + start), prime_length);
-  generation::generate(decoder, generation::encode_prompt(raw), generate,
-                       [](const torch::Tensor& token) {
-                         const auto byte = static_cast<std::uint8_t>(token.item<std::int64_t>());
-                         std::fputs(printable({&byte, 1}).c_str(), stdout);
-                         return true;
-                       });
+  generation::generate(session, generation::encode_prompt(raw), 1, generate, [](auto tokens) {
+    const auto byte = static_cast<std::uint8_t>(tokens.front());
+    std::fputs(printable({&byte, 1}).c_str(), stdout);
+    return true;
+  });
   std::puts("\n---");
   std::fflush(stdout);
 }
@@ -114,7 +115,7 @@ void keep_freed_memory() {
   ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
-void run(const std::string& program, const TrainFlags& flags) {
+void train(const std::string& program, const TrainFlags& flags) {
   // A reader of our output that goes away must not end the run.
   std::signal(SIGPIPE, SIG_IGN);
   const std::filesystem::path dir = flags.dir();
@@ -153,9 +154,22 @@ void run(const std::string& program, const TrainFlags& flags) {
   if (result.signal != 0) throw CLI::RuntimeError(128 + result.signal);
 }
 
+/// The first line of `text`: libtorch's errors carry a page of detail after it.
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+void run(const std::string& program, const TrainFlags& flags) {
+  try {
+    train(program, flags);
+  } catch (const c10::Error& error) {
+    throw std::runtime_error(first_line(error.what_without_backtrace()));
+  }
+}
+
 }  // namespace
 
-void add_train_command(CLI::App& app) {
+void become_other_program(int, char**) {}
+
+void add_commands(CLI::App& app) {
   auto flags = std::make_shared<TrainFlags>();
   auto* command = app.add_subcommand(
       "train",

@@ -1,10 +1,7 @@
 #pragma once
 
-/// Bits per byte of a text under a model, in the two ways one reads it: in windows, as in training,
-/// and as one stream with the state carried from its first byte to its last.
-///
-/// Both predict the same bytes: all of the text but the first, each exactly once. The figures are
-/// therefore comparable, and their difference is what context beyond a window is worth.
+/// Bits per byte of a text under a model in training, in windows. A saved model is read faster by
+/// runtime::evaluate, which computes the same windows and a stream that carries its state.
 #include <torch/torch.h>
 
 #include <cstdint>
@@ -12,15 +9,11 @@
 #include <span>
 
 #include "gateloop/nn/transformer.h"
+#include "gateloop/runtime.h"
 
 namespace gateloop::training {
 
-/// Total surprise and the number of bytes it was summed over.
-struct Score {
-  double nats = 0;         ///< sum of -ln p(byte | what the model saw before it)
-  std::int64_t bytes = 0;  ///< bytes predicted
-  double bits_per_byte() const;
-};
+using runtime::Score;
 
 struct EvaluationOptions {
   /// Window of evaluate_windows: bytes predicted from one zero state.
@@ -28,9 +21,8 @@ struct EvaluationOptions {
   /// evaluate_windows: only this many whole windows, evenly spaced, the same at every call; 0, or
   /// more than there are: all.
   std::int64_t windows = 0;
-  /// Bytes in one forward pass, B x T; bounds the memory. Windows are batched up to it, a carried
-  /// text is cut into chunks of it. At 8192 the widest activation of the enwik8 preset
-  /// (8192 x 2048 float32) holds 64 MB.
+  /// Bytes in one forward pass, B x T; bounds the memory: windows are batched up to it. At 8192 the
+  /// widest activation of the enwik8 preset (8192 x 2048 float32) holds 64 MB.
   std::int64_t bytes_per_pass = 8192;
   /// kBFloat16 and kHalf: the passes run under autocast, as in training, with the
   /// weights as they are; kFloat32: without autocast, whatever the caller has set.
@@ -48,12 +40,6 @@ std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t lengt
 /// Throws std::invalid_argument for a text shorter than two bytes, a byte outside the model's
 /// vocabulary, or options below one.
 Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
-                       const EvaluationOptions& options = {});
-
-/// The whole text as one sequence, B = 1, in chunks with the state carried. Throws also for models
-/// with full attention, whose key/value cache would grow with the text: there, evaluate_windows
-/// with a larger `length` is the way to give more context.
-Score evaluate_carried(nn::Transformer model, std::span<const std::uint8_t> text,
                        const EvaluationOptions& options = {});
 
 }  // namespace gateloop::training

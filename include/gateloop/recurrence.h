@@ -150,19 +150,6 @@ struct SimpleGateLoopBackward {
   State dinitial_state = nullptr;
 };
 
-/// y = W x + b, the rest of a decoding step: one sequence's step reads every weight once and does
-/// two flops with it. matrix: (rows, columns) contiguous; bias: (rows) or null; y: (rows); in
-/// `dtype`, not complex. x: (columns) in the accumulation type, for it meets every row.
-struct MatrixVector {
-  DType dtype = DType::kFloat32;
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  const void* matrix = nullptr;
-  const void* x = nullptr;
-  const void* bias = nullptr;
-  void* y = nullptr;
-};
-
 /// y = x / max(‖x‖, ε) √columns gain, row by row, ‖x‖ the Euclidean norm and ε 1e-12 as in the
 /// reference, or where that is zero, in float16, the least positive number: zeros give zeros.
 /// x, y: (rows, columns) contiguous, gain: (columns); in `dtype`, not complex.
@@ -188,50 +175,6 @@ struct RmsNormBackward {
   void* dgain = nullptr;
 };
 
-/// One layer of a GateLoop Transformer with max heads, of D channels, I of them within GateLoop and
-/// F within the feed-forward. Matrices (out, in) and vectors are contiguous, in the step's dtype; a
-/// null pointer stands for what the model has not.
-struct TransformerLayer {
-  const void* mixer_norm = nullptr;       ///< (D) gain of the norm around GateLoop
-  const void* mixer_norm_bias = nullptr;  ///< (D) of a LayerNorm
-  const void* qkv = nullptr;              ///< (3 I, D)
-  const void* transition = nullptr;       ///< (2 I, D): (re, im) of each channel; or (I, D)
-  const void* transition_bias = nullptr;  ///< (2 I) or (I)
-  const void* sub_norm = nullptr;         ///< (I) gain of a LayerNorm of the read-out, or null
-  const void* sub_norm_bias = nullptr;    ///< (I)
-  const void* gates = nullptr;            ///< (I, D) of swish gates, or null
-  const void* out = nullptr;              ///< (D, I); null: the identity, and I = D
-  const void* ff_norm = nullptr;          ///< (D) gain of the norm around the feed-forward
-  const void* ff_norm_bias = nullptr;     ///< (D) of a LayerNorm
-  const void* expand = nullptr;           ///< (F, D)
-  const void* expand_bias = nullptr;      ///< (F)
-  const void* contract = nullptr;         ///< (D, F)
-  const void* contract_bias = nullptr;    ///< (D)
-  ConstState state = nullptr;             ///< (I), complex or real
-  State next_state = nullptr;             ///< (I), another one
-};
-
-/// One token of one sequence through a whole GateLoop Transformer: a decoding step, bound by
-/// reading the weights once. Everything between reading and the logits is in the accumulation type.
-///   mixer: RMSNorm, q k v z, the polar gate loop or the simple gate, LayerNorm, swish gates, out
-///   feed-forward: RMSNorm, expand, exact GELU, contract
-/// each with a residual connection, and with post-norm a LayerNorm after it instead.
-struct TransformerStep {
-  DType dtype = DType::kFloat32;
-  std::int64_t dim = 0;
-  std::int64_t inner = 0;
-  std::int64_t hidden = 0;
-  std::int64_t tokens = 0;
-  bool post_norm = false;        ///< LayerNorm after the residual, none before the logits
-  bool sigmoid_gate = false;     ///< as in SimpleGateLoop, else as in PolarGateLoop
-  bool normalize_input = false;  ///< with the sigmoid gate
-  std::span<const TransformerLayer> layers;
-  const void* embedding = nullptr;   ///< (D) of the token read
-  const void* final_norm = nullptr;  ///< (D) gain of the RMSNorm before the logits
-  const void* to_logits = nullptr;   ///< (tokens, D)
-  void* logits = nullptr;            ///< (tokens)
-};
-
 /// Bytes of scratch that run() needs for these parameters with this many threads; 64-byte aligned.
 std::size_t scratch_bytes(const LinearRecurrence&, int threads);
 std::size_t scratch_bytes(const LinearRecurrenceBackward&, int threads);
@@ -239,10 +182,8 @@ std::size_t scratch_bytes(const PolarGateLoop&, int threads);
 std::size_t scratch_bytes(const PolarGateLoopBackward&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoop&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoopBackward&, int threads);
-std::size_t scratch_bytes(const MatrixVector&, int threads);
 std::size_t scratch_bytes(const RmsNorm&, int threads);
 std::size_t scratch_bytes(const RmsNormBackward&, int threads);
-std::size_t scratch_bytes(const TransformerStep&, int threads);
 
 /// Runs the operation. Inputs and outputs may not overlap. Sizes may be zero (T = 0 copies the
 /// initial state to the final one). Throws std::invalid_argument for a dtype the operation does
@@ -253,9 +194,7 @@ void run(const PolarGateLoop&, const Executor&, void* scratch);
 void run(const PolarGateLoopBackward&, const Executor&, void* scratch);
 void run(const SimpleGateLoop&, const Executor&, void* scratch);
 void run(const SimpleGateLoopBackward&, const Executor&, void* scratch);
-void run(const MatrixVector&, const Executor&, void* scratch);
 void run(const RmsNorm&, const Executor&, void* scratch);
 void run(const RmsNormBackward&, const Executor&, void* scratch);
-void run(const TransformerStep&, const Executor&, void* scratch);
 
 }  // namespace gateloop::recurrence

@@ -8,8 +8,9 @@ alone, ``gateloop_cpp.checkpoint`` reads and writes the model directories of the
 
 from gateloop_cpp import _library, checkpoint, ops
 from gateloop_cpp.causal_full_attention import CausalFullAttention
-from gateloop_cpp.decoder import Decoder
+from gateloop_cpp.decoder import Decoder, DecoderState
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
+from gateloop_cpp.sampling import Sampler
 from gateloop_cpp.simple_gate_loop_layer import SimpleGateLoopLayer
 from gateloop_cpp.transformer import Transformer
 
@@ -18,7 +19,9 @@ __version__ = _library.VERSION
 __all__ = [
     "CausalFullAttention",
     "Decoder",
+    "DecoderState",
     "GateLoopedAttention",
+    "Sampler",
     "SimpleGateLoopLayer",
     "Transformer",
     "checkpoint",

@@ -25,7 +25,7 @@ def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: naming the option that does not fit, what was expected and what came.
     """
-    description = json.loads(torch.ops.gateloop._describe_model(_text(options)))
+    description = json.loads(torch.ops.gateloop._describe_model(as_json(options)))
     description["weights"] = {name: tuple(shape) for name, shape in description["weights"]}
     return dict(description)
 
@@ -33,7 +33,7 @@ def describe(options: Mapping[str, Any]) -> dict[str, Any]:
 def weight_problems(options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Every missing, unexpected and misshapen tensor by name; "": they are this model's weights."""
     shapes = json.dumps({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    return str(torch.ops.gateloop._weight_problems(_text(options), shapes))
+    return str(torch.ops.gateloop._weight_problems(as_json(options), shapes))
 
 
 def stored(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,8 @@ def stored(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(options: Mapping[str, Any]) -> str:
+def as_json(options: Mapping[str, Any]) -> str:
+    """The options as the C++ core takes them."""
     return json.dumps(dict(options), default=_plain)
 
 

@@ -63,15 +63,23 @@ def load_options(
 def load_weights(
     directory: str | os.PathLike[str], weights: Literal["latest", "best"] = "latest"
 ) -> dict[str, Tensor]:
-    """A state_dict, which the reference's class takes as well where it has the options."""
+    """A state_dict, which the reference's class takes as well where it has the options.
+
+    Matrices of int8 (``gateloop quantize``) come as the float32 numbers that they stand for.
+    """
     _check_weights("load_weights", weights)
     path = Path(directory) / _files.WEIGHTS[weights]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a valid safetensors file: {error}") from error
+    for name in [name for name, tensor in tensors.items() if tensor.dtype == torch.int8]:
+        if (scale := tensors.pop(f"{name}.scale", None)) is None:
+            raise ValueError(f"{path}: {name} is int8 and has no {name}.scale")
+        tensors[name] = tensors[name].float() * scale.unsqueeze(1)
+    return tensors
 
 
 def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool = False) -> None:

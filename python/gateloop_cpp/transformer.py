@@ -15,7 +15,7 @@ from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
 from gateloop_cpp.residual import PostNorm, PreNorm
 from gateloop_cpp.rms_norm import RMSNorm
-from gateloop_cpp.sampling import sample
+from gateloop_cpp.sampling import Sampler
 from gateloop_cpp.simple_gate_loop_layer import SimpleGateLoopLayer
 
 _NAME = "Transformer"
@@ -25,8 +25,8 @@ _NOT_OPTIONS = ("self", "__class__", "checkpoint_blocks")
 # One entry a layer: what its spatial mixer's cache is, None in a layer without one. With a simple
 # gate loop: a pair of that layer's cache and the mixer's.
 Cache = tuple[Any, ...]
-# (ids (B, T), cache=None or what it returned before) to (logits (B, T, num_tokens), cache).
-Reader = Callable[..., tuple[Tensor, Cache]]
+# (ids (B, T), cache=None or what it returned before) to (logits, the last step's last, cache).
+Reader = Callable[..., tuple[Tensor, Any]]
 
 
 class Transformer(nn.Module):
@@ -229,22 +229,21 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
         filter_thres: float = 0.9,
         generator: torch.Generator | None = None,
+        **sampling: Any,
     ) -> Tensor:
-        """Continue ``prompt`` by ``length`` tokens; one forward pass of one step for each.
+        """Continue ``prompt`` by ``length`` tokens; one step for each.
 
         A :class:`~gateloop_cpp.Decoder` reads an untouched model; any other model's modules are
         called.
 
         Args:
             prompt: (B, T) ids, T ≥ 1.
-            length: how many tokens to add.
-            temperature: divides the logits; 0 always takes the likeliest token.
-            filter_thres: in [0, 1]: only the likeliest (1 - filter_thres) · num_tokens tokens, and
-                at least one, can be drawn.
-            generator: of the random numbers; None is torch's own.
+            length: how many tokens to add at most: fewer where every sequence has ended.
+            temperature, filter_thres, generator, sampling: see :class:`~gateloop_cpp.Sampler`.
+                The same seed draws the same tokens as ``gateloop generate --seed``.
 
         Returns:
-            (B, length) ids, without the prompt.
+            Ids (B, length or fewer) without the prompt, ``Sampler.ENDED`` after a sequence's end.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
@@ -254,15 +253,18 @@ class Transformer(nn.Module):
         self._check_ids(prompt, "prompt")
         expect(prompt.shape[1] >= 1, _NAME, "prompt", "(B, T) with T >= 1", prompt)
         expect(length >= 0, _NAME, "length", "zero or more", length)
-        tokens = prompt.new_empty(prompt.shape[0], length)
+        sampler = Sampler(temperature, filter_thres, generator=generator, **sampling)
+        sampler.read(prompt)
         read = fastest_reader(self)
+        drawn: list[Tensor] = []
         step, cache = prompt, None
-        for i in range(length):
+        while len(drawn) < length and not sampler.ended():
             logits, cache = read(step, cache=cache)
-            step = sample(logits[:, -1], temperature, filter_thres, generator).to(prompt.dtype)
-            tokens[:, i] = step
-            step = step.unsqueeze(1)
-        return tokens
+            tokens = sampler.draw(logits[:, -1]).to(prompt)
+            drawn.append(tokens)
+            # A sequence that has ended goes on with any token: nothing reads its logits.
+            step = tokens.clamp(min=0).unsqueeze(1)
+        return torch.stack(drawn, 1) if drawn else prompt.new_empty(prompt.shape[0], 0)
 
     def _check_ids(self, x: Tensor, argument: str = "x") -> None:
         integer = x.dtype in (torch.int64, torch.int32)

@@ -7,6 +7,7 @@
 #include "gateloop/checkpoint.h"
 #include "model/config_file.h"
 #include "model/file.h"
+#include "model/safetensors.h"
 
 namespace gateloop::checkpoint {
 namespace {
@@ -19,6 +20,17 @@ std::vector<std::pair<std::string, torch::Tensor>> named_tensors(const torch::nn
   for (const auto& item : module.named_parameters()) named.emplace_back(item.key(), item.value());
   for (const auto& item : module.named_buffers()) named.emplace_back(item.key(), item.value());
   return named;
+}
+
+/// Replaces matrices of int8 and their scales, which are of this model, by what they stand for.
+void widen_int8(const model::ModelSpec& spec, std::map<std::string, torch::Tensor>& tensors) {
+  for (const model::Weight& weight : model::weight_table(spec)) {
+    const auto scale = tensors.find(model::scale_name(weight.name));
+    if (scale == tensors.end()) continue;
+    torch::Tensor& matrix = tensors.at(weight.name);
+    matrix = matrix.to(torch::kFloat32) * scale->second.unsqueeze(1);
+    tensors.erase(scale);
+  }
 }
 
 }  // namespace
@@ -50,7 +62,9 @@ nn::Transformer load_model(const std::filesystem::path& dir, Weights weights) {
   const model::ModelFiles files = model::open_model(dir, weights);
   nn::Transformer model(files.options);
   try {
-    load_state_dict(*model, load_safetensors(files.weights).tensors);
+    auto tensors = load_safetensors(files.weights).tensors;
+    widen_int8(files.spec, tensors);
+    load_state_dict(*model, tensors);
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(files.weights.string() + ": " + error.what());
   }

@@ -59,7 +59,7 @@ CausalFullAttentionImpl::CausalFullAttentionImpl(std::int64_t dim, const model::
 Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state) {
   check_sequence(kCausalFullAttention, x, dim_);
   const auto in = cast_once(x);
-  const auto qkv = project(to_qkv_, in).chunk(3, -1);
+  const auto qkv = to_qkv_(in).chunk(3, -1);
   const auto split = [&](const Tensor& t) {
     return t.unflatten(-1, {spec_.heads, spec_.dim_head});
   };
@@ -89,13 +89,13 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
     state->position += x.size(1);
   }
   auto out = attend(q, k, v).transpose(1, 2).flatten(-2);
-  if (to_gates_) out = out * at::silu(project(to_gates_, in));
-  return project(to_out_, out);
+  if (to_gates_) out = out * at::silu(to_gates_(in));
+  return to_out_(out);
 }
 
 /// max(Re(a_1 ... a_c), 1e-10) for every pair of channels c of a head, (B, T, H, D / 2).
 Tensor CausalFullAttentionImpl::relative_scale(const Tensor& x, Ablation ablation) {
-  auto z = project(to_a_, x);
+  auto z = to_a_(x);
   scale_gradient(z, spec_.frac_gradient_data_dependent_rel_pos);
   if (ablation.complex) z = drop_imaginary(z);
   const auto a = polar_gate(z.unflatten(-1, {spec_.heads, spec_.dim_head}));

@@ -8,7 +8,6 @@
 #include <stdexcept>
 
 #include "gateloop/model.h"
-#include "nn/decoding_products.h"
 
 namespace gateloop::nn {
 
@@ -46,12 +45,6 @@ inline torch::Tensor cast_once(const torch::Tensor& x) {
   const auto device = x.device().type();
   if (!at::autocast::is_autocast_enabled(device)) return x;
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
-}
-
-/// layer(x), or the same by the products of the Decoder that reads.
-inline torch::Tensor project(torch::nn::Linear& layer, const torch::Tensor& x) {
-  const auto* const products = DecodingProducts::in_use();
-  return products ? products->multiply(*layer, x) : layer->forward(x);
 }
 
 /// The reference keeps some layers inside a Sequential, which shows in the parameter names:

@@ -12,7 +12,7 @@ FeedForwardImpl::FeedForwardImpl(std::int64_t dim, std::int64_t mult) {
 }
 
 torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
-  return project(contract_, at::gelu(project(expand_, x)));
+  return contract_(at::gelu(expand_(x)));
 }
 
 }  // namespace gateloop::nn

@@ -68,20 +68,20 @@ Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   auto y = spec_.has_max_heads() ? max_heads(in, ablation, state) : wide_heads(in, ablation, state);
   if (state) state->position += x.size(1);
   if (sub_ln_) y = sub_ln_(y);
-  if (to_gates_) y = at::silu(project(to_gates_, in)) * y;
-  return to_out_ ? project(to_out_, y) : y;
+  if (to_gates_) y = at::silu(to_gates_(in)) * y;
+  return to_out_ ? to_out_(y) : y;
 }
 
 /// Raw transition z (B, T, 2 heads), or (B, T, heads) for the sigmoid gate.
 Tensor GateLoopedAttentionImpl::transition(const Tensor& x, Ablation ablation) {
-  const auto z = project(to_a_, x);
+  const auto z = to_a_(x);
   scale_gradient(z, spec_.frac_gradient_state_transition);
   return ablation.complex && spec_.gate == Gate::kPolar ? drop_imaginary(z) : z;
 }
 
 Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, MixerState* state) {
   // q, k, v, or with joint_kv q and kv.
-  const auto projected = project(to_qkv_, x).chunk(spec_.joint_kv ? 2 : 3, -1);
+  const auto projected = to_qkv_(x).chunk(spec_.joint_kv ? 2 : 3, -1);
   const auto& q = projected[0];
   const auto kv = [&] { return spec_.joint_kv ? projected[1] : projected[1] * projected[2]; };
   const auto one = [&] {
@@ -106,7 +106,7 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
 }
 
 Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, MixerState* state) {
-  const auto qkv = project(to_qkv_, x).unflatten(-1, {3, spec_.heads, -1}).unbind(2);
+  const auto qkv = to_qkv_(x).unflatten(-1, {3, spec_.heads, -1}).unbind(2);
   const auto &q = qkv[0], &v = qkv[2];
   auto k = qkv[1];
 

@@ -38,7 +38,7 @@ Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) {
 
 SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
     const Tensor& x, const std::optional<Tensor>& initial_state) {
-  const auto qkva = project(to_qkva_, norm_ ? norm_(x) : x).chunk(3, -1);
+  const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
   auto [y, final_state] =
       simple_gate_loop(qkva[0], qkva[1], qkva[2], initial_state, options_.reverse);
   return {post_ln_ ? post_ln_(y) : y, qkva[2], final_state};

@@ -67,7 +67,7 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
     x = layers_->at<Block>(i).forward(x, active, state ? &(*state)[i] : nullptr);
   }
   if (final_norm_) x = final_norm_(x);
-  return to_logits_ ? project(to_logits_, x) : at::linear(x, token_emb_->weight);
+  return to_logits_ ? to_logits_(x) : at::linear(x, token_emb_->weight);
 }
 
 Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation) {

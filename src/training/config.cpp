@@ -11,10 +11,10 @@
 #include "training/files.h"
 #include "training/plan.h"
 
-namespace gateloop::training {
+// Where the fields' codec looks for them: beside the type.
+namespace gateloop::corpus {
 
 using model::json_fields::json;
-using model::json_fields::kConfigFormat;
 
 json encode(const Split& split) { return json::array({split.train, split.valid, split.test}); }
 void decode(const std::string& name, const json& value, Split& split) {
@@ -26,6 +26,13 @@ void decode(const std::string& name, const json& value, Split& split) {
   split = {value[0].get<std::int64_t>(), value[1].get<std::int64_t>(),
            value[2].get<std::int64_t>()};
 }
+
+}  // namespace gateloop::corpus
+
+namespace gateloop::training {
+
+using model::json_fields::json;
+using model::json_fields::kConfigFormat;
 
 json encode(const std::vector<PlannedLength>& plan) {
   json list = json::array();

@@ -1,7 +1,6 @@
 #include "gateloop/evaluation.h"
 
 #include <algorithm>
-#include <numbers>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -57,9 +56,9 @@ torch::Tensor rows_of(const std::uint8_t* text, std::int64_t rows, std::int64_t 
 }
 
 /// ids (B, T + 1) -> sum over B x T of -ln p, the softmax in at least float32.
-double surprise(nn::Transformer& model, const torch::Tensor& ids, nn::TransformerState* state) {
+double surprise(nn::Transformer& model, const torch::Tensor& ids) {
   const auto length = ids.size(1) - 1;
-  auto logits = model->forward(ids.narrow(1, 0, length), state).flatten(0, 1);
+  auto logits = model->forward(ids.narrow(1, 0, length)).flatten(0, 1);
   if (at::isReducedFloatingType(logits.scalar_type())) logits = logits.to(torch::kFloat32);
   const auto targets = ids.narrow(1, 1, length).flatten();
   return at::cross_entropy_loss(logits, targets, {}, at::Reduction::Sum).item<double>();
@@ -73,10 +72,6 @@ torch::Device device_of(const nn::Transformer& model) {
 
 std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t length) {
   return (std::ssize(text) - 1) / length;
-}
-
-double Score::bits_per_byte() const {
-  return nats / (static_cast<double>(bytes) * std::numbers::ln2);
 }
 
 Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
@@ -98,7 +93,7 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
         const auto start = i * available / options.windows * options.length;
         rows.push_back(rows_of(text.data() + start, 1, options.length, device));
       }
-      score.nats += surprise(model, torch::cat(rows), nullptr);
+      score.nats += surprise(model, torch::cat(rows));
       score.bytes += std::ssize(rows) * options.length;
       if (options.progress) options.progress(score.bytes, total);
     }
@@ -109,33 +104,8 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
     const auto left = total - score.bytes;
     const auto length = std::min(options.length, left);  // shorter: the last window, on its own
     const auto rows = std::min(rows_per_pass, left / length);
-    score.nats +=
-        surprise(model, rows_of(text.data() + score.bytes, rows, length, device), nullptr);
+    score.nats += surprise(model, rows_of(text.data() + score.bytes, rows, length, device));
     score.bytes += rows * length;
-    if (options.progress) options.progress(score.bytes, total);
-  }
-  return score;
-}
-
-Score evaluate_carried(nn::Transformer model, std::span<const std::uint8_t> text,
-                       const EvaluationOptions& options) {
-  check(model->options(), text, options);
-  if (!model::has_bounded_state(model->spec()))
-    throw std::invalid_argument(
-        "evaluate: a carried state needs layers without full attention, whose key/value cache "
-        "grows with the text (evaluate windows of a larger length instead)");
-  const auto device = device_of(model);
-  const torch::NoGradGuard no_grad;
-  const EvalScope eval(*model);
-  const Autocast autocast(device.type(), options.dtype);
-
-  Score score;
-  nn::TransformerState state;
-  const auto total = static_cast<std::int64_t>(text.size()) - 1;
-  while (score.bytes < total) {
-    const auto length = std::min(options.bytes_per_pass, total - score.bytes);
-    score.nats += surprise(model, rows_of(text.data() + score.bytes, 1, length, device), &state);
-    score.bytes += length;
     if (options.progress) options.progress(score.bytes, total);
   }
   return score;

@@ -12,7 +12,6 @@ import torch
 import gateloop_cpp
 from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
 from gateloop_cpp.ops import gate_loop, linear_recurrence
-from gateloop_cpp.sampling import sample
 
 X = torch.zeros(2, 5, 16)
 IDS = torch.zeros(2, 5, dtype=torch.int64)
@@ -92,7 +91,6 @@ CASES: list[Bad] = [
     ("empty prompt", lambda: model().generate(IDS[:, :0], 3), ValueError, r"prompt must be .*T >="),
     ("length", lambda: model().generate(IDS, -1), ValueError, r"length must be zero or more"),
     ("temperature", lambda: model().generate(IDS, 1, -1.0), ValueError, r"temperature must be"),
-    ("threshold", lambda: sample(X[0], filter_thres=2.0), ValueError, r"filter_thres must be"),
     ("gate_loop rank", lambda: gate_loop(X[0], X, X, X), ValueError, r"gate_loop: q must be"),
     ("gate_loop k", lambda: gate_loop(X, X[:, :2], X, X), ValueError, r"gate_loop: k must be"),
     ("gate_loop v", lambda: gate_loop(X, X, X[:1], X), ValueError, r"gate_loop: v must be"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import gateloop_cpp
 from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
-from gateloop_cpp.sampling import sample
+from gateloop_cpp.sampling import Sampler
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_generation_is_repeatable() -> None:
 
 def test_sampling_follows_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(20_000, 4)
-    drawn = sample(logits, temperature=2.0, filter_thres=0.0)
+    drawn = Sampler(temperature=2.0, filter_thres=0.0).draw(logits)
     share = torch.bincount(drawn, minlength=4) / len(drawn)
     # Five standard deviations of a share of 20,000 draws.
     torch.testing.assert_close(share, (logits[0] / 2).softmax(0), rtol=0, atol=0.018)
@@ -140,5 +140,5 @@ def test_sampling_follows_the_softmax() -> None:
 @pytest.mark.parametrize(("threshold", "kept"), [(0.0, 10), (0.9, 1), (0.75, 3), (1.0, 1)])
 def test_sampling_keeps_the_likeliest(threshold: float, kept: int) -> None:
     logits = torch.linspace(0, 1, 10).expand(2000, 10)
-    drawn = sample(logits, filter_thres=threshold)
+    drawn = Sampler(filter_thres=threshold).draw(logits)
     assert sorted(set(drawn.tolist())) == list(range(10 - kept, 10))

@@ -13,14 +13,15 @@ PUBLIC = ROOT / "include" / "gateloop"
 ARROWS = {
     "recurrence": set(),
     "model": set(),
+    "runtime": {"model", "recurrence"},
     "host": {"recurrence"},
-    "ops": {"recurrence", "host", "model"},
-    "nn": {"ops", "model"},
+    "corpus": {"model"},
+    "ops": {"recurrence", "host", "model", "runtime"},
+    "nn": {"ops", "model", "runtime"},
     "checkpoint": {"nn", "model"},
-    "training": {"nn", "checkpoint", "model"},
-    "generation": {"nn", "model"},
-    "app": {"nn", "checkpoint", "training", "generation", "model"},
-    "jax": {"recurrence", "host"},
+    "training": {"nn", "checkpoint", "model", "corpus", "runtime"},
+    "app": {"nn", "checkpoint", "training", "model", "runtime", "corpus"},
+    "jax": {"recurrence", "host", "model"},
 }
 # Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
 # library is everyone's.
@@ -29,12 +30,13 @@ SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h", "sched.h")
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "recurrence": ("hwy/", "xmmintrin.h"),  # the latter: the mode of subnormal numbers
     "model": (*SYSTEM, "nlohmann/"),
+    "runtime": (*SYSTEM, "stddef.h", "stdint.h"),  # the latter: for C
     "host": ("pthread.h", "sys/mman.h"),
     "ops": TORCH,
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),
-    "training": (*TORCH, *SYSTEM, "nlohmann/", "zlib.h", "archive.h", "archive_entry.h"),
-    "generation": TORCH,
+    "corpus": ("zlib.h", "archive.h", "archive_entry.h"),
+    "training": (*TORCH, *SYSTEM, "nlohmann/"),
     "app": (*TORCH, *SYSTEM, "CLI/"),
     "jax": ("xla/ffi/",),
 }
@@ -42,12 +44,15 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
 DOORS = {
     "recurrence.h": "recurrence",
     "model.h": "model",
+    "runtime.h": "runtime",
+    "gateloop.h": "runtime",
     "ops.h": "ops",
     "nn.h": "nn",
     "checkpoint.h": "checkpoint",
     "training.h": "training",
     "evaluation.h": "training",
-    "generation.h": "generation",
+    "generation.h": "runtime",
+    "corpus.h": "corpus",
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)

@@ -9,59 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_models import STEPS, drawn_ids, drawn_model
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from gateloop_cpp import CausalFullAttention, Decoder, GateLoopedAttention, Transformer, checkpoint
 from gateloop_cpp._spec import describe, weight_problems
 
 # In float64 two ways to the same number differ by the order of their sums only.
 CLOSE: dict[str, Any] = dict(rtol=1e-10, atol=1e-12)
-TOKENS, ROWS, STEPS = 17, 2, 29
 SPECS = range(24)
-
-
-def draw(seed: int) -> dict[str, Any]:
-    """Options drawn from all that there are."""
-    r = random.Random(seed)
-
-    def coin() -> bool:
-        return r.random() < 0.5
-
-    o: dict[str, Any] = dict(dim=12, num_tokens=TOKENS, depth=r.choice((1, 2, 4)))
-    o |= dict(ff_mult=r.choice((1, 2)), heads=r.choice((1, 3)), dim_head=r.choice((2, 4)))
-    for flag in ("post_ln_norm", "tie_embeddings", "sub_ln", "rotary_emb"):
-        o[flag] = coin()
-    for flag in ("attn_add_swish_gating", "data_dependent_rel_pos"):
-        o[flag] = coin()
-    for flag in ("ablate_complex", "ablate_state_transition"):
-        o[flag] = r.random() < 0.25
-    o["dim_gate_looped_attn"] = r.choice((None, 24))
-    o["gate_loop_heads"] = r.choice((None, 4))
-    o["joint_kv"] = o["gate_loop_heads"] is None and coin()
-    if coin():
-        o |= dict(gate="sigmoid", normalize_input=coin())
-        o["transition_bias"] = r.choice((None, (-1.0, 3.0)))
-    o["window"] = r.choice((None, 1, 2, 5, 11, 64))
-    o["simple_gate_loop"] = r.choice((None, True, dict(prenorm=coin(), post_ln=coin())))
-    mixers = [r.choice(("gate_loop", "attention", "none")) for _ in range(o["depth"])]
-    o["layers"] = r.choice((mixers, ",".join(mixers)))
-    if isinstance(o["layers"], list) and coin():
-        o["layers"][-1] = dict(mixer=mixers[-1], ff_mult=3, simple_gate_loop=None)
-    return o
-
-
-def drawn_model(seed: int) -> Transformer:
-    torch.manual_seed(seed)
-    model = Transformer(**draw(seed))
-    with torch.no_grad():
-        for weight in model.parameters():  # no norm at its initial values
-            weight.add_(0.1 * torch.randn_like(weight))
-    return model
-
-
-def drawn_ids(seed: int) -> Tensor:
-    return torch.randint(TOKENS, (ROWS, STEPS), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("seed", SPECS)
@@ -78,22 +34,24 @@ def test_the_modules_have_the_weights_of_the_table(seed: int) -> None:
 @pytest.mark.parametrize("seed", SPECS)
 def test_a_sequence_cut_anywhere_gives_the_whole(seed: int) -> None:
     model, ids = drawn_model(seed).double(), drawn_ids(seed)
-    r = random.Random(seed)
+    narrow = copy.deepcopy(model).float()
+    decoder, r = Decoder(narrow), random.Random(seed)
     with torch.no_grad():
         whole = model(ids)
+        theirs = (narrow(ids) - whole).abs().max()
         for most in (1, 9, STEPS):
-            for reader in (model, Decoder(model)):
-                begin, cache, parts = 0, None, []
-                while begin < STEPS:
-                    end = min(STEPS, begin + r.randint(1, most))
-                    piece = ids[:, begin:end]
-                    if isinstance(reader, Decoder):
-                        logits, cache = reader(piece, cache)
-                    else:
-                        logits, cache = reader(piece, cache=cache, return_cache=True)
-                    parts.append(logits)
-                    begin = end
-                torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+            begin, cache, state, parts, read = 0, None, None, [], []
+            while begin < STEPS:
+                end = min(STEPS, begin + r.randint(1, most))
+                logits, cache = model(ids[:, begin:end], cache=cache, return_cache=True)
+                parts.append(logits)
+                logits, state = decoder(ids[:, begin:end], state)
+                read.append(logits)
+                begin = end
+            torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+            # Twice the error of the modules in float32, and some tens of roundings of 2^-24.
+            allowed = 2 * theirs + 64 * 2**-24 * whole.abs().max()
+            assert (torch.cat(read, 1) - whole).abs().max() <= allowed
 
 
 def test_modules_in_cpp_compute_the_same(build_dir: Path, tmp_path: Path) -> None:
@@ -126,6 +84,25 @@ def test_a_checkpoint_round_trip_changes_nothing(seed: int, tmp_path: Path) -> N
         assert torch.equal(loaded(ids), model(ids))
     if model.options["tie_embeddings"]:
         assert loaded.get_parameter(loaded.logits_weight) is loaded.token_emb.weight
+
+
+def test_a_quantised_model_loads_as_the_numbers_that_it_stands_for(
+    build_dir: Path, tmp_path: Path
+) -> None:
+    model, ids = drawn_model(0), drawn_ids(0)
+    checkpoint.save(model, tmp_path / "wide")
+    command: list[str | Path] = [build_dir / "gateloop", "quantize", "--format", "int8"]
+    command += ["--checkpoint", tmp_path / "wide", "--out", tmp_path / "narrow"]
+    subprocess.run(command, check=True)
+    weights = load_file(tmp_path / "narrow" / "model.safetensors")
+    assert weights["layers.0.1.fn.0.weight"].dtype == torch.int8
+    narrow = checkpoint.load(tmp_path / "narrow")
+    for name, weight in model.state_dict().items():
+        # Rounded to a 127th of the largest number of its row.
+        largest = weight.abs().amax(-1, keepdim=True) if weight.ndim == 2 else weight.abs()
+        assert ((narrow.state_dict()[name] - weight).abs() <= largest / 254 * 1.001).all()
+    with torch.no_grad():
+        assert not torch.equal(narrow(ids), model(ids))
 
 
 def test_a_plain_model_is_stored_as_before(tmp_path: Path) -> None:

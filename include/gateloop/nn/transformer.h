@@ -24,7 +24,7 @@ class TransformerImpl : public torch::nn::Module {
   /// ids (B, T) int64 -> logits (B, T, num_tokens).
   /// With `state`, continues from it and updates it: prefill with many steps, decode with one.
   /// `ablation` overrides the options' for this call. Calls its modules, always: for decoding at
-  /// full speed see generation::Decoder.
+  /// full speed see runtime_model().
   /// Throws c10::Error for ids that are not (B, T) int64 in [0, num_tokens) and for a state of
   /// another model or batch.
   torch::Tensor forward(const torch::Tensor& ids, TransformerState* state = nullptr,

@@ -92,9 +92,7 @@ template void run_kernel(const recurrence::PolarGateLoop&);
 template void run_kernel(const recurrence::PolarGateLoopBackward&);
 template void run_kernel(const recurrence::SimpleGateLoop&);
 template void run_kernel(const recurrence::SimpleGateLoopBackward&);
-template void run_kernel(const recurrence::MatrixVector&);
 template void run_kernel(const recurrence::RmsNorm&);
 template void run_kernel(const recurrence::RmsNormBackward&);
-template void run_kernel(const recurrence::TransformerStep&);
 
 }  // namespace gateloop::ops

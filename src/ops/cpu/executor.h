@@ -43,9 +43,7 @@ extern template void run_kernel(const recurrence::PolarGateLoop&);
 extern template void run_kernel(const recurrence::PolarGateLoopBackward&);
 extern template void run_kernel(const recurrence::SimpleGateLoop&);
 extern template void run_kernel(const recurrence::SimpleGateLoopBackward&);
-extern template void run_kernel(const recurrence::MatrixVector&);
 extern template void run_kernel(const recurrence::RmsNorm&);
 extern template void run_kernel(const recurrence::RmsNormBackward&);
-extern template void run_kernel(const recurrence::TransformerStep&);
 
 }  // namespace gateloop::ops

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -114,6 +115,28 @@ TEST_P(RandomSpec, EveryWeightLearns) {
     EXPECT_TRUE(item.value().grad().isfinite().all().item<bool>()) << item.key();
     EXPECT_GT(item.value().grad().norm().item<double>(), 0) << item.key();
   }
+}
+
+/// In float32 a session may be twice as far from the truth as the modules are; the floor is some
+/// tens of roundings of 2^-24.
+TEST_P(RandomSpec, ASessionReadsTheSame) {
+  const torch::NoGradGuard no_grad;
+  const auto exact = transformer->forward(ids);
+  Transformer narrow(options);
+  {
+    const auto from = transformer->parameters(), to = narrow->parameters();
+    for (std::size_t i = 0; i < to.size(); ++i) to[i].copy_(from[i]);
+  }
+  const auto theirs = narrow->forward(ids);
+  // Relative positions without softmax can leave the range of float32 for either.
+  if (!theirs.isfinite().all().item<bool>()) return;
+  const auto allowed = 2 * relative_error(theirs, exact) + 64 * 0x1p-24;
+  gateloop::runtime::Session session(runtime_model(narrow));
+  EXPECT_EQ(session.model().copied_bytes(), 0);
+  const std::span all(ids.data_ptr<std::int64_t>(), static_cast<std::size_t>(ids.numel()));
+  auto logits = session.read_all(all, kRows);
+  const auto read = torch::from_blob(logits.data(), {kRows, kSteps, kTokens});
+  EXPECT_LE(relative_error(read.to(torch::kDouble), exact), allowed) << model::to_json(options);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, RandomSpec, testing::Range(0, 24));

@@ -1,4 +1,4 @@
-#include "training/unpack.h"
+#include "corpus/unpack.h"
 
 #include <archive.h>
 #include <archive_entry.h>
@@ -13,7 +13,7 @@
 #include <string_view>
 #include <utility>
 
-namespace gateloop::training {
+namespace gateloop::corpus {
 namespace {
 
 using Bytes = std::vector<std::uint8_t>;
@@ -188,4 +188,4 @@ std::vector<std::uint8_t> unpacked(std::vector<std::uint8_t> bytes) {
   return bytes;
 }
 
-}  // namespace gateloop::training
+}  // namespace gateloop::corpus

@@ -12,13 +12,17 @@
 #include <string>
 
 #include "gateloop/checkpoint.h"
+#include "gateloop/nn/transformer.h"
 #include "model/file.h"
-#include "models.h"
 
 namespace gateloop {
 namespace {
 
 namespace fs = std::filesystem;
+
+nn::TransformerOptions small_options() {
+  return {.dim = 16, .depth = 2, .dim_head = 8, .heads = 2, .ff_mult = 2};
+}
 
 struct Outcome {
   int code;
@@ -41,7 +45,7 @@ class Cli : public testing::Test {
     // Each test may run in a process of its own, at the same time as the others.
     dir = fs::temp_directory_path() / ("gateloop_cli_test_" + std::to_string(getpid()));
     fs::create_directories(dir / "empty");
-    save("model", test::small_options());
+    save("model", small_options());
     write(dir / "text", std::string(1000, 'a') + "bc");
   }
   static void TearDownTestSuite() { fs::remove_all(dir); }
@@ -96,9 +100,14 @@ TEST_F(Cli, RefusesBadFlags) {
   expect_refused(generate + "--length -5", "--length");
   expect_refused(generate + "--length five", "five");
   expect_refused(generate + "--temperature -1", "--temperature");
-  expect_refused(generate + "--top-k-threshold 1", "--top-k-threshold");
+  expect_refused(generate + "--top-k-threshold 2", "--top-k-threshold");
+  expect_refused(generate + "--top-k -1", "--top-k");
+  expect_refused(generate + "--top-p 0", "top_p");
+  expect_refused(generate + "--min-p 2", "--min-p");
+  expect_refused(generate + "--repetition-penalty 0", "repetition_penalty");
+  expect_refused(generate + "--stop ''", "--stop");
   expect_refused(generate + "--weights worst", "--weights");
-  expect_refused(generate + "--dtype int8", "--dtype");
+  expect_refused(generate + "--dtype int4", "--dtype");
   expect_refused(generate + "--threads 0", "--threads");
   expect_refused(generate + "--prompt a --prompt-file text", "--prompt");
   const std::string evaluate = "evaluate --checkpoint model --data text ";
@@ -110,10 +119,10 @@ TEST_F(Cli, RefusesBadFlags) {
 }
 
 TEST_F(Cli, RunTimeFailuresAreOne) {
-  save("damaged", test::small_options());
+  save("damaged", small_options());
   fs::resize_file(dir / "damaged/model.safetensors", 1000);
   expect_refused("generate --checkpoint damaged", "model.safetensors", 1);
-  auto options = test::small_options();
+  auto options = small_options();
   options.num_tokens = 98;
   save("letters", options);
   expect_refused("generate --checkpoint letters --prompt xyz", "98", 1);
@@ -133,7 +142,8 @@ TEST_F(Cli, GenerateWritesTheBytesDrawn) {
   EXPECT_EQ(run("generate --checkpoint model --length 0").out, "");
   EXPECT_EQ(run("generate --checkpoint model --length 5 --prompt ''").out,
             run("generate --checkpoint model --length 5").out);
-  EXPECT_EQ(run("generate --checkpoint model --length 5 --dtype bfloat16").out.size(), 5u);
+  for (const std::string dtype : {"float32", "bfloat16", "float16", "int8"})
+    EXPECT_EQ(run("generate --checkpoint model --length 5 --dtype " + dtype).out.size(), 5u);
   EXPECT_EQ(run("generate --checkpoint model --length 5 --prompt-file text").out.size(), 5u);
 }
 
@@ -176,17 +186,39 @@ TEST_F(Cli, EvaluateGivesBothFiguresAndTheirMeaning) {
 }
 
 TEST_F(Cli, EvaluateSaysWhyAttentionHasNoCarriedFigure) {
-  save("attention", test::attention_kinds().front().options);
+  auto options = small_options();
+  options.use_gate_looped_attn = false;
+  save("attention", options);
   const auto outcome = run("evaluate --checkpoint attention --data text");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("key/value cache"), std::string::npos) << outcome.out;
+}
+
+TEST_F(Cli, QuantizeWritesASmallerModelAndSaysWhatItCosts) {
+  const auto outcome = run("quantize --checkpoint model --out small --data text --last 500");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  for (const std::string word : {"before", "after", "bits per byte", "last 500 bytes"})
+    EXPECT_NE(outcome.out.find(word), std::string::npos) << word << "\n" << outcome.out;
+  EXPECT_LT(fs::file_size(dir / "small/model.safetensors"),
+            fs::file_size(dir / "model/model.safetensors"));
+  // Other commands read what was written.
+  EXPECT_EQ(run("generate --checkpoint small --length 5").out.size(), 5u);
+  EXPECT_EQ(run("quantize --checkpoint small --out half --format bfloat16").code, 0);
+  EXPECT_EQ(run("info --checkpoint half").code, 0);
+  const std::string quantize = "quantize --checkpoint model --out refused ";
+  expect_refused("quantize --checkpoint model", "--out");
+  expect_refused("quantize --checkpoint empty --out refused", "config.json");
+  expect_refused("quantize --checkpoint model --out model", "another directory");
+  expect_refused(quantize + "--format int4", "--format");
+  expect_refused(quantize + "--data nowhere", "nowhere");
+  EXPECT_FALSE(fs::exists(dir / "refused"));
 }
 
 TEST_F(Cli, InfoShowsTheModel) {
   const auto outcome = run("info --checkpoint model");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   std::int64_t parameters = 0;
-  for (const auto& parameter : nn::Transformer(test::small_options())->parameters())
+  for (const auto& parameter : nn::Transformer(small_options())->parameters())
     parameters += parameter.numel();
   for (const std::string& word :
        {std::string("\"dim\""), std::string("layers.*.0.fn.to_qkv"), std::string("step 7"),

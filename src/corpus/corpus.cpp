@@ -1,13 +1,14 @@
+#include "gateloop/corpus.h"
+
 #include <zlib.h>
 
 #include <algorithm>
 #include <stdexcept>
 
-#include "gateloop/training.h"
+#include "corpus/unpack.h"
 #include "model/file.h"
-#include "training/unpack.h"
 
-namespace gateloop::training {
+namespace gateloop::corpus {
 namespace {
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& problem) {
@@ -84,4 +85,4 @@ std::string Corpus::description() const {
   return text + ")";
 }
 
-}  // namespace gateloop::training
+}  // namespace gateloop::corpus

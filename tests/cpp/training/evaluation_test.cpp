@@ -72,30 +72,10 @@ TEST(EvaluateWindows, AFewAreEvenlySpacedWholeOnes) {
   }
 }
 
-TEST(EvaluateCarried, IsOneForwardOverTheWholeText) {
-  for (const auto& kind : test::gate_loop_kinds()) {
-    auto model = test::make_model(kind.options);
-    const auto text = some_text(61);
-    const auto expected = direct(model, text, 0, 60);
-    for (const std::int64_t chunk : {1, 7, 60, 4096}) {
-      EvaluationOptions options;
-      options.bytes_per_pass = chunk;
-      const auto score = evaluate_carried(model, text, options);
-      EXPECT_EQ(score.bytes, 60);
-      EXPECT_NEAR(score.nats, expected, kRelative * expected) << kind.name << ", chunk " << chunk;
-    }
-  }
-}
-
-TEST(EvaluateCarried, RefusesAttention) {
-  const auto kind = test::attention_kinds().front();
-  EXPECT_THROW(evaluate_carried(test::make_model(kind.options), some_text(10)),
-               std::invalid_argument);
-}
-
 TEST(EvaluateWindows, WorksForAttention) {
-  const auto kind = test::attention_kinds().front();
-  auto model = test::make_model(kind.options);
+  auto options = test::small_options();
+  options.use_gate_looped_attn = false;
+  auto model = test::make_model(options);
   const auto text = some_text(20);
   const auto expected = direct(model, text, 0, 19);
   EXPECT_NEAR(evaluate_windows(model, text).nats, expected, kRelative * expected);
@@ -121,7 +101,6 @@ TEST(Evaluate, RefusesWhatItCannotRead) {
   auto model = test::make_model(options);
   EXPECT_THROW(evaluate_windows(model, std::vector<std::uint8_t>{1, 100}), std::invalid_argument);
   EXPECT_THROW(evaluate_windows(model, std::vector<std::uint8_t>{1}), std::invalid_argument);
-  EXPECT_THROW(evaluate_carried(model, std::vector<std::uint8_t>{}), std::invalid_argument);
   EvaluationOptions bad;
   bad.length = 0;
   EXPECT_THROW(evaluate_windows(model, std::vector<std::uint8_t>{1, 2}, bad),

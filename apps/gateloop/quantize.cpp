@@ -1,0 +1,113 @@
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "commands.h"
+#include "corpus_flags.h"
+#include "gateloop/runtime.h"
+#include "output.h"
+
+namespace gateloop::app {
+namespace {
+
+using Bytes = std::span<const std::uint8_t>;
+
+struct Flags {
+  std::string checkpoint;
+  std::string out;
+  runtime::Format format = runtime::Format::kInt8;
+  std::string data;
+  std::size_t last = 100'000;
+  int threads = 0;
+};
+
+/// Bits per byte of a text, as the runtime reads it. Full attention costs time that grows with the
+/// square of a text: it starts anew every 1024 bytes.
+double score(const std::filesystem::path& dir, Bytes text, int threads) {
+  runtime::Session session(runtime::Model(dir), {.threads = threads});
+  const bool bounded = model::has_bounded_state(session.model().spec());
+  return runtime::evaluate(session, text, {.window = bounded ? 0 : 1024}).bits_per_byte();
+}
+
+void print_size(const char* name, const std::filesystem::path& dir, std::optional<double> bits) {
+  std::printf("%-6s %lld bytes of weights", name,
+              static_cast<long long>(runtime::Model(dir).weight_bytes()));
+  if (bits) std::printf(", %.4f bits per byte", *bits);
+  std::printf("\n");
+}
+
+void run(const Flags& flags) {
+  const std::filesystem::path from = flags.checkpoint, to = flags.out;
+  if (!std::filesystem::exists(from / "config.json"))
+    throw UsageError("no config.json in " + flags.checkpoint +
+                     ": give --checkpoint a directory written by gateloop train");
+  if (std::filesystem::exists(to) && std::filesystem::equivalent(from, to))
+    throw UsageError("--out must be another directory than --checkpoint");
+  std::optional<corpus::Corpus> corpus;
+  Bytes text;
+  if (!flags.data.empty()) {
+    corpus.emplace(open_corpus(flags.data, std::nullopt));
+    text = corpus->bytes();
+    text = text.last(std::min(text.size(), flags.last));
+    if (text.size() < 2)
+      throw UsageError(flags.data + " has " + std::to_string(text.size()) +
+                       " bytes: at least 2 are needed");
+  }
+  runtime::quantize(from, to, flags.format);
+  std::optional<double> before, after;
+  if (corpus) {
+    before = score(from, text, flags.threads);
+    after = score(to, text, flags.threads);
+  }
+  print_size("before", from, before);
+  print_size("after", to, after);
+  if (corpus)
+    std::printf("loss   %+.4f bits per byte over the last %zu bytes of %s\n", *after - *before,
+                text.size(), flags.data.c_str());
+  flush_output();
+}
+
+}  // namespace
+
+void add_quantize_command(CLI::App& app) {
+  using runtime::Format;
+  auto flags = std::make_shared<Flags>();
+  auto* command = app.add_subcommand(
+      "quantize", "Write a model's weights in a smaller format, and say what that costs.");
+  command
+      ->add_option("--checkpoint", flags->checkpoint,
+                   "Directory written by gateloop train (required)")
+      ->required()
+      ->check(CLI::ExistingDirectory)
+      ->type_name("DIR");
+  command->add_option("--out", flags->out, "Directory for the smaller model (required)")
+      ->required()
+      ->type_name("DIR");
+  command
+      ->add_option("--format", flags->format,
+                   "Of the matrices (default int8, with one scale for each row)")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Format>{{"int8", Format::kInt8}, {"bfloat16", Format::kBFloat16}}))
+      ->type_name("int8|bfloat16");
+  command
+      ->add_option("--data", flags->data,
+                   "Text to measure bits per byte on, before and after; compressed too")
+      ->check(CLI::ExistingFile)
+      ->type_name("FILE");
+  command
+      ->add_option("--last", flags->last,
+                   "Only so many bytes from the end of the text (default 100000)")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  command
+      ->add_option("--threads", flags->threads,
+                   "Threads to use (default: one for each core that this process may use)")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
+  command->callback([flags] { run(*flags); });
+}
+
+}  // namespace gateloop::app

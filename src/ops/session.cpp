@@ -1,0 +1,145 @@
+// src/runtime's sessions and sampler as torch classes, for gateloop_cpp.Decoder and generate().
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "gateloop/generation.h"
+#include "gateloop/runtime.h"
+#include "ops/tensor_model.h"
+
+namespace gateloop::ops {
+namespace {
+
+/// work(), whose std::invalid_argument becomes Python's ValueError.
+template <typename Work>
+auto with_value_errors(const Work& work) {
+  try {
+    return work();
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+/// ids (B, T) of int64 or int32, at least one of each.
+at::Tensor checked_ids(const at::Tensor& ids) {
+  const bool fits = ids.dim() == 2 && ids.numel() > 0 && ids.is_cpu() &&
+                    (ids.scalar_type() == at::kLong || ids.scalar_type() == at::kInt);
+  TORCH_CHECK_VALUE(fits, "Session: ids must be (B, T) with B, T >= 1, int64 or int32 on the CPU, ",
+                    "got ", ids.toString(), " of shape ", ids.sizes());
+  return ids.to(at::kLong).contiguous();
+}
+
+std::span<const std::int64_t> span_of(const at::Tensor& ids) {
+  return {ids.const_data_ptr<std::int64_t>(), static_cast<std::size_t>(ids.numel())};
+}
+
+/// What sequences carry: a value.
+struct State : torch::CustomClassHolder {
+  explicit State(runtime::State state) : value(std::move(state)) {}
+  runtime::State value;
+};
+
+struct Session : torch::CustomClassHolder {
+  Session(const std::string& options, const std::vector<std::string>& names,
+          const std::vector<at::Tensor>& tensors, std::int64_t threads)
+      : session(with_value_errors([&] {
+          const auto spec = model::resolve(model::options_from_json(options));
+          return runtime::Session(model_of(spec, names, tensors),
+                                  {.threads = static_cast<int>(threads)});
+        })) {}
+
+  /// ids (B, T) after a state, None at the start of a text -> logits (B, T, num_tokens), or (B, 1,
+  /// num_tokens) of the last step; and the state after them.
+  std::tuple<at::Tensor, c10::intrusive_ptr<State>> read(
+      const at::Tensor& ids, const std::optional<c10::intrusive_ptr<State>>& before,
+      bool last_only) {
+    const at::Tensor checked = checked_ids(ids);
+    return with_value_errors([&] {
+      session.set_state(before ? (*before)->value : runtime::State());
+      const std::int64_t batch = ids.size(0), time = last_only ? 1 : ids.size(1);
+      auto logits = at::empty({batch, time, session.model().spec().num_tokens}, at::kFloat);
+      const std::span out(logits.mutable_data_ptr<float>(),
+                          static_cast<std::size_t>(logits.numel()));
+      if (last_only) {
+        const auto last = session.prefill(span_of(checked), batch);
+        std::copy(last.begin(), last.end(), out.begin());
+      } else {
+        session.read_all(span_of(checked), batch, out);
+      }
+      return std::tuple(logits, c10::make_intrusive<State>(session.state()));
+    });
+  }
+
+  runtime::Session session;
+};
+
+struct Sampler : torch::CustomClassHolder {
+  Sampler(double repetition_penalty, double temperature, double filter_thres, std::int64_t top_k,
+          double top_p, double min_p, std::vector<std::vector<std::int64_t>> stop,
+          std::int64_t seed)
+      : sampler(with_value_errors([&] {
+          return generation::Sampler({.repetition_penalty = repetition_penalty,
+                                      .temperature = temperature,
+                                      .filter_thres = filter_thres,
+                                      .top_k = top_k,
+                                      .top_p = top_p,
+                                      .min_p = min_p,
+                                      .stop = std::move(stop)},
+                                     static_cast<std::uint64_t>(seed));
+        })) {}
+
+  void read(const at::Tensor& ids) {
+    const at::Tensor checked = checked_ids(ids);
+    with_value_errors([&] { sampler.read(span_of(checked), checked.size(0)); });
+  }
+
+  /// logits (B, num_tokens) -> tokens (B) int64, -1 where a sequence had ended.
+  at::Tensor draw(const at::Tensor& logits) {
+    TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(0) > 0 && logits.is_floating_point(),
+                      "Sampler: logits must be (B, num_tokens), floating point, got ",
+                      logits.toString(), " of shape ", logits.sizes());
+    const at::Tensor plain = logits.detach().to(at::kCPU, at::kFloat).contiguous();
+    const std::span numbers(plain.const_data_ptr<float>(), static_cast<std::size_t>(plain.numel()));
+    const auto tokens = with_value_errors([&] { return sampler.draw(numbers, plain.size(0)); });
+    auto drawn = at::empty({plain.size(0)}, at::kLong);
+    std::copy(tokens.begin(), tokens.end(), drawn.mutable_data_ptr<std::int64_t>());
+    return drawn;
+  }
+
+  generation::Sampler sampler;
+};
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(gateloop, m) {
+  m.class_<State>("State")
+      .def("batch", [](const c10::intrusive_ptr<State>& self) { return self->value.batch(); })
+      .def("position", [](const c10::intrusive_ptr<State>& self) { return self->value.position(); })
+      .def("bytes", [](const c10::intrusive_ptr<State>& self) { return self->value.bytes(); })
+      .def("save", [](const c10::intrusive_ptr<State>& self,
+                      const std::string& file) { self->value.save(file); })
+      .def_static("load", [](const std::string& file) {
+        return c10::make_intrusive<State>(runtime::State::load(file));
+      });
+  m.class_<Session>("Session")
+      .def(torch::init<std::string, std::vector<std::string>, std::vector<at::Tensor>,
+                       std::int64_t>())
+      .def("read", &Session::read);
+  m.class_<Sampler>("Sampler")
+      .def(torch::init<double, double, double, std::int64_t, double, double,
+                       std::vector<std::vector<std::int64_t>>, std::int64_t>())
+      .def("read", &Sampler::read)
+      .def("draw", &Sampler::draw)
+      .def("ended", [](const c10::intrusive_ptr<Sampler>& self) { return self->sampler.ended(); });
+}
+
+}  // namespace gateloop::ops

@@ -1,0 +1,44 @@
+#include "ops/tensor_model.h"
+
+#include <memory>
+#include <utility>
+
+namespace gateloop::ops {
+namespace {
+
+std::string dtype_of(const std::string& name, const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return "F64";
+    case at::kFloat:
+      return "F32";
+    case at::kBFloat16:
+      return "BF16";
+    case at::kHalf:
+      return "F16";
+    default:
+      TORCH_CHECK_VALUE(false, "Session: ", name, " must be floating point, got ",
+                        tensor.scalar_type());
+  }
+}
+
+}  // namespace
+
+runtime::Model model_of(const model::ModelSpec& spec, const std::vector<std::string>& names,
+                        const std::vector<at::Tensor>& tensors) {
+  TORCH_CHECK_VALUE(names.size() == tensors.size(), "Session: expected a tensor for each of ",
+                    names.size(), " names, got ", tensors.size());
+  auto owner = std::make_shared<std::vector<at::Tensor>>();
+  std::vector<runtime::StoredWeight> weights;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const at::Tensor& tensor = tensors[i];
+    TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.layout() == at::kStrided, "Session: ", names[i],
+                      " must be a dense tensor on the CPU, got ", tensor.toString());
+    owner->push_back(tensor.detach().contiguous());
+    weights.push_back({names[i], dtype_of(names[i], tensor), tensor.sizes().vec(),
+                       owner->back().const_data_ptr()});
+  }
+  return {spec, weights, std::move(owner)};
+}
+
+}  // namespace gateloop::ops
