@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "gateloop/model.h"
 #include "model/json_fields.h"
+#include "model/limits.h"
 #include "model/parse_json.h"
 
 namespace gateloop::model {
@@ -162,7 +164,9 @@ LayerSpec decode_layer(const json& value, const ModelOptions& options) {
 std::vector<LayerSpec> decode_layers(const json& value, const ModelOptions& options) {
   if (!value.is_array() || value.empty())
     json_fields::wrong_type(kLayers, "a pattern or a list of layers, not empty", value);
-  const auto depth = static_cast<std::size_t>(std::max<std::int64_t>(0, options.depth));
+  // What is too deep is refused by resolve().
+  const auto depth =
+      static_cast<std::size_t>(std::clamp<std::int64_t>(options.depth, 0, kMostLayers));
   if (value.size() > depth)
     throw std::runtime_error("option \"layers\" must have at most depth " + std::to_string(depth) +
                              " entries, not " + std::to_string(value.size()));

@@ -3,15 +3,20 @@
 #include <stdexcept>
 
 #include "gateloop/model.h"
+#include "model/limits.h"
 
 namespace gateloop::model {
 namespace {
 
 [[noreturn]] void fail(const std::string& problem) { throw std::invalid_argument(problem); }
 
-void check_positive(const char* owner, const char* name, std::int64_t value) {
+void check_size(const char* owner, const char* name, std::int64_t value,
+                std::int64_t most = kMostOfASize) {
   if (value < 1)
     fail(std::string(owner) + ": " + name + " must be positive, got " + std::to_string(value));
+  if (value > most)
+    fail(std::string(owner) + ": " + name + " must be at most " + std::to_string(most) + ", got " +
+         std::to_string(value));
 }
 
 GateLoopSpec gate_loop_of(const ModelOptions& o) {
@@ -42,8 +47,8 @@ AttentionSpec attention_of(const ModelOptions& o) {
 struct Check {
   void operator()(const GateLoopSpec& s) const {
     const char* name = "GateLoopedAttention";
-    check_positive(name, "dim_inner", s.dim_inner);
-    check_positive(name, "heads", s.heads);
+    check_size(name, "dim_inner", s.dim_inner);
+    check_size(name, "heads", s.heads);
     if (s.dim_inner % s.heads != 0)
       fail(std::string(name) + ": heads must divide dim_inner, got " + std::to_string(s.heads) +
            " heads for dim_inner " + std::to_string(s.dim_inner));
@@ -58,13 +63,13 @@ struct Check {
   }
   void operator()(const AttentionSpec& s) const {
     const char* name = "CausalFullAttention";
-    check_positive(name, "dim_head", s.dim_head);
-    check_positive(name, "heads", s.heads);
+    check_size(name, "dim_head", s.dim_head);
+    check_size(name, "heads", s.heads, kMostOfASize / s.dim_head);
     if (s.dim_head % 2 != 0 && (s.rotary_emb || s.data_dependent_rel_pos))
       fail(std::string(name) + ": dim_head must be even with " +
            (s.rotary_emb ? "rotary_emb" : "data_dependent_rel_pos") + ", got " +
            std::to_string(s.dim_head));
-    if (s.window) check_positive(name, "window", *s.window);
+    if (s.window) check_size(name, "window", *s.window);
   }
   void operator()(const NoMixer&) const {}
 };
@@ -93,10 +98,13 @@ std::string_view mixer_name(const MixerSpec& mixer) {
 }
 
 ModelSpec resolve(const ModelOptions& options) {
-  check_positive("Transformer", "num_tokens", options.num_tokens);
-  check_positive("Transformer", "dim", options.dim);
+  check_size("Transformer", "num_tokens", options.num_tokens);
+  check_size("Transformer", "dim", options.dim);
   if (options.depth < 0)
     fail("Transformer: depth must not be negative, got " + std::to_string(options.depth));
+  if (options.depth > kMostLayers)
+    fail("Transformer: depth must be at most " + std::to_string(kMostLayers) + ", got " +
+         std::to_string(options.depth));
   const auto depth = static_cast<std::size_t>(options.depth);
   ModelSpec spec{.num_tokens = options.num_tokens,
                  .dim = options.dim,
@@ -115,7 +123,7 @@ ModelSpec resolve(const ModelOptions& options) {
          ", got " + std::to_string(spec.layers.size()));
   for (const LayerSpec& layer : spec.layers) {
     check(layer.mixer);
-    check_positive("FeedForward", "mult", layer.ff_mult);
+    check_size("FeedForward", "mult", layer.ff_mult, kMostOfASize / spec.dim);
   }
   return spec;
 }

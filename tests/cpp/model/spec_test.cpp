@@ -125,6 +125,12 @@ TEST(Spec, WhatDoesNotFitIsRefusedByName) {
   expect_refused(R"({"gate_loop_heads": 3})", "heads must divide dim_inner");
   expect_refused(R"({"simple_gate_loop": true})", "simple_gate_loop");
   expect_refused(R"({"depth": -1})", "depth");
+  expect_refused(R"({"depth": 9000000000000000000})", "depth must be at most 65536");
+  expect_refused(R"({"depth": 9000000000000000000, "layers": ["none"]})", "depth must be at most");
+  expect_refused(R"({"dim": 4000000000})", "dim must be at most");
+  expect_refused(R"({"dim": 1000000000, "ff_mult": 2})", "mult must be at most");
+  expect_refused(R"({"heads": 1000000, "dim_head": 2000, "use_gate_looped_attn": false})",
+                 "heads must be at most");
   expect_refused(R"({"ff_mult": 0})", "mult must be positive");
 }
 
