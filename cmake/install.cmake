@@ -25,7 +25,7 @@ if(GATELOOP_TORCH)
   # Our own libraries are found beside the program wherever the tree is moved to; libtorch where it
   # was when this was built. (Its directory is named here because CMake does not see it: Torch's
   # targets pass libraries to the linker as flags.)
-  set_target_properties(gateloop gateloop_ops gateloop_torch PROPERTIES
+  set_target_properties(gateloop-train gateloop_ops gateloop_torch PROPERTIES
     INSTALL_RPATH "$ORIGIN;$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${TORCH_INSTALL_PREFIX}/lib")
 endif()
 
