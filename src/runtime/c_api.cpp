@@ -1,5 +1,4 @@
 // The C interface: objects behind opaque pointers, exceptions to statuses.
-#include <algorithm>
 #include <exception>
 #include <new>
 #include <stdexcept>
@@ -138,10 +137,10 @@ gateloop_status gateloop_read_all(gateloop_session* session, const int64_t* ids,
                                   int64_t time, float* logits) {
   return guarded([&] {
     const char* name = "gateloop_read_all";
-    checked(logits, name, "logits");
-    const auto read =
-        checked(session, name, "session").session.read_all(ids_of(ids, batch, time, name), batch);
-    std::copy(read.begin(), read.end(), logits);
+    Session& reader = checked(session, name, "session").session;
+    const auto read = ids_of(ids, batch, time, name);
+    const auto width = static_cast<std::size_t>(reader.model().spec().num_tokens);
+    reader.read_all(read, batch, {&checked(logits, name, "logits"), read.size() * width});
   });
 }
 

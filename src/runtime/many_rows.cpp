@@ -29,14 +29,10 @@ struct ManyRows::Pass {
 void ManyRows::project(const Stage& stage, const Pass& pass, float* to, std::int64_t stride) {
   const Row first = pass.row(0);
   pass.for_each_row([&](std::int64_t r) { make_input(stage, pass.row(r), pass.dim); });
-  const bool normed = stage.before.gain != nullptr;
-  const bool from_x = stage.input == Input::kSum || stage.input == Input::kSimple;
-  const float* const in = stage.input == Input::kHidden ? first.hidden
-                          : from_x && !normed           ? first.x
-                                                        : first.in;
-  const std::int64_t in_stride = stage.input == Input::kHidden ? pass.sizes.hidden
-                                 : from_x && !normed           ? pass.sizes.x
-                                                               : pass.sizes.in;
+  const float* const in = input_of(stage, first);
+  const std::int64_t in_stride = in == first.hidden ? pass.sizes.hidden
+                                 : in == first.x    ? pass.sizes.x
+                                                    : pass.sizes.in;
   for (const Projection& p : stage.projections) {
     const Product product{.matrix = p.matrix,
                           .rows = pass.rows,

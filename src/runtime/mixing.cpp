@@ -128,10 +128,10 @@ std::int64_t Mixing::head_scratch() const {
 
 void Mixing::head(std::int64_t sequence, std::int64_t head, float* scratch) const {
   if (attention_ != nullptr) return attend_head(*attention_, sequence, head, scratch);
-  wide_head(sequence, head, scratch);
+  wide_head(sequence, head);
 }
 
-void Mixing::wide_head(std::int64_t sequence, std::int64_t head, float*) const {
+void Mixing::wide_head(std::int64_t sequence, std::int64_t head) const {
   const std::int64_t d = gate_loop_->dim_head();
   float* const state =
       layer_.recurrence.data() + (sequence * gate_loop_->heads + head) * parts_ * d * d;

@@ -49,7 +49,7 @@ class Mixing {
   template <class F>
   void with_scan(std::int64_t first, std::int64_t last, float* next, const F& f) const;
   float* products(std::int64_t row) const { return rows_.products + row * rows_.products_stride; }
-  void wide_head(std::int64_t sequence, std::int64_t head, float* scratch) const;
+  void wide_head(std::int64_t sequence, std::int64_t head) const;
   void attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
                    float* scratch) const;
   void place(const model::AttentionSpec& spec, float* row, std::int64_t head, std::int64_t position,

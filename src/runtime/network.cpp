@@ -196,9 +196,7 @@ class Network::Builder {
     Widths& widths = network_.widths_;
     widths.input = std::max(widths.input, stage.input_width);
     if (stage.output == Output::kHidden) widths.hidden = std::max(widths.hidden, stage.groups);
-    const bool mixes = stage.output == Output::kSimple || stage.output == Output::kGateLoop ||
-                       stage.output == Output::kAttention;
-    if (mixes) widths.products = std::max(widths.products, stage.output_width);
+    if (mixes(stage.output)) widths.products = std::max(widths.products, stage.output_width);
     network_.stages_.push_back(std::move(stage));
   }
 

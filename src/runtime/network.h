@@ -38,6 +38,11 @@ enum class Output : std::uint8_t {
   kLogits,
 };
 
+/// Whether it mixes in time, from a row of products.
+constexpr bool mixes(Output output) {
+  return output == Output::kSimple || output == Output::kGateLoop || output == Output::kAttention;
+}
+
 /// A product of a stage's input. Its rows are `blocks` equal parts, one after the other, and each
 /// part has `per_group` rows for every group of the stage.
 struct Projection {

@@ -14,10 +14,6 @@ using namespace recurrence;
 
 constexpr std::int64_t kFloat = sizeof(float);
 
-bool mixes(Output output) {
-  return output == Output::kSimple || output == Output::kGateLoop || output == Output::kAttention;
-}
-
 /// A unit's own numbers: its row, and its input arranged for each storage.
 std::int64_t own_numbers(const RowSizes& sizes) { return sizes.own() + kStorages * sizes.in; }
 

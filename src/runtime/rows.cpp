@@ -4,6 +4,11 @@ namespace gateloop::runtime {
 
 using namespace recurrence;
 
+const float* input_of(const Stage& stage, const Row& row) {
+  if (stage.input == Input::kHidden) return row.hidden;
+  return stage.input == Input::kMixed || stage.before.gain != nullptr ? row.in : row.x;
+}
+
 const float* make_input(const Stage& stage, const Row& row, std::int64_t dim) {
   switch (stage.input) {
     case Input::kSum:
@@ -20,13 +25,12 @@ const float* make_input(const Stage& stage, const Row& row, std::int64_t dim) {
     case Input::kMixed:
       apply(stage.after, row.mixed, stage.input_width, row.in);
       if (stage.gates >= 0) multiply_row(row.products + stage.gates, row.in, stage.input_width);
-      return row.in;
+      break;
     case Input::kHidden:
-      return row.hidden;
+      break;
   }
-  if (stage.before.gain == nullptr) return row.x;
-  apply(stage.before, row.x, dim, row.in);
-  return row.in;
+  if (stage.before.gain != nullptr) apply(stage.before, row.x, dim, row.in);
+  return input_of(stage, row);
 }
 
 void finish_row(const Stage& stage, const Row& row, const float* in, std::int64_t first,

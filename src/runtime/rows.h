@@ -51,7 +51,9 @@ struct RowSizes {
   }
 };
 
-/// What the stage's products read, (input_width): row.in, or where it lies already.
+/// Where the stage's products read, (input_width).
+const float* input_of(const Stage& stage, const Row& row);
+/// Makes what they read there, and returns where.
 const float* make_input(const Stage& stage, const Row& row, std::int64_t dim);
 
 /// Channels [first, last) of a stage whose result needs its own row alone: kSum, kHidden. `in`:
