@@ -7,13 +7,16 @@
 
 namespace gateloop::app {
 
-void add_checkpoint_flags(CLI::App& command, ModelFlags& flags) {
-  using model::Weights;
-  command
-      .add_option("--checkpoint", flags.directory, "Directory written by gateloop train (required)")
+void add_directory_flag(CLI::App& command, std::string& directory) {
+  command.add_option("--checkpoint", directory, "Directory written by gateloop train (required)")
       ->required()
       ->check(CLI::ExistingDirectory)
       ->type_name("DIR");
+}
+
+void add_checkpoint_flags(CLI::App& command, ModelFlags& flags) {
+  using model::Weights;
+  add_directory_flag(command, flags.directory);
   command
       .add_option("--weights", flags.weights,
                   "latest: as last saved (default); best: as at the best validation")
@@ -34,18 +37,26 @@ void add_compute_flags(CLI::App& command, ModelFlags& flags) {
                                                                 {"float16", Format::kFloat16},
                                                                 {"int8", Format::kInt8}}))
       ->type_name("float32|bfloat16|float16|int8");
+  add_threads_flag(command, flags.threads);
+}
+
+void add_threads_flag(CLI::App& command, int& threads) {
   command
-      .add_option("--threads", flags.threads,
+      .add_option("--threads", threads,
                   "Threads to use (default: one for each core that this process may use)")
       ->check(CLI::Range(1, 1024))
       ->type_name("N");
 }
 
+void check_directory(const std::string& directory) {
+  if (!std::filesystem::exists(std::filesystem::path(directory) / "config.json"))
+    throw UsageError("no config.json in " + directory +
+                     ": give --checkpoint a directory written by gateloop train");
+}
+
 void check_model(const ModelFlags& flags) {
   const std::filesystem::path directory = flags.directory;
-  if (!std::filesystem::exists(directory / "config.json"))
-    throw UsageError("no config.json in " + flags.directory +
-                     ": give --checkpoint a directory written by gateloop train");
+  check_directory(flags.directory);
   const bool best = flags.weights == model::Weights::kBest;
   const std::string file = best ? "model.best.safetensors" : "model.safetensors";
   if (!std::filesystem::exists(directory / file))

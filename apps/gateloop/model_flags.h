@@ -15,11 +15,18 @@ struct ModelFlags {
   int threads = 0;  ///< 0: every processor that this process may use
 };
 
+/// --checkpoint alone.
+void add_directory_flag(CLI::App& command, std::string& directory);
 /// --checkpoint and --weights.
 void add_checkpoint_flags(CLI::App& command, ModelFlags& flags);
 /// --dtype and --threads.
 void add_compute_flags(CLI::App& command, ModelFlags& flags);
 
+/// --threads alone; 0: every processor that this process may use.
+void add_threads_flag(CLI::App& command, int& threads);
+
+/// Throws UsageError where the directory holds no config.json.
+void check_directory(const std::string& directory);
 /// Throws UsageError where the directory holds no such model.
 void check_model(const ModelFlags& flags);
 /// A session of the model. Throws as check_model.

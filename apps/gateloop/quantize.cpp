@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "corpus_flags.h"
 #include "gateloop/runtime.h"
+#include "model_flags.h"
 #include "output.h"
 
 namespace gateloop::app {
@@ -41,9 +42,7 @@ void print_size(const char* name, const std::filesystem::path& dir, std::optiona
 
 void run(const Flags& flags) {
   const std::filesystem::path from = flags.checkpoint, to = flags.out;
-  if (!std::filesystem::exists(from / "config.json"))
-    throw UsageError("no config.json in " + flags.checkpoint +
-                     ": give --checkpoint a directory written by gateloop train");
+  check_directory(flags.checkpoint);
   if (std::filesystem::exists(to) && std::filesystem::equivalent(from, to))
     throw UsageError("--out must be another directory than --checkpoint");
   std::optional<corpus::Corpus> corpus;
@@ -77,12 +76,7 @@ void add_quantize_command(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
   auto* command = app.add_subcommand(
       "quantize", "Write a model's weights in a smaller format, and say what that costs.");
-  command
-      ->add_option("--checkpoint", flags->checkpoint,
-                   "Directory written by gateloop train (required)")
-      ->required()
-      ->check(CLI::ExistingDirectory)
-      ->type_name("DIR");
+  add_directory_flag(*command, flags->checkpoint);
   command->add_option("--out", flags->out, "Directory for the smaller model (required)")
       ->required()
       ->type_name("DIR");
@@ -102,11 +96,7 @@ void add_quantize_command(CLI::App& app) {
                    "Only so many bytes from the end of the text (default 100000)")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
-  command
-      ->add_option("--threads", flags->threads,
-                   "Threads to use (default: one for each core that this process may use)")
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N");
+  add_threads_flag(*command, flags->threads);
   command->callback([flags] { run(*flags); });
 }
 
