@@ -9,15 +9,6 @@ from torch import Tensor
 
 from gateloop_cpp import _library as _library  # loads the operators
 
-# Left out of config.json at their defaults: programs of version 0.1 refuse what they do not have.
-_BEYOND_VERSION_01: dict[str, Any] = {
-    "joint_kv": False,
-    "window": None,
-    "layers": None,
-    "simple_gate_loop": None,
-    "tie_embeddings": False,
-}
-
 
 def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     """The model of these options: "layers", each a mixer's name and arguments, and "weights".
@@ -38,11 +29,7 @@ def weight_problems(options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 def stored(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as config.json holds them."""
-    return {
-        name: value
-        for name, value in options.items()
-        if name not in _BEYOND_VERSION_01 or value != _BEYOND_VERSION_01[name]
-    }
+    return dict(json.loads(torch.ops.gateloop._stored_options(as_json(options))))
 
 
 def as_json(options: Mapping[str, Any]) -> str:

@@ -16,6 +16,10 @@ from gateloop_cpp.transformer import Reader, Transformer
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class _TouchedError(ValueError):
+    """The modules of a model say more than its weights."""
+
+
 class DecoderState:
     """What a decoder has read: a value, and the same for as long as it is kept.
 
@@ -68,8 +72,8 @@ class Decoder:
     """
 
     def __init__(self, model: Transformer, threads: int | None = None) -> None:
-        found = difference(model, Transformer) or _unreadable(model)
-        expect(found is None, "Decoder", "model", "an untouched Transformer", found)
+        found = _obstacle(model)
+        expect(found is None, "Decoder", "model", "an untouched Transformer", found, _TouchedError)
         names = list(_spec.describe(model.options)["weights"])
         tensors = model.state_dict(keep_vars=True)
         self._session = torch.classes.gateloop.Session(
@@ -99,11 +103,15 @@ class Decoder:
 
 def fastest_reader(model: Transformer) -> Reader:
     """A Decoder of an untouched model, else the model itself."""
-    if difference(model, Transformer) is None and _unreadable(model) is None:
+    try:
         return partial(cast(Reader, Decoder(model)), last_only=True)
-    return cast(Reader, partial(model, return_cache=True))
+    except _TouchedError:
+        return cast(Reader, partial(model, return_cache=True))
 
 
-def _unreadable(model: Transformer) -> str | None:
+def _obstacle(model: Transformer) -> str | None:
+    """What keeps a decoder from the model."""
+    if found := difference(model, Transformer):
+        return found
     dtype = model.token_emb.weight.dtype
     return None if dtype in _DTYPES else f"parameters of {dtype}"
