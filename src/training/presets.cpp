@@ -1,7 +1,9 @@
 // Every number of the presets, in one place.
+#include <algorithm>
 #include <stdexcept>
 
 #include "gateloop/training.h"
+#include "model/machine.h"
 
 namespace gateloop::training {
 namespace {
@@ -103,5 +105,7 @@ std::string fastest_dtype() {
   // oneDNN converts to float32 and back: slower than float32 itself.
   return __builtin_cpu_supports("avx512bf16") ? "bfloat16" : "float32";
 }
+
+int default_threads() { return std::min(torch::get_num_threads(), model::usable_cpus()); }
 
 }  // namespace gateloop::training

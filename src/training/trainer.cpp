@@ -14,10 +14,10 @@
 #include "gateloop/training.h"
 #include "model/config_file.h"
 #include "model/file.h"
+#include "model/machine.h"
 #include "training/autocast.h"
 #include "training/batches.h"
 #include "training/files.h"
-#include "training/machine.h"
 #include "training/memory.h"
 #include "training/metrics.h"
 #include "training/optimizer.h"
@@ -60,7 +60,7 @@ void settle(RunConfig& config, const Corpus& corpus) {
   if (options.threads == 0) options.threads = default_threads();
   torch::set_num_threads(static_cast<int>(options.threads));
   if (options.rows_per_pass == 0) {
-    options.rows_per_pass = choose_rows_per_pass(config, available_memory());
+    options.rows_per_pass = choose_rows_per_pass(config, model::available_memory());
   }
 }
 

@@ -1,14 +1,14 @@
-#include "training/machine.h"
+#include "model/machine.h"
 
 #include <gtest/gtest.h>
 #include <sched.h>
 
 #include <string>
 
-#include "small_run.h"
+#include "model/file.h"
 #include "temporary_directory.h"
 
-namespace gateloop::training {
+namespace gateloop::model {
 namespace {
 
 /// A folder that stands in for "/".
@@ -16,7 +16,7 @@ class MachineTest : public ::testing::Test {
  protected:
   void write(const std::string& path, const std::string& text) {
     std::filesystem::create_directories((root_ / path).parent_path());
-    test::write_bytes(root_ / path, text);
+    save_text(root_ / path, text);
   }
   void SetUp() override {
     all_ = usable_cpus(root_.path());  // no control groups: the affinity
@@ -101,4 +101,4 @@ TEST(Machine, AffinityLimitsTheProcessors) {
 }
 
 }  // namespace
-}  // namespace gateloop::training
+}  // namespace gateloop::model

@@ -6,9 +6,9 @@
 #include "gateloop/checkpoint.h"
 #include "gateloop/training.h"
 #include "model/file.h"
+#include "model/machine.h"
 #include "small_run.h"
 #include "temporary_directory.h"
-#include "training/machine.h"
 #include "training/memory.h"
 
 namespace gateloop::training {
@@ -153,7 +153,7 @@ TEST(Memory, RunsTogetherWhatFits) {
   EXPECT_EQ(choose_rows_per_pass(config, 2 * 16 * row), 16);
   EXPECT_EQ(choose_rows_per_pass(config, 2 * 16 * row - 2), 4);
   EXPECT_EQ(choose_rows_per_pass(config, 0), 4);  // the system does not say
-  EXPECT_GT(available_memory(), 0);
+  EXPECT_GT(model::available_memory(), 0);
 }
 
 }  // namespace
