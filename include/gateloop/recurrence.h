@@ -150,6 +150,70 @@ struct SimpleGateLoopBackward {
   State dinitial_state = nullptr;
 };
 
+/// (B, T, H, C) view; strides in elements of the storage type; channels contiguous.
+struct ConstHeads {
+  const void* data = nullptr;
+  std::int64_t batch_stride = 0;
+  std::int64_t time_stride = 0;
+  std::int64_t head_stride = 0;
+};
+struct Heads {
+  void* data = nullptr;
+  std::int64_t batch_stride = 0;
+  std::int64_t time_stride = 0;
+  std::int64_t head_stride = 0;
+};
+
+struct HeadsShape {
+  std::int64_t batch = 0;
+  std::int64_t time = 0;
+  std::int64_t heads = 0;
+  std::int64_t keys = 0;
+  std::int64_t values = 0;
+};
+
+/// GateLoop works in chunks of this many steps: products inside, the state from one to the next.
+/// Where every key has transitions of its own, pairs of steps cost more and chunks are shorter.
+constexpr std::int64_t gate_loop_chunk(bool per_key) { return per_key ? 16 : 64; }
+constexpr std::int64_t gate_loop_chunks(std::int64_t time, bool per_key) {
+  return (time + gate_loop_chunk(per_key) - 1) / gate_loop_chunk(per_key);
+}
+
+/// GateLoop for heads of K keys and V values (section 3.2, its surrogate attention in chunks):
+///   S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t)
+/// q, k: (B, T, H, K), v, y: (B, T, H, V) real in `dtype` (not complex). a: (B, T, H), or if
+/// `per_key` (B, T, H, K), in the accumulation type, complex if `complex`; its strides count its
+/// elements. States: (B, H, K, V) of the type of a. saved_states: (B, gate_loop_chunks(T, per_key),
+/// H, 1 or 2, K, V) real, contiguous, the parts of the state before each chunk in scan order; null
+/// where no backward pass follows.
+struct GateLoop {
+  DType dtype = DType::kFloat32;
+  HeadsShape shape;
+  bool complex = true;
+  bool per_key = false;
+  bool reverse = false;
+  ConstHeads q, k, v, a;
+  ConstState initial_state = nullptr;
+  Heads y;
+  State final_state = nullptr;
+  void* saved_states = nullptr;
+};
+
+/// Adjoint of GateLoop from its `saved_states`. da is exact where a is zero.
+/// Nullable: dy.data (then zero), dfinal_state, dinitial_state.
+struct GateLoopBackward {
+  DType dtype = DType::kFloat32;
+  HeadsShape shape;
+  bool complex = true;
+  bool per_key = false;
+  bool reverse = false;
+  ConstHeads q, k, v, a, dy;
+  const void* saved_states = nullptr;
+  ConstState dfinal_state = nullptr;
+  Heads dq, dk, dv, da;
+  State dinitial_state = nullptr;
+};
+
 /// y = x / max(‖x‖, ε) √columns gain, row by row, ‖x‖ the Euclidean norm and ε 1e-12 as in the
 /// reference, or where that is zero, in float16, the least positive number: zeros give zeros.
 /// x, y: (rows, columns) contiguous, gain: (columns); in `dtype`, not complex.
@@ -182,6 +246,8 @@ std::size_t scratch_bytes(const PolarGateLoop&, int threads);
 std::size_t scratch_bytes(const PolarGateLoopBackward&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoop&, int threads);
 std::size_t scratch_bytes(const SimpleGateLoopBackward&, int threads);
+std::size_t scratch_bytes(const GateLoop&, int threads);
+std::size_t scratch_bytes(const GateLoopBackward&, int threads);
 std::size_t scratch_bytes(const RmsNorm&, int threads);
 std::size_t scratch_bytes(const RmsNormBackward&, int threads);
 
@@ -194,6 +260,8 @@ void run(const PolarGateLoop&, const Executor&, void* scratch);
 void run(const PolarGateLoopBackward&, const Executor&, void* scratch);
 void run(const SimpleGateLoop&, const Executor&, void* scratch);
 void run(const SimpleGateLoopBackward&, const Executor&, void* scratch);
+void run(const GateLoop&, const Executor&, void* scratch);
+void run(const GateLoopBackward&, const Executor&, void* scratch);
 void run(const RmsNorm&, const Executor&, void* scratch);
 void run(const RmsNormBackward&, const Executor&, void* scratch);
 

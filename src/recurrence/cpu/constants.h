@@ -68,6 +68,9 @@ inline constexpr std::int64_t kCutRowBytes = (kCutLines - 1) * kCacheLine / 2 * 
 /// 31, 30.7, 29.
 inline constexpr std::int64_t kPipelineLines = 2048;
 
+/// Columns of small matrices come in groups of so many: one vector of the widest target (AVX-512).
+inline constexpr std::int64_t kTileColumns = 16;
+
 /// A product of many rows: rows of weights that meet a panel of x in registers; the tile of y that
 /// a thread fills, (rows of weights, rows of x); and the columns summed at a time. A panel of 16
 /// rows and 512 columns is 32 KiB, 128 rows of them half of a 512 KiB L2 cache. On one thread of a

@@ -68,6 +68,32 @@ SimpleGradients simple_gate_loop_backward(Dims, bool reverse, bool normalize_inp
                                           const SimpleInputs&, const Array<double>& dy,
                                           const Array<double>& dfinal);
 
+struct HeadDims {
+  std::int64_t batch, time, heads, keys, values;
+};
+/// q, k: (B, T, H, K), v: (B, T, H, V), a: (B, T, H, K), states (B, H, K, V). Real transitions have
+/// no imaginary part, and of their gradients only the real part counts.
+struct GateLoopInputs {
+  Array<double> q, k, v;
+  Array<Complex> a, initial_state;
+};
+struct GateLoop {
+  Array<double> y;
+  Array<Complex> final_state;
+  Array<Complex> states;  // (T, B, H, K, V): the state before each step, in scan order
+};
+struct GateLoopGradients {
+  Array<double> dq, dk, dv;
+  Array<Complex> da, dinitial;
+};
+GateLoop gate_loop(HeadDims, bool reverse, const GateLoopInputs&);
+GateLoopGradients gate_loop_backward(HeadDims, bool reverse, const GateLoopInputs&,
+                                     const Array<double>& dy, const Array<Complex>& dfinal);
+/// The absolute values of the inputs: what the operation makes of these bounds what it adds up.
+GateLoopInputs moduli(const GateLoopInputs&);
+Array<double> moduli(const Array<double>&);
+Array<Complex> moduli(const Array<Complex>&);
+
 /// Bounds on what an operation adds up: its arithmetic on absolute values, where no terms cancel.
 /// Rounding errors are fractions of these. An empty array stays empty.
 struct LinearMagnitudes {

@@ -1,0 +1,243 @@
+#include "gate_loop_case.h"
+
+namespace gateloop::testing::gate_loop {
+
+using recurrence::gate_loop_chunks;
+
+namespace {
+
+DType state_type(const Case& c) {
+  const DType real = accumulation(c.dtype);
+  if (!c.complex) return real;
+  return real == DType::kFloat64 ? DType::kComplex128 : DType::kComplex64;
+}
+
+recurrence::ConstHeads heads(const Tensor& t, std::int64_t channels) {
+  const auto sequence = t.in();
+  return {sequence.data, sequence.batch_stride, sequence.time_stride, channels};
+}
+recurrence::Heads heads(Tensor& t, std::int64_t channels) {
+  const auto sequence = t.out();
+  return {sequence.data, sequence.batch_stride, sequence.time_stride, channels};
+}
+
+Array<Complex> complex_of(const Case& c, const Tensor& t) {
+  if (c.complex) return t.get_complex();
+  const std::vector<double> reals = t.get();
+  return {reals.begin(), reals.end()};
+}
+/// (B, T, H, K) of transitions that a head's keys may share.
+Array<Complex> for_each_key(const Case& c, const Array<Complex>& a) {
+  if (c.per_key) return a;
+  Array<Complex> out;
+  for (const Complex& x : a) out.insert(out.end(), static_cast<std::size_t>(c.dims.keys), x);
+  return out;
+}
+/// The sum over the keys of gradients of shared transitions.
+Array<Complex> over_keys(const Case& c, const Array<Complex>& da) {
+  if (c.per_key) return da;
+  Array<Complex> out(transition_count(c));
+  const auto keys = static_cast<std::size_t>(c.dims.keys);
+  for (std::size_t i = 0; i < da.size(); ++i) out[i / keys] += da[i];
+  return out;
+}
+
+void set_numbers(const Case& c, Tensor& t, const Array<Complex>& values) {
+  if (c.complex) return t.set(values);
+  std::vector<double> reals;
+  for (const Complex& x : values) reals.push_back(x.real());
+  t.set(reals);
+}
+
+}  // namespace
+
+std::string describe(const Case& c) {
+  return describe(c.dtype, {c.dims.batch, c.dims.time, c.dims.heads}, c.reverse, c.layout) +
+         " heads of " + std::to_string(c.dims.keys) + ", " + std::to_string(c.dims.values) +
+         (c.complex ? " complex" : " real") + (c.per_key ? " per key" : "");
+}
+
+Array<Complex> transitions(Random& random, std::size_t n, bool complex) {
+  Array<Complex> a = random.ring(n, 0.99, 1);
+  const Array<Complex> any = random.ring(n, 0, 1);
+  for (std::size_t i = 0; i < n; ++i) {
+    if (i % 3 == 1) a[i] = any[i];
+    if (!complex) a[i] = std::copysign(std::abs(a[i]), a[i].real());
+    if (i % 41 == 7) a[i] = 0;
+    if (i % 43 == 9) a[i] = 1;
+  }
+  return a;
+}
+
+Outcome run_on(const Case& c, const Array<Complex>& a_values) {
+  Random random(c.seed);
+  const HeadDims n = c.dims;
+  const Dims keys{n.batch, n.time, n.heads * n.keys}, values{n.batch, n.time, n.heads * n.values};
+  const std::int64_t width = c.per_key ? n.keys : 1;
+  const Dims per_head{n.batch, n.time, n.heads * width};
+  const Dims state{n.batch, 1, n.heads * n.keys * n.values};
+  const DType states = state_type(c);
+  Tensor q(c.dtype, keys, c.layout), k(c.dtype, keys, c.layout), v(c.dtype, values, c.layout),
+      y(c.dtype, values, c.layout), dy(c.dtype, values, c.layout), dq(c.dtype, keys, c.layout),
+      dk(c.dtype, keys, c.layout), dv(c.dtype, values, c.layout);
+  Tensor a(states, per_head, c.layout), da(states, per_head, c.layout);
+  Tensor initial(states, state), final_state(states, state), dfinal(states, state),
+      dinitial(states, state);
+  Tensor saved_states(accumulation(c.dtype), {n.batch, gate_loop_chunks(n.time, c.per_key),
+                                              state.channels * (c.complex ? 2 : 1)});
+  for (Tensor* t : {&q, &k}) t->set(random.normal(elements(keys)));
+  for (Tensor* t : {&v, &dy}) t->set(random.normal(elements(values)));
+  set_numbers(c, a, a_values);
+  for (Tensor* t : {&initial, &dfinal}) set_numbers(c, *t, random.complex_normal(elements(state)));
+
+  recurrence::GateLoop forward;
+  forward.dtype = c.dtype;
+  forward.shape = {n.batch, n.time, n.heads, n.keys, n.values};
+  forward.complex = c.complex;
+  forward.per_key = c.per_key;
+  forward.reverse = c.reverse;
+  forward.q = heads(std::as_const(q), n.keys);
+  forward.k = heads(std::as_const(k), n.keys);
+  forward.v = heads(std::as_const(v), n.values);
+  forward.a = heads(std::as_const(a), width);
+  forward.y = heads(y, n.values);
+  forward.saved_states = saved_states.data();
+  if (c.states) {
+    forward.initial_state = initial.data();
+    forward.final_state = final_state.data();
+  }
+  execute(forward, c.threads);
+
+  recurrence::GateLoopBackward backward;
+  backward.dtype = c.dtype;
+  backward.shape = forward.shape;
+  backward.complex = c.complex;
+  backward.per_key = c.per_key;
+  backward.reverse = c.reverse;
+  backward.q = forward.q;
+  backward.k = forward.k;
+  backward.v = forward.v;
+  backward.a = forward.a;
+  if (c.gradient) backward.dy = heads(std::as_const(dy), n.values);
+  backward.saved_states = saved_states.data();
+  backward.dq = heads(dq, n.keys);
+  backward.dk = heads(dk, n.keys);
+  backward.dv = heads(dv, n.values);
+  backward.da = heads(da, width);
+  if (c.states) {
+    backward.dfinal_state = dfinal.data();
+    backward.dinitial_state = dinitial.data();
+  }
+  execute(backward, c.threads);
+
+  for (const Tensor* t : {&q, &k, &v, &y, &dy, &dq, &dk, &dv, &a, &da, &initial, &final_state,
+                          &dfinal, &dinitial, &saved_states}) {
+    t->expect_guards_intact("array");
+  }
+  Outcome out;
+  out.in = {q.get(), k.get(), v.get(), for_each_key(c, complex_of(c, a)), {}};
+  out.y = y.get();
+  out.dq = dq.get();
+  out.dk = dk.get();
+  out.dv = dv.get();
+  out.da = complex_of(c, da);
+  const std::vector<double> saved = saved_states.get();
+  const std::size_t one = static_cast<std::size_t>(n.keys * n.values);
+  const std::size_t parts = c.complex ? 2 : 1;
+  for (std::size_t i = 0; i < saved.size(); i += parts * one) {
+    for (std::size_t j = 0; j < one; ++j) {
+      out.saved_states.emplace_back(saved[i + j], c.complex ? saved[i + one + j] : 0);
+    }
+  }
+  if (c.gradient) out.dy = dy.get();
+  if (c.states) {
+    out.in.initial_state = complex_of(c, initial);
+    out.final_state = complex_of(c, final_state);
+    out.dfinal = complex_of(c, dfinal);
+    out.dinitial = complex_of(c, dinitial);
+  }
+  return out;
+}
+
+std::size_t transition_count(const Case& c) {
+  const HeadDims n = c.dims;
+  return static_cast<std::size_t>(n.batch * n.time * n.heads * (c.per_key ? n.keys : 1));
+}
+
+Outcome run(const Case& c) {
+  Random random(c.seed + 1);
+  return run_on(c, transitions(random, transition_count(c), c.complex));
+}
+
+namespace {
+
+/// One scale over all: products mix the channels of a head.
+std::vector<double> scale(const Array<double>& magnitudes) {
+  double largest = 0;
+  for (const double x : magnitudes) largest = std::max(largest, x);
+  return {largest};
+}
+std::vector<double> scale(const Array<Complex>& magnitudes) {
+  double largest = 0;
+  for (const Complex& x : magnitudes) largest = std::max(largest, x.real());
+  return {largest};
+}
+
+Array<Complex> real_parts(Array<Complex> values) {
+  for (Complex& x : values) x = x.real();
+  return values;
+}
+
+}  // namespace
+
+void check(const Case& c, const Outcome& out) {
+  SCOPED_TRACE(describe(c));
+  const HeadDims n = c.dims;
+  const std::int64_t roundings = n.time + n.keys + n.values;
+  const Tolerance close = tolerance(c.dtype, roundings);
+  const Tolerance close_state = tolerance(accumulation(c.dtype), roundings);
+  const auto forward = oracle::gate_loop(n, c.reverse, out.in);
+  const auto size = oracle::gate_loop(n, c.reverse, oracle::moduli(out.in));
+  expect_near(out.y, forward.y, scale(size.y), close, "y");
+  if (c.states) {
+    expect_near(out.final_state, forward.final_state, scale(size.final_state), close_state,
+                "final");
+  }
+  Array<Complex> saved;
+  const std::int64_t state = n.keys * n.values, units = n.batch * n.heads;
+  for (std::int64_t b = 0; b < n.batch; ++b) {
+    for (std::int64_t s = 0; s < n.time; s += recurrence::gate_loop_chunk(c.per_key)) {
+      const auto first = forward.states.begin() + (s * units + b * n.heads) * state;
+      saved.insert(saved.end(), first, first + n.heads * state);
+    }
+  }
+  expect_near(out.saved_states, saved, scale(size.states), close_state, "saved_states");
+
+  auto backward = oracle::gate_loop_backward(n, c.reverse, out.in, out.dy, out.dfinal);
+  auto bound = oracle::gate_loop_backward(n, c.reverse, oracle::moduli(out.in),
+                                          oracle::moduli(out.dy), oracle::moduli(out.dfinal));
+  if (!c.complex) backward.da = real_parts(backward.da);
+  backward.da = over_keys(c, backward.da);
+  bound.da = over_keys(c, bound.da);
+  expect_near(out.dq, backward.dq, scale(bound.dq), close, "dq");
+  expect_near(out.dk, backward.dk, scale(bound.dk), close, "dk");
+  expect_near(out.dv, backward.dv, scale(bound.dv), close, "dv");
+  expect_near(out.da, backward.da, scale(bound.da), close_state, "da");
+  if (c.states) {
+    expect_near(out.dinitial, backward.dinitial, scale(bound.dinitial), close_state, "dinitial");
+  }
+}
+void check(const Case& c) { check(c, run(c)); }
+
+void expect_same(const Outcome& a, const Outcome& b, const std::string& what) {
+  expect_same_bits(a.y, b.y, what + " y");
+  expect_same_bits(a.final_state, b.final_state, what + " final");
+  expect_same_bits(a.saved_states, b.saved_states, what + " saved_states");
+  expect_same_bits(a.dq, b.dq, what + " dq");
+  expect_same_bits(a.dk, b.dk, what + " dk");
+  expect_same_bits(a.dv, b.dv, what + " dv");
+  expect_same_bits(a.da, b.da, what + " da");
+  expect_same_bits(a.dinitial, b.dinitial, what + " dinitial");
+}
+
+}  // namespace gateloop::testing::gate_loop

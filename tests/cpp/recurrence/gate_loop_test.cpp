@@ -1,0 +1,136 @@
+#include "gate_loop_case.h"
+#include "recurrence/cpu/target.h"
+
+namespace gateloop::testing::gate_loop {
+namespace {
+
+/// Lengths around the chunk, its groups and primes; widths around the groups; empty sizes.
+std::vector<HeadDims> shapes() {
+  std::vector<HeadDims> all = {
+      {0, 5, 2, 3, 4},    {2, 0, 2, 3, 4},    {2, 5, 0, 3, 4},   {1, 5, 2, 0, 4},
+      {1, 5, 2, 3, 0},    {1, 1, 1, 1, 1},    {2, 1, 3, 5, 2},   {1, 15, 1, 16, 16},
+      {1, 16, 2, 17, 15}, {2, 17, 1, 3, 33},  {1, 63, 2, 8, 8},  {1, 64, 1, 16, 3},
+      {2, 65, 2, 7, 20},  {1, 127, 1, 1, 40}, {1, 129, 3, 5, 1}, {1, 200, 1, 64, 64}};
+  if (!kSanitized)
+    all.insert(all.end(), {{1, 521, 2, 32, 48}, {2, 260, 1, 70, 66}, {1, 1031, 1, 4, 4}});
+  return all;
+}
+
+TEST(GateLoop, MatchesTheOracle) {
+  for (const DType dtype : kRealDTypes) {
+    for (const HeadDims& dims : shapes()) {
+      for (const bool complex : {false, true}) {
+        for (const bool per_key : {false, true}) {
+          check({.dtype = dtype, .dims = dims, .complex = complex, .per_key = per_key});
+        }
+        check({.dtype = dtype, .dims = dims, .complex = complex, .reverse = true});
+      }
+    }
+  }
+}
+
+TEST(GateLoop, AnyLayout) {
+  for (const DType dtype : kRealDTypes) {
+    for (const Layout layout : kLayouts) {
+      for (const bool reverse : {false, true}) {
+        check({.dtype = dtype,
+               .dims = {3, 67, 2, 5, 9},
+               .per_key = reverse,
+               .reverse = reverse,
+               .layout = layout});
+      }
+    }
+    check({.dtype = dtype, .dims = {2, 67, 2, 9, 5}, .states = false});
+    check({.dtype = dtype, .dims = {2, 67, 2, 9, 5}, .gradient = false});
+  }
+}
+
+TEST(GateLoop, EveryTarget) {
+  for (const std::string& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    ASSERT_EQ(recurrence::cpu::active_target(), target);
+    for (const DType dtype : kRealDTypes) {
+      for (const bool complex : {false, true}) {
+        for (const bool per_key : {false, true}) {
+          check(
+              {.dtype = dtype, .dims = {2, 66, 2, 33, 20}, .complex = complex, .per_key = per_key});
+        }
+      }
+    }
+  }
+  recurrence::cpu::force_target("");
+}
+
+// One head is parallel in time, several are parallel among themselves.
+TEST(GateLoop, SameBitsForAnyThreads) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
+    for (const HeadDims dims :
+         {HeadDims{1, 300, 1, 16, 24}, HeadDims{2, 130, 3, 16, 16}, HeadDims{1, 200, 2, 40, 33}}) {
+      for (const bool reverse : {false, true}) {
+        Case c{.dtype = dtype, .dims = dims, .per_key = reverse, .reverse = reverse};
+        const Outcome one = run(c);
+        for (const int threads : {1, 2, 3, 5, 16}) {
+          c.threads = threads;
+          expect_same(one, run(c), describe(c) + " threads " + std::to_string(threads));
+        }
+      }
+    }
+  }
+}
+
+// Nothing is divided by a transition.
+TEST(GateLoop, ZeroTransitions) {
+  for (const bool complex : {false, true}) {
+    for (const bool per_key : {false, true}) {
+      const Case c{.dims = {1, 150, 1, 6, 5}, .complex = complex, .per_key = per_key};
+      Array<Complex> a(transition_count(c), 0.0);
+      check(c, run_on(c, a));
+      for (std::size_t i = 0; i < a.size(); i += 2) a[i] = 1;
+      check(c, run_on(c, a));
+    }
+  }
+}
+
+// Phases of every step add up to more than 10,000 turns; the state never decays.
+TEST(GateLoop, LongRotations) {
+  const Case c{.dims = {1, kSanitized ? 2000 : 65536, 1, 2, 2}, .gradient = true, .threads = 2};
+  Random random(3);
+  const Array<Complex> a = random.ring(static_cast<std::size_t>(c.dims.time), 0.999999, 1);
+  check(c, run_on(c, a));
+}
+
+// No saved states wanted: the same y.
+TEST(GateLoop, SavedStatesAreOptional) {
+  const HeadDims n{1, 130, 2, 4, 4};
+  const Case c{.dims = n, .states = false};
+  const Outcome with = run(c);
+  Tensor q(c.dtype, {1, 130, 8}), k(c.dtype, {1, 130, 8}), v(c.dtype, {1, 130, 8}),
+      y(c.dtype, {1, 130, 8}), a(DType::kComplex64, {1, 130, 2});
+  q.set(with.in.q);
+  k.set(with.in.k);
+  v.set(with.in.v);
+  Array<Complex> of_heads;
+  for (std::size_t i = 0; i < with.in.a.size(); i += 4) of_heads.push_back(with.in.a[i]);
+  a.set(of_heads);
+  recurrence::GateLoop p;
+  p.shape = {1, 130, 2, 4, 4};
+  p.q = {q.data(), 130 * 8, 8, 4};
+  p.k = {k.data(), 130 * 8, 8, 4};
+  p.v = {v.data(), 130 * 8, 8, 4};
+  p.a = {a.data(), 130 * 2, 2, 1};
+  p.y = {y.data(), 130 * 8, 8, 4};
+  execute(p, 1);
+  expect_same_bits(y.get(), with.y, "y");
+}
+
+TEST(GateLoop, RefusesOtherDTypes) {
+  recurrence::GateLoop p;
+  p.dtype = DType::kComplex64;
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
+  p.dtype = DType::kFloat32;
+  p.shape.keys = -1;
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace gateloop::testing::gate_loop
