@@ -29,13 +29,24 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence(
 /// q, k:          (B, T, D), or (B, T, H, K) for heads of K channels; float32, float64, bfloat16 or
 ///                float16.
 /// v:             (B, T, D), or (B, T, H, V); the dtype of q.
-/// a:             (B, T, D), or (B, T, H): the transitions, one per head; complex64 or float32,
-///                with float64 sequences complex128 or float64.
+/// a:             (B, T, D); or (B, T, H), one transition per head, or (B, T, H, K), one per key;
+///                complex64 or float32, with float64 sequences complex128 or float64.
 /// initial_state: (B, D), or (B, H, K, V), in the dtype of a.
+/// form:          scan: chunks of 64 steps as matrix products, one state a chunk in memory; what
+///                auto takes. attention: the surrogate attention of section 3.3 in tiles, T² work.
+///                recurrent: step by step, which keeps T states for a backward pass. All compute
+///                the same, and their gradients too.
 /// Returns (y (B, T, D) or (B, T, H, V) in the dtype of q, final_state as initial_state is).
 std::tuple<at::Tensor, at::Tensor> gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
+    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false,
+    c10::string_view form = "auto");
+
+/// One step of gate_loop. q, k, v, a as there without T, state: (B, D) or (B, H, K, V) in the dtype
+/// of a. Returns (y, the next state).
+std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
+                                                  const at::Tensor& v, const at::Tensor& a,
+                                                  const at::Tensor& state);
 
 /// gate_loop with max heads from the raw transition: a = σ(|z|) z/|z|, all in one pass.
 ///

@@ -32,7 +32,9 @@ def _folded(operator: Callable[..., Results]) -> Callable[..., tuple[Results, tu
 for _name in (
     "linear_recurrence",
     "_linear_recurrence_backward",
-    "_gate_loop_recomputed",
+    "_attention_gate_loop",
+    "_chunked_gate_loop",
+    "_chunked_gate_loop_backward",
     "polar_gate_loop",
     "_polar_gate_loop_backward",
     "simple_gate_loop",

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from gateloop_cpp._checks import expect, expect_positive, expect_sequence
 from gateloop_cpp.ops import (
     gate_loop,
-    gate_loop_recomputed,
     linear_recurrence,
     polar_gate_loop,
     simple_gate_loop,
@@ -185,6 +184,5 @@ class GateLoopedAttention(nn.Module):
             if self.normalize_input:
                 k = (k * (1 - a).unsqueeze(-1)).to(k.dtype)
 
-        read = gate_loop_recomputed if self.checkpoint_gate_looped_attn else gate_loop
-        y, state = read(q, k, v, a, cache)
+        y, state = gate_loop(q, k, v, a, cache)
         return y.flatten(-2), state

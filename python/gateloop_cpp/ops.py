@@ -4,6 +4,8 @@ All are differentiable in every tensor argument, work under autocast, ``torch.co
 ``torch.func.vmap``, and keep the state in float32 where the sequences are bfloat16 or float16.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -40,19 +42,25 @@ def gate_loop(
     a: Tensor,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    form: Literal["auto", "scan", "attention", "recurrent"] = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The GateLoop operator, S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t).
 
-    Two forms: one channel per head (max heads, the paper's setting), or heads wider than that.
+    For one channel per head (max heads, the paper's setting), or heads wider than that.
 
     Args:
         q, k: (B, T, D), or (B, T, H, K) for heads of K channels; float32, float64, bfloat16 or
             float16.
         v: (B, T, D), or (B, T, H, V); the dtype of q.
-        a: (B, T, D), or (B, T, H): the transitions, one per head; complex64 (complex128 with
-            float64 sequences) or real (float32, or float64 with float64 sequences).
+        a: (B, T, D); or (B, T, H), one transition per head, or (B, T, H, K), one per key;
+            complex64 (complex128 with float64 sequences) or real (float32, or float64 with
+            float64 sequences).
         initial_state: (B, D), or (B, H, K, V), in the dtype of a. None is zero.
         reverse: run from the last step to the first.
+        form: how to compute it; values and gradients are the same. "scan": chunks of 64 steps as
+            matrix products, one state a chunk in memory; "auto" takes it. "attention": the
+            surrogate attention of section 3.3, T² work, in tiles. "recurrent": step by step, with
+            T states in memory for a backward pass.
 
     Returns:
         y (B, T, D) or (B, T, H, V) in the dtype of q, and the state after the last step in the
@@ -61,24 +69,26 @@ def gate_loop(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    y, final = torch.ops.gateloop.gate_loop(q, k, v, a, initial_state, reverse)
+    y, final = torch.ops.gateloop.gate_loop(q, k, v, a, initial_state, reverse, form=form)
     return y, final
 
 
-def gate_loop_recomputed(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    initial_state: Tensor | None = None,
-    reverse: bool = False,
+def gate_loop_step(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:func:`gate_loop` that holds no more than its arguments until the backward pass.
+    """One step of :func:`gate_loop`: its arguments without T, and the next state.
 
-    The states of wide heads, (B, T, H, K, V), are then computed a second time.
+    Args:
+        q, k: (B, D), or (B, H, K).
+        v: (B, D), or (B, H, V).
+        a: (B, D), (B, H) or (B, H, K).
+        state: (B, D), or (B, H, K, V), in the dtype of a.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    y, final = torch.ops.gateloop._gate_loop_recomputed(q, k, v, a, initial_state, reverse)
-    return y, final
+    y, state = torch.ops.gateloop.gate_loop_step(q, k, v, a, state)
+    return y, state
 
 
 def simple_gate_loop(

@@ -3,7 +3,6 @@
 #include "gateloop/ops.h"
 #include "nn/common.h"
 #include "nn/transition.h"
-#include "nn/wide_heads.h"
 
 namespace gateloop::nn {
 
@@ -119,12 +118,11 @@ Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, M
   } else {
     const auto z = transition(x, ablation);
     a = at::sigmoid(z.scalar_type() == torch::kDouble ? z : z.to(torch::kFloat));
-    if (spec_.normalize_input) k = k * (1 - a).unsqueeze(-1);
+    if (spec_.normalize_input) k = (k * (1 - a).unsqueeze(-1)).to(k.scalar_type());
   }
-  const auto [y, final_state] =
-      wide_heads_read(q, k, v, a, initial_state(state), spec_.checkpoint_gate_looped_attn);
-  if (state) state->recurrence = final_state;
-  return y.flatten(-2).to(q.scalar_type());
+  const auto [y, final_state] = gate_loop(q, k, v, a, initial_state(state));
+  if (state) state->recurrence = final_state.detach();
+  return y.flatten(-2);
 }
 
 }  // namespace gateloop::nn

@@ -174,39 +174,139 @@ void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTen
       .saved_states(saved_states);
 }
 
-void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const at::Tensor& a, const OptionalTensor& initial_state) {
-  const auto type = q.scalar_type();
-  const auto expect = [&](bool shape, bool dtype, const char* name, const at::Tensor& t,
-                          const auto&... expected) {
+namespace {
+
+/// The arguments of a GateLoop, each checked against q: (B, T, D), or (B, T, H, K) of wide heads.
+/// Those of one step have no T.
+class GateLoopArguments {
+ public:
+  GateLoopArguments(const char* op, const at::Tensor& q, const at::Tensor& v, bool one_step = false)
+      : op_(op),
+        q_(q),
+        v_(v),
+        type_(q.scalar_type()),
+        lead_(one_step ? 1 : 2),
+        wide_(q.dim() == lead_ + 2),
+        prefix_(one_step ? "(B, " : "(B, T, ") {}
+
+  void expect(bool shape, bool dtype, const char* name, const at::Tensor& t,
+              const std::string& expected) const {
     const auto message = [&] {
-      return c10::str("gateloop::gate_loop: ", name, " must be ", expected..., " where q is ", type,
-                      " ", q.sym_sizes(), " on ", q.device(), ", got ", t.toString(), " ",
+      return c10::str(op_, ": ", name, " must be ", expected, " where q is ", type_, " ",
+                      q_.sym_sizes(), " on ", q_.device(), ", got ", t.toString(), " ",
                       t.sym_sizes(), " on ", t.device());
     };
-    TORCH_CHECK_VALUE(t.defined() && t.layout() == at::kStrided && t.device() == q.device(),
+    TORCH_CHECK_VALUE(t.defined() && t.layout() == at::kStrided && t.device() == q_.device(),
                       message());
     TORCH_CHECK_VALUE(shape, message());
     TORCH_CHECK_TYPE(dtype, message());
-  };
-  const bool wide = q.dim() == 4;
-  const auto sizes = q.sym_sizes();
-  expect(q.dim() == 3 || wide, std::ranges::find(kRealTypes, type) != kRealTypes.end(), "q", q,
-         "(B, T, D) or (B, T, H, K) of ", names(kRealTypes));
-  expect(k.sym_sizes() == sizes, k.scalar_type() == type, "k", k, type, " of the shape of q");
-  const bool v_fits = wide ? v.dim() == 4 && v.sym_sizes().slice(0, 3) == sizes.slice(0, 3)
-                           : v.sym_sizes() == sizes;
-  expect(v_fits, v.scalar_type() == type, "v", v, type, wide ? " (B, T, H, V)" : " (B, T, D)");
-  const auto real = accumulation_type(type), complex = at::toComplexType(real);
-  expect(a.sym_sizes() == sizes.slice(0, 3), a.scalar_type() == real || a.scalar_type() == complex,
-         "a", a, complex, " or ", real, wide ? " (B, T, H)" : " (B, T, D)");
-  if (!initial_state.has_value() || !initial_state->defined()) return;
-  Sizes state = {sizes[0]};
-  state.insert(state.end(), sizes.begin() + 2, sizes.end());
-  if (wide) state.push_back(v.sym_size(3));
-  expect(initial_state->sym_sizes() == c10::SymIntArrayRef(state),
-         initial_state->scalar_type() == a.scalar_type(), "initial_state", *initial_state,
-         a.scalar_type(), " ", c10::SymIntArrayRef(state));
+  }
+  void sequences(const at::Tensor& k, const at::Tensor& a) const {
+    const auto sizes = q_.sym_sizes();
+    const auto lead = static_cast<std::size_t>(lead_ + 1);
+    expect(q_.dim() == lead_ + 1 || wide_, std::ranges::find(kRealTypes, type_) != kRealTypes.end(),
+           "q", q_, c10::str(prefix_, "D) or ", prefix_, "H, K) of ", names(kRealTypes)));
+    expect(k.sym_sizes() == sizes, k.scalar_type() == type_, "k", k,
+           c10::str(type_, " of the shape of q"));
+    const bool v_fits =
+        wide_ ? v_.dim() == q_.dim() && v_.sym_sizes().slice(0, lead) == sizes.slice(0, lead)
+              : v_.sym_sizes() == sizes;
+    expect(v_fits, v_.scalar_type() == type_, "v", v_,
+           c10::str(type_, " ", prefix_, wide_ ? "H, V)" : "D)"));
+    const auto real = accumulation_type(type_), complex = at::toComplexType(real);
+    const bool per_key = wide_ && a.sym_sizes() == sizes;
+    expect(per_key || a.sym_sizes() == sizes.slice(0, lead),
+           a.scalar_type() == real || a.scalar_type() == complex, "a", a,
+           wide_ ? c10::str(complex, " or ", real, " ", prefix_, "H) or ", prefix_, "H, K)")
+                 : c10::str(complex, " or ", real, " ", prefix_, "D)"));
+  }
+  void only_wide() const { expect(wide_, true, "q", q_, c10::str(prefix_, "H, K)")); }
+  /// In the dtype of a; may be absent.
+  void state(const char* name, const OptionalTensor& t, const at::Tensor& a) const {
+    if (!t.has_value() || !t->defined()) return;
+    Sizes sizes = {q_.sym_size(0)};
+    for (std::int64_t i = lead_; i < q_.dim(); ++i) sizes.push_back(q_.sym_size(i));
+    if (wide_) sizes.push_back(v_.sym_size(-1));
+    tensor(name, *t, a.scalar_type(), sizes);
+  }
+  void tensor(const char* name, const at::Tensor& t, at::ScalarType type,
+              const Sizes& sizes) const {
+    const c10::SymIntArrayRef expected(sizes);
+    expect(t.sym_sizes() == expected, t.scalar_type() == type, name, t,
+           c10::str(type, " ", expected));
+  }
+
+ private:
+  const char* op_;
+  const at::Tensor &q_, &v_;
+  at::ScalarType type_;
+  std::int64_t lead_;  // dimensions before the heads
+  bool wide_;
+  const char* prefix_;
+};
+
+struct NamedTensor {
+  const char* name;
+  const OptionalTensor& tensor;
+};
+void check_all_readable(const char* op, std::initializer_list<NamedTensor> all) {
+  for (const auto& [name, tensor] : all) {
+    if (tensor.has_value() && tensor->defined()) check_readable(op, name, *tensor);
+  }
+}
+
+}  // namespace
+
+void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& a, const OptionalTensor& initial_state) {
+  const GateLoopArguments arguments("gateloop::gate_loop", q, v);
+  arguments.sequences(k, a);
+  arguments.state("initial_state", initial_state, a);
+}
+
+void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& a, const at::Tensor& state) {
+  const GateLoopArguments arguments("gateloop::gate_loop_step", q, v, /*one_step=*/true);
+  arguments.sequences(k, a);
+  arguments.state("state", state, a);
+}
+
+void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,
+                          const at::Tensor& v, const at::Tensor& a,
+                          const OptionalTensor& initial_state) {
+  check_all_readable(op,
+                     {{"q", q}, {"k", k}, {"v", v}, {"a", a}, {"initial_state", initial_state}});
+  const GateLoopArguments arguments(op, q, v);
+  arguments.only_wide();
+  arguments.sequences(k, a);
+  arguments.state("initial_state", initial_state, a);
+}
+
+void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                      const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& a, const at::Tensor& saved_states) {
+  constexpr auto kOp = "gateloop::_chunked_gate_loop_backward";
+  check_all_readable(kOp, {{"dy", dy},
+                           {"dfinal_state", dfinal_state},
+                           {"q", q},
+                           {"k", k},
+                           {"v", v},
+                           {"a", a},
+                           {"saved_states", saved_states}});
+  const GateLoopArguments arguments(kOp, q, v);
+  arguments.only_wide();
+  arguments.sequences(k, a);
+  const auto type = q.scalar_type();
+  const auto sizes = v.sym_sizes();
+  if (dy.has_value() && dy->defined()) {
+    arguments.tensor("dy", *dy, type, Sizes(sizes.begin(), sizes.end()));
+  }
+  arguments.state("dfinal_state", dfinal_state, a);
+  const std::int64_t chunk = recurrence::gate_loop_chunk(/*per_key=*/a.dim() == 4);
+  const c10::SymInt chunks = (q.sym_size(1) + (chunk - 1)) / chunk;
+  arguments.tensor(
+      "saved_states", saved_states, accumulation_type(type),
+      {q.sym_size(0), chunks, q.sym_size(2), a.is_complex() ? 2 : 1, q.sym_size(3), v.sym_size(3)});
 }
 
 }  // namespace gateloop::ops

@@ -51,5 +51,14 @@ void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTen
                                      const at::Tensor& saved_states);
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& a, const OptionalTensor& initial_state);
+void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& a, const at::Tensor& state);
+/// Of wide heads, by the name of the operator; their memory too.
+void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,
+                          const at::Tensor& v, const at::Tensor& a,
+                          const OptionalTensor& initial_state);
+void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                      const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& a, const at::Tensor& saved_states);
 
 }  // namespace gateloop::ops

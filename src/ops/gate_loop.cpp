@@ -3,6 +3,7 @@
 
 #include "gateloop/ops.h"
 #include "ops/checks.h"
+#include "ops/define.h"
 #include "ops/internal.h"
 
 namespace gateloop {
@@ -10,7 +11,6 @@ namespace gateloop {
 std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse) {
-  check_gate_loop(q, k, v, a, initial_state);
   // Results have the dtypes of the arguments. Autocast would round the read-out to its own.
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const bool wide = q.dim() == 4;
@@ -23,7 +23,8 @@ std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
     const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse);
     return {(q_ * (h.is_complex() ? at::real(h) : h)).to(q.scalar_type()), final_state};
   }
-  const at::Tensor per_channel = a.unsqueeze(-1).unsqueeze(-1).expand_as(kv).flatten(2);
+  const at::Tensor per_key = a.dim() == 4 ? a : a.unsqueeze(-1);
+  const at::Tensor per_channel = per_key.unsqueeze(-1).expand_as(kv).flatten(2);
   OptionalTensor initial;
   if (initial_state.has_value() && initial_state->defined()) initial = initial_state->flatten(1);
   const auto [h, final_state] = linear_recurrence(per_channel, kv.flatten(2), initial, reverse);
@@ -33,38 +34,136 @@ std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
   return {y.to(q.scalar_type()), final_state.view_symint({sizes[0], sizes[2], sizes[3], sizes[4]})};
 }
 
+namespace {
+
+using Form = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                const at::Tensor&, const at::Tensor&,
+                                                const ops::OptionalTensor&, bool);
+
+/// Max heads as heads of one channel.
+std::tuple<at::Tensor, at::Tensor> as_wide(Form* form, const at::Tensor& q, const at::Tensor& k,
+                                           const at::Tensor& v, const at::Tensor& a,
+                                           const ops::OptionalTensor& initial_state, bool reverse) {
+  ops::OptionalTensor initial;
+  if (initial_state.has_value() && initial_state->defined()) {
+    initial = initial_state->unsqueeze(-1).unsqueeze(-1);
+  }
+  const auto [y, final_state] =
+      form(q.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-1), a, initial, reverse);
+  return {y.squeeze(-1), final_state.squeeze(-1).squeeze(-1)};
+}
+
+std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor& k,
+                                           const at::Tensor& v, const at::Tensor& a,
+                                           const ops::OptionalTensor& initial_state, bool reverse,
+                                           c10::string_view form) {
+  ops::check_gate_loop(q, k, v, a, initial_state);
+  const bool wide = q.dim() == 4;
+  if (form == "auto" || form == "scan") {
+    return wide ? ops::chunked_gate_loop(q, k, v, a, initial_state, reverse)
+                : ops::gate_loop_by_linear_recurrence(q, k, v, a, initial_state, reverse);
+  }
+  TORCH_CHECK_VALUE(form == "attention" || form == "recurrent",
+                    "gateloop::gate_loop: form must be auto, scan, attention or recurrent, got ",
+                    form);
+  Form* const chosen = form == "attention" ? ops::attention_gate_loop : ops::gate_loop_by_steps;
+  return wide ? chosen(q, k, v, a, initial_state, reverse)
+              : as_wide(chosen, q, k, v, a, initial_state, reverse);
+}
+
+std::tuple<at::Tensor, at::Tensor> checked_step(const at::Tensor& q, const at::Tensor& k,
+                                                const at::Tensor& v, const at::Tensor& a,
+                                                const at::Tensor& state) {
+  ops::check_gate_loop_step(q, k, v, a, state);
+  if (q.dim() == 3) return ops::gate_loop_step(q, k, v, a, state);
+  const auto [y, next] = ops::gate_loop_step(q.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-1), a,
+                                             state.unsqueeze(-1).unsqueeze(-1));
+  return {y.squeeze(-1), next.squeeze(-1).squeeze(-1)};
+}
+
+}  // namespace
+
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def(
       "gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state=None, bool "
-      "reverse=False) -> (Tensor y, Tensor final_state)",
-      ops::gate_loop_by_linear_recurrence, {at::Tag::pt2_compliant_tag});
+      "reverse=False, *, str form='auto') -> (Tensor y, Tensor final_state)",
+      in_form, {at::Tag::pt2_compliant_tag});
   m.def(
-      "_gate_loop_recomputed(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, bool "
+      "gate_loop_step(Tensor q, Tensor k, Tensor v, Tensor a, Tensor state) -> (Tensor y, Tensor "
+      "state)",
+      checked_step, {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_attention_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, bool "
       "reverse) -> (Tensor y, Tensor final_state)",
       {at::Tag::pt2_compliant_tag});
-}
-
-TORCH_LIBRARY_IMPL(gateloop, CompositeExplicitAutograd, m) {
-  m.impl("_gate_loop_recomputed", ops::gate_loop_by_linear_recurrence);
+  ops::define(m,
+              "_chunked_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, "
+              "bool reverse) -> (Tensor y, Tensor final_state)");
+  ops::define(
+      m,
+      "_chunked_gate_loop_forward(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? "
+      "initial_state, bool reverse) -> (Tensor y, Tensor final_state, Tensor saved_states)");
+  ops::define(m,
+              "_chunked_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor k, "
+              "Tensor v, Tensor a, Tensor saved_states, bool reverse) -> (Tensor dq, Tensor dk, "
+              "Tensor dv, Tensor da, Tensor dinitial_state)");
 }
 
 std::tuple<at::Tensor, at::Tensor> gate_loop(const at::Tensor& q, const at::Tensor& k,
                                              const at::Tensor& v, const at::Tensor& a,
                                              const std::optional<at::Tensor>& initial_state,
-                                             bool reverse) {
+                                             bool reverse, c10::string_view form) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::gate_loop", "")
                              .typed<decltype(gate_loop)>();
-  return op.call(q, k, v, a, initial_state, reverse);
+  return op.call(q, k, v, a, initial_state, reverse, form);
 }
 
-std::tuple<at::Tensor, at::Tensor> ops::gate_loop_recomputed(
+std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
+                                                  const at::Tensor& v, const at::Tensor& a,
+                                                  const at::Tensor& state) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gateloop::gate_loop_step", "")
+                             .typed<decltype(gate_loop_step)>();
+  return op.call(q, k, v, a, state);
+}
+
+std::tuple<at::Tensor, at::Tensor> ops::attention_gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse) {
   static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_gate_loop_recomputed", "")
-                             .typed<decltype(gate_loop_recomputed)>();
+                             .findSchemaOrThrow("gateloop::_attention_gate_loop", "")
+                             .typed<decltype(attention_gate_loop)>();
   return op.call(q, k, v, a, initial_state, reverse);
+}
+
+std::tuple<at::Tensor, at::Tensor> ops::chunked_gate_loop(const at::Tensor& q, const at::Tensor& k,
+                                                          const at::Tensor& v, const at::Tensor& a,
+                                                          const OptionalTensor& initial_state,
+                                                          bool reverse) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gateloop::_chunked_gate_loop", "")
+                             .typed<decltype(chunked_gate_loop)>();
+  return op.call(q, k, v, a, initial_state, reverse);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::chunked_gate_loop_forward(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const OptionalTensor& initial_state, bool reverse) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gateloop::_chunked_gate_loop_forward", "")
+                             .typed<decltype(chunked_gate_loop_forward)>();
+  return op.call(q, k, v, a, initial_state, reverse);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+ops::chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                const at::Tensor& a, const at::Tensor& saved_states, bool reverse) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gateloop::_chunked_gate_loop_backward", "")
+                             .typed<decltype(chunked_gate_loop_backward)>();
+  return op.call(dy, dfinal_state, q, k, v, a, saved_states, reverse);
 }
 
 }  // namespace gateloop

@@ -13,17 +13,39 @@ namespace gateloop::ops {
 using OptionalTensor = std::optional<at::Tensor>;
 
 /// gate_loop in torch's operators and the linear recurrence, of which each has a gradient and a
-/// batching rule.
+/// batching rule. Wide heads take memory for their (B, T, H, K, V) states.
 std::tuple<at::Tensor, at::Tensor> gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse);
 
-/// gate_loop that holds its arguments until the backward pass, which computes the (B, T, H, K, V)
-/// states of wide heads again.
-std::tuple<at::Tensor, at::Tensor> gate_loop_recomputed(const at::Tensor& q, const at::Tensor& k,
-                                                        const at::Tensor& v, const at::Tensor& a,
-                                                        const OptionalTensor& initial_state,
-                                                        bool reverse);
+/// gate_loop of wide heads as surrogate attention, in tiles: memory is linear in T.
+std::tuple<at::Tensor, at::Tensor> attention_gate_loop(const at::Tensor& q, const at::Tensor& k,
+                                                       const at::Tensor& v, const at::Tensor& a,
+                                                       const OptionalTensor& initial_state,
+                                                       bool reverse);
+/// One step of wide heads, q, k: (B, H, K), v: (B, H, V), a: (B, H[, K]); and one after another.
+std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
+                                                  const at::Tensor& v, const at::Tensor& a,
+                                                  const at::Tensor& state);
+std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const at::Tensor& k,
+                                                      const at::Tensor& v, const at::Tensor& a,
+                                                      const OptionalTensor& initial_state,
+                                                      bool reverse);
+
+/// gate_loop of wide heads in chunks of time. -> (y (B, T, H, V), final_state (B, H, K, V)).
+std::tuple<at::Tensor, at::Tensor> chunked_gate_loop(const at::Tensor& q, const at::Tensor& k,
+                                                     const at::Tensor& v, const at::Tensor& a,
+                                                     const OptionalTensor& initial_state,
+                                                     bool reverse);
+/// The same and saved_states (B, chunks, H, 1 or 2, K, V), real: the states before each chunk.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const OptionalTensor& initial_state, bool reverse);
+/// -> (dq, dk, dv, da as their arguments, dinitial_state (B, H, K, V)).
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_backward(
+    const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& a, const at::Tensor& saved_states,
+    bool reverse);
 
 /// -> (da, dx (B, T, D), dinitial_state (B, D)); h is the forward's output.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gateloop_cpp import GateLoopedAttention, SimpleGateLoopLayer, Transformer
-from gateloop_cpp.ops import gate_loop, gate_loop_recomputed
+from gateloop_cpp.ops import gate_loop
 
 F64 = torch.float64
 
@@ -79,27 +79,3 @@ def test_over_models(name: str) -> None:
         strict=True,
     ):
         close(ours, theirs)
-
-
-@pytest.mark.parametrize("complex_state", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_recomputed_states_give_the_same(complex_state: bool, reverse: bool) -> None:
-    torch.manual_seed(0)
-    dtype = torch.complex128 if complex_state else F64
-    q, k = (torch.randn(1, 4, 2, 3, dtype=F64) for _ in range(2))
-    v, a = torch.randn(1, 4, 2, 2, dtype=F64), torch.randn(1, 4, 2, dtype=dtype) / 2
-    leaves = (q, k, v, a, torch.randn(1, 2, 3, 2, dtype=dtype))
-    for leaf in leaves:
-        leaf.requires_grad_()
-    kept = gate_loop(*leaves, reverse=reverse)
-    again = gate_loop_recomputed(*leaves, reverse=reverse)
-    weights = [torch.randn_like(output) for output in kept]
-    for ours, theirs in zip(again, kept, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    for ours, theirs in zip(
-        torch.autograd.grad(again, leaves, weights),
-        torch.autograd.grad(kept, leaves, weights),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert torch.autograd.gradgradcheck(partial(gate_loop_recomputed, reverse=reverse), leaves)

@@ -10,43 +10,60 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-struct RecomputedFunction : torch::autograd::Function<RecomputedFunction> {
+struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                                const at::Tensor& v, const at::Tensor& a,
                                const OptionalTensor& initial_state, bool reverse) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor())});
+    auto [y, final_state, saved_states] =
+        chunked_gate_loop_forward(q, k, v, a, initial_state, reverse);
+    ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor()), saved_states});
     ctx->saved_data["reverse"] = reverse;
     ctx->set_materialize_grads(false);
-    auto [y, final_state] = gate_loop_recomputed(q, k, v, a, initial_state, reverse);
     return {y, final_state};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &a = saved[3];
+    const at::Tensor &initial = saved[4], &saved_states = saved[5];
     const bool reverse = ctx->saved_data["reverse"].toBool();
-    variable_list result = differentiate(
-        [&](const variable_list& in) -> variable_list {
-          auto [y, final_state] =
-              gate_loop_by_linear_recurrence(in[0], in[1], in[2], in[3], in[4], reverse);
-          return {y, final_state};
-        },
-        ctx->get_saved_variables(), grads);
-    result.emplace_back();
+    variable_list result(6);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    if (needs_differentiable_backward()) {
+      result = differentiate(
+          [&](const variable_list& in) -> variable_list {
+            auto [y, final_state] =
+                gate_loop_by_linear_recurrence(in[0], in[1], in[2], in[3], in[4], reverse);
+            return {y, final_state};
+          },
+          {q, k, v, a, initial}, grads);
+      result.emplace_back();
+    } else {
+      auto [dq, dk, dv, da, dinitial] =
+          chunked_gate_loop_backward(grads[0], grads[1], q, k, v, a, saved_states, reverse);
+      result = {dq, dk, dv, da, initial.defined() ? dinitial : at::Tensor(), at::Tensor()};
+    }
     return result;
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> gate_loop_recomputed_autograd(
+std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_autograd(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse) {
-  const auto result = RecomputedFunction::apply(q, k, v, a, initial_state, reverse);
+  // Without a backward pass to come, the forward that saves no states.
+  if (!any_requires_grad({q, k, v, a, initial_state.value_or(at::Tensor())})) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return chunked_gate_loop(q, k, v, a, initial_state, reverse);
+  }
+  const auto result = ChunkedGateLoopFunction::apply(q, k, v, a, initial_state, reverse);
   return {result[0], result[1]};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gateloop, Autograd, m) {
-  m.impl("_gate_loop_recomputed", gate_loop_recomputed_autograd);
+  m.impl("_chunked_gate_loop", chunked_gate_loop_autograd);
 }
 
 }  // namespace gateloop::ops

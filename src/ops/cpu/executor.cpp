@@ -49,7 +49,7 @@ recurrence::Shape kernel_shape(const at::Tensor& sequence) {
 at::Tensor with_contiguous_channels(const std::optional<at::Tensor>& sequence) {
   if (!sequence.has_value() || !sequence->defined()) return {};
   const at::Tensor resolved = sequence->resolve_conj().resolve_neg();
-  const bool contiguous = resolved.stride(2) == 1 || resolved.size(2) == 1;
+  const bool contiguous = resolved.stride(-1) == 1 || resolved.size(-1) == 1;
   return contiguous ? resolved : resolved.contiguous();
 }
 
@@ -92,6 +92,8 @@ template void run_kernel(const recurrence::PolarGateLoop&);
 template void run_kernel(const recurrence::PolarGateLoopBackward&);
 template void run_kernel(const recurrence::SimpleGateLoop&);
 template void run_kernel(const recurrence::SimpleGateLoopBackward&);
+template void run_kernel(const recurrence::GateLoop&);
+template void run_kernel(const recurrence::GateLoopBackward&);
 template void run_kernel(const recurrence::RmsNorm&);
 template void run_kernel(const recurrence::RmsNormBackward&);
 

@@ -18,7 +18,7 @@ recurrence::Executor torch_threads();
 /// Sizes of a (B, T, D) tensor.
 recurrence::Shape kernel_shape(const at::Tensor& sequence);
 
-/// The tensor itself where its channels are contiguous, with any stride on batch and time; a
+/// The tensor itself where its channels are contiguous, with any stride before them; a
 /// contiguous copy elsewhere. Undefined where absent.
 at::Tensor with_contiguous_channels(const std::optional<at::Tensor>& sequence);
 
@@ -43,6 +43,8 @@ extern template void run_kernel(const recurrence::PolarGateLoop&);
 extern template void run_kernel(const recurrence::PolarGateLoopBackward&);
 extern template void run_kernel(const recurrence::SimpleGateLoop&);
 extern template void run_kernel(const recurrence::SimpleGateLoopBackward&);
+extern template void run_kernel(const recurrence::GateLoop&);
+extern template void run_kernel(const recurrence::GateLoopBackward&);
 extern template void run_kernel(const recurrence::RmsNorm&);
 extern template void run_kernel(const recurrence::RmsNormBackward&);
 

@@ -1,0 +1,256 @@
+/// GateLoop in torch's operators: step by step, and as surrogate attention (arXiv 2311.01927,
+/// section 3.3) in tiles, at most one row of them in memory.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "gateloop/ops.h"
+#include "ops/autograd/gradients.h"
+#include "ops/checks.h"
+#include "ops/internal.h"
+
+namespace gateloop::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// Steps of a tile, of whose rows one is in memory. With transitions per key a tile on the diagonal
+/// takes as much for every key.
+std::int64_t tile_steps(const at::Tensor& a) { return a.dim() == 4 ? 32 : 128; }
+
+at::Tensor real_part(const at::Tensor& t) { return t.is_complex() ? at::real(t) : t; }
+
+/// (B, T, H) -> (B, H, T, 1), and (B, T, H, C) -> (B, H, T, C).
+at::Tensor by_head(const at::Tensor& t) {
+  return t.dim() == 4 ? t.transpose(1, 2) : t.transpose(1, 2).unsqueeze(-1);
+}
+
+/// Π of a over steps 0 .. t, t included, in the shape of a.
+at::Tensor products_to(const at::Tensor& a) {
+  const at::Tensor flat = a.flatten(2);
+  const at::Tensor one = at::ones({flat.size(0), flat.size(2)}, a.options());
+  return std::get<0>(linear_recurrence(flat, at::zeros_like(flat), one)).view_as(a);
+}
+
+/// Π of a over the steps after s, in the shape of a.
+at::Tensor products_after(const at::Tensor& a) {
+  const at::Tensor flat = a.flatten(2);
+  const at::Tensor one = at::ones({flat.size(0), 1, flat.size(2)}, a.options());
+  const at::Tensor next = at::cat({flat.narrow(1, 1, flat.size(1) - 1), one}, 1);
+  return std::get<0>(
+             linear_recurrence(next, at::zeros_like(next), one.squeeze(1), /*reverse=*/true))
+      .view_as(a);
+}
+
+/// Π of a over the steps after s up to t, zero for s > t: (B, H, t, s), or (B, H, K, t, s).
+at::Tensor products_between(const at::Tensor& a) {
+  const std::int64_t steps = a.size(1);
+  const at::Tensor flat = a.flatten(2);
+  const at::Tensor each = flat.unsqueeze(-1).expand({-1, -1, -1, steps}).flatten(2);
+  const at::Tensor start = at::eye(steps, a.options())
+                               .unsqueeze(1)
+                               .unsqueeze(0)
+                               .expand({a.size(0), steps, flat.size(2), steps});
+  const at::Tensor products = std::get<0>(linear_recurrence(each, start.flatten(2)))
+                                  .unflatten(2, {flat.size(2), steps})
+                                  .transpose(1, 2);
+  return a.dim() == 4 ? products.unflatten(1, {a.size(2), a.size(3)}) : products;
+}
+
+/// q_t · k_s times the real parts of what decays from s to t, of pairs of steps in one tile; with
+/// transitions per key the decay weighs every product of a key: (B, H, t, s).
+at::Tensor scores_inside(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& a) {
+  const at::Tensor decay = real_part(products_between(a));
+  if (a.dim() == 3) return at::matmul(queries, keys.transpose(-1, -2)) * decay;
+  const at::Tensor left = queries.transpose(-1, -2).unsqueeze(-1);
+  const at::Tensor right = keys.transpose(-1, -2).unsqueeze(-2);
+  return (left * right * decay).sum(2);
+}
+
+/// Re(x y^T), without the complex product where both are complex.
+at::Tensor scores_of(const at::Tensor& x, const at::Tensor& y) {
+  const at::Tensor across = y.transpose(-1, -2);
+  if (!x.is_complex()) return at::matmul(x, across);
+  return at::matmul(at::real(x), at::real(across)) - at::matmul(at::imag(x), at::imag(across));
+}
+
+/// y of the steps from `first` on, which are q's; k, v and a are those of all steps up to them.
+/// Decays of pairs in one tile are products of their own; further apart they are that from the
+/// earlier step to its tile's end, of the tiles between, and into the later one. None divides.
+at::Tensor attention_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& a, const OptionalTensor& initial_state,
+                          std::int64_t first) {
+  const std::int64_t steps = q.size(1);
+  const at::Tensor own = a.narrow(1, first, steps);
+  const at::Tensor queries = by_head(q), keys = by_head(k), values = by_head(v);
+  const at::Tensor inside = scores_inside(queries, keys.narrow(2, first, steps), own);
+  at::Tensor y = at::matmul(inside, values.narrow(2, first, steps));
+  at::Tensor reached = queries * by_head(products_to(own));  // q times the decay from a tile's end
+  const std::int64_t tile = tile_steps(a);
+  for (std::int64_t begin = first - tile; begin >= 0; begin -= tile) {
+    const at::Tensor there = a.narrow(1, begin, tile);
+    const at::Tensor left = keys.narrow(2, begin, tile) * by_head(products_after(there));
+    y = y + at::matmul(scores_of(reached, left), values.narrow(2, begin, tile));
+    reached = reached * by_head(products_to(there)).narrow(2, tile - 1, 1);
+  }
+  if (initial_state.has_value() && initial_state->defined()) {
+    y = y + scores_of(reached, initial_state->transpose(-1, -2));
+  }
+  return y.transpose(1, 2);
+}
+
+/// The state after the last step: (B, H, K, V).
+at::Tensor attention_state(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+                           const OptionalTensor& initial_state) {
+  const at::Tensor kept = by_head(k) * by_head(products_after(a));
+  at::Tensor state = at::matmul(kept.transpose(-1, -2), by_head(v).to(kept.scalar_type()));
+  if (initial_state.has_value() && initial_state->defined()) {
+    const at::Tensor all = by_head(products_to(a)).select(2, a.size(1) - 1);
+    state = state + all.unsqueeze(-1) * *initial_state;
+  }
+  return state;
+}
+
+struct Turned {
+  at::Tensor q, k, v, a;  // in scan order and in the accumulation type
+};
+Turned turned(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+              bool reverse) {
+  const auto real = accumulation_type(q.scalar_type());
+  const auto turn = [&](const at::Tensor& t) { return reverse ? t.flip(1) : t; };
+  return {turn(q.to(real)), turn(k.to(real)), turn(v.to(real)), turn(a)};
+}
+
+/// Calls row(first, steps) for every row of tiles.
+template <class Row>
+void for_each_row(const at::Tensor& a, const Row& row) {
+  const std::int64_t time = a.size(1), tile = tile_steps(a);
+  for (std::int64_t first = 0; first < time; first += tile) {
+    row(first, std::min(tile, time - first));
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k,
+                                             const at::Tensor& v, const at::Tensor& a,
+                                             const OptionalTensor& initial_state, bool reverse) {
+  check_wide_gate_loop("gateloop::_attention_gate_loop", q, k, v, a, initial_state);
+  const Turned in = turned(q, k, v, a, reverse);
+  const std::int64_t time = q.size(1);
+  if (time == 0) {
+    const bool given = initial_state.has_value() && initial_state->defined();
+    return {at::empty_like(v),
+            given ? initial_state->clone()
+                  : at::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, a.options())};
+  }
+  std::vector<at::Tensor> rows;
+  for_each_row(in.a, [&](std::int64_t first, std::int64_t steps) {
+    const std::int64_t end = first + steps;
+    rows.push_back(attention_rows(in.q.narrow(1, first, steps), in.k.narrow(1, 0, end),
+                                  in.v.narrow(1, 0, end), in.a.narrow(1, 0, end), initial_state,
+                                  first));
+  });
+  const at::Tensor y = at::cat(rows, 1);
+  return {(reverse ? y.flip(1) : y).to(v.scalar_type()),
+          attention_state(in.k, in.v, in.a, initial_state)};
+}
+
+/// Holds the arguments; the backward pass computes one row of tiles at a time again.
+struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
+                               const at::Tensor& v, const at::Tensor& a,
+                               const OptionalTensor& initial_state, bool reverse) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor())});
+    ctx->saved_data["reverse"] = reverse;
+    ctx->set_materialize_grads(false);
+    auto [y, final_state] = attention_gate_loop(q, k, v, a, initial_state, reverse);
+    return {y, final_state};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto inputs = ctx->get_saved_variables();
+    const bool reverse = ctx->saved_data["reverse"].toBool();
+    const std::int64_t time = inputs[0].size(1);
+    variable_list total(inputs.size());
+    const auto add = [&](const variable_list& part) {
+      for (std::size_t i = 0; i < part.size(); ++i) {
+        if (part[i].defined()) total[i] = total[i].defined() ? total[i] + part[i] : part[i];
+      }
+    };
+    if (grads[1].defined()) {
+      add(differentiate(
+          [&](const variable_list& in) -> variable_list {
+            const Turned t = turned(in[0], in[1], in[2], in[3], reverse);
+            return {time == 0 ? in[4] : attention_state(t.k, t.v, t.a, in[4])};
+          },
+          inputs, {grads[1]}));
+    }
+    if (grads[0].defined()) {
+      const at::Tensor dy = reverse ? grads[0].flip(1) : grads[0];
+      for_each_row(inputs[3], [&](std::int64_t first, std::int64_t steps) {
+        const std::int64_t end = first + steps;
+        add(differentiate(
+            [&](const variable_list& in) -> variable_list {
+              const Turned t = turned(in[0], in[1], in[2], in[3], reverse);
+              const at::Tensor y =
+                  attention_rows(t.q.narrow(1, first, steps), t.k.narrow(1, 0, end),
+                                 t.v.narrow(1, 0, end), t.a.narrow(1, 0, end), in[4], first);
+              return {y.to(in[2].scalar_type())};
+            },
+            inputs, {dy.narrow(1, first, steps)}));
+      });
+    }
+    total.emplace_back();
+    return total;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> attention_autograd(const at::Tensor& q, const at::Tensor& k,
+                                                      const at::Tensor& v, const at::Tensor& a,
+                                                      const OptionalTensor& initial_state,
+                                                      bool reverse) {
+  const auto result = AttentionFunction::apply(q, k, v, a, initial_state, reverse);
+  return {result[0], result[1]};
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
+                                                  const at::Tensor& v, const at::Tensor& a,
+                                                  const at::Tensor& state) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto real = accumulation_type(q.scalar_type());
+  const at::Tensor written = k.to(real).unsqueeze(-1) * v.to(real).unsqueeze(-2);
+  const at::Tensor per_key = a.dim() == k.dim() ? a : a.unsqueeze(-1);
+  const at::Tensor next = per_key.unsqueeze(-1) * state + written;
+  const at::Tensor y = at::matmul(q.to(real).unsqueeze(-2), real_part(next)).squeeze(-2);
+  return {y.to(v.scalar_type()), next};
+}
+
+std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const at::Tensor& k,
+                                                      const at::Tensor& v, const at::Tensor& a,
+                                                      const OptionalTensor& initial_state,
+                                                      bool reverse) {
+  const bool given = initial_state.has_value() && initial_state->defined();
+  at::Tensor state =
+      given ? *initial_state : at::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, a.options());
+  const std::int64_t time = q.size(1);
+  std::vector<at::Tensor> ys(static_cast<std::size_t>(time));
+  for (std::int64_t s = 0; s < time; ++s) {
+    const std::int64_t t = reverse ? time - 1 - s : s;
+    std::tie(ys[static_cast<std::size_t>(t)], state) =
+        gate_loop_step(q.select(1, t), k.select(1, t), v.select(1, t), a.select(1, t), state);
+  }
+  if (time == 0) return {v.clone(), state.clone()};
+  return {at::stack(ys, 1), state};
+}
+
+TORCH_LIBRARY_IMPL(gateloop, CompositeExplicitAutograd, m) {
+  m.impl("_attention_gate_loop", attention);
+}
+TORCH_LIBRARY_IMPL(gateloop, Autograd, m) { m.impl("_attention_gate_loop", attention_autograd); }
+
+}  // namespace gateloop::ops

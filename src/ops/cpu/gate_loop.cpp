@@ -1,0 +1,128 @@
+#include <torch/library.h>
+
+#include "ops/checks.h"
+#include "ops/cpu/executor.h"
+#include "ops/internal.h"
+
+namespace gateloop::ops {
+namespace {
+
+recurrence::HeadsShape heads_shape(const at::Tensor& q, const at::Tensor& v) {
+  return {q.size(0), q.size(1), q.size(2), q.size(3), v.size(3)};
+}
+
+recurrence::ConstHeads heads_input(const at::Tensor& t) {
+  if (!t.defined()) return {};
+  return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
+recurrence::Heads heads_output(const at::Tensor& t) {
+  return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+/// (B, T, H) with any strides, (B, T, H, K) with contiguous keys.
+at::Tensor transitions_input(const at::Tensor& a) {
+  return a.dim() == 4 ? with_contiguous_channels(a) : a.resolve_conj().resolve_neg();
+}
+
+/// `saved_states`: undefined where no backward pass follows.
+std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Tensor& k,
+                                              const at::Tensor& v, const at::Tensor& a,
+                                              const OptionalTensor& initial_state, bool reverse,
+                                              const at::Tensor& saved_states) {
+  const at::Tensor q_ = with_contiguous_channels(q);
+  const at::Tensor k_ = with_contiguous_channels(k);
+  const at::Tensor v_ = with_contiguous_channels(v);
+  const at::Tensor a_ = transitions_input(a);
+  const at::Tensor initial = contiguous(initial_state);
+  const auto shape = heads_shape(q, v);
+  at::Tensor y = empty_sequence(v.sizes(), v.options());
+  at::Tensor final_state =
+      at::empty({shape.batch, shape.heads, shape.keys, shape.values}, a.options());
+
+  run_kernel(recurrence::GateLoop{
+      .dtype = kernel_dtype(q.scalar_type()),
+      .shape = shape,
+      .complex = a.is_complex(),
+      .per_key = a.dim() == 4,
+      .reverse = reverse,
+      .q = heads_input(q_),
+      .k = heads_input(k_),
+      .v = heads_input(v_),
+      .a = heads_input(a_),
+      .initial_state = state_input(initial),
+      .y = heads_output(y),
+      .final_state = final_state.mutable_data_ptr(),
+      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr});
+  return {y, final_state};
+}
+
+std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_cpu(const at::Tensor& q, const at::Tensor& k,
+                                                         const at::Tensor& v, const at::Tensor& a,
+                                                         const OptionalTensor& initial_state,
+                                                         bool reverse) {
+  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state);
+  return run_chunks(q, k, v, a, initial_state, reverse, {});
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_cpu(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const OptionalTensor& initial_state, bool reverse) {
+  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state);
+  const auto shape = heads_shape(q, v);
+  at::Tensor saved_states =
+      at::empty({shape.batch, recurrence::gate_loop_chunks(shape.time, a.dim() == 4), shape.heads,
+                 a.is_complex() ? 2 : 1, shape.keys, shape.values},
+                q.options().dtype(accumulation_type(q.scalar_type())));
+  auto [y, final_state] = run_chunks(q, k, v, a, initial_state, reverse, saved_states);
+  return {y, final_state, saved_states};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                               const at::Tensor& a, const at::Tensor& saved_states, bool reverse) {
+  check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states);
+  const at::Tensor q_ = with_contiguous_channels(q);
+  const at::Tensor k_ = with_contiguous_channels(k);
+  const at::Tensor v_ = with_contiguous_channels(v);
+  const at::Tensor a_ = transitions_input(a);
+  const at::Tensor dy_ = with_contiguous_channels(dy);
+  const at::Tensor dfinal = contiguous(dfinal_state);
+  const at::Tensor saved = contiguous(saved_states);
+  const auto shape = heads_shape(q, v);
+  at::Tensor dq = empty_sequence(q.sizes(), q.options());
+  at::Tensor dk = empty_sequence(k.sizes(), k.options());
+  at::Tensor dv = empty_sequence(v.sizes(), v.options());
+  at::Tensor da = at::empty(a.sizes(), a.options());
+  at::Tensor dinitial =
+      at::empty({shape.batch, shape.heads, shape.keys, shape.values}, a.options());
+
+  run_kernel(recurrence::GateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
+                                          .shape = shape,
+                                          .complex = a.is_complex(),
+                                          .per_key = a.dim() == 4,
+                                          .reverse = reverse,
+                                          .q = heads_input(q_),
+                                          .k = heads_input(k_),
+                                          .v = heads_input(v_),
+                                          .a = heads_input(a_),
+                                          .dy = heads_input(dy_),
+                                          .saved_states = saved.const_data_ptr(),
+                                          .dfinal_state = state_input(dfinal),
+                                          .dq = heads_output(dq),
+                                          .dk = heads_output(dk),
+                                          .dv = heads_output(dv),
+                                          .da = heads_output(da),
+                                          .dinitial_state = dinitial.mutable_data_ptr()});
+  return {dq, dk, dv, da, dinitial};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
+  m.impl("_chunked_gate_loop", chunked_gate_loop_cpu);
+  m.impl("_chunked_gate_loop_forward", chunked_gate_loop_forward_cpu);
+  m.impl("_chunked_gate_loop_backward", chunked_gate_loop_backward_cpu);
+}
+
+}  // namespace gateloop::ops

@@ -1,0 +1,217 @@
+"""GateLoop with heads wider than one channel: the chunks of the kernel against the definition."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gateloop_cpp.ops import gate_loop, gate_loop_step
+
+F32, F64, C64, C128 = torch.float32, torch.float64, torch.complex64, torch.complex128
+
+
+def definition(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """One step after another."""
+    steps = range(q.shape[1])
+    ys: dict[int, Tensor] = {}
+    for t in reversed(steps) if reverse else steps:
+        per_key = a[:, t] if a.dim() == 4 else a[:, t, :, None]
+        state = per_key[..., None] * state + k[:, t, :, :, None] * v[:, t, :, None]
+        real = state.real if state.is_complex() else state
+        ys[t] = (q[:, t, :, None] @ real).squeeze(-2)
+    y = torch.stack([ys[t] for t in steps], 1) if ys else v.clone()
+    return y, state
+
+
+def drawn(
+    shape: tuple[int, int, int, int, int],
+    is_complex: bool,
+    dtype: torch.dtype = F64,
+    per_key: bool = False,
+) -> list[Tensor]:
+    """q, k, v, a, initial_state."""
+    torch.manual_seed(0)
+    b, t, h, keys, values = shape
+    q, k = (torch.randn(b, t, h, keys, dtype=dtype) for _ in range(2))
+    v = torch.randn(b, t, h, values, dtype=dtype)
+    real = F64 if dtype == F64 else F32
+    modulus = 1 - torch.rand(b, t, h, *([keys] if per_key else []), dtype=real) ** 4
+    modulus[:, ::7] = 0
+    a = torch.polar(modulus, 6 * torch.rand_like(modulus)) if is_complex else modulus
+    state = torch.randn(b, h, keys, values, dtype=a.dtype)
+    return [q, k, v, a, state]
+
+
+def leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+SHAPES = [
+    (2, 1, 2, 3, 4),
+    (1, 63, 2, 16, 16),
+    (2, 64, 1, 1, 5),
+    (1, 130, 3, 17, 2),
+    (2, 0, 1, 2, 3),
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_values_and_gradients(
+    form: Any, shape: tuple[int, int, int, int, int], is_complex: bool, per_key: bool, reverse: bool
+) -> None:
+    inputs = leaves(drawn(shape, is_complex, per_key=per_key))
+    ours = gate_loop(*inputs, reverse, form=form)
+    theirs = definition(*inputs, reverse)
+    weights = [torch.randn_like(output) for output in theirs]
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    for got, expected in zip(
+        torch.autograd.grad(ours, inputs, weights, materialize_grads=True),
+        torch.autograd.grad(theirs, inputs, weights, materialize_grads=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, F32])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_low_precision_loses_what_its_storage_loses(dtype: torch.dtype, is_complex: bool) -> None:
+    inputs = drawn((2, 200, 2, 16, 24), is_complex, dtype)
+    exact = [t.to(C128 if t.is_complex() else F64) for t in inputs]
+    y, state = gate_loop(*inputs)
+    expected, expected_state = gate_loop(*exact)
+    assert (y.dtype, state.dtype) == (dtype, inputs[3].dtype)
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.to(F64), expected, rtol=unit, atol=1e-5 * expected.abs().max())
+    torch.testing.assert_close(
+        state.to(expected_state.dtype), expected_state, rtol=0, atol=1e-5 * expected.abs().max()
+    )
+
+
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_gradcheck(is_complex: bool, per_key: bool, form: str) -> None:
+    inputs = leaves(drawn((1, 4, 2, 3, 2), is_complex, per_key=per_key))
+    function = partial(gate_loop, reverse=per_key, form=form)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("modulus", ["half", "any", "zeros"])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_attention_of_a_long_sequence(is_complex: bool, modulus: str) -> None:
+    torch.manual_seed(2)
+    q, k, v = torch.randn(3, 1, 4096, 1, 4, dtype=F64).unbind()
+    a = (
+        torch.full((1, 4096, 1), 0.5, dtype=F64)
+        if modulus == "half"
+        else torch.rand(1, 4096, 1).double()
+    )
+    if modulus == "zeros":
+        a[:, ::5] = 0
+    if is_complex:
+        a = torch.polar(a, 6 * torch.rand_like(a))
+    results = []
+    for form in ("attention", "scan"):
+        inputs = leaves([q, k, v, a])
+        y, state = gate_loop(*inputs, form=form)
+        results.append(
+            (y, state, *torch.autograd.grad(y.square().sum() + state.abs().sum(), inputs))
+        )
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["attention", "recurrent"])
+def test_max_heads_in_every_form(form: Any) -> None:
+    torch.manual_seed(3)
+    q, k, v = torch.randn(3, 2, 70, 5, dtype=F64).unbind()
+    a = torch.polar(torch.rand(2, 70, 5), torch.randn(2, 70, 5)).to(C128)
+    inputs = leaves([q, k, v, a, torch.randn(2, 5, dtype=C128)])
+    for ours, theirs in zip(gate_loop(*inputs, form=form), gate_loop(*inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("per_key", [False, True])
+def test_steps_are_the_sequence(per_key: bool) -> None:
+    q, k, v, a, state = drawn((2, 9, 2, 3, 4), True, per_key=per_key)
+    y, final = gate_loop(q, k, v, a, state)
+    for t in range(9):
+        one, state = gate_loop_step(q[:, t], k[:, t], v[:, t], a[:, t], state)
+        torch.testing.assert_close(one, y[:, t])
+    torch.testing.assert_close(state, final)
+
+
+def test_another_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="form must be auto, scan, attention or recurrent, got x"):
+        gate_loop(*drawn((1, 2, 1, 2, 2), True), form="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 63, 64, 100, 150])
+def test_a_cut_sequence_carries_its_state(cut: int) -> None:
+    inputs = drawn((1, 150, 2, 8, 8), True)
+    q, k, v, a, state = inputs
+    y, final = gate_loop(*inputs)
+    first, middle = gate_loop(q[:, :cut], k[:, :cut], v[:, :cut], a[:, :cut], state)
+    second, last = gate_loop(q[:, cut:], k[:, cut:], v[:, cut:], a[:, cut:], middle)
+    torch.testing.assert_close(torch.cat((first, second), 1), y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(last, final, rtol=1e-12, atol=1e-12)
+
+
+def test_strides_are_read_in_place() -> None:
+    torch.manual_seed(1)
+    q, k, v = torch.randn(2, 70, 3, 4, 8, dtype=F64).unbind(2)
+    a = torch.rand(1, 1, 4, dtype=F64).expand(2, 70, 4)
+    for ours, theirs in zip(
+        gate_loop(q, k, v, a),
+        gate_loop(q.contiguous(), k.contiguous(), v.contiguous(), a.contiguous()),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    transposed = [t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (q, k, v)]
+    torch.testing.assert_close(
+        gate_loop(*transposed, a)[0], gate_loop(q, k, v, a)[0], rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_opcheck(is_complex: bool) -> None:
+    inputs = leaves(drawn((2, 70, 2, 3, 4), is_complex))
+    for name in ("gate_loop", "_chunked_gate_loop"):
+        torch.library.opcheck(getattr(torch.ops.gateloop, name).default, (*inputs, False))
+
+
+def test_compiles_whole() -> None:
+    inputs = leaves(drawn((2, 70, 2, 3, 4), True, F32))
+
+    def loss(*given: Tensor) -> Tensor:
+        y, state = gate_loop(*given)
+        return y.square().sum() + state.abs().square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    ours = torch.autograd.grad(compiled(*inputs), inputs)
+    for got, expected in zip(ours, torch.autograd.grad(loss(*inputs), inputs), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_a_vmap() -> None:
+    stacked = leaves([torch.stack([t, 2 * t]) for t in drawn((1, 5, 2, 3, 4), True)])
+
+    def loss(y: Tensor, state: Tensor) -> Tensor:
+        return y.square().sum() + state.abs().square().sum()
+
+    gradients = torch.autograd.grad(loss(*torch.func.vmap(gate_loop)(*stacked)), stacked)
+    for i in range(2):
+        one = leaves([t[i] for t in stacked])
+        for got, expected in zip(gradients, torch.autograd.grad(loss(*gate_loop(*one)), one)):
+            torch.testing.assert_close(got[i], expected, rtol=1e-10, atol=1e-10)
