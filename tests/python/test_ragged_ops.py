@@ -198,6 +198,8 @@ def test_gradients_with_a_mask(ops: Ops, case: Case) -> None:
 # ---- torch's own tools ---------------------------------------------------------------------------
 
 
+# A mask is applied by operators of torch, whose results opcheck takes for arguments.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("case", FORWARD_CASES, ids=str)
 def test_opcheck(ops: Ops, case: Case, requires_grad: bool) -> None:

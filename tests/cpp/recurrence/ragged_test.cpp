@@ -263,27 +263,31 @@ TYPED_TEST(Ragged, AnyLayout) {
   }
 }
 
-// Wide enough for several threads: side by side; one long sequence beside short ones, and fewer
-// sequences than threads, one after the other; among them one that is cut in time.
+// Large enough for several threads: side by side; one long sequence beside short ones, and fewer
+// sequences than threads, one after the other; among them some that are cut in time.
 TYPED_TEST(Ragged, SameBitsForAnyThreads) {
   const std::pair<Cuts, std::int64_t> cases[] = {
-      {{0, 70, 130, 131, 190, 190, 255, 300}, 333},
-      {{0, 1, 300, 301, 302}, 333},
-      {{0, 160, 1760}, 600},
-      {{0, 5000, 5000, 9100, 9107}, 5},
+      {{0, 70, 130, 131, 190, 190, 255, 300}, 70},
+      {{0, 1, 300, 301, 302}, 70},
+      {{0, 5000, 5000, 9100, 9107}, 2},
   };
   for (const auto& [cuts, channels] : cases) {
-    for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
       for (const bool reverse : {false, true}) {
-        expect_one_by_one<TypeParam>(cuts, {dtype, 0, channels, 0}, reverse, {1, 2, 3, 5, 16});
+        expect_one_by_one<TypeParam>(cuts, {dtype, 0, channels, 0}, reverse, {1, 2, 3, 16});
       }
     }
   }
 }
 
+// Tiles of one row pass from thread to thread, block by block.
+TYPED_TEST(Ragged, SameBitsPipelined) {
+  expect_one_by_one<TypeParam>({0, 40, 1640}, {DType::kFloat32, 0, 600, 0}, false, {2});
+}
+
 TYPED_TEST(Ragged, RandomCuts) {
   const auto targets = recurrence::cpu::targets();
-  for (std::uint64_t seed = 0; seed < (kSanitized ? 20 : 100); ++seed) {
+  for (std::uint64_t seed = 0; seed < (kSanitized ? 10 : 60); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 engine(seed);
     const auto draw = [&](std::int64_t low, std::int64_t high) {
