@@ -218,6 +218,8 @@ class CausalFullAttention(nn.Module):
         """_attend of more steps than the window: blocks of a window's steps read themselves and the
         block before, T · 2 window scores a head instead of T². ``sequence`` (T): that of each step,
         where there are several and no past."""
+        # Padding by nothing keeps the strides, which torch.compile has taken for contiguous.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         time, past = q.shape[2], k.shape[2] - q.shape[2]
         blocks = -(-time // window)
         missing = blocks * window - time
