@@ -19,6 +19,11 @@ std::optional<Tensor> initial_state(const MixerState* state) {
   return state->recurrence;
 }
 
+void check_absent(const char* name, const std::optional<Tensor>& given) {
+  TORCH_CHECK(!given, kGateLoopedAttention, ": ", name, " must be absent without max heads, got ",
+              given->sizes());
+}
+
 model::GateLoopSpec spec_of(const GateLoopedAttentionOptions& o) {
   const auto dim_inner = o.dim_inner.value_or(o.dim);
   return {.dim_inner = dim_inner,
@@ -72,11 +77,8 @@ Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   if (spec_.has_max_heads()) {
     y = max_heads(in, ablation, state, packing);
   } else {
-    for (const auto& [name, given] :
-         {std::pair("cu_seqlens", packing.cu_seqlens), std::pair("mask", packing.mask)}) {
-      TORCH_CHECK(!given, kGateLoopedAttention, ": ", name,
-                  " must be absent without max heads, got ", given->sizes());
-    }
+    check_absent("cu_seqlens", packing.cu_seqlens);
+    check_absent("mask", packing.mask);
     y = wide_heads(in, ablation, state);
   }
   if (state) state->position += x.size(1);

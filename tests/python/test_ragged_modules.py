@@ -66,7 +66,7 @@ def assert_near(ours: Tensor, theirs: Tensor) -> None:
 
 def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
     trained = [p for p in model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, trained, allow_unused=True, retain_graph=True)
+    found = torch.autograd.grad(loss, trained, allow_unused=True)
     return [g for g in found if g is not None]
 
 

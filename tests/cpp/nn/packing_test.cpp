@@ -106,8 +106,8 @@ void expect_same_gradients(const Transformer& model, const Tensor& ours, const T
 
 TEST(Packing, EqualsEachSequenceAlone) {
   for (const auto& o : covering_options()) {
-    SCOPED_TRACE(*o.layer_pattern);
-    const auto model = make(o);
+    SCOPED_TRACE(o.layer_pattern);
+    auto model = make(o);
     for (const auto& [packing, ids] : batches()) {
       const auto logits = model->forward(ids, nullptr, std::nullopt, packing);
       const auto ours = packing.mask ? logits.index({*packing.mask}) : logits[0];
@@ -123,8 +123,8 @@ TEST(Packing, EqualsEachSequenceAlone) {
 
 TEST(Packing, LossIsTheMeanOverAllSequences) {
   for (const auto& o : covering_options()) {
-    SCOPED_TRACE(*o.layer_pattern);
-    const auto model = make(o);
+    SCOPED_TRACE(o.layer_pattern);
+    auto model = make(o);
     for (const auto& [packing, ids] : batches()) {
       auto sum = torch::zeros({}, torch::kDouble);
       std::int64_t count = 0;
@@ -144,7 +144,7 @@ TEST(Packing, LossIsTheMeanOverAllSequences) {
 TEST(Packing, AStateGoesOn) {
   auto o = options("gate_loop");
   o.simple_gate_loop = gateloop::model::SimpleGateLoopSpec{};
-  const auto model = make(o);
+  auto model = make(o);
   for (const auto& [packing, ids] : batches()) {
     const auto before = sequences(ids, packing);
     const auto count = static_cast<std::int64_t>(before.size());
@@ -186,7 +186,7 @@ void expect_refused(const std::string& message, const Call& call) {
 }
 
 TEST(Packing, ErrorsNameTheModuleAndTheArgument) {
-  const auto model = make(options("attention"));
+  auto model = make(options("attention"));
   const auto ids = torch::zeros({1, 23}, torch::kLong);
   const auto with = [&](const Tensor& x, const Packing& packing) {
     return [&model, x, packing] { model->forward(x, nullptr, std::nullopt, packing); };
