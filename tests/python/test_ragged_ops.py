@@ -165,7 +165,7 @@ def with_garbage(arguments: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, .
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_mask_equals_dropping_the_padding(ops: Ops, case: Case, name: str) -> None:
     mask = mask_of(name)
-    arguments = differentiable(with_garbage(inputs(case, *mask.shape, 3), mask))
+    arguments = differentiable(with_garbage(inputs(case, mask.shape[0], mask.shape[1], 3), mask))
     y, final = ours = call(ops, case, arguments, mask=mask)
     theirs = dropped(ops, case, arguments, mask)
     assert_same(ours, theirs)
@@ -181,7 +181,7 @@ def test_mask_equals_dropping_the_padding(ops: Ops, case: Case, name: str) -> No
 def test_padding_holds_the_state_in_every_dtype(ops: Ops, case: Case, dtype: torch.dtype) -> None:
     mask = mask_of("middle", 40)
     state_dtype = torch.complex64 if case.op == "polar_gate_loop" else torch.float32
-    *sequences, state = with_garbage(inputs(case, *mask.shape, 3), mask)
+    *sequences, state = with_garbage(inputs(case, mask.shape[0], mask.shape[1], 3), mask)
     arguments = (*(s.to(dtype) for s in sequences), state.to(state_dtype))
     assert_same(call(ops, case, arguments, mask=mask), dropped(ops, case, arguments, mask))
 
