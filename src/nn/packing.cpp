@@ -56,7 +56,7 @@ Tensor next_tokens(const Tensor& ids, const Packing& packing) {
     return tokens.masked_fill(padding.narrow(1, 0, time - 1).logical_or(following.eq(time)),
                               kIgnored);
   }
-  const auto tokens = ids.narrow(1, 1, time - 1);
+  auto tokens = ids.narrow(1, 1, time - 1);
   if (!packing.cu_seqlens) return tokens;
   const auto sequence = places_of_packed(*packing.cu_seqlens, ids).sequence;
   const auto ends = sequence.narrow(1, 1, time - 1).ne(sequence.narrow(1, 0, time - 1));
