@@ -10,6 +10,14 @@
 
 namespace gateloop {
 
+// Sequences of different lengths, where an operator takes these arguments; at most one of them:
+//
+// cu_seqlens: (N + 1), int32 or int64, on the CPU: where N sequences, packed along the time of a
+//             batch of one, begin and end: 0, then the end of each; the last number is T. Sequences
+//             may be empty. Each has a state of its own: initial_state and final_state are (N, D).
+// mask:       (B, T), bool, false at padding. A step of padding neither decays nor feeds the state,
+//             the output there is 0, and no gradient flows from it or to it, whatever it holds.
+
 /// h_t = a_t h_{t-1} + x_t.
 ///
 /// a, x:          (B, T, D), one dtype: float32, float64, complex64, complex128, bfloat16, float16.
@@ -21,7 +29,9 @@ namespace gateloop {
 /// Throws c10::Error naming the op and the argument.
 std::tuple<at::Tensor, at::Tensor> linear_recurrence(
     const at::Tensor& a, const at::Tensor& x,
-    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
+    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false,
+    const std::optional<at::Tensor>& cu_seqlens = std::nullopt,
+    const std::optional<at::Tensor>& mask = std::nullopt);
 
 /// The GateLoop operator, S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t) (arXiv 2311.01927,
 /// section 3.2). One channel per head (max heads, the paper's setting), or heads wider than that.
@@ -56,7 +66,9 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at:
 /// Returns (y (B, T, D), final_state (B, D) complex).
 std::tuple<at::Tensor, at::Tensor> polar_gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
-    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false);
+    const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false,
+    const std::optional<at::Tensor>& cu_seqlens = std::nullopt,
+    const std::optional<at::Tensor>& mask = std::nullopt);
 
 /// The simple gate: a = σ(z), h = a h + x, y = q h, where x is kv, or (1 - a) kv with
 /// normalize_input.
@@ -67,6 +79,7 @@ std::tuple<at::Tensor, at::Tensor> polar_gate_loop(
 std::tuple<at::Tensor, at::Tensor> simple_gate_loop(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false,
-    bool normalize_input = false);
+    bool normalize_input = false, const std::optional<at::Tensor>& cu_seqlens = std::nullopt,
+    const std::optional<at::Tensor>& mask = std::nullopt);
 
 }  // namespace gateloop

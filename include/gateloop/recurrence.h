@@ -39,9 +39,15 @@ struct Sequence {
   std::int64_t time_stride = 0;
 };
 
-/// (B, D), contiguous, in the accumulation type; a null pointer reads as zeros and is not written.
+/// (B, D), or (N, D) beside Offsets, contiguous, in the accumulation type; a null pointer reads as
+/// zeros and is not written.
 using ConstState = const void*;
 using State = void*;
+
+/// Where N sequences of different lengths begin and end along the time of a (1, T, D) sequence: N +
+/// 1 numbers, none below the one before it, the first 0 and the last T. Each has an initial and a
+/// final state of its own, and gets the bits that it gets alone. Empty: one sequence a batch entry.
+using Offsets = std::span<const std::int64_t>;
 
 /// Threads lent by the host (at::parallel_for, XLA's pool, std::thread in the tests).
 struct Executor {
@@ -57,6 +63,12 @@ struct Executor {
 inline constexpr std::int64_t kSavedStateBlock = 16;
 constexpr std::int64_t saved_state_count(std::int64_t time) {
   return (time + kSavedStateBlock - 1) / kSavedStateBlock;
+}
+/// Beside Offsets the states of sequence n, which begins at step o, lie from saved_state_count(o,
+/// n) on. One of L steps has at most floor(L / 16) + 1 blocks, and floor(o / 16) + floor(L / 16) is
+/// at most floor((o + L) / 16): it ends before the next begins, and so many states hold them all.
+constexpr std::int64_t saved_state_count(std::int64_t time, std::int64_t sequences) {
+  return time / kSavedStateBlock + sequences;
 }
 
 struct Shape {
@@ -76,6 +88,7 @@ struct LinearRecurrence {
   ConstState initial_state = nullptr;
   Sequence h;
   State final_state = nullptr;
+  Offsets offsets = {};
 };
 
 /// Adjoint of LinearRecurrence (design: conj Wirtinger derivative, as PyTorch's):
@@ -91,6 +104,7 @@ struct LinearRecurrenceBackward {
   ConstState dfinal_state = nullptr;
   Sequence da, dx;
   State dinitial_state = nullptr;
+  Offsets offsets = {};
 };
 
 /// The fused GateLoop read for max heads (head dimension 1):
@@ -98,7 +112,8 @@ struct LinearRecurrenceBackward {
 /// q, k, v, y: (B, T, D) real in `dtype` (not complex). z: (B, T, 2D), (re, im) interleaved per
 /// channel; its strides count real elements. States: (B, D) complex, (re, im) pairs of the
 /// accumulation type. saved_states: (B, saved_state_count(T), D) complex, contiguous, the state
-/// before each block in scan order; null where no backward pass follows.
+/// before each block in scan order; null where no backward pass follows. Beside Offsets (1,
+/// saved_state_count(T, N), D), of which some may stay unwritten.
 struct PolarGateLoop {
   DType dtype = DType::kFloat32;
   Shape shape;
@@ -108,6 +123,7 @@ struct PolarGateLoop {
   Sequence y;
   State final_state = nullptr;
   void* saved_states = nullptr;
+  Offsets offsets = {};
 };
 
 /// Adjoint of PolarGateLoop; recomputes the states block by block from `saved_states`.
@@ -121,6 +137,7 @@ struct PolarGateLoopBackward {
   ConstState dfinal_state = nullptr;
   Sequence dq, dk, dv, dz;
   State dinitial_state = nullptr;
+  Offsets offsets = {};
 };
 
 /// The simple (real) gate: a_t = σ(z_t), h_t = a_t h_{t-1} + x_t, y_t = q_t h_t, with x_t = kv_t,
@@ -136,6 +153,7 @@ struct SimpleGateLoop {
   Sequence y;
   State final_state = nullptr;
   void* saved_states = nullptr;
+  Offsets offsets = {};
 };
 
 struct SimpleGateLoopBackward {
@@ -148,6 +166,7 @@ struct SimpleGateLoopBackward {
   ConstState dfinal_state = nullptr;
   Sequence dq, dkv, dz;
   State dinitial_state = nullptr;
+  Offsets offsets = {};
 };
 
 /// (B, T, H, C) view; strides in elements of the storage type; channels contiguous.
@@ -253,7 +272,7 @@ std::size_t scratch_bytes(const RmsNormBackward&, int threads);
 
 /// Runs the operation. Inputs and outputs may not overlap. Sizes may be zero (T = 0 copies the
 /// initial state to the final one). Throws std::invalid_argument for a dtype the operation does
-/// not take.
+/// not take and for offsets that do not fit.
 void run(const LinearRecurrence&, const Executor&, void* scratch);
 void run(const LinearRecurrenceBackward&, const Executor&, void* scratch);
 void run(const PolarGateLoop&, const Executor&, void* scratch);

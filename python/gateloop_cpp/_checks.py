@@ -1,5 +1,6 @@
 """Errors that name the function, the argument, what was expected and what came."""
 
+import torch
 from torch import Tensor
 
 
@@ -26,3 +27,29 @@ def expect_sequence(function: str, x: Tensor, dim: int) -> None:
     """x must be (B, T, dim), floating point."""
     expect(x.ndim == 3 and x.shape[2] == dim, function, "x", f"(B, T, {dim})", x)
     expect(x.is_floating_point(), function, "x", "floating point", x, TypeError)
+
+
+def expect_packing(
+    function: str, x: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None
+) -> None:
+    """At most one of the two, and what it says fits x (B, T, ...): see gateloop_cpp.ops."""
+    both = cu_seqlens is not None and mask is not None
+    expect(not both, function, "mask", "None with cu_seqlens", mask)
+    if mask is not None:
+        fits = mask.dtype == torch.bool and mask.shape == x.shape[:2]
+        expect(fits, function, "mask", f"bool of shape (B, T) = {tuple(x.shape[:2])}", mask)
+    if cu_seqlens is None:
+        return
+    indices = cu_seqlens.dtype in (torch.int64, torch.int32)
+    expect(indices, function, "cu_seqlens", "int64 or int32", cu_seqlens, TypeError)
+    fits = cu_seqlens.ndim == 1 and cu_seqlens.shape[0] >= 1
+    expect(fits, function, "cu_seqlens", "(N + 1) for N sequences", cu_seqlens)
+    expect(x.shape[0] == 1, function, "x", "a batch of one with cu_seqlens", x)
+    # Neither a compiler nor torch.func.vmap has numbers to show.
+    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(cu_seqlens):
+        return
+    cuts = cu_seqlens.tolist()
+    spans = cuts == sorted(cuts) and (cuts[0], cuts[-1]) == (0, x.shape[1])
+    expect(spans, function, "cu_seqlens", f"0 to T = {x.shape[1]}, never decreasing", cuts)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gateloop_cpp._checks import expect, expect_positive, expect_sequence
+from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
+from gateloop_cpp._packing import Places, pairs_of_blocks
 from gateloop_cpp.rotary_embedding import RotaryEmbedding
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
@@ -90,6 +91,8 @@ class CausalFullAttention(nn.Module):
         ablate_state_transition: bool = False,
         cache: KeysValues | None = None,
         return_cache: bool = False,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, KeysValues]:
         """x (B, T, dim) to (B, T, dim), and with return_cache the cache that continues from here.
 
@@ -99,15 +102,19 @@ class CausalFullAttention(nn.Module):
             ablate_state_transition: leave the relative positions out.
             cache: the keys and values of the S steps before, each (B, heads, S, dim_head). With a
                 window those of its last window - 1 steps, and the number of steps before.
+            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; without a
+                cache. What comes out at padding says nothing. With a mask a window saves nothing.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype.
         """
         expect_sequence(_NAME, x, self.dim)
+        places = self._places(x, cu_seqlens, mask, cache, return_cache)
         q, k, v = self.to_qkv(x).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         past = self._check_cache(cache, k)
         if self.rotary_emb is not None:
-            q, k = self.rotary_emb(q, past), self.rotary_emb(k, past)
+            positions = past if places is None else places.position
+            q, k = self.rotary_emb(q, positions), self.rotary_emb(k, positions)
         if self.data_dependent_rel_pos and not ablate_state_transition:
             scale = self._relative_scale(x, ablate_complex, q)
             q, k = _scale_pairs(q, scale), _scale_pairs(k, scale.reciprocal())
@@ -115,7 +122,11 @@ class CausalFullAttention(nn.Module):
         if cache is not None:
             k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
 
-        out = self._attend(q, k, v).transpose(1, 2)  # (B, T, H, D)
+        if places is None:
+            out = self._attend(q, k, v)
+        else:
+            out = self._attend_within(q, k, v, places, blocks=mask is None)
+        out = out.transpose(1, 2)  # (B, T, H, D)
         if self.to_gates is not None:
             out = out * self.to_gates(x)
         out = self.to_out(out)
@@ -126,6 +137,24 @@ class CausalFullAttention(nn.Module):
         # Copies: a slice would hold the memory of all steps.
         first = k.shape[2] - min(k.shape[2], self.window - 1)
         return out, (k[:, :, first:].clone(), v[:, :, first:].clone(), steps)
+
+    @staticmethod
+    def _places(
+        x: Tensor,
+        cu_seqlens: Tensor | None,
+        mask: Tensor | None,
+        cache: KeysValues | None,
+        return_cache: bool,
+    ) -> Places | None:
+        """Where each step stands, or None in a batch of whole sequences."""
+        expect_packing(_NAME, x, cu_seqlens, mask)
+        places = None if cu_seqlens is None else Places.of_packed(cu_seqlens, x)
+        if mask is not None:
+            places = Places.of_padded(mask)
+        if places is not None:
+            expect(cache is None, _NAME, "cache", "None with cu_seqlens or mask", cache)
+            expect(not return_cache, _NAME, "return_cache", "False with cu_seqlens or mask", True)
+        return places
 
     def _check_cache(self, cache: KeysValues | None, k: Tensor) -> int:
         """The number of steps before."""
@@ -167,6 +196,15 @@ class CausalFullAttention(nn.Module):
         visible = torch.ones(time, steps, dtype=torch.bool, device=q.device)
         return self._weigh(q, k, v, visible.tril(past).triu(past - window + 1))
 
+    def _attend_within(
+        self, q: Tensor, k: Tensor, v: Tensor, places: Places, blocks: bool
+    ) -> Tensor:
+        """_attend of q, k, v (B, H, T, D) within sequences, whose steps lie together if blocks."""
+        window = q.shape[2] if self.window is None else self.window
+        if blocks and q.shape[2] > window:
+            return self._attend_in_blocks(q, k, v, window, places.sequence[0])
+        return self._weigh(q, k, v, places.visible(window).unsqueeze(1))
+
     def _weigh(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         """q (..., T, D), k, v (..., S, D), visible bool, broadcast to (..., T, S)."""
         if not self.softmax_normalize:
@@ -174,9 +212,14 @@ class CausalFullAttention(nn.Module):
             return scores.masked_fill(visible.logical_not(), 0) @ v
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.scale)
 
-    def _attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    def _attend_in_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int, sequence: Tensor | None = None
+    ) -> Tensor:
         """_attend of more steps than the window: blocks of a window's steps read themselves and the
-        block before, T · 2 window scores a head instead of T²."""
+        block before, T · 2 window scores a head instead of T². ``sequence`` (T): that of each step,
+        where there are several and no past."""
+        # Padding by nothing keeps the strides, which torch.compile has taken for contiguous.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         time, past = q.shape[2], k.shape[2] - q.shape[2]
         blocks = -(-time // window)
         missing = blocks * window - time
@@ -192,6 +235,8 @@ class CausalFullAttention(nn.Module):
         real = torch.arange(2 * window, device=q.device) >= window - past
         first = torch.arange(blocks, device=q.device).view(-1, 1, 1) == 0
         visible = inside & (real | ~first)
+        if sequence is not None:
+            visible = visible & pairs_of_blocks(sequence, blocks, window)
         out = self._weigh(queries, pairs(k), pairs(v), visible)
         return out.flatten(2, 3)[:, :, :time]
 

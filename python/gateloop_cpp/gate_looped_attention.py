@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gateloop_cpp._checks import expect, expect_positive, expect_sequence
+from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
+from gateloop_cpp._packing import Packing
 from gateloop_cpp.ops import (
     gate_loop,
     linear_recurrence,
@@ -108,6 +109,8 @@ class GateLoopedAttention(nn.Module):
         ablate_state_transition: bool = False,
         cache: Tensor | None = None,
         return_cache: bool = False,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, T, dim) to (B, T, dim), and with return_cache the cache that continues from here.
 
@@ -118,25 +121,34 @@ class GateLoopedAttention(nn.Module):
             cache: the state of the recurrence, (B, dim_inner) with max heads, (B, heads, d, d)
                 otherwise: complex, or real for the sigmoid gate and under ablate_state_transition.
                 A sequence cut anywhere and carried through its cache gives what one call gives.
+            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with max
+                heads. Each of N packed sequences has a row of the cache. What comes out at padding
+                says nothing.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype.
         """
         expect_sequence(_NAME, x, self.dim)
-        self._check_cache(cache, x)
-        mix = self._max_heads if self.heads == self.dim_inner else self._wide_heads
-        y, state = mix(x, ablate_complex, ablate_state_transition, cache)
+        expect_packing(_NAME, x, cu_seqlens, mask)
+        self._check_cache(cache, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
+        packing = Packing(cu_seqlens=cu_seqlens, mask=mask)
+        if self.heads == self.dim_inner:
+            y, state = self._max_heads(x, ablate_complex, ablate_state_transition, cache, packing)
+        else:
+            for argument, given in packing.items():
+                expect(given is None, _NAME, argument, "None without max heads", given)
+            y, state = self._wide_heads(x, ablate_complex, ablate_state_transition, cache)
         y = self.maybe_sub_ln(y)
         if self.to_gates is not None:
             y = self.to_gates(x) * y
         y = self.to_out(y)
         return (y, state) if return_cache else y
 
-    def _check_cache(self, cache: Tensor | None, x: Tensor) -> None:
+    def _check_cache(self, cache: Tensor | None, sequences: int) -> None:
         if cache is None:
             return
         d = self.dim_inner // self.heads
-        shape = (x.shape[0], self.dim_inner) if d == 1 else (x.shape[0], self.heads, d, d)
+        shape = (sequences, self.dim_inner) if d == 1 else (sequences, self.heads, d, d)
         expect(cache.shape == shape, _NAME, "cache", str(shape), cache)
 
     def _transition(self, x: Tensor, ablate_complex: bool) -> Tensor:
@@ -145,7 +157,12 @@ class GateLoopedAttention(nn.Module):
         return drop_imaginary(z) if ablate_complex and self.gate == "polar" else z
 
     def _max_heads(
-        self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
+        self,
+        x: Tensor,
+        ablate_complex: bool,
+        ablate_state_transition: bool,
+        cache: Tensor | None,
+        packing: Packing,
     ) -> tuple[Tensor, Tensor]:
         if self.joint_kv:
             q, k = self.to_qkv(x).chunk(2, dim=-1)
@@ -155,18 +172,18 @@ class GateLoopedAttention(nn.Module):
         if ablate_state_transition:
             # With a = 1, normalize_input would scale every input by zero: the sum stays plain.
             kv = k if self.joint_kv else k * v
-            h, state = linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache)
+            h, state = linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache, **packing)
             return q * h, state
         z, dtype = self._transition(x, ablate_complex), q.dtype
         if z.dtype != dtype:  # as of an adapter or a gate kept in float32
             wide = torch.promote_types(z.dtype, dtype)
             q, k, v, z = (t.to(wide) for t in (q, k, v, z))
         if self.gate == "polar":
-            y, state = polar_gate_loop(q, k, v, z, cache)
+            y, state = polar_gate_loop(q, k, v, z, cache, **packing)
         else:
             normalize = self.normalize_input
             kv = k if self.joint_kv else k * v
-            y, state = simple_gate_loop(q, kv, z, cache, normalize_input=normalize)
+            y, state = simple_gate_loop(q, kv, z, cache, normalize_input=normalize, **packing)
         return y.to(dtype), state
 
     def _wide_heads(

@@ -2,6 +2,15 @@
 
 All are differentiable in every tensor argument, work under autocast, ``torch.compile`` and
 ``torch.func.vmap``, and keep the state in float32 where the sequences are bfloat16 or float16.
+
+Two arguments serve sequences of different lengths; a call takes at most one of them:
+
+- ``cu_seqlens``: (N + 1), int32 or int64, on the CPU: where N sequences, packed along the time of a
+  batch of one, begin and end: 0, then the end of each; the last number is T. Sequences may be
+  empty. Each has a state of its own, so that ``initial_state`` and the final state are (N, D).
+- ``mask``: (B, T), bool, False at padding, which may be anywhere. A step of padding neither decays
+  nor feeds the state, the output there is 0 (of :func:`linear_recurrence` too, where the state goes
+  on), and no gradient flows from it or to it, whatever it holds.
 """
 
 from typing import Literal
@@ -14,7 +23,12 @@ from gateloop_cpp import _vmap as _vmap  # gives them their batching rules
 
 
 def linear_recurrence(
-    a: Tensor, x: Tensor, initial_state: Tensor | None = None, reverse: bool = False
+    a: Tensor,
+    x: Tensor,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The linear recurrence h_t = a_t h_{t-1} + x_t.
 
@@ -24,14 +38,17 @@ def linear_recurrence(
         initial_state: (B, D), h before the first step; float32 for bfloat16 and float16 sequences,
             else the dtype of x. None is zero.
         reverse: run from the last step to the first.
+        cu_seqlens, mask: see :mod:`gateloop_cpp.ops`.
 
     Returns:
         h (B, T, D) in the dtype of x, and the state after the last step (B, D).
 
     Raises:
-        RuntimeError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    h, final_state = torch.ops.gateloop.linear_recurrence(a, x, initial_state, reverse)
+    h, final_state = torch.ops.gateloop.linear_recurrence(
+        a, x, initial_state, reverse, cu_seqlens, mask
+    )
     return h, final_state
 
 
@@ -98,6 +115,8 @@ def simple_gate_loop(
     initial_state: Tensor | None = None,
     reverse: bool = False,
     normalize_input: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The simplified, real gate fused into one pass: h_t = σ(z_t) h_{t-1} + x_t, y_t = q_t h_t.
 
@@ -106,15 +125,16 @@ def simple_gate_loop(
         initial_state: (B, D), float32 (float64 for float64 sequences). None is zero.
         reverse: run from the last step to the first.
         normalize_input: x_t = (1 - σ(z_t)) kv_t instead of kv_t.
+        cu_seqlens, mask: see :mod:`gateloop_cpp.ops`.
 
     Returns:
         y (B, T, D) in the dtype of q, and the state after the last step (B, D).
 
     Raises:
-        RuntimeError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
     """
     y, final = torch.ops.gateloop.simple_gate_loop(
-        q, kv, z, initial_state, reverse, normalize_input
+        q, kv, z, initial_state, reverse, normalize_input, cu_seqlens, mask
     )
     return y, final
 
@@ -126,6 +146,8 @@ def polar_gate_loop(
     z: Tensor,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`gate_loop` with max heads from the raw transition: a = σ(|z|) z/|z|, all in one pass.
 
@@ -134,14 +156,17 @@ def polar_gate_loop(
         z: (B, T, 2 D) in the same dtype, (real, imaginary) interleaved per channel.
         initial_state: (B, D), complex64 (complex128 for float64 sequences). None is zero.
         reverse: run from the last step to the first.
+        cu_seqlens, mask: see :mod:`gateloop_cpp.ops`.
 
     Returns:
         y (B, T, D) in the dtype of q, and the complex state after the last step (B, D).
 
     Raises:
-        RuntimeError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    y, final = torch.ops.gateloop.polar_gate_loop(q, k, v, z, initial_state, reverse)
+    y, final = torch.ops.gateloop.polar_gate_loop(
+        q, k, v, z, initial_state, reverse, cu_seqlens, mask
+    )
     return y, final
 
 

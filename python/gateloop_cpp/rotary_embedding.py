@@ -19,9 +19,15 @@ class RotaryEmbedding(nn.Module):
         exponent = torch.arange(0, dim_head, 2).float() / dim_head
         self.freqs = nn.Parameter(1.0 / 10000**exponent, requires_grad=False)
 
-    def forward(self, t: Tensor, first: int = 0) -> Tensor:
-        """Turn t (B, H, T, dim_head), whose steps are first, first + 1, ...; the same dtype."""
-        positions = torch.arange(first, first + t.shape[-2], device=t.device)
+    def forward(self, t: Tensor, first: int | Tensor = 0) -> Tensor:
+        """Turn t (B, H, T, dim_head), whose steps are first, first + 1, ...; the same dtype.
+
+        ``first`` may be the position of every step instead, (B, T) or (1, T).
+        """
+        if isinstance(first, Tensor):
+            positions = first.unsqueeze(1)
+        else:
+            positions = torch.arange(first, first + t.shape[-2], device=t.device)
         # Weights may have been assigned in a lower precision.
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
         angles = positions.unsqueeze(-1) * freqs

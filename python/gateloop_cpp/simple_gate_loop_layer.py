@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from gateloop_cpp._adjoint import Scan
-from gateloop_cpp._checks import expect, expect_positive, expect_sequence
+from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
+from gateloop_cpp._packing import Packing
 from gateloop_cpp.heinsen import heinsen_scan
-from gateloop_cpp.ops import simple_gate_loop
+from gateloop_cpp.ops import linear_recurrence, simple_gate_loop
 from gateloop_cpp.rms_norm import RMSNorm
 
 _NAME = "SimpleGateLoopLayer"
@@ -55,7 +56,12 @@ class SimpleGateLoopLayer(nn.Module):
         self._scan = _scan(use_heinsen, use_jax_associative_scan)
 
     def forward(
-        self, x: Tensor, cache: Cache | None = None, return_cache: bool = False
+        self,
+        x: Tensor,
+        cache: Cache | None = None,
+        return_cache: bool = False,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Cache]:
         """x (B, T, dim) to (B, T, dim), and with return_cache the cache that continues from here.
 
@@ -63,6 +69,9 @@ class SimpleGateLoopLayer(nn.Module):
             x: (B, T, dim), floating point. Any number of steps, with a cache too.
             cache: (a, kv), each (B · dim, 1), the reference's layout: the product of all
                 transitions so far, and the state h. float32 where x is bfloat16 or float16.
+            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with the
+                fused operator. The cache of N packed sequences is (N · dim, 1). What comes out at
+                padding says nothing.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype, and for a cache
@@ -71,18 +80,23 @@ class SimpleGateLoopLayer(nn.Module):
         expect_sequence(_NAME, x, self.dim)
         if cache is not None or return_cache:
             expect(not self.reverse, _NAME, "reverse", "False to use a cache", self.reverse)
-        self._check_cache(cache, x.shape[0])
+        expect_packing(_NAME, x, cu_seqlens, mask)
+        packing = Packing(cu_seqlens=cu_seqlens, mask=mask)
+        for argument, given in packing.items():
+            alone = self._scan is None or given is None
+            expect(alone, _NAME, argument, "None with another scan than the fused one", given)
+        self._check_cache(cache, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         initial = None if cache is None else cache[1].view(-1, self.dim).to(wide)
         q, kv, z = self.to_qkva(self.norm(x)).chunk(3, dim=-1)
         if self._scan is None:
-            y, final = simple_gate_loop(q, kv, z, initial, self.reverse)
+            y, final = simple_gate_loop(q, kv, z, initial, self.reverse, **packing)
         else:
             y, final = self._read(self._scan, q, kv, z, initial)
         y = self.maybe_post_ln(y)
         if not return_cache:
             return y
-        a = z.to(wide).sigmoid().prod(1).view(-1, 1)
+        a = _product(z.to(wide).sigmoid(), packing).view(-1, 1)
         if cache is not None:
             a = a * cache[0].to(wide)
         return y, (a, final.reshape(-1, 1))
@@ -116,6 +130,17 @@ class SimpleGateLoopLayer(nn.Module):
             shape = (batch * self.dim, 1)
             fits = isinstance(tensor, Tensor) and tensor.shape == shape
             expect(fits, _NAME, f"cache.{field}", f"(B · dim, 1) = {shape}", tensor)
+
+
+def _product(a: Tensor, packing: Packing) -> Tensor:
+    """Over the steps of each sequence of a (B, T, D): (B, D), or (N, D) of packed ones."""
+    cu_seqlens = packing["cu_seqlens"]
+    if cu_seqlens is None and packing["mask"] is None:
+        return a.prod(1)
+    # What is left of a state of one.
+    sequences = a.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    one = a.new_ones(sequences, a.shape[2])
+    return linear_recurrence(a, torch.zeros_like(a), one, **packing)[1]
 
 
 def _scan(use_heinsen: bool, use_jax: bool) -> Scan | None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp import _spec
-from gateloop_cpp._checks import expect
+from gateloop_cpp._checks import expect, expect_packing
+from gateloop_cpp._packing import IGNORED, next_tokens
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
@@ -142,17 +143,24 @@ class Transformer(nn.Module):
         ablate_state_transition: bool | None = None,
         cache: Cache | None = None,
         return_cache: bool = False,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Any:
         """Logits, or the mean loss of predicting each token from those before it.
 
         Args:
             x: (B, T) int64 or int32 ids in [0, num_tokens).
-            return_loss: cross-entropy in nats of x[:, 1:] given x[:, :-1]; needs T ≥ 2.
+            return_loss: cross-entropy in nats of x[:, 1:] given x[:, :-1]; needs T ≥ 2. Of packed
+                or padded sequences each token but the first is given those before it in its
+                sequence; where no sequence has two, the mean of nothing is NaN.
             ablate_complex, ablate_state_transition: default: as the model was built.
             cache: what an earlier call returned for the tokens before these. A sequence cut
                 anywhere and carried through its cache gives what one call gives. The cost of a
                 token is constant for GateLoop and grows with the tokens before it for attention.
             return_cache: return (logits, cache) instead of logits.
+            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with max
+                heads. A cache then has a row for each sequence; attention has none. Logits at
+                padding say nothing.
 
         Returns:
             Logits (B, T, num_tokens), or a loss (), or (logits, cache).
@@ -166,7 +174,13 @@ class Transformer(nn.Module):
             alone = cache is None and not return_cache
             expect(alone, _NAME, "return_loss", "False with cache or return_cache", True)
             expect(x.shape[1] >= 2, _NAME, "x", "(B, T) with T >= 2 for a loss", x)
-            x, labels = x[:, :-1], x[:, 1:]
+        expect_packing(_NAME, x, cu_seqlens, mask)
+        packing = {"cu_seqlens": cu_seqlens, "mask": mask}
+        # Left out where they say nothing: a layer of somebody else's need not have them.
+        packing = {argument: given for argument, given in packing.items() if given is not None}
+        if return_loss:
+            labels = next_tokens(x, cu_seqlens, mask)
+            x = x if packing else x[:, :-1]
         layers = len(self.layers)
         fits = cache is None or (isinstance(cache, tuple | list) and len(cache) == layers)
         expect(fits, _NAME, "cache", f"one entry for each of {layers} layers", cache)
@@ -176,6 +190,7 @@ class Transformer(nn.Module):
             if ablate_state_transition is None
             else ablate_state_transition,
             "return_cache": return_cache,
+            **packing,
         }
 
         h = self.token_emb(x)
@@ -186,7 +201,8 @@ class Transformer(nn.Module):
             caches.append(carried)
         logits = self.to_logits(h)
         if return_loss:
-            return F.cross_entropy(logits.flatten(0, 1), labels.flatten().long())
+            logits = logits[:, : labels.shape[1]].flatten(0, 1)
+            return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)
         return (logits, tuple(caches)) if return_cache else logits
 
     @property
@@ -204,7 +220,8 @@ class Transformer(nn.Module):
             expect(pair, _NAME, "cache", "a pair of caches in a layer with two", cache)
             before, cache = (None, None) if cache is None else cache
             kept = options["return_cache"]
-            y = self._run(simple[0], h, cache=before, return_cache=kept)
+            shared = {k: v for k, v in options.items() if not k.startswith("ablate")}
+            y = self._run(simple[0], h, cache=before, **shared)
             y, before = y if kept else (y, None)
             h = h + y
         carried = None

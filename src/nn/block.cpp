@@ -48,14 +48,16 @@ Block::Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm)
   }
 }
 
-torch::Tensor Block::forward(const torch::Tensor& input, Ablation ablation, MixerState* state) {
+torch::Tensor Block::forward(const torch::Tensor& input, Ablation ablation, MixerState* state,
+                             const Packing& packing) {
   auto x = input;
   if (simple_gate_loop_) {
-    x = x + (state ? simple_gate_loop_->advance(x, state->simple_gate_loop) : simple_gate_loop_(x));
+    x = x + (state ? simple_gate_loop_->advance(x, state->simple_gate_loop, packing)
+                   : simple_gate_loop_->forward_packed(x, packing));
   }
   if (mixer_) {
     x = around_mixer_->forward(
-        x, [&](const torch::Tensor& t) { return mixer_->forward(t, ablation, state); });
+        x, [&](const torch::Tensor& t) { return mixer_->forward(t, ablation, state, packing); });
   }
   return around_feed_forward_->forward(x, [&](const torch::Tensor& t) { return feed_forward_(t); });
 }

@@ -36,7 +36,8 @@ class Block : public torch::nn::Module {
   Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm);
 
   /// x (B, T, dim) -> (B, T, dim).
-  torch::Tensor forward(const torch::Tensor& input, Ablation ablation, MixerState* state);
+  torch::Tensor forward(const torch::Tensor& input, Ablation ablation, MixerState* state,
+                        const Packing& packing);
 
  private:
   SimpleGateLoopLayer simple_gate_loop_{nullptr};

@@ -4,6 +4,7 @@
 
 #include "nn/common.h"
 #include "nn/kv_cache.h"
+#include "nn/packing.h"
 #include "nn/rotary_embedding.h"
 #include "nn/transition.h"
 
@@ -56,8 +57,14 @@ CausalFullAttentionImpl::CausalFullAttentionImpl(std::int64_t dim, const model::
   to_out_ = register_nested(*this, "to_out", "1", linear(dim_inner, dim, true));
 }
 
-Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state) {
+Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state,
+                                        const Packing& packing) {
   check_sequence(kCausalFullAttention, x, dim_);
+  check_packing(kCausalFullAttention, "x", x, packing);
+  const auto places = Places::of(packing, x);
+  TORCH_CHECK(!places || !state, kCausalFullAttention,
+              ": state must be null with cu_seqlens or mask, got one at position ",
+              state ? state->position : 0);
   const auto in = cast_once(x);
   const auto qkv = to_qkv_(in).chunk(3, -1);
   const auto split = [&](const Tensor& t) {
@@ -67,7 +74,8 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
 
   const auto position = state ? state->position : 0;
   if (rotary_emb_) {
-    const auto angles = rotary_emb_->angles(position, x.size(1));
+    const auto angles =
+        places ? rotary_emb_->angles(places->position) : rotary_emb_->angles(position, x.size(1));
     q = RotaryEmbedding::rotate(q, angles);
     k = RotaryEmbedding::rotate(k, angles);
   }
@@ -88,7 +96,9 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
     }
     state->position += x.size(1);
   }
-  auto out = attend(q, k, v).transpose(1, 2).flatten(-2);
+  auto out = places ? attend_within(q, k, v, *places, /*blocks=*/packing.cu_seqlens.has_value())
+                    : attend(q, k, v);
+  out = out.transpose(1, 2).flatten(-2);
   if (to_gates_) out = out * at::silu(to_gates_(in));
   return to_out_(out);
 }
@@ -115,6 +125,15 @@ Tensor CausalFullAttentionImpl::attend(const Tensor& q, const Tensor& k, const T
   return weigh(q, k, v, seen.tril(past).triu(past - window + 1));
 }
 
+/// attend() of q, k, v (B, H, T, D) within sequences, whose steps lie together if `blocks`. With a
+/// mask a window saves nothing.
+Tensor CausalFullAttentionImpl::attend_within(const Tensor& q, const Tensor& k, const Tensor& v,
+                                              const Places& places, bool blocks) const {
+  const auto time = q.size(2), window = spec_.window.value_or(time);
+  if (blocks && time > window) return attend_in_blocks(q, k, v, places.sequence[0]);
+  return weigh(q, k, v, places.visible(window).unsqueeze(1));
+}
+
 double CausalFullAttentionImpl::scale() const {
   return 1 / std::sqrt(static_cast<double>(spec_.dim_head));
 }
@@ -130,9 +149,10 @@ Tensor CausalFullAttentionImpl::weigh(const Tensor& q, const Tensor& k, const Te
 }
 
 /// attend() of more steps than the window has. Blocks of a window's steps read themselves and the
-/// block before: T · 2 window scores a head instead of T².
-Tensor CausalFullAttentionImpl::attend_in_blocks(const Tensor& q, const Tensor& k,
-                                                 const Tensor& v) const {
+/// block before: T · 2 window scores a head instead of T². `sequence` (T): that of each step, where
+/// there are several and no past.
+Tensor CausalFullAttentionImpl::attend_in_blocks(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                 const std::optional<Tensor>& sequence) const {
   const auto window = *spec_.window, time = q.size(2), past = k.size(2) - time;
   const auto blocks = (time + window - 1) / window, missing = blocks * window - time;
   const auto batch = q.size(0);
@@ -149,6 +169,7 @@ Tensor CausalFullAttentionImpl::attend_in_blocks(const Tensor& q, const Tensor& 
   auto visible = at::ones({window, 2 * window}, options).triu(1).tril(window);
   visible = visible.expand({blocks, window, 2 * window}).clone();
   visible[0].narrow(1, 0, window - past).zero_();
+  if (sequence) visible = visible.logical_and(pairs_of_blocks(*sequence, blocks, window));
   return weigh(queries, pairs(k), pairs(v), visible)
       .reshape({batch, spec_.heads, blocks * window, spec_.dim_head})
       .narrow(2, 0, time);

@@ -2,6 +2,7 @@
 
 #include "gateloop/ops.h"
 #include "nn/common.h"
+#include "nn/packing.h"
 #include "nn/transition.h"
 
 namespace gateloop::nn {
@@ -15,6 +16,11 @@ constexpr auto kGateLoopedAttention = "GateLoopedAttention";
 std::optional<Tensor> initial_state(const MixerState* state) {
   if (!state || !state->recurrence.defined()) return std::nullopt;
   return state->recurrence;
+}
+
+void check_absent(const char* name, const std::optional<Tensor>& given) {
+  TORCH_CHECK(!given, kGateLoopedAttention, ": ", name, " must be absent without max heads, got ",
+              given->sizes());
 }
 
 model::GateLoopSpec spec_of(const GateLoopedAttentionOptions& o) {
@@ -61,10 +67,19 @@ GateLoopedAttentionImpl::GateLoopedAttentionImpl(std::int64_t dim, const model::
   }
 }
 
-Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state) {
+Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state,
+                                        const Packing& packing) {
   check_sequence(kGateLoopedAttention, x, dim_);
+  check_packing(kGateLoopedAttention, "x", x, packing);
   const auto in = cast_once(x);
-  auto y = spec_.has_max_heads() ? max_heads(in, ablation, state) : wide_heads(in, ablation, state);
+  Tensor y;
+  if (spec_.has_max_heads()) {
+    y = max_heads(in, ablation, state, packing);
+  } else {
+    check_absent("cu_seqlens", packing.cu_seqlens);
+    check_absent("mask", packing.mask);
+    y = wide_heads(in, ablation, state);
+  }
   if (state) state->position += x.size(1);
   if (sub_ln_) y = sub_ln_(y);
   if (to_gates_) y = at::silu(to_gates_(in)) * y;
@@ -78,7 +93,8 @@ Tensor GateLoopedAttentionImpl::transition(const Tensor& x, Ablation ablation) {
   return ablation.complex && spec_.gate == Gate::kPolar ? drop_imaginary(z) : z;
 }
 
-Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, MixerState* state) {
+Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, MixerState* state,
+                                          const Packing& packing) {
   // q, k, v, or with joint_kv q and kv.
   const auto projected = to_qkv_(x).chunk(spec_.joint_kv ? 2 : 3, -1);
   const auto& q = projected[0];
@@ -87,18 +103,22 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
     return at::ones({1, 1, spec_.dim_inner}, q.options()).expand_as(q);  // read in place
   };
   const auto initial = initial_state(state);
+  const auto& [cu_seqlens, mask] = packing;
 
   Tensor y, final_state;
   if (ablation.state_transition) {
     // With a = 1, normalize_input would scale every input by zero: the sum stays a plain one.
-    std::tie(y, final_state) = linear_recurrence(one(), kv(), initial);
+    std::tie(y, final_state) =
+        linear_recurrence(one(), kv(), initial, /*reverse=*/false, cu_seqlens, mask);
     y = q * y;
   } else if (spec_.gate == Gate::kPolar) {
-    std::tie(y, final_state) = polar_gate_loop(
-        q, projected[1], spec_.joint_kv ? one() : projected[2], transition(x, ablation), initial);
+    std::tie(y, final_state) =
+        polar_gate_loop(q, projected[1], spec_.joint_kv ? one() : projected[2],
+                        transition(x, ablation), initial, /*reverse=*/false, cu_seqlens, mask);
   } else {
-    std::tie(y, final_state) = simple_gate_loop(q, kv(), transition(x, ablation), initial,
-                                                /*reverse=*/false, spec_.normalize_input);
+    std::tie(y, final_state) =
+        simple_gate_loop(q, kv(), transition(x, ablation), initial,
+                         /*reverse=*/false, spec_.normalize_input, cu_seqlens, mask);
   }
   if (state) state->recurrence = final_state.detach();
   return y;

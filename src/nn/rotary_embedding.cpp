@@ -25,7 +25,11 @@ void RotaryEmbedding::to(torch::Device device, torch::Dtype dtype, bool non_bloc
 
 RotaryEmbedding::Angles RotaryEmbedding::angles(std::int64_t first, std::int64_t time) const {
   const auto positions = at::arange(first, first + time, freqs_.options().dtype(torch::kLong));
-  const auto angle = positions.view({-1, 1, 1}) * freqs_;
+  return angles(positions);
+}
+
+RotaryEmbedding::Angles RotaryEmbedding::angles(const torch::Tensor& positions) const {
+  const auto angle = positions.unsqueeze(-1).unsqueeze(-1) * freqs_;
   return {angle.cos(), angle.sin()};
 }
 

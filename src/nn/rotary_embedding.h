@@ -23,6 +23,8 @@ class RotaryEmbedding : public torch::nn::Module {
     torch::Tensor cos, sin;
   };
   Angles angles(std::int64_t first, std::int64_t time) const;
+  /// For the positions (B, T) of each step: (B, T, 1, dim_head / 2).
+  Angles angles(const torch::Tensor& positions) const;
 
   /// t (B, T, H, dim_head) -> the same shape and dtype.
   static torch::Tensor rotate(const torch::Tensor& t, const Angles& angles);

@@ -2,6 +2,7 @@
 
 #include "gateloop/ops.h"
 #include "nn/common.h"
+#include "nn/packing.h"
 
 namespace gateloop::nn {
 
@@ -31,25 +32,30 @@ SimpleGateLoopLayerImpl::SimpleGateLoopLayerImpl(std::int64_t dim,
   }
 }
 
-Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) {
+Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) { return forward_packed(x, {}); }
+
+Tensor SimpleGateLoopLayerImpl::forward_packed(const Tensor& x, const Packing& packing) {
   check_sequence(kSimpleGateLoopLayer, x, dim_);
-  return run(x, std::nullopt).y;
+  check_packing(kSimpleGateLoopLayer, "x", x, packing);
+  return run(x, std::nullopt, packing).y;
 }
 
 SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
-    const Tensor& x, const std::optional<Tensor>& initial_state) {
+    const Tensor& x, const std::optional<Tensor>& initial_state, const Packing& packing) {
   const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
   auto [y, final_state] =
-      simple_gate_loop(qkva[0], qkva[1], qkva[2], initial_state, options_.reverse);
+      simple_gate_loop(qkva[0], qkva[1], qkva[2], initial_state, options_.reverse,
+                       /*normalize_input=*/false, packing.cu_seqlens, packing.mask);
   return {post_ln_ ? post_ln_(y) : y, qkva[2], final_state};
 }
 
-Tensor SimpleGateLoopLayerImpl::advance(const Tensor& x, Tensor& state) {
+Tensor SimpleGateLoopLayerImpl::advance(const Tensor& x, Tensor& state, const Packing& packing) {
   check_not_reversed();
   check_sequence(kSimpleGateLoopLayer, x, dim_);
+  check_packing(kSimpleGateLoopLayer, "x", x, packing);
   std::optional<Tensor> initial;
   if (state.defined()) initial = state;
-  const auto steps = run(x, initial);
+  const auto steps = run(x, initial, packing);
   state = steps.final_state.detach();
   return steps.y;
 }

@@ -6,6 +6,7 @@
 
 #include "nn/block.h"
 #include "nn/common.h"
+#include "nn/packing.h"
 
 namespace gateloop::nn {
 
@@ -54,8 +55,9 @@ TransformerImpl::TransformerImpl(TransformerOptions options)
 }
 
 Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
-                                std::optional<Ablation> ablation) {
+                                std::optional<Ablation> ablation, const Packing& packing) {
   check_ids(ids, spec_.num_tokens);
+  check_packing(kTransformer, "ids", ids, packing);
   if (state && state->empty()) state->resize(layers_->size());
   TORCH_CHECK(!state || state->size() == layers_->size(), kTransformer,
               ": state must have one entry for each of ", layers_->size(), " layers, got ",
@@ -64,20 +66,23 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
 
   auto x = token_emb_(ids);
   for (std::size_t i = 0; i < layers_->size(); ++i) {
-    x = layers_->at<Block>(i).forward(x, active, state ? &(*state)[i] : nullptr);
+    x = layers_->at<Block>(i).forward(x, active, state ? &(*state)[i] : nullptr, packing);
   }
   if (final_norm_) x = final_norm_(x);
   return to_logits_ ? to_logits_(x) : at::linear(x, token_emb_->weight);
 }
 
-Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation) {
+Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation,
+                             const Packing& packing) {
   TORCH_CHECK(ids.dim() == 2 && ids.size(1) >= 2, kTransformer,
               ": loss needs ids of shape (B, T + 1) with T >= 1, got ", ids.sizes());
   const auto time = ids.size(1) - 1;
-  auto logits = forward(ids.narrow(1, 0, time), nullptr, ablation).flatten(0, 1);
+  const bool whole = !packing.cu_seqlens && !packing.mask;
+  auto logits = forward(whole ? ids.narrow(1, 0, time) : ids, nullptr, ablation, packing);
+  logits = logits.narrow(1, 0, time).flatten(0, 1);
   // Sums of exponentials over the vocabulary lose too much in 8 or 11 bits.
   if (at::isReducedFloatingType(logits.scalar_type())) logits = logits.to(torch::kFloat);
-  return at::cross_entropy_loss(logits, ids.narrow(1, 1, time).flatten());
+  return at::cross_entropy_loss(logits, next_tokens(ids, packing).flatten());
 }
 
 }  // namespace gateloop::nn

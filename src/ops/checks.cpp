@@ -54,6 +54,12 @@ class Arguments {
     state_type_ = at::toComplexType(state_type_);
     return *this;
   }
+  /// States of a row for each sequence that cu_seqlens packs, if given.
+  Arguments& packed(const OptionalTensor& cu_seqlens) {
+    check_cu_seqlens(op_, name_, first_, cu_seqlens);
+    if (is_given(cu_seqlens)) sequences_ = cu_seqlens->sym_size(0) - 1;
+    return *this;
+  }
   /// (B, T, factor D) in the dtype of the first.
   const Arguments& sequence(const char* name, const OptionalTensor& t, int factor = 1) const {
     const auto sizes = first_.sym_sizes();
@@ -62,19 +68,21 @@ class Arguments {
     return *this;
   }
   const Arguments& optional_sequence(const char* name, const OptionalTensor& t) const {
-    return t.has_value() && t->defined() ? sequence(name, t) : *this;
+    return is_given(t) ? sequence(name, t) : *this;
   }
-  /// (B, D) in the dtype of states, or absent.
+  /// (B or N, D) in the dtype of states, or absent.
   const Arguments& state(const char* name, const OptionalTensor& t) const {
-    if (t.has_value() && t->defined()) {
-      expect(name, *t, state_type_, {first_.sym_size(0), first_.sym_size(2)});
+    if (is_given(t)) {
+      expect(name, *t, state_type_, {sequences_.value_or(first_.sym_size(0)), first_.sym_size(2)});
     }
     return *this;
   }
   /// (B, blocks, D) in the dtype of states.
   void saved_states(const at::Tensor& t) const {
     constexpr auto kBlock = recurrence::kSavedStateBlock;
-    const c10::SymInt blocks = (first_.sym_size(1) + (kBlock - 1)) / kBlock;
+    const c10::SymInt time = first_.sym_size(1);
+    const c10::SymInt blocks =
+        sequences_ ? time / kBlock + *sequences_ : (time + (kBlock - 1)) / kBlock;
     expect("saved_states", t, state_type_, {first_.sym_size(0), blocks, first_.sym_size(2)});
   }
 
@@ -95,6 +103,7 @@ class Arguments {
   const char* name_;
   const at::Tensor& first_;
   at::ScalarType state_type_;
+  std::optional<c10::SymInt> sequences_;
 };
 
 }  // namespace
@@ -115,17 +124,52 @@ at::ScalarType accumulation_type(at::ScalarType storage) {
   }
 }
 
+void check_cu_seqlens(const char* op, const char* name, const at::Tensor& sequence,
+                      const OptionalTensor& cu_seqlens) {
+  if (!is_given(cu_seqlens)) return;
+  const at::Tensor& t = *cu_seqlens;
+  check_readable(op, "cu_seqlens", t);
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kInt || t.scalar_type() == at::kLong, op,
+                   ": cu_seqlens must be Int or Long, got ", t.scalar_type());
+  // The host reads it, but beside meta tensors nobody does.
+  TORCH_CHECK(t.is_cpu() || (t.is_meta() && sequence.is_meta()), op,
+              ": cu_seqlens must be on cpu, got ", t.device());
+  TORCH_CHECK(t.dim() == 1 && t.sym_size(0) >= 1, op,
+              ": cu_seqlens must be (N + 1) for N sequences, got ", t.sym_sizes());
+  TORCH_CHECK(sequence.sym_size(0) == 1, op, ": ", name, " must be a batch of one, [1, T, ...], ",
+              "beside cu_seqlens, got ", sequence.sym_sizes());
+}
+
+void check_mask(const char* op, const char* name, const at::Tensor& sequence,
+                const OptionalTensor& mask, const OptionalTensor& cu_seqlens) {
+  if (!is_given(mask)) return;
+  const at::Tensor& t = *mask;
+  check_readable(op, "mask", t);
+  TORCH_CHECK(!is_given(cu_seqlens), op, ": mask must be absent beside cu_seqlens, got ",
+              t.toString(), " ", t.sym_sizes());
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kBool, op, ": mask must be Bool, got ", t.scalar_type());
+  TORCH_CHECK(t.device() == sequence.device(), op, ": mask must be on ", sequence.device(), " as ",
+              name, " is, got ", t.device());
+  TORCH_CHECK(t.sym_sizes() == sequence.sym_sizes().slice(0, 2), op,
+              ": mask must be (B, T) = ", sequence.sym_sizes().slice(0, 2), " where ", name, " is ",
+              sequence.sym_sizes(), ", got ", t.sym_sizes());
+}
+
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
-                             const OptionalTensor& initial_state) {
+                             const OptionalTensor& initial_state,
+                             const OptionalTensor& cu_seqlens) {
   Arguments("gateloop::linear_recurrence", "x", x, kRecurrenceTypes)
+      .packed(cu_seqlens)
       .sequence("a", a)
       .state("initial_state", initial_state);
 }
 
 void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTensor& dfinal_state,
                                       const at::Tensor& a, const at::Tensor& h,
-                                      const OptionalTensor& initial_state) {
+                                      const OptionalTensor& initial_state,
+                                      const OptionalTensor& cu_seqlens) {
   Arguments("gateloop::_linear_recurrence_backward", "h", h, kRecurrenceTypes)
+      .packed(cu_seqlens)
       .optional_sequence("dh", dh)
       .state("dfinal_state", dfinal_state)
       .sequence("a", a)
@@ -133,9 +177,11 @@ void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTe
 }
 
 void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           const at::Tensor& z, const OptionalTensor& initial_state) {
+                           const at::Tensor& z, const OptionalTensor& initial_state,
+                           const OptionalTensor& cu_seqlens) {
   Arguments("gateloop::polar_gate_loop", "q", q, kRealTypes)
       .with_complex_states()
+      .packed(cu_seqlens)
       .sequence("k", k)
       .sequence("v", v)
       .sequence("z", z, 2)
@@ -144,9 +190,11 @@ void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::T
 
 void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                    const at::Tensor& z, const at::Tensor& saved_states) {
+                                    const at::Tensor& z, const at::Tensor& saved_states,
+                                    const OptionalTensor& cu_seqlens) {
   Arguments("gateloop::_polar_gate_loop_backward", "q", q, kRealTypes)
       .with_complex_states()
+      .packed(cu_seqlens)
       .optional_sequence("dy", dy)
       .state("dfinal_state", dfinal_state)
       .sequence("k", k)
@@ -156,8 +204,9 @@ void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTens
 }
 
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                            const OptionalTensor& initial_state) {
+                            const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens) {
   Arguments("gateloop::simple_gate_loop", "q", q, kRealTypes)
+      .packed(cu_seqlens)
       .sequence("kv", kv)
       .sequence("z", z)
       .state("initial_state", initial_state);
@@ -165,8 +214,10 @@ void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at:
 
 void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                      const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                                     const at::Tensor& saved_states) {
+                                     const at::Tensor& saved_states,
+                                     const OptionalTensor& cu_seqlens) {
   Arguments("gateloop::_simple_gate_loop_backward", "q", q, kRealTypes)
+      .packed(cu_seqlens)
       .optional_sequence("dy", dy)
       .state("dfinal_state", dfinal_state)
       .sequence("kv", kv)

@@ -33,22 +33,35 @@ inline bool is_plain_cpu(const at::Tensor& t) {
          !t.key_set().has_any(c10::DispatchKeySet({Python, Functionalize, ZeroTensor}));
 }
 
-/// All that one operator reads.
+/// Of arguments of `op` beside `sequence`, (B, T, ...), which it calls `name`; they may be absent.
+/// cu_seqlens packs N sequences along the time of a batch of one: (N + 1) int32 or int64 on the
+/// CPU. Its values are checked by those who read them.
+void check_cu_seqlens(const char* op, const char* name, const at::Tensor& sequence,
+                      const OptionalTensor& cu_seqlens);
+/// mask says which steps are no padding: (B, T) bool, without cu_seqlens.
+void check_mask(const char* op, const char* name, const at::Tensor& sequence,
+                const OptionalTensor& mask, const OptionalTensor& cu_seqlens);
+
+/// All that one operator reads, but the mask.
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
-                             const OptionalTensor& initial_state);
+                             const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens);
 void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTensor& dfinal_state,
                                       const at::Tensor& a, const at::Tensor& h,
-                                      const OptionalTensor& initial_state);
+                                      const OptionalTensor& initial_state,
+                                      const OptionalTensor& cu_seqlens);
 void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           const at::Tensor& z, const OptionalTensor& initial_state);
+                           const at::Tensor& z, const OptionalTensor& initial_state,
+                           const OptionalTensor& cu_seqlens);
 void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                    const at::Tensor& z, const at::Tensor& saved_states);
+                                    const at::Tensor& z, const at::Tensor& saved_states,
+                                    const OptionalTensor& cu_seqlens);
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                            const OptionalTensor& initial_state);
+                            const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens);
 void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                      const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                                     const at::Tensor& saved_states);
+                                     const at::Tensor& saved_states,
+                                     const OptionalTensor& cu_seqlens);
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& a, const OptionalTensor& initial_state);
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

@@ -7,32 +7,36 @@
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   using gateloop::ops::define;
   define(m,
-         "linear_recurrence(Tensor a, Tensor x, Tensor? initial_state=None, bool reverse=False) -> "
-         "(Tensor h, Tensor final_state)");
+         "linear_recurrence(Tensor a, Tensor x, Tensor? initial_state=None, bool reverse=False, "
+         "Tensor? cu_seqlens=None, Tensor? mask=None) -> (Tensor h, Tensor final_state)");
   define(
       m,
       "_linear_recurrence_backward(Tensor? dh, Tensor? dfinal_state, Tensor a, Tensor h, Tensor? "
-      "initial_state, bool reverse) -> (Tensor da, Tensor dx, Tensor dinitial_state)");
+      "initial_state, bool reverse, Tensor? cu_seqlens=None) -> (Tensor da, Tensor dx, Tensor "
+      "dinitial_state)");
 }
 
 namespace gateloop {
 
 std::tuple<at::Tensor, at::Tensor> linear_recurrence(const at::Tensor& a, const at::Tensor& x,
                                                      const std::optional<at::Tensor>& initial_state,
-                                                     bool reverse) {
+                                                     bool reverse,
+                                                     const std::optional<at::Tensor>& cu_seqlens,
+                                                     const std::optional<at::Tensor>& mask) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::linear_recurrence", "")
                              .typed<decltype(linear_recurrence)>();
-  return op.call(a, x, initial_state, reverse);
+  return op.call(a, x, initial_state, reverse, cu_seqlens, mask);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::linear_recurrence_backward(
     const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
-    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse) {
+    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse,
+    const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_linear_recurrence_backward", "")
                              .typed<decltype(linear_recurrence_backward)>();
-  return op.call(dh, dfinal_state, a, h, initial_state, reverse);
+  return op.call(dh, dfinal_state, a, h, initial_state, reverse, cu_seqlens);
 }
 
 }  // namespace gateloop

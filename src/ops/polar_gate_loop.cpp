@@ -8,17 +8,16 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   using gateloop::ops::define;
   define(m,
          "polar_gate_loop(Tensor q, Tensor k, Tensor v, Tensor z, Tensor? initial_state=None, bool "
-         "reverse=False) -> (Tensor y, Tensor final_state)");
+         "reverse=False, Tensor? cu_seqlens=None, Tensor? mask=None) -> (Tensor y, Tensor "
+         "final_state)");
   define(m,
          "_polar_gate_loop_forward(Tensor q, Tensor k, Tensor v, Tensor z, Tensor? initial_state, "
-         "bool "
-         "reverse) -> (Tensor y, Tensor final_state, Tensor saved_states)");
+         "bool reverse, Tensor? cu_seqlens=None) -> (Tensor y, Tensor final_state, Tensor "
+         "saved_states)");
   define(m,
          "_polar_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor k, Tensor "
-         "v, Tensor "
-         "z, Tensor saved_states, bool reverse) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dz, "
-         "Tensor "
-         "dinitial_state)");
+         "v, Tensor z, Tensor saved_states, bool reverse, Tensor? cu_seqlens=None) -> (Tensor dq, "
+         "Tensor dk, Tensor dv, Tensor dz, Tensor dinitial_state)");
 }
 
 namespace gateloop {
@@ -26,30 +25,33 @@ namespace gateloop {
 std::tuple<at::Tensor, at::Tensor> polar_gate_loop(const at::Tensor& q, const at::Tensor& k,
                                                    const at::Tensor& v, const at::Tensor& z,
                                                    const std::optional<at::Tensor>& initial_state,
-                                                   bool reverse) {
+                                                   bool reverse,
+                                                   const std::optional<at::Tensor>& cu_seqlens,
+                                                   const std::optional<at::Tensor>& mask) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::polar_gate_loop", "")
                              .typed<decltype(polar_gate_loop)>();
-  return op.call(q, k, v, z, initial_state, reverse);
+  return op.call(q, k, v, z, initial_state, reverse, cu_seqlens, mask);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::polar_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_polar_gate_loop_forward", "")
                              .typed<decltype(polar_gate_loop_forward)>();
-  return op.call(q, k, v, z, initial_state, reverse);
+  return op.call(q, k, v, z, initial_state, reverse, cu_seqlens);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 ops::polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                              const at::Tensor& z, const at::Tensor& saved_states, bool reverse) {
+                              const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
+                              const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_polar_gate_loop_backward", "")
                              .typed<decltype(polar_gate_loop_backward)>();
-  return op.call(dy, dfinal_state, q, k, v, z, saved_states, reverse);
+  return op.call(dy, dfinal_state, q, k, v, z, saved_states, reverse, cu_seqlens);
 }
 
 }  // namespace gateloop

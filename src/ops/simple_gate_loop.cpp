@@ -6,17 +6,20 @@
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   using gateloop::ops::define;
-  define(m,
-         "simple_gate_loop(Tensor q, Tensor kv, Tensor z, Tensor? initial_state=None, bool "
-         "reverse=False, bool normalize_input=False) -> (Tensor y, Tensor final_state)");
+  define(
+      m,
+      "simple_gate_loop(Tensor q, Tensor kv, Tensor z, Tensor? initial_state=None, bool "
+      "reverse=False, bool normalize_input=False, Tensor? cu_seqlens=None, Tensor? mask=None) -> "
+      "(Tensor y, Tensor final_state)");
   define(m,
          "_simple_gate_loop_forward(Tensor q, Tensor kv, Tensor z, Tensor? initial_state, bool "
-         "reverse, bool normalize_input) -> (Tensor y, Tensor final_state, Tensor saved_states)");
+         "reverse, bool normalize_input, Tensor? cu_seqlens=None) -> (Tensor y, Tensor "
+         "final_state, Tensor saved_states)");
   define(
       m,
       "_simple_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor kv, Tensor z, "
-      "Tensor saved_states, bool reverse, bool normalize_input) -> (Tensor dq, Tensor dkv, Tensor "
-      "dz, Tensor dinitial_state)");
+      "Tensor saved_states, bool reverse, bool normalize_input, Tensor? cu_seqlens=None) -> "
+      "(Tensor dq, Tensor dkv, Tensor dz, Tensor dinitial_state)");
 }
 
 namespace gateloop {
@@ -24,30 +27,33 @@ namespace gateloop {
 std::tuple<at::Tensor, at::Tensor> simple_gate_loop(const at::Tensor& q, const at::Tensor& kv,
                                                     const at::Tensor& z,
                                                     const std::optional<at::Tensor>& initial_state,
-                                                    bool reverse, bool normalize_input) {
+                                                    bool reverse, bool normalize_input,
+                                                    const std::optional<at::Tensor>& cu_seqlens,
+                                                    const std::optional<at::Tensor>& mask) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::simple_gate_loop", "")
                              .typed<decltype(simple_gate_loop)>();
-  return op.call(q, kv, z, initial_state, reverse, normalize_input);
+  return op.call(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens, mask);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::simple_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool reverse, bool normalize_input) {
+    const OptionalTensor& initial_state, bool reverse, bool normalize_input,
+    const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_simple_gate_loop_forward", "")
                              .typed<decltype(simple_gate_loop_forward)>();
-  return op.call(q, kv, z, initial_state, reverse, normalize_input);
+  return op.call(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ops::simple_gate_loop_backward(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
-    bool normalize_input) {
+    bool normalize_input, const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_simple_gate_loop_backward", "")
                              .typed<decltype(simple_gate_loop_backward)>();
-  return op.call(dy, dfinal_state, q, kv, z, saved_states, reverse, normalize_input);
+  return op.call(dy, dfinal_state, q, kv, z, saved_states, reverse, normalize_input, cu_seqlens);
 }
 
 }  // namespace gateloop

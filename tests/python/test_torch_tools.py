@@ -77,6 +77,12 @@ def test_compile_transformer(name: str) -> None:
     assert_compiles(transformer(name), [ids(12), ids(31), ids(7)], backend, return_loss=True)
 
 
+# 12 steps are whole windows, 10 are not.
+def test_compile_windows() -> None:
+    model = Transformer(16, num_tokens=32, depth=1, layers="attention", dim_head=8, window=4)
+    assert_compiles(model, [ids(13), ids(11)], "aot_eager", return_loss=True)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_compile_simple_gate_loop_layer(name: str) -> None:
     inputs = [torch.randn(2, time, 16) for time in (12, 31, 7)]

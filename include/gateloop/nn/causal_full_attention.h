@@ -11,6 +11,7 @@
 namespace gateloop::nn {
 
 class RotaryEmbedding;
+struct Places;
 
 /// The reference's options and defaults.
 struct CausalFullAttentionOptions {
@@ -46,8 +47,8 @@ class CausalFullAttentionImpl : public SpatialMixer {
   explicit CausalFullAttentionImpl(const CausalFullAttentionOptions& options);
   CausalFullAttentionImpl(std::int64_t dim, const model::AttentionSpec& spec);
 
-  torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},
-                        MixerState* state = nullptr) override;
+  torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {}, MixerState* state = nullptr,
+                        const Packing& packing = {}) override;
 
  private:
   double scale() const;
@@ -56,8 +57,11 @@ class CausalFullAttentionImpl : public SpatialMixer {
                        const torch::Tensor& v) const;
   torch::Tensor weigh(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                       const torch::Tensor& visible) const;
+  torch::Tensor attend_within(const torch::Tensor& q, const torch::Tensor& k,
+                              const torch::Tensor& v, const Places& places, bool blocks) const;
   torch::Tensor attend_in_blocks(const torch::Tensor& q, const torch::Tensor& k,
-                                 const torch::Tensor& v) const;
+                                 const torch::Tensor& v,
+                                 const std::optional<torch::Tensor>& sequence = std::nullopt) const;
 
   std::int64_t dim_;
   model::AttentionSpec spec_;

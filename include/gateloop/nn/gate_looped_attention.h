@@ -44,12 +44,13 @@ class GateLoopedAttentionImpl : public SpatialMixer {
   explicit GateLoopedAttentionImpl(const GateLoopedAttentionOptions& options);
   GateLoopedAttentionImpl(std::int64_t dim, const model::GateLoopSpec& spec);
 
-  torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},
-                        MixerState* state = nullptr) override;
+  torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {}, MixerState* state = nullptr,
+                        const Packing& packing = {}) override;
 
  private:
   torch::Tensor transition(const torch::Tensor& x, Ablation ablation);
-  torch::Tensor max_heads(const torch::Tensor& x, Ablation ablation, MixerState* state);
+  torch::Tensor max_heads(const torch::Tensor& x, Ablation ablation, MixerState* state,
+                          const Packing& packing);
   torch::Tensor wide_heads(const torch::Tensor& x, Ablation ablation, MixerState* state);
 
   std::int64_t dim_;

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "gateloop/model.h"
@@ -34,13 +35,23 @@ struct MixerState {
 /// One entry per layer; empty: the start of a sequence.
 using TransformerState = std::vector<MixerState>;
 
+/// Sequences of different lengths in one batch, see gateloop/ops.h; at most one of the two. Each of
+/// N packed sequences has a state of its own: the rows of a MixerState are then N. What comes out
+/// at padding says nothing.
+struct Packing {
+  std::optional<torch::Tensor> cu_seqlens = std::nullopt;  ///< (N + 1), int32 or int64, on the CPU
+  std::optional<torch::Tensor> mask = std::nullopt;        ///< (B, T), bool, false at padding
+};
+
 /// A layer that mixes along time: GateLoopedAttention or CausalFullAttention.
 class SpatialMixer : public torch::nn::Module {
  public:
   /// x (B, T, dim) -> (B, T, dim). With `state`, continues from it and updates it.
-  /// Throws c10::Error for an x of another shape and for a state of another layer or batch.
+  /// `packing`: of GateLoop with max heads, and of attention without a state.
+  /// Throws c10::Error for an x of another shape, for a state of another layer or batch, and for a
+  /// packing that does not fit.
   virtual torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},
-                                MixerState* state = nullptr) = 0;
+                                MixerState* state = nullptr, const Packing& packing = {}) = 0;
 };
 
 }  // namespace gateloop::nn

@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "gateloop/nn/mixer.h"
 #include "gateloop/nn/rms_norm.h"
 
 namespace gateloop::nn {
@@ -36,21 +37,27 @@ class SimpleGateLoopLayerImpl : public torch::nn::Module {
   /// x (B, T, dim) -> (B, T, dim). With `reverse` the recurrence runs from the last step.
   torch::Tensor forward(const torch::Tensor& x);
 
+  /// The same of packed or padded sequences: apart, for a Sequential takes a forward of one
+  /// argument.
+  torch::Tensor forward_packed(const torch::Tensor& x, const Packing& packing);
+
   /// Continues from `cache` with any number of steps; also returns the cache after the last one,
   /// detached from the graph. Throws c10::Error for a reversed layer and for a cache that does not
   /// fit x.
   std::pair<torch::Tensor, SimpleGateLoopCache> forward_with_cache(
       const torch::Tensor& x, const SimpleGateLoopCache& cache = {});
 
-  /// The same with the recurrence h alone, (B, dim), undefined at the start; it is updated.
-  torch::Tensor advance(const torch::Tensor& x, torch::Tensor& state);
+  /// The same with the recurrence h alone, (B, dim), or (N, dim) of packed sequences, undefined at
+  /// the start; it is updated.
+  torch::Tensor advance(const torch::Tensor& x, torch::Tensor& state, const Packing& packing = {});
 
  private:
   void check_not_reversed() const;
   struct Steps {
     torch::Tensor y, transition, final_state;
   };
-  Steps run(const torch::Tensor& x, const std::optional<torch::Tensor>& initial_state);
+  Steps run(const torch::Tensor& x, const std::optional<torch::Tensor>& initial_state,
+            const Packing& packing = {});
 
   std::int64_t dim_;
   SimpleGateLoopLayerOptions options_;

@@ -17,32 +17,32 @@ at::ScalarType widest(const at::Tensor& first, const Rest&... rest) {
   return type;
 }
 
-std::tuple<at::Tensor, at::Tensor> linear_recurrence_autocast(const at::Tensor& a,
-                                                              const at::Tensor& x,
-                                                              const OptionalTensor& initial_state,
-                                                              bool reverse) {
+std::tuple<at::Tensor, at::Tensor> linear_recurrence_autocast(
+    const at::Tensor& a, const at::Tensor& x, const OptionalTensor& initial_state, bool reverse,
+    const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto type = widest(a, x);
-  return linear_recurrence(a.to(type), x.to(type), initial_state, reverse);
+  return linear_recurrence(a.to(type), x.to(type), initial_state, reverse, cu_seqlens, mask);
 }
 
 std::tuple<at::Tensor, at::Tensor> polar_gate_loop_autocast(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    const OptionalTensor& mask) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto type = widest(q, k, v, z);
-  return polar_gate_loop(q.to(type), k.to(type), v.to(type), z.to(type), initial_state, reverse);
+  return polar_gate_loop(q.to(type), k.to(type), v.to(type), z.to(type), initial_state, reverse,
+                         cu_seqlens, mask);
 }
 
-std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autocast(const at::Tensor& q,
-                                                             const at::Tensor& kv,
-                                                             const at::Tensor& z,
-                                                             const OptionalTensor& initial_state,
-                                                             bool reverse, bool normalize_input) {
+std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autocast(
+    const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse, bool normalize_input,
+    const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto type = widest(q, kv, z);
   return simple_gate_loop(q.to(type), kv.to(type), z.to(type), initial_state, reverse,
-                          normalize_input);
+                          normalize_input, cu_seqlens, mask);
 }
 
 }  // namespace

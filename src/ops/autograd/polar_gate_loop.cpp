@@ -5,6 +5,7 @@
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
 
 namespace gateloop::ops {
 namespace {
@@ -14,7 +15,8 @@ using torch::autograd::variable_list;
 
 /// The operator in differentiable pieces: y = q Re(h), h = scan(σ(|z|) z/|z|, k v).
 variable_list definition(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const at::Tensor& z, const at::Tensor& initial_state, bool reverse) {
+                         const at::Tensor& z, const at::Tensor& initial_state, bool reverse,
+                         const OptionalTensor& cu_seqlens) {
   const auto real_type = accumulation_type(q.scalar_type());
   const at::Tensor raw = at::view_as_complex(z.to(real_type).contiguous().unflatten(2, {-1, 2}));
   const at::Tensor radius = raw.abs();
@@ -25,18 +27,20 @@ variable_list definition(const at::Tensor& q, const at::Tensor& k, const at::Ten
   const at::Tensor kv = (k.to(real_type) * v.to(real_type)).to(a.scalar_type());
   const std::optional<at::Tensor> initial =
       initial_state.defined() ? std::optional<at::Tensor>(initial_state) : std::nullopt;
-  auto [h, final_state] = linear_recurrence(a, kv, initial, reverse);
+  auto [h, final_state] = linear_recurrence(a, kv, initial, reverse, cu_seqlens);
   return {(q.to(real_type) * at::real(h)).to(q.scalar_type()), final_state};
 }
 
 struct PolarGateLoopFunction : torch::autograd::Function<PolarGateLoopFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                                const at::Tensor& v, const at::Tensor& z,
-                               const OptionalTensor& initial_state, bool reverse) {
+                               const OptionalTensor& initial_state, bool reverse,
+                               const OptionalTensor& cu_seqlens) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, final_state, saved_states] =
-        polar_gate_loop_forward(q, k, v, z, initial_state, reverse);
-    ctx->save_for_backward({q, k, v, z, initial_state.value_or(at::Tensor()), saved_states});
+        polar_gate_loop_forward(q, k, v, z, initial_state, reverse, cu_seqlens);
+    ctx->save_for_backward({q, k, v, z, initial_state.value_or(at::Tensor()), saved_states,
+                            cu_seqlens.value_or(at::Tensor())});
     ctx->saved_data["reverse"] = reverse;
     ctx->set_materialize_grads(false);
     return {y, final_state};
@@ -45,21 +49,21 @@ struct PolarGateLoopFunction : torch::autograd::Function<PolarGateLoopFunction> 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &z = saved[3];
-    const at::Tensor &initial = saved[4], &saved_states = saved[5];
+    const at::Tensor &initial = saved[4], &saved_states = saved[5], &cu_seqlens = saved[6];
     const bool reverse = ctx->saved_data["reverse"].toBool();
-    variable_list result(6);
+    variable_list result(7);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     if (needs_differentiable_backward()) {
       result = differentiate(
           [&](const variable_list& in) {
-            return definition(in[0], in[1], in[2], in[3], in[4], reverse);
+            return definition(in[0], in[1], in[2], in[3], in[4], reverse, cu_seqlens);
           },
           {q, k, v, z, initial}, grads);
-      result.emplace_back();
+      result.resize(7);
     } else {
-      auto [dq, dk, dv, dz, dinitial] =
-          polar_gate_loop_backward(grads[0], grads[1], q, k, v, z, saved_states, reverse);
-      result = {dq, dk, dv, dz, initial.defined() ? dinitial : at::Tensor(), at::Tensor()};
+      auto [dq, dk, dv, dz, dinitial] = polar_gate_loop_backward(grads[0], grads[1], q, k, v, z,
+                                                                 saved_states, reverse, cu_seqlens);
+      result = {dq, dk, dv, dz, initial.defined() ? dinitial : at::Tensor(), {}, {}};
     }
     return result;
   }
@@ -67,13 +71,17 @@ struct PolarGateLoopFunction : torch::autograd::Function<PolarGateLoopFunction> 
 
 std::tuple<at::Tensor, at::Tensor> polar_gate_loop_autograd(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    const OptionalTensor& mask) {
+  if (is_given(mask)) {
+    return polar_gate_loop_masked(q, k, v, z, initial_state, reverse, cu_seqlens, *mask);
+  }
   // Without a backward pass to come, the forward that saves no states.
   if (!any_requires_grad({q, k, v, z, initial_state.value_or(at::Tensor())})) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return polar_gate_loop(q, k, v, z, initial_state, reverse);
+    return polar_gate_loop(q, k, v, z, initial_state, reverse, cu_seqlens);
   }
-  const auto result = PolarGateLoopFunction::apply(q, k, v, z, initial_state, reverse);
+  const auto result = PolarGateLoopFunction::apply(q, k, v, z, initial_state, reverse, cu_seqlens);
   return {result[0], result[1]};
 }
 

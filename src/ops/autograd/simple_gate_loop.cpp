@@ -5,6 +5,7 @@
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
 
 namespace gateloop::ops {
 namespace {
@@ -14,7 +15,8 @@ using torch::autograd::variable_list;
 
 /// The operator in differentiable pieces: y = q scan(σ(z), kv).
 variable_list definition(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                         const at::Tensor& initial_state, bool reverse, bool normalize_input) {
+                         const at::Tensor& initial_state, bool reverse, bool normalize_input,
+                         const OptionalTensor& cu_seqlens) {
   const auto real_type = accumulation_type(q.scalar_type());
   const at::Tensor raw = z.to(real_type);
   const at::Tensor a = raw.sigmoid();
@@ -22,18 +24,20 @@ variable_list definition(const at::Tensor& q, const at::Tensor& kv, const at::Te
   const at::Tensor x = normalize_input ? kv.to(real_type) * raw.neg().sigmoid() : kv.to(real_type);
   const std::optional<at::Tensor> initial =
       initial_state.defined() ? std::optional<at::Tensor>(initial_state) : std::nullopt;
-  auto [h, final_state] = linear_recurrence(a, x, initial, reverse);
+  auto [h, final_state] = linear_recurrence(a, x, initial, reverse, cu_seqlens);
   return {(q.to(real_type) * h).to(q.scalar_type()), final_state};
 }
 
 struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& kv,
                                const at::Tensor& z, const OptionalTensor& initial_state,
-                               bool reverse, bool normalize_input) {
+                               bool reverse, bool normalize_input,
+                               const OptionalTensor& cu_seqlens) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, final_state, saved_states] =
-        simple_gate_loop_forward(q, kv, z, initial_state, reverse, normalize_input);
-    ctx->save_for_backward({q, kv, z, initial_state.value_or(at::Tensor()), saved_states});
+        simple_gate_loop_forward(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens);
+    ctx->save_for_backward({q, kv, z, initial_state.value_or(at::Tensor()), saved_states,
+                            cu_seqlens.value_or(at::Tensor())});
     ctx->saved_data["reverse"] = reverse;
     ctx->saved_data["normalize_input"] = normalize_input;
     ctx->set_materialize_grads(false);
@@ -43,39 +47,42 @@ struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &q = saved[0], &kv = saved[1], &z = saved[2];
-    const at::Tensor &initial = saved[3], &saved_states = saved[4];
+    const at::Tensor &initial = saved[3], &saved_states = saved[4], &cu_seqlens = saved[5];
     const bool reverse = ctx->saved_data["reverse"].toBool();
     const bool normalize_input = ctx->saved_data["normalize_input"].toBool();
-    variable_list result(6);
+    variable_list result(7);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     if (needs_differentiable_backward()) {
       result = differentiate(
           [&](const variable_list& in) {
-            return definition(in[0], in[1], in[2], in[3], reverse, normalize_input);
+            return definition(in[0], in[1], in[2], in[3], reverse, normalize_input, cu_seqlens);
           },
           {q, kv, z, initial}, grads);
-      result.resize(6);
+      result.resize(7);
     } else {
       auto [dq, dkv, dz, dinitial] = simple_gate_loop_backward(
-          grads[0], grads[1], q, kv, z, saved_states, reverse, normalize_input);
-      result = {dq, dkv, dz, initial.defined() ? dinitial : at::Tensor(), {}, {}};
+          grads[0], grads[1], q, kv, z, saved_states, reverse, normalize_input, cu_seqlens);
+      result = {dq, dkv, dz, initial.defined() ? dinitial : at::Tensor(), {}, {}, {}};
     }
     return result;
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autograd(const at::Tensor& q,
-                                                             const at::Tensor& kv,
-                                                             const at::Tensor& z,
-                                                             const OptionalTensor& initial_state,
-                                                             bool reverse, bool normalize_input) {
+std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autograd(
+    const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse, bool normalize_input,
+    const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
+  if (is_given(mask)) {
+    return simple_gate_loop_masked(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens,
+                                   *mask);
+  }
   // Without a backward pass to come, the forward that saves no states.
   if (!any_requires_grad({q, kv, z, initial_state.value_or(at::Tensor())})) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return simple_gate_loop(q, kv, z, initial_state, reverse, normalize_input);
+    return simple_gate_loop(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens);
   }
   const auto result =
-      SimpleGateLoopFunction::apply(q, kv, z, initial_state, reverse, normalize_input);
+      SimpleGateLoopFunction::apply(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens);
   return {result[0], result[1]};
 }
 

@@ -3,20 +3,27 @@
 #include "ops/checks.h"
 #include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
+#include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
 namespace {
 
 std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, const at::Tensor& x,
                                                          const OptionalTensor& initial_state,
-                                                         bool reverse) {
-  check_linear_recurrence(a, x, initial_state);
+                                                         bool reverse,
+                                                         const OptionalTensor& cu_seqlens,
+                                                         const OptionalTensor& mask) {
+  if (is_given(mask)) {
+    return linear_recurrence_masked(a, x, initial_state, reverse, cu_seqlens, *mask);
+  }
+  check_linear_recurrence(a, x, initial_state, cu_seqlens);
+  const auto offsets = kernel_offsets("gateloop::linear_recurrence", cu_seqlens, x.size(1));
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor x_ = with_contiguous_channels(x);
   const at::Tensor initial = contiguous(initial_state);
   at::Tensor h = empty_sequence(x.sizes(), x.options());
-  at::Tensor final_state =
-      at::empty({x.size(0), x.size(2)}, x.options().dtype(accumulation_type(x.scalar_type())));
+  at::Tensor final_state = empty_state(x, accumulation_type(x.scalar_type()), cu_seqlens);
 
   run_kernel(recurrence::LinearRecurrence{.dtype = kernel_dtype(x.scalar_type()),
                                           .shape = kernel_shape(x),
@@ -25,14 +32,18 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, co
                                           .x = input(x_),
                                           .initial_state = state_input(initial),
                                           .h = output(h),
-                                          .final_state = final_state.mutable_data_ptr()});
+                                          .final_state = final_state.mutable_data_ptr(),
+                                          .offsets = offsets});
   return {h, final_state};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
     const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
-    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse) {
-  check_linear_recurrence_backward(dh, dfinal_state, a, h, initial_state);
+    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse,
+    const OptionalTensor& cu_seqlens) {
+  check_linear_recurrence_backward(dh, dfinal_state, a, h, initial_state, cu_seqlens);
+  const auto offsets =
+      kernel_offsets("gateloop::_linear_recurrence_backward", cu_seqlens, h.size(1));
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor h_ = with_contiguous_channels(h);
   const at::Tensor dh_ = with_contiguous_channels(dh);
@@ -40,8 +51,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
   const at::Tensor dfinal = contiguous(dfinal_state);
   at::Tensor da = empty_sequence(h.sizes(), h.options());
   at::Tensor dx = empty_sequence(h.sizes(), h.options());
-  at::Tensor dinitial =
-      at::empty({h.size(0), h.size(2)}, h.options().dtype(accumulation_type(h.scalar_type())));
+  at::Tensor dinitial = empty_state(h, accumulation_type(h.scalar_type()), cu_seqlens);
 
   run_kernel(recurrence::LinearRecurrenceBackward{.dtype = kernel_dtype(h.scalar_type()),
                                                   .shape = kernel_shape(h),
@@ -53,7 +63,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
                                                   .dfinal_state = state_input(dfinal),
                                                   .da = output(da),
                                                   .dx = output(dx),
-                                                  .dinitial_state = dinitial.mutable_data_ptr()});
+                                                  .dinitial_state = dinitial.mutable_data_ptr(),
+                                                  .offsets = offsets});
   return {da, dx, dinitial};
 }
 

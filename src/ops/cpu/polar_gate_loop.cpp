@@ -3,6 +3,8 @@
 #include "ops/checks.h"
 #include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
+#include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
 namespace {
@@ -11,15 +13,16 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& v, const at::Tensor& z,
                                            const OptionalTensor& initial_state, bool reverse,
+                                           const OptionalTensor& cu_seqlens,
                                            const at::Tensor& saved_states) {
+  const auto offsets = kernel_offsets("gateloop::polar_gate_loop", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
   const at::Tensor z_ = with_contiguous_channels(z);
   const at::Tensor initial = contiguous(initial_state);
   at::Tensor y = empty_sequence(q.sizes(), q.options());
-  at::Tensor final_state = at::empty({q.size(0), q.size(2)},
-                                     q.options().dtype(complex_accumulation_type(q.scalar_type())));
+  at::Tensor final_state = empty_state(q, complex_accumulation_type(q.scalar_type()), cu_seqlens);
 
   run_kernel(recurrence::PolarGateLoop{
       .dtype = kernel_dtype(q.scalar_type()),
@@ -32,34 +35,40 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
       .initial_state = state_input(initial),
       .y = output(y),
       .final_state = final_state.mutable_data_ptr(),
-      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr});
+      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
+      .offsets = offsets});
   return {y, final_state};
 }
 
 std::tuple<at::Tensor, at::Tensor> polar_gate_loop_cpu(const at::Tensor& q, const at::Tensor& k,
                                                        const at::Tensor& v, const at::Tensor& z,
                                                        const OptionalTensor& initial_state,
-                                                       bool reverse) {
-  check_polar_gate_loop(q, k, v, z, initial_state);
-  return forward(q, k, v, z, initial_state, reverse, {});
+                                                       bool reverse,
+                                                       const OptionalTensor& cu_seqlens,
+                                                       const OptionalTensor& mask) {
+  if (is_given(mask)) {
+    return polar_gate_loop_masked(q, k, v, z, initial_state, reverse, cu_seqlens, *mask);
+  }
+  check_polar_gate_loop(q, k, v, z, initial_state, cu_seqlens);
+  return forward(q, k, v, z, initial_state, reverse, cu_seqlens, {});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool reverse) {
-  check_polar_gate_loop(q, k, v, z, initial_state);
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
+  check_polar_gate_loop(q, k, v, z, initial_state, cu_seqlens);
   at::Tensor saved_states =
-      at::empty({q.size(0), recurrence::saved_state_count(q.size(1)), q.size(2)},
-                q.options().dtype(complex_accumulation_type(q.scalar_type())));
-  auto [y, final_state] = forward(q, k, v, z, initial_state, reverse, saved_states);
+      empty_saved_states(q, complex_accumulation_type(q.scalar_type()), cu_seqlens);
+  auto [y, final_state] = forward(q, k, v, z, initial_state, reverse, cu_seqlens, saved_states);
   return {y, final_state, saved_states};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_backward_cpu(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& z, const at::Tensor& saved_states,
-    bool reverse) {
-  check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states);
+    bool reverse, const OptionalTensor& cu_seqlens) {
+  check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states, cu_seqlens);
+  const auto offsets = kernel_offsets("gateloop::_polar_gate_loop_backward", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
@@ -70,7 +79,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gat
   at::Tensor dk = empty_sequence(q.sizes(), q.options());
   at::Tensor dv = empty_sequence(q.sizes(), q.options());
   at::Tensor dz = empty_sequence(z.sizes(), z.options());
-  at::Tensor dinitial = at::empty({q.size(0), q.size(2)}, saved_states.options());
+  at::Tensor dinitial = empty_state(q, saved_states.scalar_type(), cu_seqlens);
 
   run_kernel(recurrence::PolarGateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
                                                .shape = kernel_shape(q),
@@ -86,7 +95,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gat
                                                .dk = output(dk),
                                                .dv = output(dv),
                                                .dz = output(dz),
-                                               .dinitial_state = dinitial.mutable_data_ptr()});
+                                               .dinitial_state = dinitial.mutable_data_ptr(),
+                                               .offsets = offsets});
   return {dq, dk, dv, dz, dinitial};
 }
 

@@ -3,6 +3,8 @@
 #include "ops/checks.h"
 #include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
+#include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
 namespace {
@@ -11,14 +13,15 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor& kv,
                                            const at::Tensor& z, const OptionalTensor& initial_state,
                                            bool reverse, bool normalize_input,
+                                           const OptionalTensor& cu_seqlens,
                                            const at::Tensor& saved_states) {
+  const auto offsets = kernel_offsets("gateloop::simple_gate_loop", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
   const at::Tensor initial = contiguous(initial_state);
   at::Tensor y = empty_sequence(q.sizes(), q.options());
-  at::Tensor final_state =
-      at::empty({q.size(0), q.size(2)}, q.options().dtype(accumulation_type(q.scalar_type())));
+  at::Tensor final_state = empty_state(q, accumulation_type(q.scalar_type()), cu_seqlens);
 
   run_kernel(recurrence::SimpleGateLoop{
       .dtype = kernel_dtype(q.scalar_type()),
@@ -31,34 +34,43 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
       .initial_state = state_input(initial),
       .y = output(y),
       .final_state = final_state.mutable_data_ptr(),
-      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr});
+      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
+      .offsets = offsets});
   return {y, final_state};
 }
 
 std::tuple<at::Tensor, at::Tensor> simple_gate_loop_cpu(const at::Tensor& q, const at::Tensor& kv,
                                                         const at::Tensor& z,
                                                         const OptionalTensor& initial_state,
-                                                        bool reverse, bool normalize_input) {
-  check_simple_gate_loop(q, kv, z, initial_state);
-  return forward(q, kv, z, initial_state, reverse, normalize_input, {});
+                                                        bool reverse, bool normalize_input,
+                                                        const OptionalTensor& cu_seqlens,
+                                                        const OptionalTensor& mask) {
+  if (is_given(mask)) {
+    return simple_gate_loop_masked(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens,
+                                   *mask);
+  }
+  check_simple_gate_loop(q, kv, z, initial_state, cu_seqlens);
+  return forward(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens, {});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool reverse, bool normalize_input) {
-  check_simple_gate_loop(q, kv, z, initial_state);
-  at::Tensor saved_states =
-      at::empty({q.size(0), recurrence::saved_state_count(q.size(1)), q.size(2)},
-                q.options().dtype(accumulation_type(q.scalar_type())));
-  auto [y, final_state] = forward(q, kv, z, initial_state, reverse, normalize_input, saved_states);
+    const OptionalTensor& initial_state, bool reverse, bool normalize_input,
+    const OptionalTensor& cu_seqlens) {
+  check_simple_gate_loop(q, kv, z, initial_state, cu_seqlens);
+  at::Tensor saved_states = empty_saved_states(q, accumulation_type(q.scalar_type()), cu_seqlens);
+  auto [y, final_state] =
+      forward(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens, saved_states);
   return {y, final_state, saved_states};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_cpu(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
-    bool normalize_input) {
-  check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states);
+    bool normalize_input, const OptionalTensor& cu_seqlens) {
+  check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states, cu_seqlens);
+  const auto offsets =
+      kernel_offsets("gateloop::_simple_gate_loop_backward", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
@@ -67,7 +79,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
   at::Tensor dq = empty_sequence(q.sizes(), q.options());
   at::Tensor dkv = empty_sequence(q.sizes(), q.options());
   at::Tensor dz = empty_sequence(q.sizes(), q.options());
-  at::Tensor dinitial = at::empty({q.size(0), q.size(2)}, saved_states.options());
+  at::Tensor dinitial = empty_state(q, saved_states.scalar_type(), cu_seqlens);
 
   run_kernel(recurrence::SimpleGateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
                                                 .shape = kernel_shape(q),
@@ -82,7 +94,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
                                                 .dq = output(dq),
                                                 .dkv = output(dkv),
                                                 .dz = output(dz),
-                                                .dinitial_state = dinitial.mutable_data_ptr()});
+                                                .dinitial_state = dinitial.mutable_data_ptr(),
+                                                .offsets = offsets});
   return {dq, dkv, dz, dinitial};
 }
 

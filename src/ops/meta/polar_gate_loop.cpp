@@ -2,6 +2,7 @@
 
 #include "ops/checks.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
 #include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
@@ -10,27 +11,34 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> polar_gate_loop_meta(const at::Tensor& q, const at::Tensor& k,
                                                         const at::Tensor& v, const at::Tensor& z,
                                                         const OptionalTensor& initial_state,
-                                                        bool /*reverse*/) {
-  check_polar_gate_loop(q, k, v, z, initial_state);
-  return {empty_sequence(q), empty_state(q, complex_accumulation_type(q.scalar_type()))};
+                                                        bool reverse,
+                                                        const OptionalTensor& cu_seqlens,
+                                                        const OptionalTensor& mask) {
+  if (is_given(mask)) {
+    return polar_gate_loop_masked(q, k, v, z, initial_state, reverse, cu_seqlens, *mask);
+  }
+  check_polar_gate_loop(q, k, v, z, initial_state, cu_seqlens);
+  return {empty_sequence(q),
+          empty_state(q, complex_accumulation_type(q.scalar_type()), cu_seqlens)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_meta(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool /*reverse*/) {
-  check_polar_gate_loop(q, k, v, z, initial_state);
-  return {empty_sequence(q), empty_state(q, complex_accumulation_type(q.scalar_type())),
-          empty_saved_states(q, complex_accumulation_type(q.scalar_type()))};
+    const OptionalTensor& initial_state, bool /*reverse*/, const OptionalTensor& cu_seqlens) {
+  check_polar_gate_loop(q, k, v, z, initial_state, cu_seqlens);
+  const auto state_type = complex_accumulation_type(q.scalar_type());
+  return {empty_sequence(q), empty_state(q, state_type, cu_seqlens),
+          empty_saved_states(q, state_type, cu_seqlens)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 polar_gate_loop_backward_meta(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                              const at::Tensor& z, const at::Tensor& saved_states,
-                              bool /*reverse*/) {
-  check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states);
+                              const at::Tensor& z, const at::Tensor& saved_states, bool /*reverse*/,
+                              const OptionalTensor& cu_seqlens) {
+  check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states, cu_seqlens);
   return {empty_sequence(q), empty_sequence(q), empty_sequence(q), empty_sequence(z),
-          empty_state(q, complex_accumulation_type(q.scalar_type()))};
+          empty_state(q, complex_accumulation_type(q.scalar_type()), cu_seqlens)};
 }
 
 }  // namespace

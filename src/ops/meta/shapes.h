@@ -1,9 +1,10 @@
 #pragma once
 
-/// Outputs without memory, sizes symbolic.
+/// Outputs, uninitialised, of sizes that may be symbolic.
 #include <ATen/ATen.h>
 
 #include "gateloop/recurrence.h"
+#include "ops/internal.h"
 
 namespace gateloop::ops {
 
@@ -12,16 +13,21 @@ inline at::Tensor empty_sequence(const at::Tensor& like) {
   return at::empty_symint(like.sym_sizes(), like.options());
 }
 
-/// (B, D) of a (B, T, D) sequence.
-inline at::Tensor empty_state(const at::Tensor& sequence, at::ScalarType dtype) {
-  return at::empty_symint({sequence.sym_size(0), sequence.sym_size(2)},
-                          sequence.options().dtype(dtype));
+/// (B, D) of a (B, T, D) sequence, or (N, D) of the N that cu_seqlens packs.
+inline at::Tensor empty_state(const at::Tensor& sequence, at::ScalarType dtype,
+                              const OptionalTensor& cu_seqlens = {}) {
+  const c10::SymInt rows =
+      is_given(cu_seqlens) ? cu_seqlens->sym_size(0) - 1 : sequence.sym_size(0);
+  return at::empty_symint({rows, sequence.sym_size(2)}, sequence.options().dtype(dtype));
 }
 
-/// (B, blocks, D) of a (B, T, D) sequence.
-inline at::Tensor empty_saved_states(const at::Tensor& sequence, at::ScalarType dtype) {
-  const c10::SymInt blocks =
-      (sequence.sym_size(1) + (recurrence::kSavedStateBlock - 1)) / recurrence::kSavedStateBlock;
+/// (B, blocks, D) of a (B, T, D) sequence, see saved_state_count().
+inline at::Tensor empty_saved_states(const at::Tensor& sequence, at::ScalarType dtype,
+                                     const OptionalTensor& cu_seqlens = {}) {
+  constexpr auto kBlock = recurrence::kSavedStateBlock;
+  const c10::SymInt time = sequence.sym_size(1);
+  const c10::SymInt blocks = is_given(cu_seqlens) ? time / kBlock + (cu_seqlens->sym_size(0) - 1)
+                                                  : (time + (kBlock - 1)) / kBlock;
   return at::empty_symint({sequence.sym_size(0), blocks, sequence.sym_size(2)},
                           sequence.options().dtype(dtype));
 }

@@ -2,6 +2,7 @@
 
 #include "ops/checks.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
 #include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
@@ -10,27 +11,34 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> simple_gate_loop_meta(const at::Tensor& q, const at::Tensor& kv,
                                                          const at::Tensor& z,
                                                          const OptionalTensor& initial_state,
-                                                         bool /*reverse*/,
-                                                         bool /*normalize_input*/) {
-  check_simple_gate_loop(q, kv, z, initial_state);
-  return {empty_sequence(q), empty_state(q, accumulation_type(q.scalar_type()))};
+                                                         bool reverse, bool normalize_input,
+                                                         const OptionalTensor& cu_seqlens,
+                                                         const OptionalTensor& mask) {
+  if (is_given(mask)) {
+    return simple_gate_loop_masked(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens,
+                                   *mask);
+  }
+  check_simple_gate_loop(q, kv, z, initial_state, cu_seqlens);
+  return {empty_sequence(q), empty_state(q, accumulation_type(q.scalar_type()), cu_seqlens)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_meta(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-    const OptionalTensor& initial_state, bool /*reverse*/, bool /*normalize_input*/) {
-  check_simple_gate_loop(q, kv, z, initial_state);
-  return {empty_sequence(q), empty_state(q, accumulation_type(q.scalar_type())),
-          empty_saved_states(q, accumulation_type(q.scalar_type()))};
+    const OptionalTensor& initial_state, bool /*reverse*/, bool /*normalize_input*/,
+    const OptionalTensor& cu_seqlens) {
+  check_simple_gate_loop(q, kv, z, initial_state, cu_seqlens);
+  const auto state_type = accumulation_type(q.scalar_type());
+  return {empty_sequence(q), empty_state(q, state_type, cu_seqlens),
+          empty_saved_states(q, state_type, cu_seqlens)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_meta(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool /*reverse*/,
-    bool /*normalize_input*/) {
-  check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states);
+    bool /*normalize_input*/, const OptionalTensor& cu_seqlens) {
+  check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states, cu_seqlens);
   return {empty_sequence(q), empty_sequence(q), empty_sequence(q),
-          empty_state(q, accumulation_type(q.scalar_type()))};
+          empty_state(q, accumulation_type(q.scalar_type()), cu_seqlens)};
 }
 
 }  // namespace

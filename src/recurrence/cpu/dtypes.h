@@ -3,6 +3,7 @@
 /// Sizes of the storage types, and the checks at the door.
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -73,12 +74,36 @@ inline void check(const char* op, const Shape& shape, DType dtype, bool complex_
   }
 }
 
+/// `offsets`, if given, cut the time of one batch entry into sequences.
+inline void check(const char* op, const Shape& shape, Offsets offsets) {
+  if (offsets.empty()) return;
+  const auto refuse = [op](const std::string& what) {
+    throw std::invalid_argument(std::string(op) + ": " + what);
+  };
+  if (shape.batch != 1) {
+    refuse("shape.batch must be 1 beside offsets, got " + std::to_string(shape.batch));
+  }
+  if (offsets.front() != 0) {
+    refuse("offsets must begin with 0, got " + std::to_string(offsets.front()));
+  }
+  if (offsets.back() != shape.time) {
+    refuse("offsets must end with the time " + std::to_string(shape.time) + ", got " +
+           std::to_string(offsets.back()));
+  }
+  if (const auto at = std::adjacent_find(offsets.begin(), offsets.end(), std::greater<>());
+      at != offsets.end()) {
+    refuse("offsets must not decrease, got " + std::to_string(at[1]) + " after " +
+           std::to_string(at[0]));
+  }
+}
+
 /// What the scheduler must know of any operation, checked; `carry_parts` reals make one channel of
 /// its carry.
 template <class Params>
 Problem sized_problem(const char* op, const Params& p, bool complex_allowed,
                       std::size_t carry_parts) {
   check(op, p.shape, p.dtype, complex_allowed);
+  check(op, p.shape, p.offsets);
   Problem problem;
   problem.shape = p.shape;
   problem.downwards = p.reverse;

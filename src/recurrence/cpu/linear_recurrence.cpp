@@ -1,6 +1,7 @@
 // h_t = a_t h_{t-1} + x_t and its adjoint, real and complex.
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/ragged.h"
 #include "recurrence/cpu/schedule.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -198,18 +199,22 @@ Problem problem_of(const LinearRecurrenceBackward& p) {
 }  // namespace cpu
 
 std::size_t scratch_bytes(const LinearRecurrence& p, int threads) {
-  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+  return cpu::scratch_bytes(p, cpu::problem_of(p), threads);
 }
 std::size_t scratch_bytes(const LinearRecurrenceBackward& p, int threads) {
-  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+  return cpu::scratch_bytes(p, cpu::problem_of(p), threads);
 }
 void run(const LinearRecurrence& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunLinear)(p, problem_of(p), executor, scratch);
+  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
+    HWY_DYNAMIC_DISPATCH(RunLinear)(call...);
+  });
 }
 void run(const LinearRecurrenceBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunLinearBackward)(p, problem_of(p), executor, scratch);
+  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
+    HWY_DYNAMIC_DISPATCH(RunLinearBackward)(call...);
+  });
 }
 
 }  // namespace gateloop::recurrence

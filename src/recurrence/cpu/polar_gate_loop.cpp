@@ -2,6 +2,7 @@
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/ragged.h"
 #include "recurrence/cpu/schedule.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -253,18 +254,22 @@ Problem problem_of(const PolarGateLoopBackward& p) {
 }  // namespace cpu
 
 std::size_t scratch_bytes(const PolarGateLoop& p, int threads) {
-  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+  return cpu::scratch_bytes(p, cpu::problem_of(p), threads);
 }
 std::size_t scratch_bytes(const PolarGateLoopBackward& p, int threads) {
-  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+  return cpu::scratch_bytes(p, cpu::problem_of(p), threads);
 }
 void run(const PolarGateLoop& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunPolarGateLoop)(p, problem_of(p), executor, scratch);
+  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
+    HWY_DYNAMIC_DISPATCH(RunPolarGateLoop)(call...);
+  });
 }
 void run(const PolarGateLoopBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunPolarGateLoopBackward)(p, problem_of(p), executor, scratch);
+  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
+    HWY_DYNAMIC_DISPATCH(RunPolarGateLoopBackward)(call...);
+  });
 }
 
 }  // namespace gateloop::recurrence

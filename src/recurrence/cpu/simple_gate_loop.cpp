@@ -2,6 +2,7 @@
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/ragged.h"
 #include "recurrence/cpu/schedule.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -244,18 +245,22 @@ Problem problem_of(const SimpleGateLoopBackward& p) {
 }  // namespace cpu
 
 std::size_t scratch_bytes(const SimpleGateLoop& p, int threads) {
-  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+  return cpu::scratch_bytes(p, cpu::problem_of(p), threads);
 }
 std::size_t scratch_bytes(const SimpleGateLoopBackward& p, int threads) {
-  return cpu::scratch_bytes(cpu::problem_of(p), threads);
+  return cpu::scratch_bytes(p, cpu::problem_of(p), threads);
 }
 void run(const SimpleGateLoop& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunSimple)(p, problem_of(p), executor, scratch);
+  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
+    HWY_DYNAMIC_DISPATCH(RunSimple)(call...);
+  });
 }
 void run(const SimpleGateLoopBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  HWY_DYNAMIC_DISPATCH(RunSimpleBackward)(p, problem_of(p), executor, scratch);
+  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
+    HWY_DYNAMIC_DISPATCH(RunSimpleBackward)(call...);
+  });
 }
 
 }  // namespace gateloop::recurrence

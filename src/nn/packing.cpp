@@ -1,0 +1,75 @@
+#include "nn/packing.h"
+
+#include "ops/checks.h"
+#include "ops/cpu/executor.h"
+
+namespace gateloop::nn {
+namespace {
+
+using torch::Tensor;
+
+constexpr std::int64_t kIgnored = -100;
+
+Places places_of_packed(const Tensor& cu_seqlens, const Tensor& x) {
+  const auto cuts = cu_seqlens.to(torch::kLong);
+  const auto steps = at::arange(x.size(1), cuts.options());
+  const auto sequence = at::searchsorted(cuts, steps, /*out_int32=*/false, /*right=*/true) - 1;
+  const auto position = steps - cuts.index_select(0, sequence);
+  return {sequence.unsqueeze(0).to(x.device()), position.unsqueeze(0).to(x.device())};
+}
+
+Places places_of_padded(const Tensor& mask) {
+  const auto steps = at::arange(mask.size(1), mask.options().dtype(torch::kLong));
+  return {at::where(mask, at::zeros_like(steps), -1 - steps), (mask.cumsum(1) - 1).clamp_min(0)};
+}
+
+}  // namespace
+
+void check_packing(const char* module, const char* name, const Tensor& x, const Packing& packing) {
+  ops::check_cu_seqlens(module, name, x, packing.cu_seqlens);
+  ops::check_mask(module, name, x, packing.mask, packing.cu_seqlens);
+  if (ops::is_given(packing.cu_seqlens) && packing.cu_seqlens->is_cpu()) {
+    ops::kernel_offsets(module, packing.cu_seqlens, x.size(1));
+  }
+}
+
+std::optional<Places> Places::of(const Packing& packing, const Tensor& x) {
+  if (packing.cu_seqlens) return places_of_packed(*packing.cu_seqlens, x);
+  if (packing.mask) return places_of_padded(*packing.mask);
+  return std::nullopt;
+}
+
+Tensor Places::visible(std::int64_t window) const {
+  const auto same = sequence.unsqueeze(2).eq(sequence.unsqueeze(1));
+  const auto near = (position.unsqueeze(2) - position.unsqueeze(1)).lt(window);
+  const auto time = sequence.size(1);
+  return same.logical_and(near).logical_and(at::ones({time, time}, same.options()).tril());
+}
+
+Tensor next_tokens(const Tensor& ids, const Packing& packing) {
+  const auto time = ids.size(1);
+  if (packing.mask) {
+    const auto padding = packing.mask->logical_not();
+    const auto real = at::arange(time, ids.options()).expand_as(ids).masked_fill(padding, time);
+    const auto following = std::get<0>(real.flip(1).cummin(1)).flip(1).narrow(1, 1, time - 1);
+    const auto tokens = ids.gather(1, following.clamp_max(time - 1));
+    return tokens.masked_fill(padding.narrow(1, 0, time - 1).logical_or(following.eq(time)),
+                              kIgnored);
+  }
+  auto tokens = ids.narrow(1, 1, time - 1);
+  if (!packing.cu_seqlens) return tokens;
+  const auto sequence = places_of_packed(*packing.cu_seqlens, ids).sequence;
+  const auto ends = sequence.narrow(1, 1, time - 1).ne(sequence.narrow(1, 0, time - 1));
+  return tokens.masked_fill(ends, kIgnored);
+}
+
+Tensor pairs_of_blocks(const Tensor& sequence, std::int64_t blocks, std::int64_t window) {
+  const auto missing = blocks * window - sequence.size(0);
+  const auto whole =
+      at::constant_pad_nd(sequence, {window, missing}, -1).view({blocks + 1, window});
+  const auto queries = whole.narrow(0, 1, blocks);
+  const auto keys = at::cat({whole.narrow(0, 0, blocks), queries}, 1);
+  return queries.unsqueeze(2).eq(keys.unsqueeze(1));
+}
+
+}  // namespace gateloop::nn
