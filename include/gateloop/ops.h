@@ -50,7 +50,8 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence(
 std::tuple<at::Tensor, at::Tensor> gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false,
-    c10::string_view form = "auto");
+    const std::optional<at::Tensor>& cu_seqlens = std::nullopt,
+    const std::optional<at::Tensor>& mask = std::nullopt, c10::string_view form = "auto");
 
 /// One step of gate_loop. q, k, v, a as there without T, state: (B, D) or (B, H, K, V) in the dtype
 /// of a. Returns (y, the next state).

@@ -197,6 +197,11 @@ constexpr std::int64_t gate_loop_chunk(bool per_key) { return per_key ? 16 : 64;
 constexpr std::int64_t gate_loop_chunks(std::int64_t time, bool per_key) {
   return (time + gate_loop_chunk(per_key) - 1) / gate_loop_chunk(per_key);
 }
+/// Beside Offsets the chunks of sequence n, which begins at step o, count from gate_loop_chunks(o,
+/// n, per_key) on; see saved_state_count.
+constexpr std::int64_t gate_loop_chunks(std::int64_t time, std::int64_t sequences, bool per_key) {
+  return time / gate_loop_chunk(per_key) + sequences;
+}
 
 /// GateLoop for heads of K keys and V values (section 3.2, its surrogate attention in chunks):
 ///   S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t)
@@ -204,7 +209,8 @@ constexpr std::int64_t gate_loop_chunks(std::int64_t time, bool per_key) {
 /// `per_key` (B, T, H, K), in the accumulation type, complex if `complex`; its strides count its
 /// elements. States: (B, H, K, V) of the type of a. saved_states: (B, gate_loop_chunks(T, per_key),
 /// H, 1 or 2, K, V) real, contiguous, the parts of the state before each chunk in scan order; null
-/// where no backward pass follows.
+/// where no backward pass follows. Beside Offsets states are (N, H, K, V) and (1,
+/// gate_loop_chunks(T, N, per_key), H, 1 or 2, K, V).
 struct GateLoop {
   DType dtype = DType::kFloat32;
   HeadsShape shape;
@@ -216,6 +222,7 @@ struct GateLoop {
   Heads y;
   State final_state = nullptr;
   void* saved_states = nullptr;
+  Offsets offsets = {};
 };
 
 /// Adjoint of GateLoop from its `saved_states`. da is exact where a is zero.
@@ -231,6 +238,7 @@ struct GateLoopBackward {
   ConstState dfinal_state = nullptr;
   Heads dq, dk, dv, da;
   State dinitial_state = nullptr;
+  Offsets offsets = {};
 };
 
 /// y = x / max(‖x‖, ε) √columns gain, row by row, ‖x‖ the Euclidean norm and ε 1e-12 as in the

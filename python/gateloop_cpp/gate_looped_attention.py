@@ -7,12 +7,7 @@ from torch import Tensor, nn
 
 from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
 from gateloop_cpp._packing import Packing
-from gateloop_cpp.ops import (
-    gate_loop,
-    linear_recurrence,
-    polar_gate_loop,
-    simple_gate_loop,
-)
+from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
 from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
 
 _NAME = "GateLoopedAttention"
@@ -33,8 +28,8 @@ class GateLoopedAttention(nn.Module):
         dim: channels of the input and output.
         heads: default max heads, dim_inner of them.
         dim_inner: default dim.
-        checkpoint_gate_looped_attn: with d > 1, recompute the (B, T, heads, d, d) states in the
-            backward pass instead of keeping them. With max heads they are never stored.
+        checkpoint_gate_looped_attn: kept for the reference's sake. Its states are computed again in
+            the backward pass in either case: memory holds one of every 64 steps with d > 1.
         add_swish_gating: multiply by SiLU of a projection of x.
         sub_ln: a LayerNorm after the recurrence.
         frac_gradient_state_transition: the share of the gradient that reaches ``to_a``.
@@ -121,9 +116,8 @@ class GateLoopedAttention(nn.Module):
             cache: the state of the recurrence, (B, dim_inner) with max heads, (B, heads, d, d)
                 otherwise: complex, or real for the sigmoid gate and under ablate_state_transition.
                 A sequence cut anywhere and carried through its cache gives what one call gives.
-            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with max
-                heads. Each of N packed sequences has a row of the cache. What comes out at padding
-                says nothing.
+            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`. Each of N
+                packed sequences has a row of the cache. What comes out at padding says nothing.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype.
@@ -132,12 +126,8 @@ class GateLoopedAttention(nn.Module):
         expect_packing(_NAME, x, cu_seqlens, mask)
         self._check_cache(cache, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         packing = Packing(cu_seqlens=cu_seqlens, mask=mask)
-        if self.heads == self.dim_inner:
-            y, state = self._max_heads(x, ablate_complex, ablate_state_transition, cache, packing)
-        else:
-            for argument, given in packing.items():
-                expect(given is None, _NAME, argument, "None without max heads", given)
-            y, state = self._wide_heads(x, ablate_complex, ablate_state_transition, cache)
+        mix = self._max_heads if self.heads == self.dim_inner else self._wide_heads
+        y, state = mix(x, ablate_complex, ablate_state_transition, cache, packing)
         y = self.maybe_sub_ln(y)
         if self.to_gates is not None:
             y = self.to_gates(x) * y
@@ -187,7 +177,12 @@ class GateLoopedAttention(nn.Module):
         return y.to(dtype), state
 
     def _wide_heads(
-        self, x: Tensor, ablate_complex: bool, ablate_state_transition: bool, cache: Tensor | None
+        self,
+        x: Tensor,
+        ablate_complex: bool,
+        ablate_state_transition: bool,
+        cache: Tensor | None,
+        packing: Packing,
     ) -> tuple[Tensor, Tensor]:
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if ablate_state_transition:
@@ -201,5 +196,5 @@ class GateLoopedAttention(nn.Module):
             if self.normalize_input:
                 k = (k * (1 - a).unsqueeze(-1)).to(k.dtype)
 
-        y, state = gate_loop(q, k, v, a, cache)
+        y, state = gate_loop(q, k, v, a, cache, **packing)
         return y.flatten(-2), state

@@ -59,6 +59,8 @@ def gate_loop(
     a: Tensor,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
     form: Literal["auto", "scan", "attention", "recurrent"] = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The GateLoop operator, S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t).
@@ -74,6 +76,7 @@ def gate_loop(
             float64 sequences).
         initial_state: (B, D), or (B, H, K, V), in the dtype of a. None is zero.
         reverse: run from the last step to the first.
+        cu_seqlens, mask: see :mod:`gateloop_cpp.ops`.
         form: how to compute it; values and gradients are the same. "scan": chunks of 64 steps as
             matrix products, one state a chunk in memory; "auto" takes it. "attention": the
             surrogate attention of section 3.3, T² work, in tiles. "recurrent": step by step, with
@@ -86,7 +89,9 @@ def gate_loop(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    y, final = torch.ops.gateloop.gate_loop(q, k, v, a, initial_state, reverse, form=form)
+    y, final = torch.ops.gateloop.gate_loop(
+        q, k, v, a, initial_state, reverse, cu_seqlens, mask, form=form
+    )
     return y, final
 
 

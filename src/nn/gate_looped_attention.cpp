@@ -18,11 +18,6 @@ std::optional<Tensor> initial_state(const MixerState* state) {
   return state->recurrence;
 }
 
-void check_absent(const char* name, const std::optional<Tensor>& given) {
-  TORCH_CHECK(!given, kGateLoopedAttention, ": ", name, " must be absent without max heads, got ",
-              given->sizes());
-}
-
 model::GateLoopSpec spec_of(const GateLoopedAttentionOptions& o) {
   const auto dim_inner = o.dim_inner.value_or(o.dim);
   return {.dim_inner = dim_inner,
@@ -72,14 +67,8 @@ Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   check_sequence(kGateLoopedAttention, x, dim_);
   check_packing(kGateLoopedAttention, "x", x, packing);
   const auto in = cast_once(x);
-  Tensor y;
-  if (spec_.has_max_heads()) {
-    y = max_heads(in, ablation, state, packing);
-  } else {
-    check_absent("cu_seqlens", packing.cu_seqlens);
-    check_absent("mask", packing.mask);
-    y = wide_heads(in, ablation, state);
-  }
+  auto y = spec_.has_max_heads() ? max_heads(in, ablation, state, packing)
+                                 : wide_heads(in, ablation, state, packing);
   if (state) state->position += x.size(1);
   if (sub_ln_) y = sub_ln_(y);
   if (to_gates_) y = at::silu(to_gates_(in)) * y;
@@ -124,7 +113,8 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
   return y;
 }
 
-Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, MixerState* state) {
+Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, MixerState* state,
+                                           const Packing& packing) {
   const auto qkv = to_qkv_(x).unflatten(-1, {3, spec_.heads, -1}).unbind(2);
   const auto &q = qkv[0], &v = qkv[2];
   auto k = qkv[1];
@@ -140,7 +130,8 @@ Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, M
     a = at::sigmoid(z.scalar_type() == torch::kDouble ? z : z.to(torch::kFloat));
     if (spec_.normalize_input) k = (k * (1 - a).unsqueeze(-1)).to(k.scalar_type());
   }
-  const auto [y, final_state] = gate_loop(q, k, v, a, initial_state(state));
+  const auto [y, final_state] = gate_loop(q, k, v, a, initial_state(state), /*reverse=*/false,
+                                          packing.cu_seqlens, packing.mask);
   if (state) state->recurrence = final_state.detach();
   return y.flatten(-2);
 }

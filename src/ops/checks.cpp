@@ -271,11 +271,16 @@ class GateLoopArguments {
            wide_ ? c10::str(complex, " or ", real, " ", prefix_, "H) or ", prefix_, "H, K)")
                  : c10::str(complex, " or ", real, " ", prefix_, "D)"));
   }
+  GateLoopArguments& packed(const OptionalTensor& cu_seqlens) {
+    check_cu_seqlens(op_, "q", q_, cu_seqlens);
+    if (is_given(cu_seqlens)) count_ = cu_seqlens->sym_size(0) - 1;
+    return *this;
+  }
   void only_wide() const { expect(wide_, true, "q", q_, c10::str(prefix_, "H, K)")); }
   /// In the dtype of a; may be absent.
   void state(const char* name, const OptionalTensor& t, const at::Tensor& a) const {
     if (!t.has_value() || !t->defined()) return;
-    Sizes sizes = {q_.sym_size(0)};
+    Sizes sizes = {count_.value_or(q_.sym_size(0))};
     for (std::int64_t i = lead_; i < q_.dim(); ++i) sizes.push_back(q_.sym_size(i));
     if (wide_) sizes.push_back(v_.sym_size(-1));
     tensor(name, *t, a.scalar_type(), sizes);
@@ -294,6 +299,7 @@ class GateLoopArguments {
   std::int64_t lead_;  // dimensions before the heads
   bool wide_;
   const char* prefix_;
+  std::optional<c10::SymInt> count_;  // of packed sequences
 };
 
 struct NamedTensor {
@@ -308,10 +314,19 @@ void check_all_readable(const char* op, std::initializer_list<NamedTensor> all) 
 
 }  // namespace
 
+c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens) {
+  const std::int64_t chunk = recurrence::gate_loop_chunk(/*per_key=*/a.dim() == 4);
+  const c10::SymInt time = a.sym_size(1);
+  if (is_given(cu_seqlens)) return time / chunk + (cu_seqlens->sym_size(0) - 1);
+  return (time + (chunk - 1)) / chunk;
+}
+
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const at::Tensor& a, const OptionalTensor& initial_state) {
-  const GateLoopArguments arguments("gateloop::gate_loop", q, v);
+                     const at::Tensor& a, const OptionalTensor& initial_state,
+                     const OptionalTensor& cu_seqlens) {
+  GateLoopArguments arguments("gateloop::gate_loop", q, v);
   arguments.sequences(k, a);
+  arguments.packed(cu_seqlens);
   arguments.state("initial_state", initial_state, a);
 }
 
@@ -324,18 +339,20 @@ void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,
                           const at::Tensor& v, const at::Tensor& a,
-                          const OptionalTensor& initial_state) {
+                          const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens) {
   check_all_readable(op,
                      {{"q", q}, {"k", k}, {"v", v}, {"a", a}, {"initial_state", initial_state}});
-  const GateLoopArguments arguments(op, q, v);
+  GateLoopArguments arguments(op, q, v);
   arguments.only_wide();
   arguments.sequences(k, a);
+  arguments.packed(cu_seqlens);
   arguments.state("initial_state", initial_state, a);
 }
 
 void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                       const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                      const at::Tensor& a, const at::Tensor& saved_states) {
+                                      const at::Tensor& a, const at::Tensor& saved_states,
+                                      const OptionalTensor& cu_seqlens) {
   constexpr auto kOp = "gateloop::_chunked_gate_loop_backward";
   check_all_readable(kOp, {{"dy", dy},
                            {"dfinal_state", dfinal_state},
@@ -344,20 +361,19 @@ void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTe
                            {"v", v},
                            {"a", a},
                            {"saved_states", saved_states}});
-  const GateLoopArguments arguments(kOp, q, v);
+  GateLoopArguments arguments(kOp, q, v);
   arguments.only_wide();
   arguments.sequences(k, a);
+  arguments.packed(cu_seqlens);
   const auto type = q.scalar_type();
   const auto sizes = v.sym_sizes();
   if (dy.has_value() && dy->defined()) {
     arguments.tensor("dy", *dy, type, Sizes(sizes.begin(), sizes.end()));
   }
   arguments.state("dfinal_state", dfinal_state, a);
-  const std::int64_t chunk = recurrence::gate_loop_chunk(/*per_key=*/a.dim() == 4);
-  const c10::SymInt chunks = (q.sym_size(1) + (chunk - 1)) / chunk;
-  arguments.tensor(
-      "saved_states", saved_states, accumulation_type(type),
-      {q.sym_size(0), chunks, q.sym_size(2), a.is_complex() ? 2 : 1, q.sym_size(3), v.sym_size(3)});
+  arguments.tensor("saved_states", saved_states, accumulation_type(type),
+                   {q.sym_size(0), saved_chunk_count(a, cu_seqlens), q.sym_size(2),
+                    a.is_complex() ? 2 : 1, q.sym_size(3), v.sym_size(3)});
 }
 
 }  // namespace gateloop::ops

@@ -63,15 +63,19 @@ void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTen
                                      const at::Tensor& saved_states,
                                      const OptionalTensor& cu_seqlens);
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const at::Tensor& a, const OptionalTensor& initial_state);
+                     const at::Tensor& a, const OptionalTensor& initial_state,
+                     const OptionalTensor& cu_seqlens);
+/// See gate_loop_chunks() of the kernels.
+c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens);
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& a, const at::Tensor& state);
 /// Of wide heads, by the name of the operator; their memory too.
 void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,
                           const at::Tensor& v, const at::Tensor& a,
-                          const OptionalTensor& initial_state);
+                          const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens);
 void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                       const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                      const at::Tensor& a, const at::Tensor& saved_states);
+                                      const at::Tensor& a, const at::Tensor& saved_states,
+                                      const OptionalTensor& cu_seqlens);
 
 }  // namespace gateloop::ops

@@ -1,16 +1,20 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "gateloop/ops.h"
 #include "ops/checks.h"
+#include "ops/cpu/executor.h"
 #include "ops/define.h"
 #include "ops/internal.h"
+#include "ops/masked.h"
 
 namespace gateloop {
 
 std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
   // Results have the dtypes of the arguments. Autocast would round the read-out to its own.
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const bool wide = q.dim() == 4;
@@ -20,18 +24,20 @@ std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
   const at::Tensor kv = product.to(a.scalar_type());  // (B, T, D) or (B, T, H, K, V)
 
   if (!wide) {
-    const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse);
+    const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse, cu_seqlens);
     return {(q_ * (h.is_complex() ? at::real(h) : h)).to(q.scalar_type()), final_state};
   }
   const at::Tensor per_key = a.dim() == 4 ? a : a.unsqueeze(-1);
   const at::Tensor per_channel = per_key.unsqueeze(-1).expand_as(kv).flatten(2);
   OptionalTensor initial;
   if (initial_state.has_value() && initial_state->defined()) initial = initial_state->flatten(1);
-  const auto [h, final_state] = linear_recurrence(per_channel, kv.flatten(2), initial, reverse);
+  const auto [h, final_state] =
+      linear_recurrence(per_channel, kv.flatten(2), initial, reverse, cu_seqlens);
   const at::Tensor states = (h.is_complex() ? at::real(h) : h).view_as(kv);
   const at::Tensor y = at::matmul(q_.unsqueeze(-2), states).squeeze(-2);
   const auto sizes = kv.sym_sizes();
-  return {y.to(q.scalar_type()), final_state.view_symint({sizes[0], sizes[2], sizes[3], sizes[4]})};
+  return {y.to(q.scalar_type()),
+          final_state.view_symint({final_state.sym_size(0), sizes[2], sizes[3], sizes[4]})};
 }
 
 namespace {
@@ -40,35 +46,62 @@ using Form = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Ten
                                                 const at::Tensor&, const at::Tensor&,
                                                 const ops::OptionalTensor&, bool);
 
-/// Max heads as heads of one channel.
-std::tuple<at::Tensor, at::Tensor> as_wide(Form* form, const at::Tensor& q, const at::Tensor& k,
-                                           const at::Tensor& v, const at::Tensor& a,
-                                           const ops::OptionalTensor& initial_state, bool reverse) {
-  ops::OptionalTensor initial;
-  if (initial_state.has_value() && initial_state->defined()) {
-    initial = initial_state->unsqueeze(-1).unsqueeze(-1);
+/// A form that takes one sequence a batch entry, on each of those packed.
+std::tuple<at::Tensor, at::Tensor> one_by_one(Form* form, const at::Tensor& q, const at::Tensor& k,
+                                              const at::Tensor& v, const at::Tensor& a,
+                                              const ops::OptionalTensor& initial_state,
+                                              bool reverse, const at::Tensor& cu_seqlens) {
+  const auto offsets = ops::kernel_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
+  std::vector<at::Tensor> ys = {v.narrow(1, 0, 0)}, states;
+  for (std::size_t n = 0; n + 1 < offsets.size(); ++n) {
+    const auto part = [&](const at::Tensor& t) {
+      return t.narrow(1, offsets[n], offsets[n + 1] - offsets[n]);
+    };
+    ops::OptionalTensor initial;
+    if (ops::is_given(initial_state)) {
+      initial = initial_state->narrow(0, static_cast<std::int64_t>(n), 1);
+    }
+    auto [y, state] = form(part(q), part(k), part(v), part(a), initial, reverse);
+    ys.push_back(y);
+    states.push_back(state);
   }
-  const auto [y, final_state] =
-      form(q.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-1), a, initial, reverse);
-  return {y.squeeze(-1), final_state.squeeze(-1).squeeze(-1)};
+  const at::Tensor none = at::empty({0, q.size(2), q.size(3), v.size(3)}, a.options());
+  return {at::cat(ys, 1), states.empty() ? none : at::cat(states, 0)};
 }
 
 std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& v, const at::Tensor& a,
                                            const ops::OptionalTensor& initial_state, bool reverse,
-                                           c10::string_view form) {
-  ops::check_gate_loop(q, k, v, a, initial_state);
+                                           const ops::OptionalTensor& cu_seqlens,
+                                           const ops::OptionalTensor& mask, c10::string_view form) {
+  ops::check_gate_loop(q, k, v, a, initial_state, cu_seqlens);
+  if (ops::is_given(mask)) {
+    ops::check_mask("gateloop::gate_loop", "q", q, mask, cu_seqlens);
+    const ops::Padding padding(*mask);
+    const auto [y, final_state] =
+        in_form(padding.filled(q), padding.filled(k), padding.filled(v), padding.filled(a, 1),
+                initial_state, reverse, {}, {}, form);
+    return {padding.filled(y), final_state};
+  }
   const bool wide = q.dim() == 4;
   if (form == "auto" || form == "scan") {
-    return wide ? ops::chunked_gate_loop(q, k, v, a, initial_state, reverse)
-                : ops::gate_loop_by_linear_recurrence(q, k, v, a, initial_state, reverse);
+    const auto scan = wide ? ops::chunked_gate_loop : ops::gate_loop_by_linear_recurrence;
+    return scan(q, k, v, a, initial_state, reverse, cu_seqlens);
   }
   TORCH_CHECK_VALUE(form == "attention" || form == "recurrent",
                     "gateloop::gate_loop: form must be auto, scan, attention or recurrent, got ",
                     form);
+  if (!wide) {
+    ops::OptionalTensor initial;
+    if (ops::is_given(initial_state)) initial = initial_state->unsqueeze(-1).unsqueeze(-1);
+    const auto [y, final_state] = in_form(q.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-1), a,
+                                          initial, reverse, cu_seqlens, {}, form);
+    return {y.squeeze(-1), final_state.squeeze(-1).squeeze(-1)};
+  }
   Form* const chosen = form == "attention" ? ops::attention_gate_loop : ops::gate_loop_by_steps;
-  return wide ? chosen(q, k, v, a, initial_state, reverse)
-              : as_wide(chosen, q, k, v, a, initial_state, reverse);
+  return ops::is_given(cu_seqlens)
+             ? one_by_one(chosen, q, k, v, a, initial_state, reverse, *cu_seqlens)
+             : chosen(q, k, v, a, initial_state, reverse);
 }
 
 std::tuple<at::Tensor, at::Tensor> checked_step(const at::Tensor& q, const at::Tensor& k,
@@ -86,7 +119,8 @@ std::tuple<at::Tensor, at::Tensor> checked_step(const at::Tensor& q, const at::T
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def(
       "gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state=None, bool "
-      "reverse=False, *, str form='auto') -> (Tensor y, Tensor final_state)",
+      "reverse=False, Tensor? cu_seqlens=None, Tensor? mask=None, *, str form='auto') -> (Tensor "
+      "y, Tensor final_state)",
       in_form, {at::Tag::pt2_compliant_tag});
   m.def(
       "gate_loop_step(Tensor q, Tensor k, Tensor v, Tensor a, Tensor state) -> (Tensor y, Tensor "
@@ -98,25 +132,29 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
       {at::Tag::pt2_compliant_tag});
   ops::define(m,
               "_chunked_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, "
-              "bool reverse) -> (Tensor y, Tensor final_state)");
+              "bool reverse, Tensor? cu_seqlens=None) -> (Tensor y, Tensor final_state)");
   ops::define(
       m,
       "_chunked_gate_loop_forward(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? "
-      "initial_state, bool reverse) -> (Tensor y, Tensor final_state, Tensor saved_states)");
+      "initial_state, bool reverse, Tensor? cu_seqlens=None) -> (Tensor y, Tensor final_state, "
+      "Tensor saved_states)");
   ops::define(m,
               "_chunked_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor k, "
-              "Tensor v, Tensor a, Tensor saved_states, bool reverse) -> (Tensor dq, Tensor dk, "
-              "Tensor dv, Tensor da, Tensor dinitial_state)");
+              "Tensor v, Tensor a, Tensor saved_states, bool reverse, Tensor? cu_seqlens=None) -> "
+              "(Tensor dq, Tensor dk, Tensor dv, Tensor da, Tensor dinitial_state)");
 }
 
 std::tuple<at::Tensor, at::Tensor> gate_loop(const at::Tensor& q, const at::Tensor& k,
                                              const at::Tensor& v, const at::Tensor& a,
                                              const std::optional<at::Tensor>& initial_state,
-                                             bool reverse, c10::string_view form) {
+                                             bool reverse,
+                                             const std::optional<at::Tensor>& cu_seqlens,
+                                             const std::optional<at::Tensor>& mask,
+                                             c10::string_view form) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::gate_loop", "")
                              .typed<decltype(gate_loop)>();
-  return op.call(q, k, v, a, initial_state, reverse, form);
+  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, mask, form);
 }
 
 std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
@@ -140,30 +178,32 @@ std::tuple<at::Tensor, at::Tensor> ops::attention_gate_loop(
 std::tuple<at::Tensor, at::Tensor> ops::chunked_gate_loop(const at::Tensor& q, const at::Tensor& k,
                                                           const at::Tensor& v, const at::Tensor& a,
                                                           const OptionalTensor& initial_state,
-                                                          bool reverse) {
+                                                          bool reverse,
+                                                          const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_chunked_gate_loop", "")
                              .typed<decltype(chunked_gate_loop)>();
-  return op.call(q, k, v, a, initial_state, reverse);
+  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::chunked_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_chunked_gate_loop_forward", "")
                              .typed<decltype(chunked_gate_loop_forward)>();
-  return op.call(q, k, v, a, initial_state, reverse);
+  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 ops::chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                 const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                const at::Tensor& a, const at::Tensor& saved_states, bool reverse) {
+                                const at::Tensor& a, const at::Tensor& saved_states, bool reverse,
+                                const OptionalTensor& cu_seqlens) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_chunked_gate_loop_backward", "")
                              .typed<decltype(chunked_gate_loop_backward)>();
-  return op.call(dy, dfinal_state, q, k, v, a, saved_states, reverse);
+  return op.call(dy, dfinal_state, q, k, v, a, saved_states, reverse, cu_seqlens);
 }
 
 }  // namespace gateloop

@@ -18,7 +18,7 @@ inline bool is_given(const OptionalTensor& t) { return t.has_value() && t->defin
 /// batching rule. Wide heads take memory for their (B, T, H, K, V) states.
 std::tuple<at::Tensor, at::Tensor> gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse);
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens);
 
 /// gate_loop of wide heads as surrogate attention, in tiles: memory is linear in T.
 std::tuple<at::Tensor, at::Tensor> attention_gate_loop(const at::Tensor& q, const at::Tensor& k,
@@ -34,20 +34,21 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const
                                                       const OptionalTensor& initial_state,
                                                       bool reverse);
 
-/// gate_loop of wide heads in chunks of time. -> (y (B, T, H, V), final_state (B, H, K, V)).
+/// gate_loop of wide heads in chunks of time. -> (y (B, T, H, V), final_state (B or N, H, K, V)).
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop(const at::Tensor& q, const at::Tensor& k,
                                                      const at::Tensor& v, const at::Tensor& a,
                                                      const OptionalTensor& initial_state,
-                                                     bool reverse);
+                                                     bool reverse,
+                                                     const OptionalTensor& cu_seqlens);
 /// The same and saved_states (B, chunks, H, 1 or 2, K, V), real: the states before each chunk.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse);
-/// -> (dq, dk, dv, da as their arguments, dinitial_state (B, H, K, V)).
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens);
+/// -> (dq, dk, dv, da as their arguments, dinitial_state (B or N, H, K, V)).
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_backward(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& a, const at::Tensor& saved_states,
-    bool reverse);
+    bool reverse, const OptionalTensor& cu_seqlens);
 
 /// -> (da, dx (B, T, D), dinitial_state (B, D)); h is the forward's output. Here and below states
 /// are (N, D) beside cu_seqlens (N + 1), and there are saved_state_count(T, N) saved ones.

@@ -188,7 +188,8 @@ def test_strides_are_read_in_place() -> None:
 def test_opcheck(is_complex: bool) -> None:
     inputs = leaves(drawn((2, 70, 2, 3, 4), is_complex))
     for name in ("gate_loop", "_chunked_gate_loop"):
-        torch.library.opcheck(getattr(torch.ops.gateloop, name).default, (*inputs, False))
+        arguments = (*inputs, False, None)
+        torch.library.opcheck(getattr(torch.ops.gateloop, name).default, arguments)
 
 
 def test_compiles_whole() -> None:
@@ -215,3 +216,84 @@ def test_gradient_of_a_vmap() -> None:
         one = leaves([t[i] for t in stacked])
         for got, expected in zip(gradients, torch.autograd.grad(loss(*gate_loop(*one)), one)):
             torch.testing.assert_close(got[i], expected, rtol=1e-10, atol=1e-10)
+
+
+# ---- Sequences of different lengths --------------------------------------------------------------
+
+CUTS = torch.tensor([0, 0, 15, 80, 80, 145, 209, 210, 210])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_packed_equals_each_alone(form: Any, is_complex: bool, per_key: bool, threads: int) -> None:
+    q, k, v, a, _ = drawn((1, 210, 2, 5, 4), is_complex, per_key=per_key)
+    state = torch.randn(len(CUTS) - 1, 2, 5, 4, dtype=a.dtype)
+    inputs = leaves([q, k, v, a, state])
+    reverse = is_complex != per_key
+
+    def alone(*given: Tensor) -> tuple[Tensor, Tensor]:
+        results = []
+        for n, (begin, end) in enumerate(zip(CUTS[:-1].tolist(), CUTS[1:].tolist(), strict=True)):
+            mine = [t[:, begin:end] for t in given[:4]]
+            results.append(gate_loop(*mine, given[4][n : n + 1], reverse, form=form))  # type: ignore[call-arg,misc]
+        ys, states = zip(*results, strict=True)
+        return torch.cat(ys, 1), torch.cat(states)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = gate_loop(*inputs, reverse, CUTS, form=form)
+        theirs = alone(*inputs)
+        weights = [torch.randn_like(output) for output in theirs]
+        gradients = [torch.autograd.grad(result, inputs, weights) for result in (ours, theirs)]
+    finally:
+        torch.set_num_threads(before)
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivatives_of_packed_sequences() -> None:
+    q, k, v, a, _ = drawn((1, 5, 1, 2, 2), True)
+    inputs = leaves([q, k, v, a, torch.randn(2, 1, 2, 2, dtype=C128)])
+    cuts = torch.tensor([0, 2, 5])
+    assert torch.autograd.gradgradcheck(lambda *given: gate_loop(*given, False, cuts), inputs)
+    weights = [torch.randn_like(output) for output in gate_loop(*inputs, False, cuts)]
+    once, again = (
+        torch.autograd.grad(gate_loop(*inputs, False, cuts), inputs, weights, create_graph=graph)
+        for graph in (False, True)
+    )
+    for got, expected in zip(once, again, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_padding_is_as_if_it_were_absent(form: Any, wide: bool) -> None:
+    torch.manual_seed(5)
+    shape = (2, 12, 2, 3) if wide else (2, 12, 4)
+    q, k, v = torch.randn(3, *shape, dtype=F64).unbind()
+    a = torch.polar(torch.rand(shape[:3]), torch.randn(shape[:3])).to(C128)
+    mask = torch.tensor(
+        [[1, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]]
+    )
+    mask = mask.bool()
+    for t in (q, k, v, a):
+        t[~mask] = float("nan")
+    y, final = gate_loop(q, k, v, a, mask=mask, form=form)
+    for b in range(2):
+        kept = [t[b : b + 1, mask[b]] for t in (q, k, v, a)]
+        alone, last = gate_loop(*kept, form=form)  # type: ignore[arg-type]
+        torch.testing.assert_close(y[b : b + 1, mask[b]], alone)
+        torch.testing.assert_close(final[b : b + 1], last)
+    assert (y[~mask] == 0).all()
+
+
+def test_opcheck_of_packed_sequences() -> None:
+    q, k, v, a, _ = drawn((1, 80, 2, 3, 4), True)
+    inputs = leaves([q, k, v, a, torch.randn(2, 2, 3, 4, dtype=C128)])
+    cuts = torch.tensor([0, 70, 80])
+    torch.library.opcheck(torch.ops.gateloop._chunked_gate_loop.default, (*inputs, False, cuts))

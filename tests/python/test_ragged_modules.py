@@ -21,6 +21,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "max_heads": {},
     "sigmoid": dict(gate="sigmoid", normalize_input=True, transition_bias=(-1.0, 5.0)),
     "joint_kv": dict(joint_kv=True, sub_ln=True, simple_gate_loop=True),
+    "wide_heads": dict(gate_loop_heads=2),
+    "wide_sigmoid": dict(gate_loop_heads=4, gate="sigmoid", normalize_input=True),
     "ablated": dict(ablate_state_transition=True),
     "attention": dict(layers="attention", dim_head=4, heads=2, rotary_emb=True),
     "window": dict(layers="attention", dim_head=4, heads=2, rotary_emb=True, window=3),
@@ -260,16 +262,6 @@ REAL = torch.ones(1, 4, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("layer", "given", "message"),
     [
-        (
-            GateLoopedAttention(DIM, heads=2),
-            {"cu_seqlens": HALVES},
-            "GateLoopedAttention: cu_seqlens must be None without max heads, got",
-        ),
-        (
-            GateLoopedAttention(DIM, heads=2),
-            {"mask": REAL},
-            "GateLoopedAttention: mask must be None without max heads, got",
-        ),
         (
             GateLoopedAttention(DIM),
             {"cu_seqlens": HALVES, "cache": torch.zeros(1, DIM, dtype=torch.complex64)},

@@ -51,7 +51,8 @@ class GateLoopedAttentionImpl : public SpatialMixer {
   torch::Tensor transition(const torch::Tensor& x, Ablation ablation);
   torch::Tensor max_heads(const torch::Tensor& x, Ablation ablation, MixerState* state,
                           const Packing& packing);
-  torch::Tensor wide_heads(const torch::Tensor& x, Ablation ablation, MixerState* state);
+  torch::Tensor wide_heads(const torch::Tensor& x, Ablation ablation, MixerState* state,
+                           const Packing& packing);
 
   std::int64_t dim_;
   model::GateLoopSpec spec_;

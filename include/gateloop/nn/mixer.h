@@ -47,7 +47,7 @@ struct Packing {
 class SpatialMixer : public torch::nn::Module {
  public:
   /// x (B, T, dim) -> (B, T, dim). With `state`, continues from it and updates it.
-  /// `packing`: of GateLoop with max heads, and of attention without a state.
+  /// `packing`: of attention without a state.
   /// Throws c10::Error for an x of another shape, for a state of another layer or batch, and for a
   /// packing that does not fit.
   virtual torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},

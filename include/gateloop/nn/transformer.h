@@ -25,8 +25,7 @@ class TransformerImpl : public torch::nn::Module {
   /// With `state`, continues from it and updates it: prefill with many steps, decode with one.
   /// `ablation` overrides the options' for this call. Calls its modules, always: for decoding at
   /// full speed see runtime_model().
-  /// `packing`: sequences of different lengths; attention then takes no state, and wide heads none
-  /// of it.
+  /// `packing`: sequences of different lengths; attention then takes no state.
   /// Throws c10::Error for ids that are not (B, T) int64 in [0, num_tokens), for a state of another
   /// model or batch and for a packing that does not fit.
   torch::Tensor forward(const torch::Tensor& ids, TransformerState* state = nullptr,

@@ -13,11 +13,13 @@ using torch::autograd::variable_list;
 struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                                const at::Tensor& v, const at::Tensor& a,
-                               const OptionalTensor& initial_state, bool reverse) {
+                               const OptionalTensor& initial_state, bool reverse,
+                               const OptionalTensor& cu_seqlens) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, final_state, saved_states] =
-        chunked_gate_loop_forward(q, k, v, a, initial_state, reverse);
-    ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor()), saved_states});
+        chunked_gate_loop_forward(q, k, v, a, initial_state, reverse, cu_seqlens);
+    ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor()), saved_states,
+                            cu_seqlens.value_or(at::Tensor())});
     ctx->saved_data["reverse"] = reverse;
     ctx->set_materialize_grads(false);
     return {y, final_state};
@@ -26,23 +28,24 @@ struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFuncti
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &a = saved[3];
-    const at::Tensor &initial = saved[4], &saved_states = saved[5];
+    const at::Tensor &initial = saved[4], &saved_states = saved[5], &packed = saved[6];
     const bool reverse = ctx->saved_data["reverse"].toBool();
-    variable_list result(6);
+    variable_list result(7);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     if (needs_differentiable_backward()) {
       result = differentiate(
           [&](const variable_list& in) -> variable_list {
             auto [y, final_state] =
-                gate_loop_by_linear_recurrence(in[0], in[1], in[2], in[3], in[4], reverse);
+                gate_loop_by_linear_recurrence(in[0], in[1], in[2], in[3], in[4], reverse, packed);
             return {y, final_state};
           },
           {q, k, v, a, initial}, grads);
-      result.emplace_back();
+      result.resize(7);
     } else {
       auto [dq, dk, dv, da, dinitial] =
-          chunked_gate_loop_backward(grads[0], grads[1], q, k, v, a, saved_states, reverse);
-      result = {dq, dk, dv, da, initial.defined() ? dinitial : at::Tensor(), at::Tensor()};
+          chunked_gate_loop_backward(grads[0], grads[1], q, k, v, a, saved_states, reverse, packed);
+      result = {dq,           dk,          dv, da, initial.defined() ? dinitial : at::Tensor(),
+                at::Tensor(), at::Tensor()};
     }
     return result;
   }
@@ -50,13 +53,14 @@ struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFuncti
 
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_autograd(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
   // Without a backward pass to come, the forward that saves no states.
   if (!any_requires_grad({q, k, v, a, initial_state.value_or(at::Tensor())})) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return chunked_gate_loop(q, k, v, a, initial_state, reverse);
+    return chunked_gate_loop(q, k, v, a, initial_state, reverse, cu_seqlens);
   }
-  const auto result = ChunkedGateLoopFunction::apply(q, k, v, a, initial_state, reverse);
+  const auto result =
+      ChunkedGateLoopFunction::apply(q, k, v, a, initial_state, reverse, cu_seqlens);
   return {result[0], result[1]};
 }
 

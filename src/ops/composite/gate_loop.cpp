@@ -136,7 +136,7 @@ void for_each_row(const at::Tensor& a, const Row& row) {
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k,
                                              const at::Tensor& v, const at::Tensor& a,
                                              const OptionalTensor& initial_state, bool reverse) {
-  check_wide_gate_loop("gateloop::_attention_gate_loop", q, k, v, a, initial_state);
+  check_wide_gate_loop("gateloop::_attention_gate_loop", q, k, v, a, initial_state, {});
   const Turned in = turned(q, k, v, a, reverse);
   const std::int64_t time = q.size(1);
   if (time == 0) {

@@ -24,20 +24,25 @@ at::Tensor transitions_input(const at::Tensor& a) {
   return a.dim() == 4 ? with_contiguous_channels(a) : a.resolve_conj().resolve_neg();
 }
 
+std::int64_t sequence_count(const at::Tensor& q, const OptionalTensor& cu_seqlens) {
+  return is_given(cu_seqlens) ? cu_seqlens->size(0) - 1 : q.size(0);
+}
 /// `saved_states`: undefined where no backward pass follows.
 std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Tensor& k,
                                               const at::Tensor& v, const at::Tensor& a,
                                               const OptionalTensor& initial_state, bool reverse,
+                                              const OptionalTensor& cu_seqlens,
                                               const at::Tensor& saved_states) {
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
   const at::Tensor a_ = transitions_input(a);
   const at::Tensor initial = contiguous(initial_state);
+  const auto offsets = kernel_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
   const auto shape = heads_shape(q, v);
   at::Tensor y = empty_sequence(v.sizes(), v.options());
-  at::Tensor final_state =
-      at::empty({shape.batch, shape.heads, shape.keys, shape.values}, a.options());
+  at::Tensor final_state = at::empty(
+      {sequence_count(q, cu_seqlens), shape.heads, shape.keys, shape.values}, a.options());
 
   run_kernel(recurrence::GateLoop{
       .dtype = kernel_dtype(q.scalar_type()),
@@ -52,36 +57,41 @@ std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Ten
       .initial_state = state_input(initial),
       .y = heads_output(y),
       .final_state = final_state.mutable_data_ptr(),
-      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr});
+      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
+      .offsets = offsets});
   return {y, final_state};
 }
 
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_cpu(const at::Tensor& q, const at::Tensor& k,
                                                          const at::Tensor& v, const at::Tensor& a,
                                                          const OptionalTensor& initial_state,
-                                                         bool reverse) {
-  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state);
-  return run_chunks(q, k, v, a, initial_state, reverse, {});
+                                                         bool reverse,
+                                                         const OptionalTensor& cu_seqlens) {
+  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state, cu_seqlens);
+  return run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, {});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse) {
-  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state);
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
+  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state, cu_seqlens);
   const auto shape = heads_shape(q, v);
   at::Tensor saved_states =
-      at::empty({shape.batch, recurrence::gate_loop_chunks(shape.time, a.dim() == 4), shape.heads,
+      at::empty({shape.batch, saved_chunk_count(a, cu_seqlens).expect_int(), shape.heads,
                  a.is_complex() ? 2 : 1, shape.keys, shape.values},
                 q.options().dtype(accumulation_type(q.scalar_type())));
-  auto [y, final_state] = run_chunks(q, k, v, a, initial_state, reverse, saved_states);
+  auto [y, final_state] = run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, saved_states);
   return {y, final_state, saved_states};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                               const at::Tensor& a, const at::Tensor& saved_states, bool reverse) {
-  check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states);
+                               const at::Tensor& a, const at::Tensor& saved_states, bool reverse,
+                               const OptionalTensor& cu_seqlens) {
+  check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states, cu_seqlens);
+  const auto offsets =
+      kernel_offsets("gateloop::_chunked_gate_loop_backward", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
@@ -94,8 +104,8 @@ chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& d
   at::Tensor dk = empty_sequence(k.sizes(), k.options());
   at::Tensor dv = empty_sequence(v.sizes(), v.options());
   at::Tensor da = at::empty(a.sizes(), a.options());
-  at::Tensor dinitial =
-      at::empty({shape.batch, shape.heads, shape.keys, shape.values}, a.options());
+  at::Tensor dinitial = at::empty(
+      {sequence_count(q, cu_seqlens), shape.heads, shape.keys, shape.values}, a.options());
 
   run_kernel(recurrence::GateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
                                           .shape = shape,
@@ -113,7 +123,8 @@ chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& d
                                           .dk = heads_output(dk),
                                           .dv = heads_output(dv),
                                           .da = heads_output(da),
-                                          .dinitial_state = dinitial.mutable_data_ptr()});
+                                          .dinitial_state = dinitial.mutable_data_ptr(),
+                                          .offsets = offsets});
   return {dq, dk, dv, da, dinitial};
 }
 

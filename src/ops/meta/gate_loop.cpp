@@ -8,26 +8,27 @@
 namespace gateloop::ops {
 namespace {
 
-/// (B, H, K, V) in the dtype of a.
-at::Tensor empty_head_state(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a) {
-  return at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(3), v.sym_size(3)},
-                          a.options());
+/// (B or N, H, K, V) in the dtype of a.
+at::Tensor empty_head_state(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
+                            const OptionalTensor& cu_seqlens) {
+  const c10::SymInt rows = is_given(cu_seqlens) ? cu_seqlens->sym_size(0) - 1 : q.sym_size(0);
+  return at::empty_symint({rows, q.sym_size(2), q.sym_size(3), v.sym_size(3)}, a.options());
 }
 
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_meta(const at::Tensor& q, const at::Tensor& k,
                                                           const at::Tensor& v, const at::Tensor& a,
                                                           const OptionalTensor& initial_state,
-                                                          bool /*reverse*/) {
-  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state);
-  return {empty_sequence(v), empty_head_state(q, v, a)};
+                                                          bool /*reverse*/,
+                                                          const OptionalTensor& cu_seqlens) {
+  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state, cu_seqlens);
+  return {empty_sequence(v), empty_head_state(q, v, a, cu_seqlens)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_meta(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse) {
-  auto [y, final_state] = chunked_gate_loop_meta(q, k, v, a, initial_state, reverse);
-  const std::int64_t chunk = recurrence::gate_loop_chunk(/*per_key=*/a.dim() == 4);
-  const c10::SymInt chunks = (q.sym_size(1) + (chunk - 1)) / chunk;
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
+  auto [y, final_state] = chunked_gate_loop_meta(q, k, v, a, initial_state, reverse, cu_seqlens);
+  const c10::SymInt chunks = saved_chunk_count(a, cu_seqlens);
   at::Tensor saved_states = at::empty_symint(
       {q.sym_size(0), chunks, q.sym_size(2), a.is_complex() ? 2 : 1, q.sym_size(3), v.sym_size(3)},
       q.options().dtype(accumulation_type(q.scalar_type())));
@@ -38,10 +39,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 chunked_gate_loop_backward_meta(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                 const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                 const at::Tensor& a, const at::Tensor& saved_states,
-                                bool /*reverse*/) {
-  check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states);
+                                bool /*reverse*/, const OptionalTensor& cu_seqlens) {
+  check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states, cu_seqlens);
   return {empty_sequence(q), empty_sequence(k), empty_sequence(v),
-          at::empty_symint(a.sym_sizes(), a.options()), empty_head_state(q, v, a)};
+          at::empty_symint(a.sym_sizes(), a.options()), empty_head_state(q, v, a, cu_seqlens)};
 }
 
 }  // namespace

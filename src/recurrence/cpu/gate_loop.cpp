@@ -19,18 +19,43 @@
 #define GATELOOP_RECURRENCE_CPU_GATE_LOOP_ONCE_
 namespace gateloop::recurrence::cpu {
 
+/// The sequences of a call: batch entries, or what offsets cut along time.
+struct Sequences {
+  std::int64_t batch, time;
+  Offsets offsets;
+
+  template <class Params>
+  explicit Sequences(const Params& p)
+      : batch(p.shape.batch), time(p.shape.time), offsets(p.offsets) {}
+  std::int64_t count() const { return offsets.empty() ? batch : std::ssize(offsets) - 1; }
+  std::int64_t begin(std::int64_t n) const {
+    return offsets.empty() ? 0 : offsets[static_cast<std::size_t>(n)];
+  }
+  std::int64_t length(std::int64_t n) const {
+    return offsets.empty() ? time : offsets[static_cast<std::size_t>(n) + 1] - begin(n);
+  }
+  std::int64_t longest() const {
+    std::int64_t most = 0;
+    for (std::int64_t n = 0; n < count(); ++n) most = std::max(most, length(n));
+    return most;
+  }
+};
+
 /// How a call is cut. Its units are heads of sequences. Where they would leave threads idle, chunks
 /// are units as well: all chunks' own states first, then the states before each, then the rest.
 /// Either way computes the same numbers in the same order.
 struct ChunkPlan {
-  std::int64_t units, chunks;
+  std::int64_t units, chunks;  // chunks of the longest unit
   int slots;
   bool cut;
 
-  ChunkPlan(const HeadsShape& s, bool per_key, int threads)
-      : units(s.batch * s.heads),
-        chunks(gate_loop_chunks(s.time, per_key)),
-        slots(slots_for(units * s.time * (s.keys * s.values + 1), threads)),
+  template <class Params>
+  ChunkPlan(const Params& p, int threads)
+      : units(Sequences(p).count() * p.shape.heads),
+        chunks(gate_loop_chunks(Sequences(p).longest(), p.per_key)),
+        slots(slots_for(
+            p.shape.batch * p.shape.heads * p.shape.time * (p.shape.keys * p.shape.values + 1),
+            threads)),
         cut(chunks > 1 && units * 4 < 3 * ((units + slots - 1) / slots * slots)) {}
 };
 
@@ -64,25 +89,20 @@ HWY_BEFORE_NAMESPACE();
 namespace gateloop::recurrence::cpu {
 namespace HWY_NAMESPACE {
 
-/// The rows of (B, T, H, C), turned around if the scan is reversed; null where data is.
+/// The rows of (B, T, H, C).
 class HeadRows {
  public:
   template <class Any>
-  HeadRows(const Any& heads, std::int64_t time, bool reverse, std::size_t element)
+  HeadRows(const Any& heads, std::size_t element)
       : data_(static_cast<const std::byte*>(heads.data)),
         batch_stride_(heads.batch_stride * static_cast<std::int64_t>(element)),
         time_stride_(heads.time_stride * static_cast<std::int64_t>(element)),
-        head_stride_(heads.head_stride * static_cast<std::int64_t>(element)) {
-    if (reverse && data_ != nullptr && time > 0) {
-      data_ += (time - 1) * time_stride_;
-      time_stride_ = -time_stride_;
-    }
-  }
+        head_stride_(heads.head_stride * static_cast<std::int64_t>(element)) {}
   bool IsNull() const { return data_ == nullptr; }
   template <class S>
-  S* At(std::int64_t batch, std::int64_t head, std::int64_t step) const {
+  S* At(std::int64_t batch, std::int64_t head, std::int64_t time) const {
     const std::byte* const row =
-        data_ + batch * batch_stride_ + head * head_stride_ + step * time_stride_;
+        data_ + batch * batch_stride_ + head * head_stride_ + time * time_stride_;
     return reinterpret_cast<S*>(const_cast<std::byte*>(row));
   }
 
@@ -100,18 +120,38 @@ class Chunks {
   template <class Params>
   explicit Chunks(const Params& p)
       : n(p),
-        shape_(p.shape),
+        heads_(p.shape.heads),
+        reverse_(p.reverse),
+        sequences_(p),
         dtype_(p.dtype),
-        a_(p.a, p.shape.time, p.reverse, kParts * sizeof(T)) {}
+        a_(p.a, kParts * sizeof(T)) {}
+
+  std::int64_t ChunksOf(std::int64_t unit) const {
+    return gate_loop_chunks(sequences_.length(unit / heads_), kPerKey);
+  }
 
  protected:
+  /// The steps of a chunk: step s in scan order is at first + s * direction in time.
   struct Place {
-    std::int64_t unit, batch, head, first, steps;
+    std::int64_t batch, head, first, direction, steps;
+    std::int64_t saved;  // the chunk's number among those with saved states
+    bool begins;         // its sequence
+
+    std::int64_t time(std::int64_t s) const { return first + s * direction; }
   };
   Place PlaceOf(std::int64_t unit, std::int64_t chunk) const {
-    const std::int64_t first = chunk * n.chunk;
-    return {unit, unit / shape_.heads, unit % shape_.heads, first,
-            std::min(n.chunk, shape_.time - first)};
+    const std::int64_t sequence = unit / heads_, done = chunk * n.chunk;
+    const std::int64_t begin = sequences_.begin(sequence), length = sequences_.length(sequence);
+    const bool packed = !sequences_.offsets.empty();
+    const std::int64_t saved_before = packed ? gate_loop_chunks(begin, sequence, kPerKey)
+                                             : sequence * gate_loop_chunks(length, kPerKey);
+    return {.batch = packed ? 0 : sequence,
+            .head = unit % heads_,
+            .first = begin + (reverse_ ? length - 1 - done : done),
+            .direction = reverse_ ? -1 : 1,
+            .steps = std::min(n.chunk, length - done),
+            .saved = saved_before + chunk,
+            .begins = chunk == 0};
   }
 
   /// f.template operator()<S>() with S the storage type of the sequences.
@@ -129,7 +169,7 @@ class Chunks {
         if (from.IsNull()) {
           std::fill_n(row, columns, T(0));
         } else {
-          Widen(from.template At<const S>(at.batch, at.head, at.first + s), columns, row);
+          Widen(from.template At<const S>(at.batch, at.head, at.time(s)), columns, row);
         }
         std::fill(row + columns, row + whole_tiles(columns), T(0));
       }
@@ -139,7 +179,7 @@ class Chunks {
              const HeadRows& to) const {
     WithStorage([&]<class S>() {
       for (std::int64_t s = 0; s < at.steps; ++s) {
-        S* const row = to.template At<S>(at.batch, at.head, at.first + s);
+        S* const row = to.template At<S>(at.batch, at.head, at.time(s));
         ForEachVector<T>(columns, [&](auto d, std::int64_t c) HWY_ATTR {
           StoreReal(d, hn::LoadU(d, tile + s * stride + c), row + c, /*stream=*/false);
         });
@@ -149,7 +189,7 @@ class Chunks {
   void LoadTransitions(const Place& at, T* const* a) const {
     const std::int64_t width = kPerKey ? n.keys : 1;
     for (std::int64_t s = 0; s < at.steps; ++s) {
-      const T* const from = a_.template At<const T>(at.batch, at.head, at.first + s);
+      const T* const from = a_.template At<const T>(at.batch, at.head, at.time(s));
       for (int part = 0; part < kParts; ++part) {
         T* const to = a[part] + s * n.transition();
         for (std::int64_t k = 0; k < width; ++k) to[k] = from[k * kParts + part];
@@ -184,9 +224,7 @@ class Chunks {
   /// Where the saved state before a chunk lies.
   template <class Numbers>
   Numbers* Saved(Numbers* saved, const Place& at) const {
-    const std::int64_t chunk = at.first / n.chunk;
-    const std::int64_t index =
-        (at.batch * gate_loop_chunks(shape_.time, kPerKey) + chunk) * shape_.heads + at.head;
+    const std::int64_t index = at.saved * heads_ + at.head;
     return saved + index * kParts * n.keys * n.values;
   }
 
@@ -201,13 +239,15 @@ class Chunks {
   }
 
   TileSizes n;
-  HeadsShape shape_;
+  std::int64_t heads_;
+  bool reverse_;
+  Sequences sequences_;
   DType dtype_;
   HeadRows a_;
 };
 
 template <class T_, int kParts, bool kPerKey>
-class GateLoopForward : Chunks<T_, kParts, kPerKey> {
+class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
   using Base = Chunks<T_, kParts, kPerKey>;
   using Base::n;
   using typename Base::Place;
@@ -219,15 +259,15 @@ class GateLoopForward : Chunks<T_, kParts, kPerKey> {
   explicit GateLoopForward(const GateLoop& p)
       : Base(p),
         p_(p),
-        q_(p.q, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        k_(p.k, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        v_(p.v, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        y_(p.y, p.shape.time, p.reverse, storage_bytes(p.dtype)) {}
+        q_(p.q, storage_bytes(p.dtype)),
+        k_(p.k, storage_bytes(p.dtype)),
+        v_(p.v, storage_bytes(p.dtype)),
+        y_(p.y, storage_bytes(p.dtype)) {}
 
   /// A unit from its first step to its last.
-  void Whole(std::int64_t unit, std::int64_t chunks, const Tiles& t) const {
+  void Whole(std::int64_t unit, const Tiles& t) const {
     Base::LoadState(p_.initial_state, unit, {t.state[0], t.state[1]});
-    for (std::int64_t i = 0; i < chunks; ++i) {
+    for (std::int64_t i = 0; i < Base::ChunksOf(unit); ++i) {
       const Place at = Base::PlaceOf(unit, i);
       const ChunkForward<T, kParts, kPerKey> chunk(n, t, at.steps);
       LoadSources(at, t);
@@ -253,14 +293,14 @@ class GateLoopForward : Chunks<T_, kParts, kPerKey> {
     Base::LoadState(p_.initial_state, unit, states.state(unit, 0));
   }
   void Advance(std::int64_t unit, std::int64_t key, const ChunkStates<T>& states) const {
-    for (std::int64_t i = 0; i < states.chunks; ++i) {
+    for (std::int64_t i = 0; i < Base::ChunksOf(unit); ++i) {
       const auto before = states.state(unit, i), after = states.state(unit, i + 1);
       Base::AdvanceKey(key, states.product(unit, i, key), before.data(), after.data(),
                        after.data());
     }
   }
   void End(std::int64_t unit, const ChunkStates<T>& states) const {
-    Base::StoreState(states.state(unit, states.chunks), unit, p_.final_state);
+    Base::StoreState(states.state(unit, Base::ChunksOf(unit)), unit, p_.final_state);
   }
   void Finish(std::int64_t unit, std::int64_t i, const Tiles& t,
               const ChunkStates<T>& states) const {
@@ -281,7 +321,7 @@ class GateLoopForward : Chunks<T_, kParts, kPerKey> {
   /// The output of a chunk whose sources and state are loaded.
   void Read(const Place& at, const Tiles& t) const {
     Base::Load(q_, at, n.keys, t.q, n.key_stride);
-    const bool has_state = at.first > 0 || p_.initial_state != nullptr;
+    const bool has_state = !at.begins || p_.initial_state != nullptr;
     ChunkForward<T, kParts, kPerKey>(n, t, at.steps).Output(has_state);
     Base::Store(t.y, n.value_stride, at, n.values, y_);
     if (p_.saved_states == nullptr) return;
@@ -298,7 +338,7 @@ class GateLoopForward : Chunks<T_, kParts, kPerKey> {
 };
 
 template <class T_, int kParts, bool kPerKey>
-class GateLoopAdjoint : Chunks<T_, kParts, kPerKey> {
+class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   using Base = Chunks<T_, kParts, kPerKey>;
   using Base::n;
   using typename Base::Place;
@@ -310,18 +350,18 @@ class GateLoopAdjoint : Chunks<T_, kParts, kPerKey> {
   explicit GateLoopAdjoint(const GateLoopBackward& p)
       : Base(p),
         p_(p),
-        q_(p.q, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        k_(p.k, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        v_(p.v, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        dy_(p.dy, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        dq_(p.dq, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        dk_(p.dk, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        dv_(p.dv, p.shape.time, p.reverse, storage_bytes(p.dtype)),
-        da_(p.da, p.shape.time, p.reverse, kParts * sizeof(T)) {}
+        q_(p.q, storage_bytes(p.dtype)),
+        k_(p.k, storage_bytes(p.dtype)),
+        v_(p.v, storage_bytes(p.dtype)),
+        dy_(p.dy, storage_bytes(p.dtype)),
+        dq_(p.dq, storage_bytes(p.dtype)),
+        dk_(p.dk, storage_bytes(p.dtype)),
+        dv_(p.dv, storage_bytes(p.dtype)),
+        da_(p.da, kParts * sizeof(T)) {}
 
-  void Whole(std::int64_t unit, std::int64_t chunks, const Tiles& t) const {
+  void Whole(std::int64_t unit, const Tiles& t) const {
     Base::LoadState(p_.dfinal_state, unit, {t.carry[0], t.carry[1]});
-    for (std::int64_t i = chunks - 1; i >= 0; --i) {
+    for (std::int64_t i = Base::ChunksOf(unit) - 1; i >= 0; --i) {
       const Place at = Base::PlaceOf(unit, i);
       LoadReads(at, t);
       WriteGradients(at, t);
@@ -346,10 +386,10 @@ class GateLoopAdjoint : Chunks<T_, kParts, kPerKey> {
     }
   }
   void Begin(std::int64_t unit, const ChunkStates<T>& states) const {
-    Base::LoadState(p_.dfinal_state, unit, states.state(unit, states.chunks));
+    Base::LoadState(p_.dfinal_state, unit, states.state(unit, Base::ChunksOf(unit)));
   }
   void Advance(std::int64_t unit, std::int64_t key, const ChunkStates<T>& states) const {
-    for (std::int64_t i = states.chunks - 1; i >= 0; --i) {
+    for (std::int64_t i = Base::ChunksOf(unit) - 1; i >= 0; --i) {
       const auto before = states.state(unit, i), after = states.state(unit, i + 1);
       Base::AdvanceKey(key, states.product(unit, i, key), after.data(), before.data(),
                        before.data());
@@ -393,7 +433,7 @@ class GateLoopAdjoint : Chunks<T_, kParts, kPerKey> {
     Base::Store(t.dk, n.key_stride, at, n.keys, dk_);
     Base::Store(t.dv, n.value_stride, at, n.values, dv_);
     for (std::int64_t s = 0; s < at.steps; ++s) {
-      T* const to = da_.template At<T>(at.batch, at.head, at.first + s);
+      T* const to = da_.template At<T>(at.batch, at.head, at.time(s));
       for (std::int64_t k = 0; k < (kPerKey ? n.keys : 1); ++k) {
         for (int part = 0; part < kParts; ++part) {
           to[k * kParts + part] = t.da[part][s * n.transition() + k];
@@ -419,27 +459,32 @@ void RunChunks(const Op& op, const TileSizes& n, const ChunkPlan& plan, const Ex
     return typename Op::Tiles(n, own);
   };
   if (!plan.cut) {
-    return parallel(executor, plan.slots, plan.units, [&](std::int64_t unit, std::int64_t slot) {
-      op.Whole(unit, plan.chunks, tiles(slot));
-    });
+    return parallel(executor, plan.slots, plan.units,
+                    [&](std::int64_t unit, std::int64_t slot) { op.Whole(unit, tiles(slot)); });
   }
-  const std::int64_t chunks = plan.units * plan.chunks;
-  parallel(executor, plan.slots, chunks, [&](std::int64_t i, std::int64_t slot) {
-    op.Sum(i / plan.chunks, i % plan.chunks, tiles(slot), states);
+  const auto for_each_chunk = [&](const auto& work) {
+    parallel(executor, plan.slots, plan.units * plan.chunks,
+             [&](std::int64_t i, std::int64_t slot) {
+               const std::int64_t unit = i / plan.chunks, chunk = i % plan.chunks;
+               if (chunk < op.ChunksOf(unit)) work(unit, chunk, tiles(slot));
+             });
+  };
+  for_each_chunk([&](std::int64_t unit, std::int64_t chunk, const auto& t) {
+    op.Sum(unit, chunk, t, states);
   });
   for (std::int64_t unit = 0; unit < plan.units; ++unit) op.Begin(unit, states);
   parallel(executor, plan.slots, plan.units * n.keys,
            [&](std::int64_t i, std::int64_t) { op.Advance(i / n.keys, i % n.keys, states); });
   for (std::int64_t unit = 0; unit < plan.units; ++unit) op.End(unit, states);
-  parallel(executor, plan.slots, chunks, [&](std::int64_t i, std::int64_t slot) {
-    op.Finish(i / plan.chunks, i % plan.chunks, tiles(slot), states);
+  for_each_chunk([&](std::int64_t unit, std::int64_t chunk, const auto& t) {
+    op.Finish(unit, chunk, t, states);
   });
 }
 
 template <template <class, int, bool> class Op, class Params>
 void RunAnyChunks(const Params& p, const Executor& executor, void* scratch) {
   const TileSizes n(p);
-  const ChunkPlan plan(p.shape, p.per_key, executor.threads);
+  const ChunkPlan plan(p, executor.threads);
   const auto run_in = [&]<class T>() {
     const auto run = [&](const auto& op) { RunChunks(op, n, plan, executor, scratch); };
     if (p.complex) return p.per_key ? run(Op<T, 2, true>(p)) : run(Op<T, 2, false>(p));
@@ -470,7 +515,7 @@ namespace {
 template <template <class> class Tiles, class T, class Params>
 std::size_t chunk_bytes_of(const Params& p, int threads) {
   const TileSizes n(p);
-  const ChunkPlan plan(p.shape, p.per_key, threads);
+  const ChunkPlan plan(p, threads);
   TileMemory shared(nullptr), own(nullptr);
   const ChunkStates<T> states(n, plan, shared);
   const Tiles<T> tiles(n, own);
@@ -486,6 +531,7 @@ std::size_t chunk_bytes(const Params& p, int threads) {
 template <class Params>
 void check_heads(const char* op, const Params& p) {
   check(op, {p.shape.batch, p.shape.time, p.shape.heads}, p.dtype, /*complex_allowed=*/false);
+  check(op, Shape{p.shape.batch, p.shape.time, p.shape.heads}, p.offsets);
   if (p.shape.keys < 0 || p.shape.values < 0) {
     throw std::invalid_argument(
         std::string(op) + ": keys and values must be non-negative, got keys " +
