@@ -1,12 +1,13 @@
 """All problems, in the order in which they are measured."""
 
-from benchmarks import generation, layer, memory, model, operators
+from benchmarks import generation, heads, layer, memory, model, operators
 from benchmarks.contenders import Problem
 
 
 def all_problems(quick: bool) -> list[Problem]:
     return [
         *operators.problems(quick),
+        *heads.problems(quick),
         *layer.problems(quick),
         *model.problems(quick),
         *generation.problems(quick),

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from gateloop_cpp.ops import gate_loop, gate_loop_step
+from gateloop_cpp import ops
+from gateloop_cpp.ops import gate_loop_step
 
+gate_loop: Any = ops.gate_loop  # of lists of arguments
 F32, F64, C64, C128 = torch.float32, torch.float64, torch.complex64, torch.complex128
 
 
-def definition(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor]:
+def definition(inputs: list[Tensor], reverse: bool) -> tuple[Tensor, Tensor]:
     """One step after another."""
+    q, k, v, a, state = inputs
     steps = range(q.shape[1])
     ys: dict[int, Tensor] = {}
     for t in reversed(steps) if reverse else steps:
@@ -69,7 +70,7 @@ def test_values_and_gradients(
 ) -> None:
     inputs = leaves(drawn(shape, is_complex, per_key=per_key))
     ours = gate_loop(*inputs, reverse, form=form)
-    theirs = definition(*inputs, reverse)
+    theirs = definition(inputs, reverse)
     weights = [torch.randn_like(output) for output in theirs]
     for got, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
@@ -154,7 +155,7 @@ def test_steps_are_the_sequence(per_key: bool) -> None:
 
 def test_another_form_is_refused() -> None:
     with pytest.raises(ValueError, match="form must be auto, scan, attention or recurrent, got x"):
-        gate_loop(*drawn((1, 2, 1, 2, 2), True), form="x")  # type: ignore[arg-type]
+        gate_loop(*drawn((1, 2, 1, 2, 2), True), form="x")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 63, 64, 100, 150])
@@ -214,7 +215,9 @@ def test_gradient_of_a_vmap() -> None:
     gradients = torch.autograd.grad(loss(*torch.func.vmap(gate_loop)(*stacked)), stacked)
     for i in range(2):
         one = leaves([t[i] for t in stacked])
-        for got, expected in zip(gradients, torch.autograd.grad(loss(*gate_loop(*one)), one)):
+        for got, expected in zip(
+            gradients, torch.autograd.grad(loss(*gate_loop(*one)), one), strict=True
+        ):
             torch.testing.assert_close(got[i], expected, rtol=1e-10, atol=1e-10)
 
 
@@ -237,7 +240,7 @@ def test_packed_equals_each_alone(form: Any, is_complex: bool, per_key: bool, th
         results = []
         for n, (begin, end) in enumerate(zip(CUTS[:-1].tolist(), CUTS[1:].tolist(), strict=True)):
             mine = [t[:, begin:end] for t in given[:4]]
-            results.append(gate_loop(*mine, given[4][n : n + 1], reverse, form=form))  # type: ignore[call-arg,misc]
+            results.append(gate_loop(*mine, given[4][n : n + 1], reverse, form=form))
         ys, states = zip(*results, strict=True)
         return torch.cat(ys, 1), torch.cat(states)
 
@@ -286,7 +289,7 @@ def test_padding_is_as_if_it_were_absent(form: Any, wide: bool) -> None:
     y, final = gate_loop(q, k, v, a, mask=mask, form=form)
     for b in range(2):
         kept = [t[b : b + 1, mask[b]] for t in (q, k, v, a)]
-        alone, last = gate_loop(*kept, form=form)  # type: ignore[arg-type]
+        alone, last = gate_loop(*kept, form=form)
         torch.testing.assert_close(y[b : b + 1, mask[b]], alone)
         torch.testing.assert_close(final[b : b + 1], last)
     assert (y[~mask] == 0).all()

@@ -145,10 +145,9 @@ def test_another_shape_type_or_device_is_refused(name: str, argument: str, spoil
     others = [given[other] for other in tensors(name) if other != argument]
     given[argument] = SPOILERS[spoiler](given[argument])
     # Where the first is another, the rest does not go with it.
-    first = argument == tensors(name)[0] and others
-    first = first or (
-        argument == "v" and ("chunked" in name or "attention" in name)
-    )  # its width is its own
+    first = bool(others) and argument == tensors(name)[0]
+    # The width of v is its own.
+    first = first or (argument == "v" and ("chunked" in name or "attention" in name))
     pattern = r"\w+" if first else argument
     # The public operator is the one that users call: its forward with saved states has its name.
     said = name.removesuffix("_forward").replace("::_", "::_?")

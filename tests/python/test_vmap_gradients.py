@@ -1,14 +1,12 @@
 """Gradients of what torch.func.vmap maps equal those of one call after the other."""
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gateloop_cpp import GateLoopedAttention, SimpleGateLoopLayer, Transformer
-from gateloop_cpp.ops import gate_loop
 
 F64 = torch.float64
 

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "gate_loop_case.h"
 #include "linear_recurrence_case.h"
 #include "polar_gate_loop_case.h"
 #include "recurrence/cpu/constants.h"
@@ -111,6 +112,29 @@ void run_simple(Draw& draw, std::uint64_t seed) {
   simple::check(c, simple::run_on(c, fill<double>(c.dims, [&] { return draw.real(); })));
 }
 
+void run_gate_loop(Draw& draw, std::uint64_t seed) {
+  constexpr oracle::HeadDims kLargest[] = {
+      {1, 400, 2, 20, 20}, {3, 70, 3, 5, 40}, {2, 40, 2, 70, 7}, {1, 2000, 1, 2, 3}};
+  const oracle::HeadDims most = draw.one_of(kLargest);
+  const auto size = [&](std::int64_t high) {
+    return draw.integer(0, 9) == 0 ? draw.integer(0, 1) : draw.integer(1, high);
+  };
+  const gate_loop::Case c{.dtype = draw.one_of(kRealDTypes),
+                          .dims = {size(most.batch), size(most.time), size(most.heads),
+                                   size(most.keys), size(most.values)},
+                          .complex = draw.flag(),
+                          .per_key = draw.flag(),
+                          .reverse = draw.flag(),
+                          .layout = draw.one_of(kLayouts),
+                          .states = draw.flag(),
+                          .gradient = draw.flag(),
+                          .threads = static_cast<int>(draw.integer(1, 4)),
+                          .seed = seed};
+  Array<Complex> a(gate_loop::transition_count(c));
+  for (Complex& value : a) value = draw.transition(c.complex);
+  gate_loop::check(c, gate_loop::run_on(c, a));
+}
+
 TEST(Differential, MatchesTheOracle) {
   const auto targets = recurrence::cpu::targets();
   for (std::uint64_t seed = 0; seed < case_count() && !::testing::Test::HasFailure(); ++seed) {
@@ -120,7 +144,7 @@ TEST(Differential, MatchesTheOracle) {
         targets[static_cast<std::size_t>(draw.integer(0, std::ssize(targets) - 1))]);
     recurrence::cpu::set_stream_bytes(draw.flag() ? 0 : recurrence::cpu::kStreamBytes);
     using Runner = void (*)(Draw&, std::uint64_t);
-    constexpr Runner kRunners[] = {run_linear, run_polar, run_simple};
+    constexpr Runner kRunners[] = {run_linear, run_polar, run_simple, run_gate_loop};
     draw.one_of(kRunners)(draw, seed);
   }
   recurrence::cpu::force_target("");

@@ -51,7 +51,7 @@ TEST(Presets, AllPassTheChecksAndUnknownOnesAreNamed) {
     preset("quik");
     FAIL();
   } catch (const std::invalid_argument& error) {
-    EXPECT_STREQ(error.what(), "no preset \"quik\": there are quick, enwik8");
+    EXPECT_STREQ(error.what(), "no preset \"quik\": there are quick, hybrid, enwik8");
   }
 }
 
