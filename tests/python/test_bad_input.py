@@ -102,9 +102,9 @@ CASES: list[Bad] = [
     ),
     (
         "gate_loop wide a",
-        lambda: gate_loop(WIDE, WIDE, WIDE, WIDE),
+        lambda: gate_loop(WIDE, WIDE, WIDE, WIDE[..., :-1]),
         ValueError,
-        r"gate_loop: a must be ComplexFloat or Float \(B, T, H\)",
+        r"gate_loop: a must be ComplexFloat or Float \(B, T, H\) or \(B, T, H, K\) where q is",
     ),
     (
         "gate_loop mix",
