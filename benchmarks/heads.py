@@ -19,6 +19,7 @@ CHANNELS = 512  # of all heads together
 TOLERANCE = 1e-4
 # Complex states of the reference, (T, H, K, V), above which its tree of copies fills the memory.
 MOST_STATES = 1 << 26
+ROWS = 64  # of the oracle's matrix
 
 Shape = tuple[int, int]  # steps, channels of a head
 
@@ -34,7 +35,7 @@ def inputs(shape: Shape) -> Inputs:
 
 
 def oracle(data: Inputs) -> list[Array]:
-    """y, dq, dk and dv in float64 as surrogate attention, one row of its matrix at a time."""
+    """y, dq, dk and dv in float64 as surrogate attention, some rows of its matrix at a time."""
     q, k, v, a = (x.astype(np.float64) for x in data.arrays)
     dy = data.gradient.astype(np.float64)
     results = [np.zeros_like(q) for _ in range(4)]
@@ -43,17 +44,20 @@ def oracle(data: Inputs) -> list[Array]:
         y, dq, dk, dv = (x[:, head] for x in results)
         transitions = a[:, head, 0] + 1j * a[:, head, 1]
         decay = np.zeros(len(qs), dtype=np.complex128)
-        for t in range(len(qs)):
-            decay[:t] *= transitions[t]
-            decay[t] = 1
-            past = slice(0, t + 1)
-            weights = decay[past].real
-            scores = weights * (ks[past] @ qs[t])
-            similarities = weights * (vs[past] @ dys[t])
-            y[t] = scores @ vs[past]
-            dq[t] = similarities @ ks[past]
-            dk[past] += similarities[:, None] * qs[t]
-            dv[past] += scores[:, None] * dys[t]
+        for begin in range(0, len(qs), ROWS):
+            end = min(len(qs), begin + ROWS)
+            weights = np.zeros((end - begin, end))
+            for t in range(begin, end):
+                decay[:t] *= transitions[t]
+                decay[t] = 1
+                weights[t - begin] = decay[:end].real
+            rows, past = slice(begin, end), slice(0, end)
+            scores = weights * (qs[rows] @ ks[past].T)
+            similarities = weights * (dys[rows] @ vs[past].T)
+            y[rows] = scores @ vs[past]
+            dq[rows] = similarities @ ks[past]
+            dk[past] += similarities.T @ qs[rows]
+            dv[past] += scores.T @ dys[rows]
     return [np.ascontiguousarray(x) for x in results]
 
 
