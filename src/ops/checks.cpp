@@ -308,7 +308,7 @@ struct NamedTensor {
 };
 void check_all_readable(const char* op, std::initializer_list<NamedTensor> all) {
   for (const auto& [name, tensor] : all) {
-    if (tensor.has_value() && tensor->defined()) check_readable(op, name, *tensor);
+    if (is_given(tensor)) check_readable(op, name, *tensor);
   }
 }
 
@@ -367,7 +367,7 @@ void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTe
   arguments.packed(cu_seqlens);
   const auto type = q.scalar_type();
   const auto sizes = v.sym_sizes();
-  if (dy.has_value() && dy->defined()) {
+  if (is_given(dy)) {
     arguments.tensor("dy", *dy, type, Sizes(sizes.begin(), sizes.end()));
   }
   arguments.state("dfinal_state", dfinal_state, a);

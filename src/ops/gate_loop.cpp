@@ -30,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
   const at::Tensor per_key = a.dim() == 4 ? a : a.unsqueeze(-1);
   const at::Tensor per_channel = per_key.unsqueeze(-1).expand_as(kv).flatten(2);
   OptionalTensor initial;
-  if (initial_state.has_value() && initial_state->defined()) initial = initial_state->flatten(1);
+  if (is_given(initial_state)) initial = initial_state->flatten(1);
   const auto [h, final_state] =
       linear_recurrence(per_channel, kv.flatten(2), initial, reverse, cu_seqlens);
   const at::Tensor states = (h.is_complex() ? at::real(h) : h).view_as(kv);

@@ -96,7 +96,7 @@ at::Tensor attention_rows(const at::Tensor& q, const at::Tensor& k, const at::Te
     y = y + at::matmul(scores_of(reached, left), values.narrow(2, begin, tile));
     reached = reached * by_head(products_to(there)).narrow(2, tile - 1, 1);
   }
-  if (initial_state.has_value() && initial_state->defined()) {
+  if (is_given(initial_state)) {
     y = y + scores_of(reached, initial_state->transpose(-1, -2));
   }
   return y.transpose(1, 2);
@@ -107,7 +107,7 @@ at::Tensor attention_state(const at::Tensor& k, const at::Tensor& v, const at::T
                            const OptionalTensor& initial_state) {
   const at::Tensor kept = by_head(k) * by_head(products_after(a));
   at::Tensor state = at::matmul(kept.transpose(-1, -2), by_head(v).to(kept.scalar_type()));
-  if (initial_state.has_value() && initial_state->defined()) {
+  if (is_given(initial_state)) {
     const at::Tensor all = by_head(products_to(a)).select(2, a.size(1) - 1);
     state = state + all.unsqueeze(-1) * *initial_state;
   }
@@ -140,7 +140,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
   const Turned in = turned(q, k, v, a, reverse);
   const std::int64_t time = q.size(1);
   if (time == 0) {
-    const bool given = initial_state.has_value() && initial_state->defined();
+    const bool given = is_given(initial_state);
     return {at::empty_like(v),
             given ? initial_state->clone()
                   : at::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, a.options())};
@@ -234,7 +234,7 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const
                                                       const at::Tensor& v, const at::Tensor& a,
                                                       const OptionalTensor& initial_state,
                                                       bool reverse) {
-  const bool given = initial_state.has_value() && initial_state->defined();
+  const bool given = is_given(initial_state);
   at::Tensor state =
       given ? *initial_state : at::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, a.options());
   const std::int64_t time = q.size(1);

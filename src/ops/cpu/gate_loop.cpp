@@ -3,6 +3,7 @@
 #include "ops/checks.h"
 #include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
 namespace {
@@ -24,9 +25,6 @@ at::Tensor transitions_input(const at::Tensor& a) {
   return a.dim() == 4 ? with_contiguous_channels(a) : a.resolve_conj().resolve_neg();
 }
 
-std::int64_t sequence_count(const at::Tensor& q, const OptionalTensor& cu_seqlens) {
-  return is_given(cu_seqlens) ? cu_seqlens->size(0) - 1 : q.size(0);
-}
 /// `saved_states`: undefined where no backward pass follows.
 std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Tensor& k,
                                               const at::Tensor& v, const at::Tensor& a,
@@ -41,8 +39,7 @@ std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Ten
   const auto offsets = kernel_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
   const auto shape = heads_shape(q, v);
   at::Tensor y = empty_sequence(v.sizes(), v.options());
-  at::Tensor final_state = at::empty(
-      {sequence_count(q, cu_seqlens), shape.heads, shape.keys, shape.values}, a.options());
+  at::Tensor final_state = empty_head_state(q, v, a, cu_seqlens);
 
   run_kernel(recurrence::GateLoop{
       .dtype = kernel_dtype(q.scalar_type()),
@@ -75,11 +72,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
   check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state, cu_seqlens);
-  const auto shape = heads_shape(q, v);
-  at::Tensor saved_states =
-      at::empty({shape.batch, saved_chunk_count(a, cu_seqlens).expect_int(), shape.heads,
-                 a.is_complex() ? 2 : 1, shape.keys, shape.values},
-                q.options().dtype(accumulation_type(q.scalar_type())));
+  const at::Tensor saved_states = empty_saved_chunks(q, v, a, cu_seqlens);
   auto [y, final_state] = run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, saved_states);
   return {y, final_state, saved_states};
 }
@@ -104,8 +97,7 @@ chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& d
   at::Tensor dk = empty_sequence(k.sizes(), k.options());
   at::Tensor dv = empty_sequence(v.sizes(), v.options());
   at::Tensor da = at::empty(a.sizes(), a.options());
-  at::Tensor dinitial = at::empty(
-      {sequence_count(q, cu_seqlens), shape.heads, shape.keys, shape.values}, a.options());
+  at::Tensor dinitial = empty_head_state(q, v, a, cu_seqlens);
 
   run_kernel(recurrence::GateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
                                           .shape = shape,

@@ -1,19 +1,11 @@
 #include <torch/library.h>
 
-#include "gateloop/recurrence.h"
 #include "ops/checks.h"
 #include "ops/internal.h"
 #include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
 namespace {
-
-/// (B or N, H, K, V) in the dtype of a.
-at::Tensor empty_head_state(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
-                            const OptionalTensor& cu_seqlens) {
-  const c10::SymInt rows = is_given(cu_seqlens) ? cu_seqlens->sym_size(0) - 1 : q.sym_size(0);
-  return at::empty_symint({rows, q.sym_size(2), q.sym_size(3), v.sym_size(3)}, a.options());
-}
 
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_meta(const at::Tensor& q, const at::Tensor& k,
                                                           const at::Tensor& v, const at::Tensor& a,
@@ -28,11 +20,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_meta(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
   auto [y, final_state] = chunked_gate_loop_meta(q, k, v, a, initial_state, reverse, cu_seqlens);
-  const c10::SymInt chunks = saved_chunk_count(a, cu_seqlens);
-  at::Tensor saved_states = at::empty_symint(
-      {q.sym_size(0), chunks, q.sym_size(2), a.is_complex() ? 2 : 1, q.sym_size(3), v.sym_size(3)},
-      q.options().dtype(accumulation_type(q.scalar_type())));
-  return {y, final_state, saved_states};
+  return {y, final_state, empty_saved_chunks(q, v, a, cu_seqlens)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
