@@ -161,7 +161,7 @@ TEST_F(CommandTest, HelpNamesEveryFlagAndDefault) {
   const Outcome outcome = run({"train", "--help"});
   EXPECT_EQ(outcome.code, 0);
   for (const char* expected : {"--preset", "--data", "--split", "--resume", "--minutes", "--clip",
-                               "--transition-bias", "[quick 128, enwik8 512]"}) {
+                               "--transition-bias", "[quick 128, hybrid 128, enwik8 512]"}) {
     EXPECT_NE(outcome.out.find(expected), std::string::npos) << expected;
   }
 }
