@@ -203,6 +203,16 @@ constexpr std::int64_t gate_loop_chunks(std::int64_t time, std::int64_t sequence
   return time / gate_loop_chunk(per_key) + sequences;
 }
 
+/// What q and k become before their products (arXiv 2312.04927, section 5.1):
+///   kTaylor: φ(x) = 1, x_i, x_i²/√2, x_i x_j for j < i, so that φ(q) · φ(k) = 1 + s + s²/2 with s
+///   =
+///            q · k. The expanded rows of a chunk are all that is in memory.
+enum class FeatureMap : std::uint8_t { kNone, kTaylor };
+/// Features of a row of so many channels: the keys of its state.
+constexpr std::int64_t feature_count(FeatureMap map, std::int64_t channels) {
+  return map == FeatureMap::kTaylor ? 1 + channels + channels * (channels + 1) / 2 : channels;
+}
+
 /// GateLoop for heads of K keys and V values (section 3.2, its surrogate attention in chunks):
 ///   S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t)
 /// q, k: (B, T, H, K), v, y: (B, T, H, V) real in `dtype` (not complex). a: (B, T, H), or if
@@ -210,12 +220,14 @@ constexpr std::int64_t gate_loop_chunks(std::int64_t time, std::int64_t sequence
 /// elements. States: (B, H, K, V) of the type of a. saved_states: (B, gate_loop_chunks(T, per_key),
 /// H, 1 or 2, K, V) real, contiguous, the parts of the state before each chunk in scan order; null
 /// where no backward pass follows. Beside Offsets states are (N, H, K, V) and (1,
-/// gate_loop_chunks(T, N, per_key), H, 1 or 2, K, V).
+/// gate_loop_chunks(T, N, per_key), H, 1 or 2, K, V). With a feature map, which excludes per_key,
+/// states have feature_count(K) keys instead of K.
 struct GateLoop {
   DType dtype = DType::kFloat32;
   HeadsShape shape;
   bool complex = true;
   bool per_key = false;
+  FeatureMap feature_map = FeatureMap::kNone;
   bool reverse = false;
   ConstHeads q, k, v, a;
   ConstState initial_state = nullptr;
@@ -232,6 +244,7 @@ struct GateLoopBackward {
   HeadsShape shape;
   bool complex = true;
   bool per_key = false;
+  FeatureMap feature_map = FeatureMap::kNone;
   bool reverse = false;
   ConstHeads q, k, v, a, dy;
   const void* saved_states = nullptr;

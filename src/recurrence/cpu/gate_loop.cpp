@@ -7,6 +7,7 @@
 #include "recurrence/cpu/dtypes.h"
 #include "recurrence/cpu/gate_loop_tiles.h"
 #include "recurrence/cpu/parallel.h"
+#include "recurrence/features.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "recurrence/cpu/gate_loop.cpp"
@@ -53,9 +54,9 @@ struct ChunkPlan {
   ChunkPlan(const Params& p, int threads)
       : units(Sequences(p).count() * p.shape.heads),
         chunks(gate_loop_chunks(Sequences(p).longest(), p.per_key)),
-        slots(slots_for(
-            p.shape.batch * p.shape.heads * p.shape.time * (p.shape.keys * p.shape.values + 1),
-            threads)),
+        slots(slots_for(p.shape.batch * p.shape.heads * p.shape.time *
+                            (feature_count(p.feature_map, p.shape.keys) * p.shape.values + 1),
+                        threads)),
         cut(chunks > 1 && units * 4 < 3 * ((units + slots - 1) / slots * slots)) {}
 };
 
@@ -124,6 +125,7 @@ class Chunks {
         reverse_(p.reverse),
         sequences_(p),
         dtype_(p.dtype),
+        feature_map_(p.feature_map),
         a_(p.a, kParts * sizeof(T)) {}
 
   std::int64_t ChunksOf(std::int64_t unit) const {
@@ -186,6 +188,29 @@ class Chunks {
       }
     });
   }
+  /// Queries or keys, as their features.
+  void LoadKeys(const HeadRows& from, const Place& at, T* tile) const {
+    if (feature_map_ == FeatureMap::kNone) return Load(from, at, n.keys, tile, n.key_stride);
+    WithStorage([&]<class S>() {
+      for (std::int64_t s = 0; s < at.steps; ++s) {
+        T* const row = tile + s * n.key_stride;
+        // The channels are among the features, in their second place.
+        Widen(from.template At<const S>(at.batch, at.head, at.time(s)), n.key_channels, row + 1);
+        taylor_features(row + 1, n.key_channels, row);
+        std::fill(row + n.keys, row + whole_tiles(n.keys), T(0));
+      }
+    });
+  }
+  /// From the gradient of the features in `tile`, which changes; `rows`: what LoadKeys loaded.
+  void StoreKeys(const T* rows, T* tile, const Place& at, const HeadRows& to) const {
+    if (feature_map_ == FeatureMap::kTaylor) {
+      for (std::int64_t s = 0; s < at.steps; ++s) {
+        const std::int64_t row = s * n.key_stride;
+        taylor_gradient(rows + row + 1, tile + row, n.key_channels, tile + row);
+      }
+    }
+    Store(tile, n.key_stride, at, n.key_channels, to);
+  }
   void LoadTransitions(const Place& at, T* const* a) const {
     const std::int64_t width = kPerKey ? n.keys : 1;
     for (std::int64_t s = 0; s < at.steps; ++s) {
@@ -243,6 +268,7 @@ class Chunks {
   bool reverse_;
   Sequences sequences_;
   DType dtype_;
+  FeatureMap feature_map_;
   HeadRows a_;
 };
 
@@ -312,7 +338,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
 
  private:
   void LoadSources(const Place& at, const Tiles& t) const {
-    Base::Load(k_, at, n.keys, t.k, n.key_stride);
+    Base::LoadKeys(k_, at, t.k);
     Base::Load(v_, at, n.values, t.v, n.value_stride);
     Base::LoadTransitions(at, t.a);
     ChunkForward<T, kParts, kPerKey>(n, t, at.steps).Decays();
@@ -320,7 +346,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
 
   /// The output of a chunk whose sources and state are loaded.
   void Read(const Place& at, const Tiles& t) const {
-    Base::Load(q_, at, n.keys, t.q, n.key_stride);
+    Base::LoadKeys(q_, at, t.q);
     const bool has_state = !at.begins || p_.initial_state != nullptr;
     ChunkForward<T, kParts, kPerKey>(n, t, at.steps).Output(has_state);
     Base::Store(t.y, n.value_stride, at, n.values, y_);
@@ -410,7 +436,7 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   static std::array<T, 2> Conjugate(std::array<T, 2> a) { return {a[0], -a[1]}; }
 
   void LoadReads(const Place& at, const Tiles& t) const {
-    Base::Load(q_, at, n.keys, t.q, n.key_stride);
+    Base::LoadKeys(q_, at, t.q);
     Base::Load(dy_, at, n.values, t.dy, n.value_stride);
     Base::LoadTransitions(at, t.a);
     ChunkBackward<T, kParts, kPerKey>(n, t, at.steps).Decays();
@@ -418,7 +444,7 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
 
   /// The gradients of a chunk whose reads and carry are loaded.
   void WriteGradients(const Place& at, const Tiles& t) const {
-    Base::Load(k_, at, n.keys, t.k, n.key_stride);
+    Base::LoadKeys(k_, at, t.k);
     Base::Load(v_, at, n.values, t.v, n.value_stride);
     const T* from = Base::Saved(static_cast<const T*>(p_.saved_states), at);
     for (int part = 0; part < kParts; ++part) {
@@ -429,8 +455,8 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
       }
     }
     ChunkBackward<T, kParts, kPerKey>(n, t, at.steps).Gradients();
-    Base::Store(t.dq, n.key_stride, at, n.keys, dq_);
-    Base::Store(t.dk, n.key_stride, at, n.keys, dk_);
+    Base::StoreKeys(t.q, t.dq, at, dq_);
+    Base::StoreKeys(t.k, t.dk, at, dk_);
     Base::Store(t.dv, n.value_stride, at, n.values, dv_);
     for (std::int64_t s = 0; s < at.steps; ++s) {
       T* const to = da_.template At<T>(at.batch, at.head, at.time(s));
@@ -537,6 +563,8 @@ void check_heads(const char* op, const Params& p) {
         std::string(op) + ": keys and values must be non-negative, got keys " +
         std::to_string(p.shape.keys) + " and values " + std::to_string(p.shape.values));
   }
+  if (p.per_key && p.feature_map != FeatureMap::kNone)
+    throw std::invalid_argument(std::string(op) + ": per_key must be false with a feature map");
 }
 
 }  // namespace

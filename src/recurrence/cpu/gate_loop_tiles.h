@@ -24,16 +24,18 @@ constexpr std::int64_t tile_stride(std::int64_t columns) {
 inline constexpr std::int64_t kKeyChunk = gate_loop_chunk(/*per_key=*/true);
 static_assert(kKeyChunk == kTileColumns);  // its decays are one group
 
-/// Widths and strides of the tiles. `parts` is 2 where states are complex.
+/// Widths and strides of the tiles. `parts` is 2 where states are complex. `keys` are features of
+/// the `key_channels` in memory.
 struct TileSizes {
-  std::int64_t chunk, keys, values, parts;
+  std::int64_t chunk, key_channels, keys, values, parts;
   bool per_key;
   std::int64_t key_stride, value_stride, step_stride;
 
   template <class Params>
   explicit TileSizes(const Params& p)
       : chunk(gate_loop_chunk(p.per_key)),
-        keys(p.shape.keys),
+        key_channels(p.shape.keys),
+        keys(feature_count(p.feature_map, key_channels)),
         values(p.shape.values),
         parts(p.complex ? 2 : 1),
         per_key(p.per_key),

@@ -1,7 +1,10 @@
 #include "gate_loop_case.h"
 
+#include <cmath>
+
 namespace gateloop::testing::gate_loop {
 
+using recurrence::FeatureMap;
 using recurrence::gate_loop_chunks;
 
 namespace {
@@ -26,18 +29,73 @@ Array<Complex> complex_of(const Case& c, const Tensor& t) {
   const std::vector<double> reals = t.get();
   return {reals.begin(), reals.end()};
 }
+std::int64_t state_keys(const Case& c) {
+  return recurrence::feature_count(c.feature_map, c.dims.keys);
+}
+/// The case as the oracle computes it, which has no feature map.
+HeadDims oracle_dims(const Case& c) {
+  HeadDims dims = c.dims;
+  dims.keys = state_keys(c);
+  return dims;
+}
+
+/// f(index, row) for each row of q or k.
+template <class F>
+void for_each_row(const Case& c, const Array<double>& x, const F& f) {
+  const auto channels = static_cast<std::size_t>(c.dims.keys);
+  const auto rows = static_cast<std::size_t>(c.dims.batch * c.dims.time * c.dims.heads);
+  for (std::size_t row = 0; row < rows; ++row) f(row, x.data() + row * channels);
+}
+
+/// Rows of q or k as their features: 1, x_i, x_i²/√2, x_i x_j for j < i.
+Array<double> features(const Case& c, const Array<double>& x) {
+  if (c.feature_map == FeatureMap::kNone) return x;
+  Array<double> out;
+  for_each_row(c, x, [&](std::size_t, const double* row) {
+    out.push_back(1);
+    out.insert(out.end(), row, row + c.dims.keys);
+    for (std::int64_t i = 0; i < c.dims.keys; ++i) out.push_back(row[i] * row[i] / std::sqrt(2));
+    for (std::int64_t i = 0; i < c.dims.keys; ++i)
+      for (std::int64_t j = 0; j < i; ++j) out.push_back(row[i] * row[j]);
+  });
+  return out;
+}
+
+/// The gradient of x from that of its features; with `moduli` the sum of its terms' moduli.
+Array<double> feature_gradient(const Case& c, const Array<double>& x, const Array<double>& d,
+                               bool moduli = false) {
+  if (c.feature_map == FeatureMap::kNone) return d;
+  const auto n = static_cast<std::size_t>(c.dims.keys);
+  Array<double> out(x.size());
+  for_each_row(c, x, [&](std::size_t r, const double* given) {
+    Array<double> row(given, given + n);
+    if (moduli) row = oracle::moduli(row);
+    const double* at = d.data() + r * static_cast<std::size_t>(state_keys(c)) + 1;
+    double* const to = out.data() + r * n;
+    for (std::size_t i = 0; i < n; ++i) to[i] += *at++;
+    for (std::size_t i = 0; i < n; ++i) to[i] += *at++ * std::sqrt(2) * row[i];
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t j = 0; j < i; ++j, ++at) {
+        to[i] += *at * row[j];
+        to[j] += *at * row[i];
+      }
+    }
+  });
+  return out;
+}
+
 /// (B, T, H, K) of transitions that a head's keys may share.
 Array<Complex> for_each_key(const Case& c, const Array<Complex>& a) {
   if (c.per_key) return a;
   Array<Complex> out;
-  for (const Complex& x : a) out.insert(out.end(), static_cast<std::size_t>(c.dims.keys), x);
+  for (const Complex& x : a) out.insert(out.end(), static_cast<std::size_t>(state_keys(c)), x);
   return out;
 }
 /// The sum over the keys of gradients of shared transitions.
 Array<Complex> over_keys(const Case& c, const Array<Complex>& da) {
   if (c.per_key) return da;
   Array<Complex> out(transition_count(c));
-  const auto keys = static_cast<std::size_t>(c.dims.keys);
+  const auto keys = static_cast<std::size_t>(state_keys(c));
   for (std::size_t i = 0; i < da.size(); ++i) out[i / keys] += da[i];
   return out;
 }
@@ -54,7 +112,8 @@ void set_numbers(const Case& c, Tensor& t, const Array<Complex>& values) {
 std::string describe(const Case& c) {
   return describe(c.dtype, {c.dims.batch, c.dims.time, c.dims.heads}, c.reverse, c.layout) +
          " heads of " + std::to_string(c.dims.keys) + ", " + std::to_string(c.dims.values) +
-         (c.complex ? " complex" : " real") + (c.per_key ? " per key" : "");
+         (c.complex ? " complex" : " real") + (c.per_key ? " per key" : "") +
+         (c.feature_map == FeatureMap::kTaylor ? " taylor" : "");
 }
 
 Array<Complex> transitions(Random& random, std::size_t n, bool complex) {
@@ -75,7 +134,7 @@ Outcome run_on(const Case& c, const Array<Complex>& a_values) {
   const Dims keys{n.batch, n.time, n.heads * n.keys}, values{n.batch, n.time, n.heads * n.values};
   const std::int64_t width = c.per_key ? n.keys : 1;
   const Dims per_head{n.batch, n.time, n.heads * width};
-  const Dims state{n.batch, 1, n.heads * n.keys * n.values};
+  const Dims state{n.batch, 1, n.heads * state_keys(c) * n.values};
   const DType states = state_type(c);
   Tensor q(c.dtype, keys, c.layout), k(c.dtype, keys, c.layout), v(c.dtype, values, c.layout),
       y(c.dtype, values, c.layout), dy(c.dtype, values, c.layout), dq(c.dtype, keys, c.layout),
@@ -95,6 +154,7 @@ Outcome run_on(const Case& c, const Array<Complex>& a_values) {
   forward.shape = {n.batch, n.time, n.heads, n.keys, n.values};
   forward.complex = c.complex;
   forward.per_key = c.per_key;
+  forward.feature_map = c.feature_map;
   forward.reverse = c.reverse;
   forward.q = heads(std::as_const(q), n.keys);
   forward.k = heads(std::as_const(k), n.keys);
@@ -113,6 +173,7 @@ Outcome run_on(const Case& c, const Array<Complex>& a_values) {
   backward.shape = forward.shape;
   backward.complex = c.complex;
   backward.per_key = c.per_key;
+  backward.feature_map = c.feature_map;
   backward.reverse = c.reverse;
   backward.q = forward.q;
   backward.k = forward.k;
@@ -135,14 +196,16 @@ Outcome run_on(const Case& c, const Array<Complex>& a_values) {
     t->expect_guards_intact("array");
   }
   Outcome out;
-  out.in = {q.get(), k.get(), v.get(), for_each_key(c, complex_of(c, a)), {}};
+  out.q = q.get();
+  out.k = k.get();
+  out.in = {features(c, out.q), features(c, out.k), v.get(), for_each_key(c, complex_of(c, a)), {}};
   out.y = y.get();
   out.dq = dq.get();
   out.dk = dk.get();
   out.dv = dv.get();
   out.da = complex_of(c, da);
   const std::vector<double> saved = saved_states.get();
-  const std::size_t one = static_cast<std::size_t>(n.keys * n.values);
+  const std::size_t one = static_cast<std::size_t>(state_keys(c) * n.values);
   const std::size_t parts = c.complex ? 2 : 1;
   for (std::size_t i = 0; i < saved.size(); i += parts * one) {
     for (std::size_t j = 0; j < one; ++j) {
@@ -192,7 +255,7 @@ Array<Complex> real_parts(Array<Complex> values) {
 
 void check(const Case& c, const Outcome& out) {
   SCOPED_TRACE(describe(c));
-  const HeadDims n = c.dims;
+  const HeadDims n = oracle_dims(c);
   const std::int64_t roundings = n.time + n.keys + n.values;
   const Tolerance close = tolerance(c.dtype, roundings);
   const Tolerance close_state = tolerance(accumulation(c.dtype), roundings);
@@ -219,6 +282,10 @@ void check(const Case& c, const Outcome& out) {
   if (!c.complex) backward.da = real_parts(backward.da);
   backward.da = over_keys(c, backward.da);
   bound.da = over_keys(c, bound.da);
+  backward.dq = feature_gradient(c, out.q, backward.dq);
+  backward.dk = feature_gradient(c, out.k, backward.dk);
+  bound.dq = feature_gradient(c, out.q, bound.dq, /*moduli=*/true);
+  bound.dk = feature_gradient(c, out.k, bound.dk, /*moduli=*/true);
   expect_near(out.dq, backward.dq, scale(bound.dq), close, "dq");
   expect_near(out.dk, backward.dk, scale(bound.dk), close, "dk");
   expect_near(out.dv, backward.dv, scale(bound.dv), close, "dv");

@@ -12,6 +12,7 @@ struct Case {
   HeadDims dims;
   bool complex = true;
   bool per_key = false;
+  recurrence::FeatureMap feature_map = recurrence::FeatureMap::kNone;
   bool reverse = false;
   Layout layout = Layout::kContiguous;
   bool states = true;    // initial and final ones given
@@ -20,11 +21,11 @@ struct Case {
   std::uint64_t seed = 11;
 };
 
-/// Inputs as stored and outputs as read back; in.a as the oracle takes it, da as the kernel gives
-/// it.
+/// Inputs as stored and outputs as read back; in.q, k and a as the oracle takes them, features and
+/// a transition for each, the rest as the kernel gives it. q, k: before the feature map.
 struct Outcome {
   oracle::GateLoopInputs in;
-  Array<double> dy, y, dq, dk, dv;
+  Array<double> q, k, dy, y, dq, dk, dv;
   Array<Complex> dfinal, final_state, da, dinitial, saved_states;
 };
 

@@ -29,6 +29,24 @@ TEST(GateLoop, MatchesTheOracle) {
   }
 }
 
+TEST(GateLoop, TaylorFeaturesMatchTheOracle) {
+  for (const DType dtype : kRealDTypes) {
+    for (HeadDims dims : shapes()) {
+      dims.keys = std::min<std::int64_t>(dims.keys, 9);  // 55 features
+      dims.values = std::min<std::int64_t>(dims.values, 20);
+      for (const bool complex : {false, true}) {
+        check({.dtype = dtype,
+               .dims = dims,
+               .complex = complex,
+               .feature_map = recurrence::FeatureMap::kTaylor,
+               .reverse = complex,
+               .layout = complex ? Layout::kContiguous : kLayouts[1],
+               .threads = 2});
+      }
+    }
+  }
+}
+
 TEST(GateLoop, AnyLayout) {
   for (const DType dtype : kRealDTypes) {
     for (const Layout layout : kLayouts) {
@@ -123,12 +141,16 @@ TEST(GateLoop, SavedStatesAreOptional) {
   expect_same_bits(y.get(), with.y, "y");
 }
 
-TEST(GateLoop, RefusesOtherDTypes) {
+TEST(GateLoop, RefusesWhatItDoesNotTake) {
   recurrence::GateLoop p;
   p.dtype = DType::kComplex64;
   EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
   p.dtype = DType::kFloat32;
   p.shape.keys = -1;
+  EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
+  p.shape.keys = 1;
+  p.per_key = true;
+  p.feature_map = recurrence::FeatureMap::kTaylor;
   EXPECT_THROW(recurrence::run(p, {}, nullptr), std::invalid_argument);
 }
 
