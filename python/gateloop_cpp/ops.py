@@ -62,6 +62,7 @@ def gate_loop(
     cu_seqlens: Tensor | None = None,
     mask: Tensor | None = None,
     form: Literal["auto", "scan", "attention", "recurrent"] = "auto",
+    feature_map: Literal["none", "taylor"] = "none",
 ) -> tuple[Tensor, Tensor]:
     """The GateLoop operator, S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t).
 
@@ -81,6 +82,10 @@ def gate_loop(
             matrix products, one state a chunk in memory; "auto" takes it. "attention": the
             surrogate attention of section 3.3, T² work, in tiles. "recurrent": step by step, with
             T states in memory for a backward pass.
+        feature_map: "taylor": of heads, with a transition for each, φ(q) and φ(k) in place of q and
+            k, so that their products are 1 + s + s²/2 with s = q · k (arXiv 2312.04927). States
+            have 1 + K + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all
+            of q and k.
 
     Returns:
         y (B, T, D) or (B, T, H, V) in the dtype of q, and the state after the last step in the
@@ -90,7 +95,7 @@ def gate_loop(
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
     y, final = torch.ops.gateloop.gate_loop(
-        q, k, v, a, initial_state, reverse, cu_seqlens, mask, form=form
+        q, k, v, a, initial_state, reverse, cu_seqlens, mask, form=form, feature_map=feature_map
     )
     return y, final
 

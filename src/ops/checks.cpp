@@ -9,6 +9,8 @@
 #include "gateloop/recurrence.h"
 
 namespace gateloop::ops {
+
+using recurrence::FeatureMap;
 namespace {
 
 using Sizes = std::vector<c10::SymInt>;
@@ -231,13 +233,15 @@ namespace {
 /// Those of one step have no T.
 class GateLoopArguments {
  public:
-  GateLoopArguments(const char* op, const at::Tensor& q, const at::Tensor& v, bool one_step = false)
+  GateLoopArguments(const char* op, const at::Tensor& q, const at::Tensor& v, bool one_step = false,
+                    FeatureMap map = FeatureMap::kNone)
       : op_(op),
         q_(q),
         v_(v),
         type_(q.scalar_type()),
         lead_(one_step ? 1 : 2),
         wide_(q.dim() == lead_ + 2),
+        map_(map),
         prefix_(one_step ? "(B, " : "(B, T, ") {}
 
   void expect(bool shape, bool dtype, const char* name, const at::Tensor& t,
@@ -265,10 +269,13 @@ class GateLoopArguments {
     expect(v_fits, v_.scalar_type() == type_, "v", v_,
            c10::str(type_, " ", prefix_, wide_ ? "H, V)" : "D)"));
     const auto real = accumulation_type(type_), complex = at::toComplexType(real);
-    const bool per_key = wide_ && a.sym_sizes() == sizes;
+    const bool plain = map_ == FeatureMap::kNone;
+    TORCH_CHECK_VALUE(wide_ || plain, op_, ": feature_map must be none without heads (B, T, H, K)");
+    const bool per_key = wide_ && plain && a.sym_sizes() == sizes;
     expect(per_key || a.sym_sizes() == sizes.slice(0, lead),
            a.scalar_type() == real || a.scalar_type() == complex, "a", a,
-           wide_ ? c10::str(complex, " or ", real, " ", prefix_, "H) or ", prefix_, "H, K)")
+           wide_ ? c10::str(complex, " or ", real, " ", prefix_, "H)",
+                            plain ? c10::str(" or ", prefix_, "H, K)") : "")
                  : c10::str(complex, " or ", real, " ", prefix_, "D)"));
   }
   GateLoopArguments& packed(const OptionalTensor& cu_seqlens) {
@@ -282,7 +289,10 @@ class GateLoopArguments {
     if (!t.has_value() || !t->defined()) return;
     Sizes sizes = {count_.value_or(q_.sym_size(0))};
     for (std::int64_t i = lead_; i < q_.dim(); ++i) sizes.push_back(q_.sym_size(i));
-    if (wide_) sizes.push_back(v_.sym_size(-1));
+    if (wide_) {
+      sizes.back() = state_keys(q_, map_);
+      sizes.push_back(v_.sym_size(-1));
+    }
     tensor(name, *t, a.scalar_type(), sizes);
   }
   void tensor(const char* name, const at::Tensor& t, at::ScalarType type,
@@ -298,6 +308,7 @@ class GateLoopArguments {
   at::ScalarType type_;
   std::int64_t lead_;  // dimensions before the heads
   bool wide_;
+  FeatureMap map_;
   const char* prefix_;
   std::optional<c10::SymInt> count_;  // of packed sequences
 };
@@ -321,10 +332,21 @@ c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seql
   return (time + (chunk - 1)) / chunk;
 }
 
+FeatureMap feature_map_of(const char* op, c10::string_view name) {
+  if (name == "none") return FeatureMap::kNone;
+  TORCH_CHECK_VALUE(name == "taylor", op, ": feature_map must be none or taylor, got ", name);
+  return FeatureMap::kTaylor;
+}
+
+c10::SymInt state_keys(const at::Tensor& q, FeatureMap map) {
+  const c10::SymInt keys = q.sym_size(-1);
+  return map == FeatureMap::kTaylor ? 1 + keys + keys * (keys + 1) / 2 : keys;
+}
+
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& a, const OptionalTensor& initial_state,
-                     const OptionalTensor& cu_seqlens) {
-  GateLoopArguments arguments("gateloop::gate_loop", q, v);
+                     const OptionalTensor& cu_seqlens, FeatureMap map) {
+  GateLoopArguments arguments("gateloop::gate_loop", q, v, /*one_step=*/false, map);
   arguments.sequences(k, a);
   arguments.packed(cu_seqlens);
   arguments.state("initial_state", initial_state, a);
@@ -339,10 +361,11 @@ void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Te
 
 void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,
                           const at::Tensor& v, const at::Tensor& a,
-                          const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens) {
+                          const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
+                          FeatureMap map) {
   check_all_readable(op,
                      {{"q", q}, {"k", k}, {"v", v}, {"a", a}, {"initial_state", initial_state}});
-  GateLoopArguments arguments(op, q, v);
+  GateLoopArguments arguments(op, q, v, /*one_step=*/false, map);
   arguments.only_wide();
   arguments.sequences(k, a);
   arguments.packed(cu_seqlens);
@@ -352,7 +375,7 @@ void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor&
 void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                       const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                       const at::Tensor& a, const at::Tensor& saved_states,
-                                      const OptionalTensor& cu_seqlens) {
+                                      const OptionalTensor& cu_seqlens, FeatureMap map) {
   constexpr auto kOp = "gateloop::_chunked_gate_loop_backward";
   check_all_readable(kOp, {{"dy", dy},
                            {"dfinal_state", dfinal_state},
@@ -361,7 +384,7 @@ void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTe
                            {"v", v},
                            {"a", a},
                            {"saved_states", saved_states}});
-  GateLoopArguments arguments(kOp, q, v);
+  GateLoopArguments arguments(kOp, q, v, /*one_step=*/false, map);
   arguments.only_wide();
   arguments.sequences(k, a);
   arguments.packed(cu_seqlens);
@@ -373,7 +396,7 @@ void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTe
   arguments.state("dfinal_state", dfinal_state, a);
   arguments.tensor("saved_states", saved_states, accumulation_type(type),
                    {q.sym_size(0), saved_chunk_count(a, cu_seqlens), q.sym_size(2),
-                    a.is_complex() ? 2 : 1, q.sym_size(3), v.sym_size(3)});
+                    a.is_complex() ? 2 : 1, state_keys(q, map), v.sym_size(3)});
 }
 
 }  // namespace gateloop::ops

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <optional>
 
+#include "gateloop/recurrence.h"
 #include "ops/internal.h"
 
 namespace gateloop::ops {
@@ -42,6 +43,11 @@ void check_cu_seqlens(const char* op, const char* name, const at::Tensor& sequen
 void check_mask(const char* op, const char* name, const at::Tensor& sequence,
                 const OptionalTensor& mask, const OptionalTensor& cu_seqlens);
 
+/// "none" or "taylor".
+recurrence::FeatureMap feature_map_of(const char* op, c10::string_view name);
+/// Keys of a wide head's state, whose queries are q (..., K).
+c10::SymInt state_keys(const at::Tensor& q, recurrence::FeatureMap map);
+
 /// All that one operator reads, but the mask.
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
                              const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens);
@@ -64,18 +70,20 @@ void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTen
                                      const OptionalTensor& cu_seqlens);
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& a, const OptionalTensor& initial_state,
-                     const OptionalTensor& cu_seqlens);
+                     const OptionalTensor& cu_seqlens, recurrence::FeatureMap map);
 /// See gate_loop_chunks() of the kernels.
 c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens);
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& a, const at::Tensor& state);
+inline constexpr auto kChunkedGateLoop = "gateloop::_chunked_gate_loop";
 /// Of wide heads, by the name of the operator; their memory too.
 void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,
                           const at::Tensor& v, const at::Tensor& a,
-                          const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens);
+                          const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
+                          recurrence::FeatureMap map = recurrence::FeatureMap::kNone);
 void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                       const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                       const at::Tensor& a, const at::Tensor& saved_states,
-                                      const OptionalTensor& cu_seqlens);
+                                      const OptionalTensor& cu_seqlens, recurrence::FeatureMap map);
 
 }  // namespace gateloop::ops

@@ -5,6 +5,7 @@
 
 #include "gateloop/ops.h"
 #include "ops/checks.h"
+#include "ops/composite/features.h"
 #include "ops/cpu/executor.h"
 #include "ops/define.h"
 #include "ops/internal.h"
@@ -73,20 +74,25 @@ std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor
                                            const at::Tensor& v, const at::Tensor& a,
                                            const ops::OptionalTensor& initial_state, bool reverse,
                                            const ops::OptionalTensor& cu_seqlens,
-                                           const ops::OptionalTensor& mask, c10::string_view form) {
-  ops::check_gate_loop(q, k, v, a, initial_state, cu_seqlens);
+                                           const ops::OptionalTensor& mask, c10::string_view form,
+                                           c10::string_view feature_map) {
+  constexpr auto kOp = "gateloop::gate_loop";
+  ops::check_gate_loop(q, k, v, a, initial_state, cu_seqlens,
+                       ops::feature_map_of(kOp, feature_map));
   if (ops::is_given(mask)) {
-    ops::check_mask("gateloop::gate_loop", "q", q, mask, cu_seqlens);
+    ops::check_mask(kOp, "q", q, mask, cu_seqlens);
     const ops::Padding padding(*mask);
     const auto [y, final_state] =
         in_form(padding.filled(q), padding.filled(k), padding.filled(v), padding.filled(a, 1),
-                initial_state, reverse, {}, {}, form);
+                initial_state, reverse, {}, {}, form, feature_map);
     return {padding.filled(y), final_state};
   }
   const bool wide = q.dim() == 4;
   if (form == "auto" || form == "scan") {
-    const auto scan = wide ? ops::chunked_gate_loop : ops::gate_loop_by_linear_recurrence;
-    return scan(q, k, v, a, initial_state, reverse, cu_seqlens);
+    return wide
+               ? ops::chunked_gate_loop(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map)
+               : ops::gate_loop_by_linear_recurrence(q, k, v, a, initial_state, reverse,
+                                                     cu_seqlens);
   }
   TORCH_CHECK_VALUE(form == "attention" || form == "recurrent",
                     "gateloop::gate_loop: form must be auto, scan, attention or recurrent, got ",
@@ -95,8 +101,15 @@ std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor
     ops::OptionalTensor initial;
     if (ops::is_given(initial_state)) initial = initial_state->unsqueeze(-1).unsqueeze(-1);
     const auto [y, final_state] = in_form(q.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-1), a,
-                                          initial, reverse, cu_seqlens, {}, form);
+                                          initial, reverse, cu_seqlens, {}, form, feature_map);
     return {y.squeeze(-1), final_state.squeeze(-1).squeeze(-1)};
+  }
+  if (feature_map != "none") {
+    // In the type of the features; the results are as without a map.
+    const at::Tensor wide_q = ops::features(q, feature_map), wide_k = ops::features(k, feature_map);
+    const auto [y, final_state] = in_form(wide_q, wide_k, v.to(wide_q.scalar_type()), a,
+                                          initial_state, reverse, cu_seqlens, {}, form, "none");
+    return {y.to(v.scalar_type()), final_state};
   }
   Form* const chosen = form == "attention" ? ops::attention_gate_loop : ops::gate_loop_by_steps;
   return ops::is_given(cu_seqlens)
@@ -119,8 +132,8 @@ std::tuple<at::Tensor, at::Tensor> checked_step(const at::Tensor& q, const at::T
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def(
       "gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state=None, bool "
-      "reverse=False, Tensor? cu_seqlens=None, Tensor? mask=None, *, str form='auto') -> (Tensor "
-      "y, Tensor final_state)",
+      "reverse=False, Tensor? cu_seqlens=None, Tensor? mask=None, *, str form='auto', str "
+      "feature_map='none') -> (Tensor y, Tensor final_state)",
       in_form, {at::Tag::pt2_compliant_tag});
   m.def(
       "gate_loop_step(Tensor q, Tensor k, Tensor v, Tensor a, Tensor state) -> (Tensor y, Tensor "
@@ -132,15 +145,17 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
       {at::Tag::pt2_compliant_tag});
   ops::define(m,
               "_chunked_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, "
-              "bool reverse, Tensor? cu_seqlens=None) -> (Tensor y, Tensor final_state)");
+              "bool reverse, Tensor? cu_seqlens=None, str feature_map='none') -> (Tensor y, Tensor "
+              "final_state)");
   ops::define(
       m,
       "_chunked_gate_loop_forward(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? "
-      "initial_state, bool reverse, Tensor? cu_seqlens=None) -> (Tensor y, Tensor final_state, "
-      "Tensor saved_states)");
+      "initial_state, bool reverse, Tensor? cu_seqlens=None, str feature_map='none') -> (Tensor y, "
+      "Tensor final_state, Tensor saved_states)");
   ops::define(m,
               "_chunked_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor k, "
-              "Tensor v, Tensor a, Tensor saved_states, bool reverse, Tensor? cu_seqlens=None) -> "
+              "Tensor v, Tensor a, Tensor saved_states, bool reverse, Tensor? cu_seqlens=None, str "
+              "feature_map='none') -> "
               "(Tensor dq, Tensor dk, Tensor dv, Tensor da, Tensor dinitial_state)");
 }
 
@@ -150,11 +165,11 @@ std::tuple<at::Tensor, at::Tensor> gate_loop(const at::Tensor& q, const at::Tens
                                              bool reverse,
                                              const std::optional<at::Tensor>& cu_seqlens,
                                              const std::optional<at::Tensor>& mask,
-                                             c10::string_view form) {
+                                             c10::string_view form, c10::string_view feature_map) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::gate_loop", "")
                              .typed<decltype(gate_loop)>();
-  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, mask, form);
+  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, mask, form, feature_map);
 }
 
 std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
@@ -179,31 +194,33 @@ std::tuple<at::Tensor, at::Tensor> ops::chunked_gate_loop(const at::Tensor& q, c
                                                           const at::Tensor& v, const at::Tensor& a,
                                                           const OptionalTensor& initial_state,
                                                           bool reverse,
-                                                          const OptionalTensor& cu_seqlens) {
+                                                          const OptionalTensor& cu_seqlens,
+                                                          c10::string_view feature_map) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_chunked_gate_loop", "")
                              .typed<decltype(chunked_gate_loop)>();
-  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens);
+  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::chunked_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    c10::string_view feature_map) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_chunked_gate_loop_forward", "")
                              .typed<decltype(chunked_gate_loop_forward)>();
-  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens);
+  return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 ops::chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                 const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                 const at::Tensor& a, const at::Tensor& saved_states, bool reverse,
-                                const OptionalTensor& cu_seqlens) {
+                                const OptionalTensor& cu_seqlens, c10::string_view feature_map) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_chunked_gate_loop_backward", "")
                              .typed<decltype(chunked_gate_loop_backward)>();
-  return op.call(dy, dfinal_state, q, k, v, a, saved_states, reverse, cu_seqlens);
+  return op.call(dy, dfinal_state, q, k, v, a, saved_states, reverse, cu_seqlens, feature_map);
 }
 
 }  // namespace gateloop

@@ -35,20 +35,22 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const
                                                       bool reverse);
 
 /// gate_loop of wide heads in chunks of time. -> (y (B, T, H, V), final_state (B or N, H, K, V)).
+/// With the feature map "taylor" states here and below have the features of K as keys.
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop(const at::Tensor& q, const at::Tensor& k,
                                                      const at::Tensor& v, const at::Tensor& a,
                                                      const OptionalTensor& initial_state,
-                                                     bool reverse,
-                                                     const OptionalTensor& cu_seqlens);
+                                                     bool reverse, const OptionalTensor& cu_seqlens,
+                                                     c10::string_view feature_map);
 /// The same and saved_states (B, chunks, H, 1 or 2, K, V), real: the states before each chunk.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens);
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    c10::string_view feature_map);
 /// -> (dq, dk, dv, da as their arguments, dinitial_state (B or N, H, K, V)).
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_backward(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& a, const at::Tensor& saved_states,
-    bool reverse, const OptionalTensor& cu_seqlens);
+    bool reverse, const OptionalTensor& cu_seqlens, c10::string_view feature_map);
 
 /// -> (da, dx (B, T, D), dinitial_state (B, D)); h is the forward's output. Here and below states
 /// are (N, D) beside cu_seqlens (N + 1), and there are saved_state_count(T, N) saved ones.

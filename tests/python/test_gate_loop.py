@@ -221,6 +221,84 @@ def test_gradient_of_a_vmap() -> None:
             torch.testing.assert_close(got[i], expected, rtol=1e-10, atol=1e-10)
 
 
+# ---- The Taylor map ------------------------------------------------------------------------------
+
+
+def features(x: Tensor) -> Tensor:
+    """1, x_i, x_i²/√2 and the products of two channels."""
+    products = [x[..., i, None] * x[..., :i] for i in range(x.shape[-1])]
+    return torch.cat([torch.ones_like(x[..., :1]), x, x.square() / 2**0.5, *products], -1)
+
+
+def drawn_for_taylor(t: int, is_complex: bool, dtype: torch.dtype = F64) -> list[Tensor]:
+    q, k, v, a, _ = drawn((2, t, 2, 5, 3), is_complex, dtype)
+    return [q, k, v, a, torch.randn(2, 2, 21, 3, dtype=a.dtype)]
+
+
+def test_products_of_features_are_the_series() -> None:
+    q, k = torch.randn(2, 7, 5, dtype=F64).unbind()
+    s = (q * k).sum(-1)
+    torch.testing.assert_close((features(q) * features(k)).sum(-1), 1 + s + s.square() / 2)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("t", [1, 63, 130])
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_taylor_map_is_its_definition(form: Any, t: int, is_complex: bool, reverse: bool) -> None:
+    inputs = leaves(drawn_for_taylor(t, is_complex))
+    q, k, *rest = inputs
+    results = [
+        gate_loop(*inputs, reverse, form=form, feature_map="taylor"),
+        definition([features(q), features(k), *rest], reverse),
+    ]
+    weights = [torch.randn_like(output) for output in results[0]]
+    gradients = [torch.autograd.grad(outputs, inputs, weights) for outputs in results]
+    for ours, theirs in ((results[0], results[1]), (gradients[0], gradients[1])):
+        for got, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_taylor_map_under_transforms() -> None:
+    taylor = partial(gate_loop, feature_map="taylor")
+    inputs = leaves([t[:1] for t in drawn_for_taylor(3, True)])
+    assert torch.autograd.gradcheck(taylor, inputs)
+    assert torch.autograd.gradgradcheck(taylor, inputs)
+    mapped = torch.func.vmap(taylor)(*(torch.stack([t, 2 * t]) for t in inputs))
+    for got, expected in zip(mapped, taylor(*(2 * t for t in inputs)), strict=True):
+        torch.testing.assert_close(got[1], expected)
+    arguments = (*inputs, False, None, "taylor")
+    torch.library.opcheck(torch.ops.gateloop._chunked_gate_loop.default, arguments)
+
+
+def test_taylor_map_in_low_precision() -> None:
+    inputs = drawn_for_taylor(100, True, torch.bfloat16)
+    exact = [t.to(C128 if t.is_complex() else F64) for t in inputs]
+    expected = gate_loop(*exact, feature_map="taylor")[0]
+    for form in ("scan", "attention", "recurrent"):
+        y = gate_loop(*inputs, form=form, feature_map="taylor")[0]
+        assert y.dtype == torch.bfloat16
+        # The storage of y, and twice that of v where the other forms round the features' v.
+        torch.testing.assert_close(y.to(F64), expected, rtol=1 / 128, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "given, error",
+    [
+        (dict(feature_map="exp"), "feature_map must be none or taylor, got exp"),
+        (dict(a=torch.rand(2, 9, 2, 5)), r"a must be .*\(B, T, H\) where"),
+        (dict(initial_state=torch.randn(2, 2, 5, 3)), r"initial_state must be .*\[2, 2, 21, 3\]"),
+    ],
+)
+def test_taylor_map_refuses(given: dict[str, Any], error: str) -> None:
+    q, k, v, a, state = drawn_for_taylor(9, False, F32)
+    given = dict(q=q, k=k, v=v, a=a, initial_state=state, feature_map="taylor") | given
+    with pytest.raises(ValueError, match=error):
+        gate_loop(**given)
+    with pytest.raises(ValueError, match="feature_map must be none without heads"):
+        gate_loop(q[..., 0], k[..., 0], v[..., 0], a, feature_map="taylor")
+
+
 # ---- Sequences of different lengths --------------------------------------------------------------
 
 CUTS = torch.tensor([0, 0, 15, 80, 80, 145, 209, 210, 210])

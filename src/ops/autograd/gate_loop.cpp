@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "ops/autograd/gradients.h"
+#include "ops/composite/features.h"
 #include "ops/internal.h"
 
 namespace gateloop::ops {
@@ -14,13 +15,14 @@ struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFuncti
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                                const at::Tensor& v, const at::Tensor& a,
                                const OptionalTensor& initial_state, bool reverse,
-                               const OptionalTensor& cu_seqlens) {
+                               const OptionalTensor& cu_seqlens, c10::string_view feature_map) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, final_state, saved_states] =
-        chunked_gate_loop_forward(q, k, v, a, initial_state, reverse, cu_seqlens);
+        chunked_gate_loop_forward(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
     ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor()), saved_states,
                             cu_seqlens.value_or(at::Tensor())});
     ctx->saved_data["reverse"] = reverse;
+    ctx->saved_data["feature_map"] = std::string(feature_map);
     ctx->set_materialize_grads(false);
     return {y, final_state};
   }
@@ -30,22 +32,24 @@ struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFuncti
     const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &a = saved[3];
     const at::Tensor &initial = saved[4], &saved_states = saved[5], &packed = saved[6];
     const bool reverse = ctx->saved_data["reverse"].toBool();
-    variable_list result(7);
+    const std::string map = ctx->saved_data["feature_map"].toStringRef();
+    variable_list result(8);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     if (needs_differentiable_backward()) {
       result = differentiate(
           [&](const variable_list& in) -> variable_list {
-            auto [y, final_state] =
-                gate_loop_by_linear_recurrence(in[0], in[1], in[2], in[3], in[4], reverse, packed);
+            auto [y, final_state] = gate_loop_by_linear_recurrence(
+                features(in[0], map), features(in[1], map), in[2], in[3], in[4], reverse, packed);
             return {y, final_state};
           },
           {q, k, v, a, initial}, grads);
-      result.resize(7);
+      result.resize(8);
     } else {
-      auto [dq, dk, dv, da, dinitial] =
-          chunked_gate_loop_backward(grads[0], grads[1], q, k, v, a, saved_states, reverse, packed);
-      result = {dq,           dk,          dv, da, initial.defined() ? dinitial : at::Tensor(),
-                at::Tensor(), at::Tensor()};
+      auto [dq, dk, dv, da, dinitial] = chunked_gate_loop_backward(
+          grads[0], grads[1], q, k, v, a, saved_states, reverse, packed, map);
+      result = {
+          dq,           dk,           dv,          da, initial.defined() ? dinitial : at::Tensor(),
+          at::Tensor(), at::Tensor(), at::Tensor()};
     }
     return result;
   }
@@ -53,14 +57,15 @@ struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFuncti
 
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_autograd(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    c10::string_view feature_map) {
   // Without a backward pass to come, the forward that saves no states.
   if (!any_requires_grad({q, k, v, a, initial_state.value_or(at::Tensor())})) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return chunked_gate_loop(q, k, v, a, initial_state, reverse, cu_seqlens);
+    return chunked_gate_loop(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
   }
   const auto result =
-      ChunkedGateLoopFunction::apply(q, k, v, a, initial_state, reverse, cu_seqlens);
+      ChunkedGateLoopFunction::apply(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
   return {result[0], result[1]};
 }
 

@@ -30,6 +30,7 @@ std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Ten
                                               const at::Tensor& v, const at::Tensor& a,
                                               const OptionalTensor& initial_state, bool reverse,
                                               const OptionalTensor& cu_seqlens,
+                                              recurrence::FeatureMap map,
                                               const at::Tensor& saved_states) {
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
@@ -39,13 +40,14 @@ std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Ten
   const auto offsets = kernel_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
   const auto shape = heads_shape(q, v);
   at::Tensor y = empty_sequence(v.sizes(), v.options());
-  at::Tensor final_state = empty_head_state(q, v, a, cu_seqlens);
+  at::Tensor final_state = empty_head_state(q, v, a, cu_seqlens, map);
 
   run_kernel(recurrence::GateLoop{
       .dtype = kernel_dtype(q.scalar_type()),
       .shape = shape,
       .complex = a.is_complex(),
       .per_key = a.dim() == 4,
+      .feature_map = map,
       .reverse = reverse,
       .q = heads_input(q_),
       .k = heads_input(k_),
@@ -63,17 +65,22 @@ std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_cpu(const at::Tensor& q, co
                                                          const at::Tensor& v, const at::Tensor& a,
                                                          const OptionalTensor& initial_state,
                                                          bool reverse,
-                                                         const OptionalTensor& cu_seqlens) {
-  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state, cu_seqlens);
-  return run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, {});
+                                                         const OptionalTensor& cu_seqlens,
+                                                         c10::string_view feature_map) {
+  const auto map = feature_map_of(kChunkedGateLoop, feature_map);
+  check_wide_gate_loop(kChunkedGateLoop, q, k, v, a, initial_state, cu_seqlens, map);
+  return run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, map, {});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_cpu(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
-  check_wide_gate_loop("gateloop::_chunked_gate_loop", q, k, v, a, initial_state, cu_seqlens);
-  const at::Tensor saved_states = empty_saved_chunks(q, v, a, cu_seqlens);
-  auto [y, final_state] = run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, saved_states);
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    c10::string_view feature_map) {
+  const auto map = feature_map_of(kChunkedGateLoop, feature_map);
+  check_wide_gate_loop(kChunkedGateLoop, q, k, v, a, initial_state, cu_seqlens, map);
+  const at::Tensor saved_states = empty_saved_chunks(q, v, a, cu_seqlens, map);
+  auto [y, final_state] =
+      run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, map, saved_states);
   return {y, final_state, saved_states};
 }
 
@@ -81,8 +88,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                const at::Tensor& a, const at::Tensor& saved_states, bool reverse,
-                               const OptionalTensor& cu_seqlens) {
-  check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states, cu_seqlens);
+                               const OptionalTensor& cu_seqlens, c10::string_view feature_map) {
+  const auto map = feature_map_of("gateloop::_chunked_gate_loop_backward", feature_map);
+  check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states, cu_seqlens, map);
   const auto offsets =
       kernel_offsets("gateloop::_chunked_gate_loop_backward", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
@@ -97,12 +105,13 @@ chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& d
   at::Tensor dk = empty_sequence(k.sizes(), k.options());
   at::Tensor dv = empty_sequence(v.sizes(), v.options());
   at::Tensor da = at::empty(a.sizes(), a.options());
-  at::Tensor dinitial = empty_head_state(q, v, a, cu_seqlens);
+  at::Tensor dinitial = empty_head_state(q, v, a, cu_seqlens, map);
 
   run_kernel(recurrence::GateLoopBackward{.dtype = kernel_dtype(q.scalar_type()),
                                           .shape = shape,
                                           .complex = a.is_complex(),
                                           .per_key = a.dim() == 4,
+                                          .feature_map = map,
                                           .reverse = reverse,
                                           .q = heads_input(q_),
                                           .k = heads_input(k_),

@@ -33,18 +33,18 @@ inline at::Tensor empty_saved_states(const at::Tensor& sequence, at::ScalarType 
                           sequence.options().dtype(dtype));
 }
 
-/// (B or N, H, K, V) in the dtype of a.
+/// (B or N, H, K or its features, V) in the dtype of a.
 inline at::Tensor empty_head_state(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
-                                   const OptionalTensor& cu_seqlens) {
+                                   const OptionalTensor& cu_seqlens, recurrence::FeatureMap map) {
   const c10::SymInt rows = is_given(cu_seqlens) ? cu_seqlens->sym_size(0) - 1 : q.sym_size(0);
-  return at::empty_symint({rows, q.sym_size(2), q.sym_size(3), v.sym_size(3)}, a.options());
+  return at::empty_symint({rows, q.sym_size(2), state_keys(q, map), v.sym_size(3)}, a.options());
 }
 
-/// (B, chunks, H, 1 or 2, K, V), see saved_chunk_count().
+/// (B, chunks, H, 1 or 2, K or its features, V), see saved_chunk_count().
 inline at::Tensor empty_saved_chunks(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
-                                     const OptionalTensor& cu_seqlens) {
+                                     const OptionalTensor& cu_seqlens, recurrence::FeatureMap map) {
   return at::empty_symint({q.sym_size(0), saved_chunk_count(a, cu_seqlens), q.sym_size(2),
-                           a.is_complex() ? 2 : 1, q.sym_size(3), v.sym_size(3)},
+                           a.is_complex() ? 2 : 1, state_keys(q, map), v.sym_size(3)},
                           q.options().dtype(accumulation_type(q.scalar_type())));
 }
 
