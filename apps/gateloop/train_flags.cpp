@@ -18,9 +18,12 @@ namespace {
 
 std::string text_of(bool value) { return value ? "on" : "off"; }
 std::string text_of(const std::string& value) { return value.empty() ? "unset" : value; }
-std::string text_of(nn::Gate value) { return value == nn::Gate::kPolar ? "polar" : "sigmoid"; }
+template <typename Enum>
+requires std::is_enum_v<Enum> std::string text_of(Enum value) {
+  return std::string(model::name_of(value));
+}
 template <typename Number>
-std::string text_of(Number value) {
+requires std::is_arithmetic_v<Number> std::string text_of(Number value) {
   std::ostringstream out;
   out << value;
   return out.str();
@@ -47,6 +50,23 @@ std::string defaults(Field field) {
     text.append(text.empty() ? "" : ", ").append(name).append(" ").append(value);
   }
   return " [" + (equal ? first : text) + "]";
+}
+
+/// Lets the option take the names of an enumeration's values.
+template <typename Enum>
+CLI::Option* by_name(CLI::Option* option, Enum any) {
+  std::string names;
+  for (const auto& [name, value] : model::names_of(any))
+    names.append(names.empty() ? "" : "|").append(name);
+  const auto to_number = [any, names](std::string& given) -> std::string {
+    for (const auto& [name, value] : model::names_of(any)) {
+      if (given != name) continue;
+      given = std::to_string(static_cast<int>(value));
+      return {};
+    }
+    return "must be one of " + names + ", got " + given;
+  };
+  return option->transform(CLI::Validator(to_number, names))->type_name(names);
 }
 
 template <typename T>
@@ -76,6 +96,11 @@ class Overrides {
     CLI::Option* option = nullptr;
     if constexpr (std::is_same_v<Value, bool>) {
       option = command_.add_flag("--" + name + ",!--no-" + name, *value, help + defaults(field));
+    } else if constexpr (std::is_same_v<Value, model::NormalizeInput>) {
+      const std::string flag = "--" + name + "{mean},--no-" + name + "{none}";
+      option = by_name(command_.add_flag(flag, *value, help + defaults(field)), Value());
+    } else if constexpr (std::is_enum_v<Value>) {
+      option = by_name(command_.add_option("--" + name, *value, help + defaults(field)), Value());
     } else {
       option = command_.add_option("--" + name, *value, help + defaults(field));
     }
@@ -174,20 +199,28 @@ void add_model_flags(TrainFlags& given) {
       ->group("Model");
 
   flags.group("Model: GateLoop layers");
-  given.gate_given =
-      flags
-          .add("gate", MODEL_FIELD(gate), "polar: complex, as in the paper; sigmoid: real, faster")
-          ->transform(CLI::CheckedTransformer(std::map<std::string, nn::Gate>{
-              {"polar", nn::Gate::kPolar}, {"sigmoid", nn::Gate::kSigmoid}}))
-          ->type_name("polar|sigmoid");
+  given.gate_given = flags.add("gate", MODEL_FIELD(gate),
+                               "polar: complex, as in the reference; magnitude_phase: complex, as "
+                               "in the paper; sigmoid: real, faster");
   given.normalize_input_given = flags.add("normalize-input", MODEL_FIELD(normalize_input),
-                                          "Scale the input by 1 - a (sigmoid gate)");
+                                          "Scale the input by 1 - |a|; =variance: √(1 - |a|²)");
   given.transition_bias_given =
       flags
           .add("transition-bias", MODEL_FIELD(transition_bias),
-               "Initial bias of the gate, spread over LOW..HIGH (sigmoid gate)")
+               "Initial bias of |a| before its σ, spread over LOW..HIGH (not the polar gate)")
           ->delimiter(',')
           ->type_name("LOW,HIGH");
+  flags
+      .add("phase-bias", MODEL_FIELD(phase_bias),
+           "Initial phases in radians, spread over LOW..HIGH (magnitude_phase gate)")
+      ->delimiter(',')
+      ->type_name("LOW,HIGH");
+  flags.add("per-key-transitions", MODEL_FIELD(per_key_transitions),
+            "A transition for every key channel instead of one for every head");
+  flags.add("gate-loop-dim-key", MODEL_FIELD(gate_loop_dim_key),
+            "Width of all heads' keys; unset: inner width");
+  flags.add("feature-map", MODEL_FIELD(feature_map),
+            "taylor: products of queries and keys as 1 + s + s²/2");
   flags.add("dim-gate-looped-attn", MODEL_FIELD(dim_gate_looped_attn), "Inner width; unset: dim");
   flags.add("joint-kv", MODEL_FIELD(joint_kv),
             "One projection to the recurrence's input instead of one to k and one to v");
@@ -301,7 +334,9 @@ RunConfig configure(const TrainFlags& flags) {
   }
   // `--gate polar` alone shall be enough: what a preset adds for the sigmoid gate goes with it.
   if (flags.gate_given->count() > 0 && !flags.resume && config.model.gate == nn::Gate::kPolar) {
-    if (flags.normalize_input_given->count() == 0) config.model.normalize_input = false;
+    if (flags.normalize_input_given->count() == 0) {
+      config.model.normalize_input = model::NormalizeInput::kNone;
+    }
     if (flags.transition_bias_given->count() == 0) config.model.transition_bias.reset();
   }
   // Each given alone, the newer way to choose mixers and the older replace one another.

@@ -6,6 +6,7 @@
 /// The reference is gateloop-transformer 0.2.5. Shapes: B batch, T time, D channels, H heads.
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -19,7 +20,36 @@ enum class Gate : std::uint8_t {
   kPolar,    ///< a = σ(|z|) z/|z|, complex: the paper's and the reference's.
   kSigmoid,  ///< a = σ(z), real: one projected channel per head instead of two, about half the
              ///< work.
+  kMagnitudePhase,  ///< a = σ(m) e^{iθ}, complex, of z = (m, θ): the paper's section 3.2 with |a|
+                    ///< in (0, 1) and a phase of its own, in radians.
 };
+
+/// What the recurrence's input is scaled by.
+enum class NormalizeInput : std::uint8_t {
+  kNone,
+  kMean,      ///< 1 - |a|: the state is a running average of inputs that are alike
+  kVariance,  ///< √(1 - |a|²): the state has the variance of inputs that are independent
+};
+
+/// What queries and keys become before their product (arXiv 2312.04927, section 5.1).
+enum class FeatureMap : std::uint8_t {
+  kNone,
+  /// φ(q) · φ(k) = 1 + s + s²/2 with s = q · k / √K: the Taylor series of e^s.
+  kTaylor,
+};
+
+/// The values of an enumeration with their names in files and flags.
+template <typename Enum>
+using Names = std::span<const std::pair<std::string_view, Enum>>;
+Names<Gate> names_of(Gate);
+Names<NormalizeInput> names_of(NormalizeInput);
+Names<FeatureMap> names_of(FeatureMap);
+template <typename Enum>
+std::string_view name_of(Enum value) {
+  for (const auto& [name, named] : names_of(value))
+    if (named == value) return name;
+  return {};
+}
 
 /// The two ablations of the reference: `complex` drops the imaginary part of the raw transition,
 /// `state_transition` fixes a_t = 1.
@@ -31,28 +61,47 @@ struct Ablation {
 
 /// GateLoop as a mixer along time (arXiv 2311.01927, section 3.2).
 struct GateLoopSpec {
-  std::int64_t dim_inner = 512;
-  std::int64_t heads = 512;  ///< dim_inner of them are max heads, of one channel each
+  std::int64_t dim_inner = 512;  ///< of the values of all heads
+  std::int64_t heads = 512;      ///< dim_inner of them are max heads, of one channel each
+  /// Width of the keys of all heads, and of the queries; default: dim_inner.
+  std::optional<std::int64_t> dim_key = std::nullopt;
   Gate gate = Gate::kPolar;
+  /// A transition for every key channel instead of one for every head.
+  bool per_key_transitions = false;
+  FeatureMap feature_map = FeatureMap::kNone;
   /// One projection to the input kv instead of one to k and one to v (max heads only).
   bool joint_kv = false;
   bool add_swish_gating = true;
   bool sub_ln = false;
-  /// Scale the recurrence's input by 1 - a_t, so that the state is a running average (sigmoid gate
-  /// only).
-  bool normalize_input = false;
-  /// Initial bias of the transition projection, spread evenly over [first, second] across heads
-  /// (sigmoid gate only); default: torch's Linear initialisation.
+  NormalizeInput normalize_input = NormalizeInput::kNone;
+  /// Initial bias of what σ takes, spread evenly over [first, second] across the transitions (not
+  /// with the polar gate); default: torch's Linear initialisation.
   std::optional<std::pair<double, double>> transition_bias = std::nullopt;
+  /// Initial bias of the phases in radians, within [first, second) (magnitude_phase gate only).
+  /// Neighbouring transitions are a golden section apart: alike magnitudes get unlike phases.
+  std::optional<std::pair<double, double>> phase_bias = std::nullopt;
   double frac_gradient_state_transition = 0.9;
   /// With heads of two and more channels: recompute the states in the backward pass.
   bool checkpoint_gate_looped_attn = true;
   bool operator==(const GateLoopSpec&) const = default;
 
-  std::int64_t dim_head() const { return dim_inner / heads; }
-  bool has_max_heads() const { return dim_inner == heads; }
+  std::int64_t dim_keys() const { return dim_key.value_or(dim_inner); }
+  /// Channels of a head's value, and of its query and key.
+  std::int64_t value_channels() const { return dim_inner / heads; }
+  std::int64_t key_channels() const { return dim_keys() / heads; }
+  /// What key_channels() are in the state: 1 + K + K (K + 1) / 2 with the Taylor map.
+  std::int64_t state_keys() const {
+    const std::int64_t k = key_channels();
+    return feature_map == FeatureMap::kTaylor ? 1 + k + k * (k + 1) / 2 : k;
+  }
+  /// Numbers of all heads' states, each of transition_parts().
+  std::int64_t state_channels() const { return heads * state_keys() * value_channels(); }
+  bool has_max_heads() const {
+    return dim_inner == heads && dim_keys() == heads && feature_map == FeatureMap::kNone;
+  }
   /// Real numbers of a transition: 2 where it is complex.
-  std::int64_t transition_parts() const { return gate == Gate::kPolar ? 2 : 1; }
+  std::int64_t transition_parts() const { return gate == Gate::kSigmoid ? 1 : 2; }
+  std::int64_t transitions() const { return per_key_transitions ? dim_keys() : heads; }
   /// Whether the result is multiplied by a matrix at the end.
   bool projects(std::int64_t dim) const { return dim_inner != dim || add_swish_gating; }
 };
@@ -138,12 +187,16 @@ struct ModelOptions {
 
   // Beyond the reference.
   Gate gate = Gate::kPolar;
-  bool normalize_input = false;                                             ///< see GateLoopSpec
+  NormalizeInput normalize_input = NormalizeInput::kNone;                   ///< see GateLoopSpec
   std::optional<std::pair<double, double>> transition_bias = std::nullopt;  ///< see GateLoopSpec
-  bool joint_kv = false;                                                    ///< see GateLoopSpec
-  std::optional<std::int64_t> window = std::nullopt;                        ///< of attention
-  bool tie_embeddings = false;                                              ///< see ModelSpec
-  std::optional<SimpleGateLoopSpec> simple_gate_loop = std::nullopt;        ///< in every layer
+  std::optional<std::pair<double, double>> phase_bias = std::nullopt;       ///< see GateLoopSpec
+  std::optional<std::int64_t> gate_loop_dim_key = std::nullopt;       ///< dim_key of GateLoopSpec
+  bool per_key_transitions = false;                                   ///< see GateLoopSpec
+  FeatureMap feature_map = FeatureMap::kNone;                         ///< see GateLoopSpec
+  bool joint_kv = false;                                              ///< see GateLoopSpec
+  std::optional<std::int64_t> window = std::nullopt;                  ///< of attention
+  bool tie_embeddings = false;                                        ///< see ModelSpec
+  std::optional<SimpleGateLoopSpec> simple_gate_loop = std::nullopt;  ///< in every layer
   /// A pattern of mixers, see parse_layers(); empty: use_gate_looped_attn chooses one for all.
   std::string layer_pattern = {};
   /// One entry a layer; empty: what the options above say.
@@ -188,6 +241,10 @@ struct Weight {
 
 /// Every weight of a model, in the order in which its modules register them.
 std::vector<Weight> weight_table(const ModelSpec& spec);
+
+/// The initial bias of a transition projection, transition_parts() · transitions() numbers; empty
+/// where the spec gives none. A phase that has none starts from 0.
+std::vector<double> initial_transition_bias(const GateLoopSpec& spec);
 
 struct NamedShape {
   std::string name;
@@ -239,9 +296,13 @@ ModelOptions options_from_json(const std::string& json);
 std::string to_json(const ModelSpec& spec);
 
 /// For front ends in other languages: to_json(resolve(options)) with "weights", a list of [name,
-/// shape]. `options`: JSON, as to_json(ModelOptions) writes it. Throws as options_from_json() and
+/// shape], and in GateLoop layers "derived": "initial_bias" (see initial_transition_bias(), null
+/// where it is empty), "transition_channels" of the projection, and "state_shape" of one sequence.
+/// `options`: JSON, as to_json(ModelOptions) writes it. Throws as options_from_json() and
 /// resolve().
 std::string describe(const std::string& options);
+/// One layer in the same form, of an entry of "layers" and the width of the model around it.
+std::string describe_layer(const std::string& layer, std::int64_t dim);
 /// weight_problems() of the model of these options. `shapes`: a JSON object of shapes by name.
 std::string weight_problems(const std::string& options, const std::string& shapes);
 

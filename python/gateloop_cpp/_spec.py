@@ -21,6 +21,16 @@ def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(description)
 
 
+def describe_layer(dim: int, mixer: str, **options: Any) -> dict[str, Any]:
+    """One layer of a model of this width, as in "layers" of describe(), with "derived" facts.
+
+    Raises:
+        ValueError: naming the option that does not fit, what was expected and what came.
+    """
+    layer = as_json({"mixer": mixer, **options})
+    return dict(json.loads(torch.ops.gateloop._describe_layer(layer, dim)))
+
+
 def weight_problems(options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Every missing, unexpected and misshapen tensor by name; "": they are this model's weights."""
     shapes = json.dumps({name: tuple(tensor.shape) for name, tensor in tensors.items()})

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
 from gateloop_cpp._packing import Places, pairs_of_blocks
 from gateloop_cpp.rotary_embedding import RotaryEmbedding
-from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
+from gateloop_cpp.transition import drop_imaginary, scale_gradient, transition_of
 
 _NAME = "CausalFullAttention"
 
@@ -181,7 +181,7 @@ class CausalFullAttention(nn.Module):
         z = scale_gradient(self.to_a(x), self.frac_gradient_data_dependent_rel_pos)
         if ablate_complex:
             z = drop_imaginary(z)
-        a = polar_gate(z.unflatten(-1, (q.shape[1], q.shape[3])))  # (B, T, H, D / 2)
+        a = transition_of(z.unflatten(-1, (q.shape[1], q.shape[3])), "polar")  # (B, T, H, D / 2)
         return a.cumprod(-1).real.clamp(min=1e-10).transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -5,41 +5,57 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gateloop_cpp import _spec
 from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
 from gateloop_cpp._packing import Packing
 from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
-from gateloop_cpp.transition import drop_imaginary, polar_gate, scale_gradient
+from gateloop_cpp.transition import drop_imaginary, input_scale, scale_gradient, transition_of
 
 _NAME = "GateLoopedAttention"
+
+Gate = Literal["polar", "sigmoid", "magnitude_phase"]
+NormalizeInput = bool | Literal["none", "mean", "variance"]
+FeatureMap = Literal["none", "taylor"]
 
 
 class GateLoopedAttention(nn.Module):
     """GateLoop between projections (arXiv 2311.01927, section 3.2).
 
-    With d = dim_inner / heads and one transition a_t per head,
+    With K = dim_key / heads, V = dim_inner / heads and a transition a_t for each head, or for each
+    of its keys,
 
-        S_t = a_t S_{t-1} + k_t^T v_t   (d, d)        y_t = q_t Re(S_t)   (d)
+        S_t = a_t S_{t-1} + k_t^T v_t   (K, V)        y_t = q_t Re(S_t)   (V)
 
-    then sub-LN, swish gating and the output projection. With max heads (d = 1, the default) the
-    recurrence is one fused operator that reads q, k, v and z in place; with d > 1 it scans d²
-    channels a head.
+    then sub-LN, swish gating and the output projection. With max heads (K = V = 1, the default) the
+    recurrence is one fused operator that reads q, k, v and z in place, but with the magnitude_phase
+    gate a scan of computed transitions. Wider heads are one :func:`~gateloop_cpp.ops.gate_loop`.
 
     Args:
         dim: channels of the input and output.
         heads: default max heads, dim_inner of them.
         dim_inner: default dim.
         checkpoint_gate_looped_attn: kept for the reference's sake. Its states are computed again in
-            the backward pass in either case: memory holds one of every 64 steps with d > 1.
+            the backward pass in either case: memory holds one of every 64 steps.
         add_swish_gating: multiply by SiLU of a projection of x.
         sub_ln: a LayerNorm after the recurrence.
         frac_gradient_state_transition: the share of the gradient that reaches ``to_a``.
-        gate: "polar", a = σ(|z|) z/|z|, the reference's; or "sigmoid", a = σ(z), real, one
-            projected channel a head instead of two. This and what follows is not in the reference.
-        normalize_input: scale the recurrence's input by 1 - a_t (sigmoid gate only).
-        transition_bias: initial bias of ``to_a``, spread evenly over [first, second] across heads
-            (sigmoid gate only).
+        gate: what a is made of by a projection of x. "polar", σ(|z|) z/|z|, the reference's, with
+            |a| in [0.5, 1); "magnitude_phase", σ(m) e^{iθ}, the paper's, with |a| in (0, 1) and a
+            phase of its own; "sigmoid", σ(z), real, one projected channel a head instead of two.
+            This and what follows is not in the reference.
+        normalize_input: scale the recurrence's input by 1 - |a| (True or "mean"), or by
+            √(1 - |a|²) ("variance").
+        transition_bias: initial bias of what σ takes, spread evenly over [first, second] across the
+            transitions (not with the polar gate).
         joint_kv: one projection to the recurrence's input kv instead of one to k and one to v (max
             heads only); ``to_qkv`` then has 2 dim_inner rows.
+        dim_key: width of the keys of all heads, and of the queries; default dim_inner.
+        per_key_transitions: a transition for every key channel instead of one for every head.
+        feature_map: "taylor": q and k become their Taylor features (arXiv 2312.04927), so that
+            their products are 1 + s + s²/2 with s = q · k / √K. Meant for K of 8 to 24: the state
+            has 1 + K + K (K + 1) / 2 keys.
+        phase_bias: initial bias of the phases in radians, within [first, second)
+            (magnitude_phase gate only). Alike magnitudes get unlike phases.
     """
 
     def __init__(
@@ -52,50 +68,55 @@ class GateLoopedAttention(nn.Module):
         sub_ln: bool = False,
         frac_gradient_state_transition: float = 0.9,
         *,
-        gate: Literal["polar", "sigmoid"] = "polar",
-        normalize_input: bool = False,
+        gate: Gate = "polar",
+        normalize_input: NormalizeInput = False,
         transition_bias: tuple[float, float] | None = None,
         joint_kv: bool = False,
+        dim_key: int | None = None,
+        per_key_transitions: bool = False,
+        feature_map: FeatureMap = "none",
+        phase_bias: tuple[float, float] | None = None,
     ) -> None:
+        options = {k: v for k, v in locals().items() if k not in ("self", "dim", "__class__")}
+        # Absent, they follow from one another.
+        for width in ("heads", "dim_inner"):
+            if options[width] is None:
+                del options[width]
         super().__init__()
-        dim_inner = dim if dim_inner is None else dim_inner
-        heads = dim_inner if heads is None else heads
-        expect_positive(_NAME, dim=dim, dim_inner=dim_inner, heads=heads)
-        expect(dim_inner % heads == 0, _NAME, "heads", f"a divisor of dim_inner {dim_inner}", heads)
-        expect(gate in ("polar", "sigmoid"), _NAME, "gate", '"polar" or "sigmoid"', gate)
-        for option, value in (
-            ("normalize_input", normalize_input or None),
-            ("transition_bias", transition_bias),
-        ):
-            unused = gate == "sigmoid" or value is None
-            expect(unused, _NAME, option, "left out with the polar gate", value)
-        max_heads = heads == dim_inner
-        expect(max_heads or not joint_kv, _NAME, "joint_kv", "False without max heads", joint_kv)
+        expect_positive(_NAME, dim=dim)
+        spec = _spec.describe_layer(dim, "gate_loop", **options)
+        derived, normalize = spec["derived"], spec["normalize_input"]
 
         self.dim = dim
-        self.heads = heads
-        self.dim_inner = dim_inner
+        self.heads: int = spec["heads"]
+        self.dim_inner: int = spec["dim_inner"]
+        self.dim_key = self.dim_inner if dim_key is None else dim_key
         self.checkpoint_gate_looped_attn = checkpoint_gate_looped_attn
         self.frac_gradient_state_transition = frac_gradient_state_transition
         self.gate = gate
-        self.normalize_input = normalize_input
+        self.normalize_input = {True: "mean", False: "none"}.get(normalize, normalize)
         self.joint_kv = joint_kv
+        self.per_key_transitions = per_key_transitions
+        self.feature_map = feature_map
+        #: Of one sequence: (dim_inner) with max heads, else (heads, keys, values).
+        self.state_shape: tuple[int, ...] = tuple(derived["state_shape"])
 
-        self.to_qkv = nn.Linear(dim, dim_inner * (2 if joint_kv else 3), bias=False)
-        to_a = nn.Linear(dim, heads * (2 if gate == "polar" else 1))
-        if transition_bias is not None:
+        keys = self.dim_key * (1 if joint_kv else 2)
+        self.to_qkv = nn.Linear(dim, keys + self.dim_inner, bias=False)
+        to_a = nn.Linear(dim, derived["transition_channels"])
+        if derived["initial_bias"] is not None:
             with torch.no_grad():
-                to_a.bias.copy_(torch.linspace(*transition_bias, heads))
+                to_a.bias.copy_(torch.tensor(derived["initial_bias"], dtype=torch.float64))
         # The reference keeps some layers inside a Sequential, which shows in the parameter names.
         self.to_a = nn.Sequential(to_a)
-        self.maybe_sub_ln = nn.LayerNorm(dim_inner) if sub_ln else nn.Identity()
+        self.maybe_sub_ln = nn.LayerNorm(self.dim_inner) if sub_ln else nn.Identity()
         self.to_gates = (
-            nn.Sequential(nn.Linear(dim, dim_inner, bias=False), nn.SiLU())
+            nn.Sequential(nn.Linear(dim, self.dim_inner, bias=False), nn.SiLU())
             if add_swish_gating
             else None
         )
-        projects = dim_inner != dim or add_swish_gating
-        self.to_out = nn.Linear(dim_inner, dim, bias=False) if projects else nn.Identity()
+        projects = self.dim_inner != dim or add_swish_gating
+        self.to_out = nn.Linear(self.dim_inner, dim, bias=False) if projects else nn.Identity()
 
     def forward(
         self,
@@ -111,9 +132,9 @@ class GateLoopedAttention(nn.Module):
 
         Args:
             x: (B, T, dim), floating point.
-            ablate_complex: drop the imaginary part of the raw transition.
+            ablate_complex: drop the second number of the raw transition: im or the phase.
             ablate_state_transition: a_t = 1.
-            cache: the state of the recurrence, (B, dim_inner) with max heads, (B, heads, d, d)
+            cache: the state of the recurrence, (B, dim_inner) with max heads, (B, heads, K, V)
                 otherwise: complex, or real for the sigmoid gate and under ablate_state_transition.
                 A sequence cut anywhere and carried through its cache gives what one call gives.
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`. Each of N
@@ -126,7 +147,7 @@ class GateLoopedAttention(nn.Module):
         expect_packing(_NAME, x, cu_seqlens, mask)
         self._check_cache(cache, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         packing = Packing(cu_seqlens=cu_seqlens, mask=mask)
-        mix = self._max_heads if self.heads == self.dim_inner else self._wide_heads
+        mix = self._max_heads if len(self.state_shape) == 1 else self._wide_heads
         y, state = mix(x, ablate_complex, ablate_state_transition, cache, packing)
         y = self.maybe_sub_ln(y)
         if self.to_gates is not None:
@@ -137,14 +158,26 @@ class GateLoopedAttention(nn.Module):
     def _check_cache(self, cache: Tensor | None, sequences: int) -> None:
         if cache is None:
             return
-        d = self.dim_inner // self.heads
-        shape = (sequences, self.dim_inner) if d == 1 else (sequences, self.heads, d, d)
+        shape = (sequences, *self.state_shape)
         expect(cache.shape == shape, _NAME, "cache", str(shape), cache)
 
     def _transition(self, x: Tensor, ablate_complex: bool) -> Tensor:
-        """The raw transition: (B, T, 2 heads), or (B, T, heads) for the sigmoid gate."""
+        """The raw transitions, (B, T, transitions) or two numbers each."""
         z = scale_gradient(self.to_a(x), self.frac_gradient_state_transition)
-        return drop_imaginary(z) if ablate_complex and self.gate == "polar" else z
+        return drop_imaginary(z) if ablate_complex and self.gate != "sigmoid" else z
+
+    def _scaled(self, value: Tensor, z: Tensor) -> Tensor:
+        """The recurrence's input as normalize_input scales it.
+
+        value: k (B, T, H, K), or with max heads k or k v (B, T, D).
+        """
+        if self.normalize_input == "none":
+            return value
+        scale = input_scale(z, self.gate, self.normalize_input)
+        if value.ndim == 4:
+            per_key = self.per_key_transitions
+            scale = scale.unflatten(-1, (self.heads, -1)) if per_key else scale.unsqueeze(-1)
+        return (value * scale).to(value.dtype)
 
     def _max_heads(
         self,
@@ -168,12 +201,15 @@ class GateLoopedAttention(nn.Module):
         if z.dtype != dtype:  # as of an adapter or a gate kept in float32
             wide = torch.promote_types(z.dtype, dtype)
             q, k, v, z = (t.to(wide) for t in (q, k, v, z))
-        if self.gate == "polar":
-            y, state = polar_gate_loop(q, k, v, z, cache, **packing)
+        if self.gate == "sigmoid":
+            kv, mean = k if self.joint_kv else k * v, self.normalize_input == "mean"
+            kv = kv if mean else self._scaled(kv, z)
+            y, state = simple_gate_loop(q, kv, z, cache, normalize_input=mean, **packing)
+        elif self.gate == "polar":
+            y, state = polar_gate_loop(q, self._scaled(k, z), v, z, cache, **packing)
         else:
-            normalize = self.normalize_input
-            kv = k if self.joint_kv else k * v
-            y, state = simple_gate_loop(q, kv, z, cache, normalize_input=normalize, **packing)
+            a = transition_of(z, self.gate)
+            y, state = gate_loop(q, self._scaled(k, z), v, a, cache, **packing)
         return y.to(dtype), state
 
     def _wide_heads(
@@ -184,17 +220,18 @@ class GateLoopedAttention(nn.Module):
         cache: Tensor | None,
         packing: Packing,
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        widths = (self.dim_key, self.dim_key, self.dim_inner)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.to_qkv(x).split(widths, dim=-1))
         if ablate_state_transition:
             wide = torch.float64 if q.dtype == torch.float64 else torch.float32
             a = q.new_ones((), dtype=wide).expand(q.shape[:3])
-        elif self.gate == "polar":
-            a = polar_gate(self._transition(x, ablate_complex))
         else:
             z = self._transition(x, ablate_complex)
-            a = (z if z.dtype == torch.float64 else z.float()).sigmoid()
-            if self.normalize_input:
-                k = (k * (1 - a).unsqueeze(-1)).to(k.dtype)
-
-        y, state = gate_loop(q, k, v, a, cache, **packing)
+            a = transition_of(z, self.gate)
+            if self.per_key_transitions:
+                a = a.unflatten(-1, (self.heads, -1))
+            k = self._scaled(k, z)
+        if self.feature_map == "taylor":
+            q = q * q.shape[-1] ** -0.5
+        y, state = gate_loop(q, k, v, a, cache, feature_map=self.feature_map, **packing)
         return y.flatten(-2), state

@@ -1,7 +1,7 @@
 """The GateLoop Transformer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,12 @@ from gateloop_cpp._checks import expect, expect_packing
 from gateloop_cpp._packing import IGNORED, next_tokens
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
-from gateloop_cpp.gate_looped_attention import GateLoopedAttention
+from gateloop_cpp.gate_looped_attention import (
+    FeatureMap,
+    Gate,
+    GateLoopedAttention,
+    NormalizeInput,
+)
 from gateloop_cpp.residual import PostNorm, PreNorm
 from gateloop_cpp.rms_norm import RMSNorm
 from gateloop_cpp.sampling import Sampler
@@ -54,7 +59,9 @@ class Transformer(nn.Module):
         rotary_emb: rotary positions in full attention.
         post_ln_norm: LayerNorm after each residual instead of RMSNorm before each layer.
         sub_ln: LayerNorm on GateLoop's output.
-        gate, normalize_input, transition_bias, joint_kv: see GateLoopedAttention.
+        gate, normalize_input, transition_bias, joint_kv, per_key_transitions, feature_map,
+            phase_bias: see GateLoopedAttention.
+        gate_loop_dim_key: dim_key of GateLoopedAttention.
         window: see CausalFullAttention.
         layers: the mixer of each layer, instead of use_gate_looped_attn: a pattern such as
             "gate_loop*2,attention", or a list; both are repeated to the depth. Entries are
@@ -91,10 +98,14 @@ class Transformer(nn.Module):
         rotary_emb: bool = False,
         post_ln_norm: bool = False,
         sub_ln: bool = False,
-        gate: Literal["polar", "sigmoid"] = "polar",
-        normalize_input: bool = False,
+        gate: Gate = "polar",
+        normalize_input: NormalizeInput = False,
         transition_bias: tuple[float, float] | None = None,
         joint_kv: bool = False,
+        gate_loop_dim_key: int | None = None,
+        per_key_transitions: bool = False,
+        feature_map: FeatureMap = "none",
+        phase_bias: tuple[float, float] | None = None,
         window: int | None = None,
         layers: str | Sequence[str | Mapping[str, Any]] | None = None,
         simple_gate_loop: bool | Mapping[str, bool] | None = None,
@@ -300,9 +311,7 @@ class Transformer(nn.Module):
             raise IndexError(f"{_NAME}: {argument} must be in [0, {size}), got {outside}")
 
 
-def _mixer(dim: int, mixer: str, **options: Any) -> nn.Module | None:
+def _mixer(dim: int, mixer: str, derived: object = None, **options: Any) -> nn.Module | None:
     if mixer == "gate_loop":
-        if options["transition_bias"] is not None:
-            options["transition_bias"] = tuple(options["transition_bias"])
         return GateLoopedAttention(dim, **options)
     return CausalFullAttention(dim, **options) if mixer == "attention" else None

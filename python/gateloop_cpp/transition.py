@@ -36,11 +36,38 @@ def drop_imaginary(z: Tensor) -> Tensor:
     return (z.unflatten(-1, (-1, 2)) * z.new_tensor([1, 0])).flatten(-2)
 
 
-def polar_gate(z: Tensor) -> Tensor:
-    """a = σ(|z|) z/|z|: (..., 2 C) with (re, im) interleaved to (..., C) complex.
+def transition_of(z: Tensor, gate: str) -> Tensor:
+    """Raw transitions z, of each the numbers that its gate takes, to a (..., C).
 
-    a = 0.5 at z = 0 (arXiv 2311.01927, section 3.2). bfloat16 and float16 give complex64.
+    "polar": σ(|z|) z/|z| of (re, im) pairs, 0.5 at z = 0; "magnitude_phase": σ(m) e^{iθ} of (m, θ)
+    pairs, both complex; "sigmoid": σ(z), real (arXiv 2311.01927, section 3.2). bfloat16 and float16
+    give float32 and complex64.
     """
+    raw = _raw_numbers(z, gate)
+    modulus = _logit(raw, gate).sigmoid()
+    if gate == "sigmoid":
+        return modulus
+    phase = torch.view_as_complex(raw).angle() if gate == "polar" else raw[..., 1]
+    return torch.polar(modulus, phase)
+
+
+def input_scale(z: Tensor, gate: str, normalize: str) -> Tensor:
+    """What the input is scaled by, (..., C): "mean" 1 - |a|, "variance" √(1 - |a|²)."""
+    rest = (-_logit(_raw_numbers(z, gate), gate)).sigmoid()  # 1 - |a|, exact where |a| is near 1
+    if normalize == "mean":
+        return rest
+    # The root's gradient at zero is infinite.
+    return (rest * (2 - rest)).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+
+
+def _raw_numbers(z: Tensor, gate: str) -> Tensor:
+    """z in float32 at least, and a gate of two numbers' as (..., C, 2)."""
     wide = z if z.dtype == torch.float64 else z.float()
-    raw = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.polar(raw.abs().sigmoid(), raw.angle())
+    return wide if gate == "sigmoid" else wide.unflatten(-1, (-1, 2))
+
+
+def _logit(raw: Tensor, gate: str) -> Tensor:
+    """σ of which |a| is: (..., C)."""
+    if gate == "sigmoid":
+        return raw
+    return torch.view_as_complex(raw).abs() if gate == "polar" else raw[..., 0]

@@ -14,7 +14,7 @@ struct State {
 
   StateSize operator()(const GateLoopSpec& s) const {
     const std::int64_t parts = spec.ablation.state_transition ? 1 : s.transition_parts();
-    return {.fixed = s.dim_inner * s.dim_head() * parts * std::max(real_bytes, kRecurrentBytes)};
+    return {.fixed = s.state_channels() * parts * std::max(real_bytes, kRecurrentBytes)};
   }
   StateSize operator()(const AttentionSpec& s) const {
     const std::int64_t keys_and_values = 2 * s.dim_inner() * real_bytes;
@@ -32,10 +32,14 @@ struct Activations {
   std::int64_t length;
 
   std::int64_t operator()(const GateLoopSpec& s) const {
-    // q, k, v; z as (re, im); y; the swish gate before and after; their product.
-    const std::int64_t mixer = 9 * s.dim_inner;
-    // Complex d x d states per head, and the k v products they sum.
-    return s.has_max_heads() ? mixer : mixer + 4 * s.dim_inner * s.dim_head();
+    // q, k; v, y, the swish gate before and after, their product; z as (re, im).
+    const std::int64_t projected = 2 * s.dim_keys() + 5 * s.dim_inner + 2 * s.transitions();
+    // Without a fused kernel the transition, its input and the states, complex.
+    if (s.has_max_heads())
+      return projected + (s.gate == Gate::kMagnitudePhase ? 6 * s.dim_inner : 0);
+    // The transitions, and one of so many steps' states.
+    const std::int64_t steps = s.per_key_transitions ? 16 : 64;
+    return projected + 2 * s.transitions() + 2 * s.state_channels() / steps;
   }
   std::int64_t operator()(const AttentionSpec& s) const {
     // q, k, v with and without rotation, transitions, gates; scores before and after softmax.
@@ -50,7 +54,7 @@ struct Flops {
 
   std::int64_t operator()(const GateLoopSpec& s) const {
     // A complex multiply-add (8), the input (1) and the read-out (2) per channel of the state.
-    return 11 * s.dim_inner * s.dim_head();
+    return 11 * s.state_channels();
   }
   std::int64_t operator()(const AttentionSpec& s) const {
     // Scores and sums of values, over half of a full context on average.

@@ -24,7 +24,13 @@ inline json encode(std::uint64_t value) { return value; }
 inline json encode(bool value) { return value; }
 inline json encode(double value) { return value; }
 inline json encode(const std::string& value) { return value; }
-inline json encode(Gate value) { return value == Gate::kPolar ? "polar" : "sigmoid"; }
+template <typename Enum>
+requires std::is_enum_v<Enum> json encode(Enum value) { return std::string(name_of(value)); }
+/// Booleans where version 0.1 has them.
+inline json encode(NormalizeInput value) {
+  if (value == NormalizeInput::kVariance) return std::string(name_of(value));
+  return value == NormalizeInput::kMean;
+}
 inline json encode(const std::pair<double, double>& value) {
   return json::array({value.first, value.second});
 }
@@ -60,13 +66,24 @@ inline void decode(const std::string& name, const json& value, std::string& fiel
   if (!value.is_string()) wrong_type(name, "a string", value);
   field = value.get<std::string>();
 }
-inline void decode(const std::string& name, const json& value, Gate& field) {
-  if (value == "polar") {
-    field = Gate::kPolar;
-  } else if (value == "sigmoid") {
-    field = Gate::kSigmoid;
+template <typename Enum>
+requires std::is_enum_v<Enum>
+void decode(const std::string& name, const json& value, Enum& field) {
+  std::string known;
+  for (const auto& [text, named] : names_of(Enum())) {
+    if (value == text) {
+      field = named;
+      return;
+    }
+    known.append(known.empty() ? "\"" : ", \"").append(text).append("\"");
+  }
+  wrong_type(name, ("one of " + known).c_str(), value);
+}
+inline void decode(const std::string& name, const json& value, NormalizeInput& field) {
+  if (value.is_boolean()) {
+    field = value.get<bool>() ? NormalizeInput::kMean : NormalizeInput::kNone;
   } else {
-    wrong_type(name, "\"polar\" or \"sigmoid\"", value);
+    decode<NormalizeInput>(name, value, field);
   }
 }
 inline void decode(const std::string& name, const json& value, std::pair<double, double>& field) {

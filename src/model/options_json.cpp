@@ -22,12 +22,16 @@ requires std::is_same_v<std::remove_const_t<Options>, GateLoopSpec>
 void for_each_field(Options& options, Visitor&& visit) {
   visit("dim_inner", options.dim_inner);
   visit("heads", options.heads);
+  visit("dim_key", options.dim_key);
   visit("gate", options.gate);
+  visit("per_key_transitions", options.per_key_transitions);
+  visit("feature_map", options.feature_map);
   visit("joint_kv", options.joint_kv);
   visit("add_swish_gating", options.add_swish_gating);
   visit("sub_ln", options.sub_ln);
   visit("normalize_input", options.normalize_input);
   visit("transition_bias", options.transition_bias);
+  visit("phase_bias", options.phase_bias);
   visit("frac_gradient_state_transition", options.frac_gradient_state_transition);
   visit("checkpoint_gate_looped_attn", options.checkpoint_gate_looped_attn);
 }
@@ -97,6 +101,10 @@ void for_each_field(Options& options, Visitor&& visit) {
   visit("transition_bias", options.transition_bias);
   // Beyond version 0.1.
   visit("joint_kv", options.joint_kv);
+  visit("gate_loop_dim_key", options.gate_loop_dim_key);
+  visit("per_key_transitions", options.per_key_transitions);
+  visit("feature_map", options.feature_map);
+  visit("phase_bias", options.phase_bias);
   visit("window", options.window);
   visit("tie_embeddings", options.tie_embeddings);
   visit("simple_gate_loop", options.simple_gate_loop);
@@ -108,8 +116,11 @@ using json_fields::json;
 
 constexpr const char* kLayers = "layers";
 /// Left out at their defaults: programs of version 0.1 refuse fields that they do not have.
-constexpr const char* kBeyondVersion01[] = {"joint_kv", "window", "tie_embeddings",
-                                            "simple_gate_loop"};
+constexpr const char* kBeyondVersion01[] = {
+    "joint_kv", "gate_loop_dim_key", "per_key_transitions", "feature_map", "phase_bias",
+    "window",   "tie_embeddings",    "simple_gate_loop"};
+constexpr const char* kBeyondVersion01OfGateLoop[] = {"dim_key", "per_key_transitions",
+                                                      "feature_map", "phase_bias"};
 
 }  // namespace
 
@@ -123,11 +134,27 @@ void decode(const std::string& name, const json& value, SimpleGateLoopSpec& spec
 
 namespace {
 
+/// `options` as an object, without these fields where they have their defaults.
+template <typename Options, std::size_t kCount>
+json encode_but_defaults(const Options& options, const char* const (&names)[kCount]) {
+  json object = json_fields::encode_fields(options);
+  const json defaults = json_fields::encode_fields(Options());
+  for (const char* name : names)
+    if (object[name] == defaults[name]) object.erase(name);
+  return object;
+}
+
+json encode_mixer(const GateLoopSpec& spec) {
+  return encode_but_defaults(spec, kBeyondVersion01OfGateLoop);
+}
+template <typename Spec>
+json encode_mixer(const Spec& spec) {
+  return json_fields::encode_fields(spec);
+}
+
 json encode_layer(const LayerSpec& layer) {
   json object = {{"mixer", std::string(mixer_name(layer.mixer))}};
-  const json mixer =
-      std::visit([](const auto& spec) { return json_fields::encode_fields(spec); }, layer.mixer);
-  object.update(mixer);
+  object.update(std::visit([](const auto& spec) { return encode_mixer(spec); }, layer.mixer));
   object.update(json_fields::encode_fields(layer));
   return object;
 }
@@ -179,11 +206,7 @@ std::vector<LayerSpec> decode_layers(const json& value, const ModelOptions& opti
 }  // namespace
 
 std::string to_json(const ModelOptions& options) {
-  json object = json_fields::encode_fields(options);
-  const json defaults = json_fields::encode_fields(ModelOptions());
-  for (const char* name : kBeyondVersion01) {
-    if (object[name] == defaults[name]) object.erase(name);
-  }
+  json object = encode_but_defaults(options, kBeyondVersion01);
   if (!options.layers.empty()) {
     object[kLayers] = encode_layers(options.layers);
   } else if (!options.layer_pattern.empty()) {

@@ -19,16 +19,30 @@ void check_size(const char* owner, const char* name, std::int64_t value,
          std::to_string(value));
 }
 
+constexpr std::pair<std::string_view, Gate> kGates[] = {{"polar", Gate::kPolar},
+                                                        {"sigmoid", Gate::kSigmoid},
+                                                        {"magnitude_phase", Gate::kMagnitudePhase}};
+constexpr std::pair<std::string_view, NormalizeInput> kNormalizations[] = {
+    {"none", NormalizeInput::kNone},
+    {"mean", NormalizeInput::kMean},
+    {"variance", NormalizeInput::kVariance}};
+constexpr std::pair<std::string_view, FeatureMap> kFeatureMaps[] = {
+    {"none", FeatureMap::kNone}, {"taylor", FeatureMap::kTaylor}};
+
 GateLoopSpec gate_loop_of(const ModelOptions& o) {
   const std::int64_t inner = o.dim_gate_looped_attn.value_or(o.dim);
   return {.dim_inner = inner,
           .heads = o.gate_loop_heads.value_or(inner),
+          .dim_key = o.gate_loop_dim_key,
           .gate = o.gate,
+          .per_key_transitions = o.per_key_transitions,
+          .feature_map = o.feature_map,
           .joint_kv = o.joint_kv,
           .add_swish_gating = o.attn_add_swish_gating,
           .sub_ln = o.sub_ln,
           .normalize_input = o.normalize_input,
           .transition_bias = o.transition_bias,
+          .phase_bias = o.phase_bias,
           .frac_gradient_state_transition = o.frac_gradient_state_transition,
           .checkpoint_gate_looped_attn = o.checkpoint_gate_looped_attn};
 }
@@ -52,11 +66,20 @@ struct Check {
     if (s.dim_inner % s.heads != 0)
       fail(std::string(name) + ": heads must divide dim_inner, got " + std::to_string(s.heads) +
            " heads for dim_inner " + std::to_string(s.dim_inner));
-    const bool polar = s.gate == Gate::kPolar;
-    if (polar && s.normalize_input)
-      fail(std::string(name) + ": normalize_input needs the sigmoid gate, got the polar gate");
-    if (polar && s.transition_bias)
-      fail(std::string(name) + ": transition_bias needs the sigmoid gate, got the polar gate");
+    if (s.dim_key) check_size(name, "dim_key", *s.dim_key);
+    if (s.dim_keys() % s.heads != 0)
+      fail(std::string(name) + ": heads must divide dim_key, got " + std::to_string(s.heads) +
+           " heads for dim_key " + std::to_string(s.dim_keys()));
+    check_size(name, "keys of a head's state", s.state_keys());
+    if (s.transition_bias && s.gate == Gate::kPolar)
+      fail(std::string(name) +
+           ": transition_bias needs the sigmoid or magnitude_phase gate, got polar");
+    if (s.phase_bias && s.gate != Gate::kMagnitudePhase)
+      fail(std::string(name) + ": phase_bias needs the magnitude_phase gate, got " +
+           std::string(name_of(s.gate)));
+    if (s.per_key_transitions && s.feature_map != FeatureMap::kNone)
+      fail(std::string(name) + ": per_key_transitions must be false with the feature map " +
+           std::string(name_of(s.feature_map)) + ", whose keys are products of several channels");
     if (s.joint_kv && !s.has_max_heads())
       fail(std::string(name) + ": joint_kv needs max heads, one per channel, got " +
            std::to_string(s.heads) + " heads for dim_inner " + std::to_string(s.dim_inner));
@@ -75,6 +98,10 @@ struct Check {
 };
 
 }  // namespace
+
+Names<Gate> names_of(Gate) { return kGates; }
+Names<NormalizeInput> names_of(NormalizeInput) { return kNormalizations; }
+Names<FeatureMap> names_of(FeatureMap) { return kFeatureMaps; }
 
 void check(const MixerSpec& mixer) { std::visit(Check(), mixer); }
 

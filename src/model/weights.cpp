@@ -1,5 +1,7 @@
 // The table of a model's weights. Names are the keys of the reference's state_dict.
+#include <cmath>
 #include <map>
+#include <numbers>
 #include <numeric>
 
 #include "gateloop/model.h"
@@ -64,8 +66,8 @@ class Table {
   }
 
   void add_mixer(const std::string& fn, const GateLoopSpec& s) {
-    const std::int64_t dim = spec_.dim, transitions = s.transition_parts() * s.heads;
-    add(fn + "to_qkv.weight", {(s.joint_kv ? 2 : 3) * s.dim_inner, dim});
+    const std::int64_t dim = spec_.dim, transitions = s.transition_parts() * s.transitions();
+    add(fn + "to_qkv.weight", {(s.joint_kv ? 1 : 2) * s.dim_keys() + s.dim_inner, dim});
     add(fn + "to_a.0.weight", {transitions, dim});
     add(fn + "to_a.0.bias", {transitions});
     if (s.sub_ln) add_layer_norm(fn + "maybe_sub_ln", s.dim_inner);
@@ -98,6 +100,21 @@ std::string text_of(const std::vector<std::int64_t>& shape) {
 
 std::int64_t Weight::numel() const {
   return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+std::vector<double> initial_transition_bias(const GateLoopSpec& spec) {
+  if (!spec.transition_bias && !spec.phase_bias) return {};
+  const std::int64_t count = spec.transitions(), parts = spec.transition_parts();
+  std::vector<double> bias(static_cast<std::size_t>(count * parts));
+  const auto [first, last] = spec.transition_bias.value_or(std::pair(0.0, 0.0));
+  const auto [low, high] = spec.phase_bias.value_or(std::pair(0.0, 0.0));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto step = static_cast<double>(i);
+    double* const to = bias.data() + i * parts;
+    to[0] = count == 1 ? first : first + (last - first) * step / static_cast<double>(count - 1);
+    if (parts == 2) to[1] = low + (high - low) * std::fmod(step * std::numbers::phi, 1.0);
+  }
+  return bias;
 }
 
 std::vector<Weight> weight_table(const ModelSpec& spec) { return Table(spec).take(); }

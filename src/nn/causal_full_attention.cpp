@@ -108,7 +108,7 @@ Tensor CausalFullAttentionImpl::relative_scale(const Tensor& x, Ablation ablatio
   auto z = to_a_(x);
   scale_gradient(z, spec_.frac_gradient_data_dependent_rel_pos);
   if (ablation.complex) z = drop_imaginary(z);
-  const auto a = polar_gate(z.unflatten(-1, {spec_.heads, spec_.dim_head}));
+  const auto a = transition_of(z.unflatten(-1, {spec_.heads, spec_.dim_head}), Gate::kPolar);
   return at::real(a.cumprod(-1)).clamp_min(1e-10);
 }
 

@@ -1,5 +1,7 @@
 #include "gateloop/nn/gate_looped_attention.h"
 
+#include <cmath>
+
 #include "gateloop/ops.h"
 #include "nn/common.h"
 #include "nn/packing.h"
@@ -22,12 +24,16 @@ model::GateLoopSpec spec_of(const GateLoopedAttentionOptions& o) {
   const auto dim_inner = o.dim_inner.value_or(o.dim);
   return {.dim_inner = dim_inner,
           .heads = o.heads.value_or(dim_inner),
+          .dim_key = o.dim_key,
           .gate = o.gate,
+          .per_key_transitions = o.per_key_transitions,
+          .feature_map = o.feature_map,
           .joint_kv = o.joint_kv,
           .add_swish_gating = o.add_swish_gating,
           .sub_ln = o.sub_ln,
           .normalize_input = o.normalize_input,
           .transition_bias = o.transition_bias,
+          .phase_bias = o.phase_bias,
           .frac_gradient_state_transition = o.frac_gradient_state_transition,
           .checkpoint_gate_looped_attn = o.checkpoint_gate_looped_attn};
 }
@@ -44,9 +50,10 @@ GateLoopedAttentionImpl::GateLoopedAttentionImpl(std::int64_t dim, const model::
   const auto inner = spec.dim_inner;
 
   // In the reference's order, so that one seed gives both the same weights.
-  to_qkv_ = register_module("to_qkv", linear(dim, (spec.joint_kv ? 2 : 3) * inner, false));
-  to_a_ =
-      register_nested(*this, "to_a", "0", linear(dim, spec.transition_parts() * spec.heads, true));
+  const auto keys = (spec.joint_kv ? 1 : 2) * spec.dim_keys();
+  to_qkv_ = register_module("to_qkv", linear(dim, keys + inner, false));
+  to_a_ = register_nested(*this, "to_a", "0",
+                          linear(dim, spec.transition_parts() * spec.transitions(), true));
   if (spec.sub_ln) {
     sub_ln_ =
         register_module("maybe_sub_ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({inner})));
@@ -55,10 +62,9 @@ GateLoopedAttentionImpl::GateLoopedAttentionImpl(std::int64_t dim, const model::
     to_gates_ = register_nested(*this, "to_gates", "0", linear(dim, inner, false));
   }
   if (spec.projects(dim)) to_out_ = register_module("to_out", linear(inner, dim, false));
-  if (spec.transition_bias) {
-    const auto [first, last] = *spec.transition_bias;
+  if (const auto bias = model::initial_transition_bias(spec); !bias.empty()) {
     const torch::NoGradGuard no_grad;
-    to_a_->bias.copy_(at::linspace(first, last, spec.heads));
+    to_a_->bias.copy_(at::tensor(bias, at::kDouble));
   }
 }
 
@@ -75,11 +81,21 @@ Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   return to_out_ ? to_out_(y) : y;
 }
 
-/// Raw transition z (B, T, 2 heads), or (B, T, heads) for the sigmoid gate.
+/// Raw transitions z (B, T, parts · transitions).
 Tensor GateLoopedAttentionImpl::transition(const Tensor& x, Ablation ablation) {
   const auto z = to_a_(x);
   scale_gradient(z, spec_.frac_gradient_state_transition);
-  return ablation.complex && spec_.gate == Gate::kPolar ? drop_imaginary(z) : z;
+  return ablation.complex && spec_.transition_parts() == 2 ? drop_imaginary(z) : z;
+}
+
+/// The recurrence's input, k (B, T, H, K) or with max heads k or k v (B, T, D), scaled as asked.
+Tensor GateLoopedAttentionImpl::scaled(const Tensor& input, const Tensor& z) const {
+  if (spec_.normalize_input == NormalizeInput::kNone) return input;
+  auto scale = input_scale(z, spec_.gate, spec_.normalize_input);
+  if (input.dim() == 4)
+    scale =
+        spec_.per_key_transitions ? scale.unflatten(-1, {spec_.heads, -1}) : scale.unsqueeze(-1);
+  return (input * scale).to(input.scalar_type());
 }
 
 Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, MixerState* state,
@@ -93,21 +109,25 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
   };
   const auto initial = initial_state(state);
   const auto& [cu_seqlens, mask] = packing;
+  constexpr bool kReverse = false;
 
   Tensor y, final_state;
   if (ablation.state_transition) {
     // With a = 1, normalize_input would scale every input by zero: the sum stays a plain one.
-    std::tie(y, final_state) =
-        linear_recurrence(one(), kv(), initial, /*reverse=*/false, cu_seqlens, mask);
+    std::tie(y, final_state) = linear_recurrence(one(), kv(), initial, kReverse, cu_seqlens, mask);
     y = q * y;
-  } else if (spec_.gate == Gate::kPolar) {
-    std::tie(y, final_state) =
-        polar_gate_loop(q, projected[1], spec_.joint_kv ? one() : projected[2],
-                        transition(x, ablation), initial, /*reverse=*/false, cu_seqlens, mask);
+  } else if (spec_.gate == Gate::kSigmoid) {
+    const auto z = transition(x, ablation);
+    const bool mean = spec_.normalize_input == NormalizeInput::kMean;
+    std::tie(y, final_state) = simple_gate_loop(q, mean ? kv() : scaled(kv(), z), z, initial,
+                                                kReverse, mean, cu_seqlens, mask);
   } else {
+    const auto z = transition(x, ablation);
+    const auto k = scaled(projected[1], z), v = spec_.joint_kv ? one() : projected[2];
     std::tie(y, final_state) =
-        simple_gate_loop(q, kv(), transition(x, ablation), initial,
-                         /*reverse=*/false, spec_.normalize_input, cu_seqlens, mask);
+        spec_.gate == Gate::kPolar
+            ? polar_gate_loop(q, k, v, z, initial, kReverse, cu_seqlens, mask)
+            : gate_loop(q, k, v, transition_of(z, spec_.gate), initial, kReverse, cu_seqlens, mask);
   }
   if (state) state->recurrence = final_state.detach();
   return y;
@@ -115,23 +135,27 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
 
 Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, MixerState* state,
                                            const Packing& packing) {
-  const auto qkv = to_qkv_(x).unflatten(-1, {3, spec_.heads, -1}).unbind(2);
-  const auto &q = qkv[0], &v = qkv[2];
-  auto k = qkv[1];
+  const auto keys = spec_.dim_keys();
+  const auto qkv = to_qkv_(x).split_with_sizes({keys, keys, spec_.dim_inner}, -1);
+  const auto in_heads = [&](const Tensor& t) { return t.unflatten(-1, {spec_.heads, -1}); };
+  auto q = in_heads(qkv[0]), k = in_heads(qkv[1]);
+  const auto v = in_heads(qkv[2]);
 
   Tensor a;
   if (ablation.state_transition) {
     const auto wide = q.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
     a = at::ones({1, 1, 1}, q.options().dtype(wide)).expand({q.size(0), q.size(1), spec_.heads});
-  } else if (spec_.gate == Gate::kPolar) {
-    a = polar_gate(transition(x, ablation));
   } else {
     const auto z = transition(x, ablation);
-    a = at::sigmoid(z.scalar_type() == torch::kDouble ? z : z.to(torch::kFloat));
-    if (spec_.normalize_input) k = (k * (1 - a).unsqueeze(-1)).to(k.scalar_type());
+    a = transition_of(z, spec_.gate);
+    if (spec_.per_key_transitions) a = in_heads(a);
+    k = scaled(k, z);
   }
-  const auto [y, final_state] = gate_loop(q, k, v, a, initial_state(state), /*reverse=*/false,
-                                          packing.cu_seqlens, packing.mask);
+  const bool maps = spec_.feature_map == FeatureMap::kTaylor;
+  if (maps) q = q / std::sqrt(static_cast<double>(spec_.key_channels()));
+  const auto [y, final_state] =
+      gate_loop(q, k, v, a, initial_state(state), /*reverse=*/false, packing.cu_seqlens,
+                packing.mask, "auto", model::name_of(spec_.feature_map));
   if (state) state->recurrence = final_state.detach();
   return y.flatten(-2);
 }

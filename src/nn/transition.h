@@ -3,6 +3,8 @@
 /// What happens between the projection of a transition and the recurrence that uses it.
 #include <torch/torch.h>
 
+#include "gateloop/model.h"
+
 namespace gateloop::nn {
 
 /// Lets the projection behind z learn more slowly: the value stays, the gradient is scaled. Costs
@@ -12,8 +14,13 @@ void scale_gradient(const torch::Tensor& z, double fraction);
 /// (..., 2 C) with (re, im) interleaved -> the same with im = 0: the `complex` ablation.
 torch::Tensor drop_imaginary(const torch::Tensor& z);
 
-/// (..., 2 C) with (re, im) interleaved -> a = σ(|z|) z/|z|, (..., C) complex; a = 0.5 at z = 0
-/// (arXiv 2311.01927, section 3.2). bfloat16 and float16 come out as complex64.
-torch::Tensor polar_gate(const torch::Tensor& z);
+/// Raw transitions z, of each the numbers that its gate takes, -> a (..., C), complex but for the
+/// sigmoid gate: polar σ(|z|) z/|z|, 0.5 at z = 0, sigmoid σ(z), magnitude_phase σ(m) e^{iθ} (arXiv
+/// 2311.01927, section 3.2). bfloat16 and float16 come out as float32 and complex64.
+torch::Tensor transition_of(const torch::Tensor& z, model::Gate gate);
+
+/// What the input is scaled by: 1 - |a| or √(1 - |a|²), (..., C) real; exact where |a| is near 1.
+torch::Tensor input_scale(const torch::Tensor& z, model::Gate gate,
+                          model::NormalizeInput normalize);
 
 }  // namespace gateloop::nn

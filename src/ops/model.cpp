@@ -23,6 +23,10 @@ std::string describe_model(const std::string& options) {
   return as_value_error([&] { return model::describe(options); });
 }
 
+std::string describe_layer(const std::string& layer, std::int64_t dim) {
+  return as_value_error([&] { return model::describe_layer(layer, dim); });
+}
+
 /// The options as config.json holds them.
 std::string stored_options(const std::string& options) {
   return as_value_error([&] { return model::to_json(model::options_from_json(options)); });
@@ -37,6 +41,7 @@ std::string weight_problems(const std::string& options, const std::string& shape
 // Words in, words out: no tensor chooses a backend.
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def("_describe_model(str options) -> str", &describe_model);
+  m.def("_describe_layer(str layer, int dim) -> str", &describe_layer);
   m.def("_stored_options(str options) -> str", &stored_options);
   m.def("_weight_problems(str options, str shapes) -> str", &weight_problems);
 }

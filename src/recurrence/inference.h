@@ -82,13 +82,15 @@ void polar_gate_row(const float* z, float* a, std::int64_t n);
 /// σ(z) and 1 - σ(z); either may be z.
 void sigmoid_row(const float* z, float* a, float* rest, std::int64_t n);
 
-/// One step of one head of d channels: S = a S + k^T v, y = q Re(S). q, k, v, y: (d). The state is
-/// (parts, d, d), its imaginary part, where it has one, after its real part.
+/// One step of one head of K keys and V values: S = a S + k^T v, y = q Re(S). q, k: (K), v, y: (V).
+/// a: one transition, or if `per_key` K, in (re, im) pairs if `complex`. The state is (1 or 2, K,
+/// V), its imaginary part, where it has one, after its real part.
 struct HeadStep {
-  std::int64_t d = 0;
-  float a_re = 1;
-  float a_im = 0;
-  bool complex = true;  ///< whether the state has an imaginary part
+  std::int64_t keys = 0;
+  std::int64_t values = 0;
+  bool complex = true;
+  bool per_key = false;
+  const float* a = nullptr;
   const float* q = nullptr;
   const float* k = nullptr;
   const float* v = nullptr;

@@ -1,13 +1,16 @@
 #include "runtime/mixing.h"
 
 #include <algorithm>
+#include <cmath>
 #include <variant>
 
+#include "recurrence/features.h"
 #include "runtime/rows.h"
 
 namespace gateloop::runtime {
 
 using namespace recurrence;
+using model::NormalizeInput;
 
 Mixing::Mixing(const Network& network, const Stage& stage, StateData& state, const MixRows& rows,
                const float* ones)
@@ -22,24 +25,33 @@ Mixing::Mixing(const Network& network, const Stage& stage, StateData& state, con
     width_ = spec_.dim;
     kind_ = Kind::kSigmoid;
     joint_ = true;
+    k_ = width_;
     z_ = 2 * width_;
   } else if (stage.output == Output::kGateLoop) {
     gate_loop_ = &std::get<model::GateLoopSpec>(layer.mixer);
-    width_ = gate_loop_->dim_inner;
-    joint_ = gate_loop_->joint_kv;
-    z_ = stage.projections[1].column;
-    scans_ = gate_loop_->has_max_heads();
-    kind_ = spec_.ablation.state_transition           ? Kind::kSum
-            : gate_loop_->gate == model::Gate::kPolar ? Kind::kPolar
-                                                      : Kind::kSigmoid;
-    parts_ = kind_ == Kind::kPolar ? 2 : 1;
+    const model::GateLoopSpec& s = *gate_loop_;
+    const bool moves = !spec_.ablation.state_transition;
+    width_ = s.dim_inner;
+    joint_ = s.joint_kv;
+    k_ = s.dim_keys();
+    v_ = 2 * k_;
+    z_ = stage.transitions;
+    parts_ = moves ? s.transition_parts() : 1;
+    if (s.has_max_heads()) {
+      kind_ = !moves                            ? Kind::kSum
+              : s.gate == model::Gate::kPolar   ? Kind::kPolar
+              : s.gate == model::Gate::kSigmoid ? Kind::kSigmoid
+                                                : Kind::kNone;
+    }
+    scales_ = moves && s.normalize_input != NormalizeInput::kNone &&
+              !(kind_ == Kind::kSigmoid && s.normalize_input == NormalizeInput::kMean);
   } else {
     attention_ = &std::get<model::AttentionSpec>(layer.mixer);
     width_ = attention_->dim_inner();
+    k_ = width_;
+    v_ = 2 * width_;
     z_ = 3 * width_;
-    scans_ = false;
   }
-  kv_ = width_;
 }
 
 void Mixing::prepare_row(std::int64_t row, std::int64_t first, std::int64_t last) const {
@@ -47,11 +59,21 @@ void Mixing::prepare_row(std::int64_t row, std::int64_t first, std::int64_t last
   const std::int64_t per_group = width_ / stage_.groups;
   const std::int64_t begin = first * per_group, n = (last - first) * per_group;
   if (stage_.gates >= 0) swish_row(at + stage_.gates + begin, n);
-  if (gate_loop_ != nullptr && gate_loop_->gate == model::Gate::kPolar && spec_.ablation.complex) {
-    for (std::int64_t g = first; g < last; ++g) at[z_ + 2 * g + 1] = 0;
+  if (gate_loop_ != nullptr && gate_loop_->transition_parts() == 2 && spec_.ablation.complex) {
+    const std::int64_t each = gate_loop_->transitions() / stage_.groups;
+    for (std::int64_t i = first * each; i < last * each; ++i) at[z_ + 2 * i + 1] = 0;
   }
-  if (scans_ && !joint_ && kind_ != Kind::kPolar)
-    multiply_row(at + kv_ + width_ + begin, at + kv_ + begin, n);
+  if (!scans()) return;
+  if (!joint_ && kind_ != Kind::kPolar) multiply_row(at + v_ + begin, at + k_ + begin, n);
+  if (!scales_) return;
+  for (std::int64_t i = first; i < last; ++i) at[k_ + i] *= input_scale(at + z_ + parts_ * i);
+}
+
+/// 1 - |a| or √(1 - |a|²) of one raw transition.
+float Mixing::input_scale(const float* z) const {
+  const float logit = gate_loop_->gate == model::Gate::kPolar ? std::hypot(z[0], z[1]) : z[0];
+  const float rest = 1 / (1 + std::exp(logit));
+  return gate_loop_->normalize_input == NormalizeInput::kMean ? rest : std::sqrt(rest * (2 - rest));
 }
 
 /// f(kernel), with the kernel of these channels.
@@ -67,13 +89,15 @@ void Mixing::with_scan(std::int64_t first, std::int64_t last, float* next, const
   const float* const initial =
       (stage_.output == Output::kSimple ? layer_.simple : layer_.recurrence).data() +
       parts_ * first;
-  const ConstSequence q = part(first), kv = part(kv_ + first), z = part(z_ + parts_ * first);
+  const ConstSequence q = part(first), kv = part(k_ + first), z = part(z_ + parts_ * first);
   switch (kind_) {
+    case Kind::kNone:
+      return;
     case Kind::kPolar:
       return f(PolarGateLoop{.shape = shape,
                              .q = q,
                              .k = kv,
-                             .v = joint_ ? ones : part(kv_ + width_ + first),
+                             .v = joint_ ? ones : part(v_ + first),
                              .z = z,
                              .initial_state = initial,
                              .y = y,
@@ -81,7 +105,8 @@ void Mixing::with_scan(std::int64_t first, std::int64_t last, float* next, const
     case Kind::kSigmoid:
       return f(
           SimpleGateLoop{.shape = shape,
-                         .normalize_input = gate_loop_ != nullptr && gate_loop_->normalize_input,
+                         .normalize_input = gate_loop_ != nullptr && !scales_ &&
+                                            gate_loop_->normalize_input != NormalizeInput::kNone,
                          .q = q,
                          .kv = kv,
                          .z = z,
@@ -122,42 +147,69 @@ void Mixing::scan(std::int64_t first, std::int64_t last, const Executor& executo
 }
 
 std::int64_t Mixing::head_scratch() const {
-  if (attention_ == nullptr) return 0;
-  return padded(layer_.steps->capacity()) + padded(attention_->dim_head);
+  if (attention_ != nullptr) return padded(layer_.steps->capacity()) + padded(attention_->dim_head);
+  return 2 * padded(gate_loop_->state_keys());
 }
 
 void Mixing::head(std::int64_t sequence, std::int64_t head, float* scratch) const {
   if (attention_ != nullptr) return attend_head(*attention_, sequence, head, scratch);
-  wide_head(sequence, head);
+  wide_head(sequence, head, scratch);
 }
 
-void Mixing::wide_head(std::int64_t sequence, std::int64_t head) const {
-  const std::int64_t d = gate_loop_->dim_head();
-  float* const state =
-      layer_.recurrence.data() + (sequence * gate_loop_->heads + head) * parts_ * d * d;
+/// z of a head's transitions become a, and its keys are scaled, in place.
+void Mixing::make_transitions(float* z, std::int64_t count, float* k) const {
+  const std::int64_t keys_of_each = gate_loop_->key_channels() / count;
+  for (std::int64_t i = 0; scales_ && i < count; ++i) {
+    const float scale = input_scale(z + parts_ * i);
+    for (std::int64_t j = 0; j < keys_of_each; ++j) k[i * keys_of_each + j] *= scale;
+  }
+  switch (gate_loop_->gate) {
+    case model::Gate::kPolar:
+      return polar_gate_row(z, z, count);
+    case model::Gate::kSigmoid:
+      for (std::int64_t i = 0; i < count; ++i) z[i] = 1 / (1 + std::exp(-z[i]));
+      return;
+    case model::Gate::kMagnitudePhase:
+      for (std::int64_t i = 0; i < count; ++i) {
+        const float modulus = 1 / (1 + std::exp(-z[2 * i])), phase = z[2 * i + 1];
+        z[2 * i] = modulus * std::cos(phase);
+        z[2 * i + 1] = modulus * std::sin(phase);
+      }
+  }
+}
+
+void Mixing::wide_head(std::int64_t sequence, std::int64_t head, float* scratch) const {
+  const model::GateLoopSpec& s = *gate_loop_;
+  const bool maps = s.feature_map == model::FeatureMap::kTaylor;
+  const std::int64_t channels = s.key_channels(), values = s.value_channels();
+  const std::int64_t count = s.transitions() / s.heads;
+  constexpr float kOne[] = {1, 0};
   for (std::int64_t t = 0; t < rows_.time; ++t) {
     const std::int64_t r = sequence * rows_.time + t;
     float* const row = products(r);
-    float* const k = row + kv_ + head * d;
-    float* const z = row + z_ + parts_ * head;
-    HeadStep step{.d = d,
-                  .complex = kind_ == Kind::kPolar,
-                  .q = row + head * d,
-                  .k = k,
-                  .v = row + kv_ + width_ + head * d,
-                  .state = state,
-                  .y = rows_.y + r * rows_.y_stride + head * d};
-    if (kind_ == Kind::kPolar) {
-      polar_gate_row(z, z, 1);
-      step.a_re = z[0];
-      step.a_im = z[1];
-    } else if (kind_ == Kind::kSigmoid) {
-      float rest = 0;
-      sigmoid_row(z, &step.a_re, &rest, 1);
-      if (gate_loop_->normalize_input)
-        for (std::int64_t i = 0; i < d; ++i) k[i] *= rest;
+    float *q = row + head * channels, *k = row + k_ + head * channels;
+    float* const z = row + z_ + s.transition_parts() * count * head;
+    const bool moves = !spec_.ablation.state_transition;
+    if (moves) make_transitions(z, count, k);
+    if (maps) {
+      for (std::int64_t i = 0; i < channels; ++i) q[i] /= std::sqrt(static_cast<float>(channels));
+      float* const features = scratch + padded(s.state_keys());
+      taylor_features(q, channels, scratch);
+      taylor_features(k, channels, features);
+      q = scratch;
+      k = features;
     }
-    run(step);
+    run(HeadStep{.keys = s.state_keys(),
+                 .values = values,
+                 .complex = parts_ == 2,
+                 .per_key = moves && s.per_key_transitions,
+                 .a = moves ? z : kOne,
+                 .q = q,
+                 .k = k,
+                 .v = joint_ ? ones_ : row + v_ + head * values,
+                 .state = layer_.recurrence.data() +
+                          (sequence * s.heads + head) * parts_ * s.state_keys() * values,
+                 .y = rows_.y + r * rows_.y_stride + head * values});
   }
 }
 

@@ -26,7 +26,7 @@ class Mixing {
          const float* ones);
 
   /// Whether scan() computes it, channel by channel; else heads do, by head().
-  bool scans() const { return scans_; }
+  bool scans() const { return kind_ != Kind::kNone; }
 
   /// What is elementwise: before scan() or head(), groups [first, last) of a row of products.
   void prepare_row(std::int64_t row, std::int64_t first, std::int64_t last) const;
@@ -44,12 +44,15 @@ class Mixing {
   std::int64_t head_scratch() const;
 
  private:
-  enum class Kind : std::uint8_t { kPolar, kSigmoid, kSum };
+  /// What scan() computes; kNone: nothing, heads do.
+  enum class Kind : std::uint8_t { kNone, kPolar, kSigmoid, kSum };
 
   template <class F>
   void with_scan(std::int64_t first, std::int64_t last, float* next, const F& f) const;
   float* products(std::int64_t row) const { return rows_.products + row * rows_.products_stride; }
-  void wide_head(std::int64_t sequence, std::int64_t head) const;
+  void wide_head(std::int64_t sequence, std::int64_t head, float* scratch) const;
+  void make_transitions(float* z, std::int64_t count, float* k) const;
+  float input_scale(const float* z) const;
   void attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
                    float* scratch) const;
   void place(const model::AttentionSpec& spec, float* row, std::int64_t head, std::int64_t position,
@@ -65,12 +68,12 @@ class Mixing {
   LayerState& layer_;
   const MixRows rows_;
   const float* ones_;
-  Kind kind_ = Kind::kPolar;
-  std::int64_t width_ = 0;       // channels of q
-  std::int64_t kv_ = 0, z_ = 0;  // columns
-  std::int64_t parts_ = 1;       // of a state's number
-  bool joint_ = false;           // one projection to k v
-  bool scans_ = true;
+  Kind kind_ = Kind::kNone;
+  std::int64_t width_ = 0;              // channels of v
+  std::int64_t k_ = 0, v_ = 0, z_ = 0;  // columns
+  std::int64_t parts_ = 1;              // of a state's number
+  bool joint_ = false;                  // one projection to k v
+  bool scales_ = false;                 // the input, by normalize_input, before the recurrence
 };
 
 }  // namespace gateloop::runtime

@@ -10,6 +10,16 @@ namespace {
 /// Float32 numbers of a cache line: threads that share a row of products write lines of their own.
 constexpr std::int64_t kLine = 16;
 
+/// Rows [first, last) of m.
+recurrence::Matrix rows_of(const recurrence::Matrix& m, std::int64_t first, std::int64_t last) {
+  recurrence::Matrix part = m;
+  part.rows = last - first;
+  const auto skipped = static_cast<std::size_t>(first * m.columns);
+  part.data = static_cast<const std::byte*>(m.data) + skipped * storage_bytes(m.storage);
+  if (m.scales != nullptr) part.scales = m.scales + first;
+  return part;
+}
+
 }  // namespace
 
 void apply(const Norm& norm, const float* x, std::int64_t n, float* to) {
@@ -106,13 +116,21 @@ class Network::Builder {
     stage.output = Output::kGateLoop;
     stage.groups = s.heads;
     stage.granule = s.has_max_heads() ? kLine : 1;
-    stage.projections.push_back({.matrix = matrix(fn + "to_qkv.weight"),
-                                 .blocks = s.joint_kv ? 2 : 3,
-                                 .per_group = s.dim_head()});
+    const recurrence::Matrix qkv = matrix(fn + "to_qkv.weight");
+    if (s.dim_keys() == s.dim_inner) {
+      stage.projections.push_back(
+          {.matrix = qkv, .blocks = s.joint_kv ? 2 : 3, .per_group = s.key_channels()});
+    } else {
+      const std::int64_t values = 2 * s.dim_keys();
+      project(stage,
+              {.matrix = rows_of(qkv, 0, values), .blocks = 2, .per_group = s.key_channels()});
+      project(stage, {.matrix = rows_of(qkv, values, qkv.rows), .per_group = s.value_channels()});
+    }
     project(stage, {.matrix = matrix(fn + "to_a.0.weight"),
                     .bias = vector(fn + "to_a.0.bias"),
-                    .per_group = s.transition_parts()});
-    if (s.add_swish_gating) project_gates(stage, fn, s.dim_head());
+                    .per_group = s.transition_parts() * s.transitions() / s.heads});
+    stage.transitions = stage.projections.back().column;
+    if (s.add_swish_gating) project_gates(stage, fn, s.value_channels());
     const std::int64_t gates = stage.gates;
     add(std::move(stage));
 

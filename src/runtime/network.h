@@ -64,6 +64,7 @@ struct Stage {
   std::int64_t output_width = 0;  ///< of all projections
   std::int64_t groups = 0;
   std::int64_t granule = 1;       ///< groups that a thread takes at once: a cache line of channels
+  std::int64_t transitions = -1;  ///< column of the raw transitions, -1 without
   std::int64_t gates = -1;        ///< column of the swish gates, -1 without
   const float* rotary = nullptr;  ///< (dim_head / 2) frequencies
 };

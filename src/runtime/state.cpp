@@ -13,7 +13,7 @@ struct MixerSizes {
 
   LayerSizes operator()(const model::GateLoopSpec& s) const {
     const std::int64_t parts = spec.ablation.state_transition ? 1 : s.transition_parts();
-    return {.recurrence = s.dim_inner * s.dim_head() * parts};
+    return {.recurrence = s.state_channels() * parts};
   }
   LayerSizes operator()(const model::AttentionSpec& s) const {
     return {.heads = s.heads, .dim_head = s.dim_head, .window = s.window.value_or(0)};

@@ -19,7 +19,7 @@ RunConfig quick() {
   model.dim = 128;
   model.depth = 6;
   model.gate = nn::Gate::kSigmoid;
-  model.normalize_input = true;
+  model.normalize_input = model::NormalizeInput::kMean;
   model.transition_bias = {-1.0, 5.0};
 
   TrainingOptions& training = config.training;

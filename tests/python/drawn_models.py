@@ -28,9 +28,16 @@ def draw(seed: int) -> dict[str, Any]:
     o["dim_gate_looped_attn"] = r.choice((None, 24))
     o["gate_loop_heads"] = r.choice((None, 4))
     o["joint_kv"] = o["gate_loop_heads"] is None and coin()
-    if coin():
-        o |= dict(gate="sigmoid", normalize_input=coin())
+    o["gate"] = r.choice(("polar", "sigmoid", "magnitude_phase"))
+    o["normalize_input"] = r.choice((False, True, "variance"))
+    if o["gate"] != "polar":
         o["transition_bias"] = r.choice((None, (-1.0, 3.0)))
+    if o["gate"] == "magnitude_phase":
+        o["phase_bias"] = r.choice((None, (0.0, 3.0)))
+    if o["gate_loop_heads"] is not None:
+        o["gate_loop_dim_key"] = r.choice((None, 8))
+        o["feature_map"] = r.choice(("none", "taylor"))
+    o["per_key_transitions"] = o.get("feature_map") != "taylor" and coin()
     o["window"] = r.choice((None, 1, 2, 5, 11, 64))
     o["simple_gate_loop"] = r.choice((None, True, dict(prenorm=coin(), post_ln=coin())))
     mixers = [r.choice(("gate_loop", "attention", "none")) for _ in range(o["depth"])]

@@ -30,14 +30,25 @@ CASES: list[Bad] = [
     ("width", lambda: GateLoopedAttention(8)(X), ValueError, r"x must be \(B, T, 8\), got .*16"),
     ("integers", lambda: SimpleGateLoopLayer(16)(X.long()), TypeError, r"x must be floating"),
     ("attention rank", lambda: CausalFullAttention(16)(X[0]), ValueError, r"Attention: x must be"),
-    ("heads", lambda: GateLoopedAttention(16, heads=5), ValueError, r"heads must be a divisor"),
-    ("no dim", lambda: SimpleGateLoopLayer(0), ValueError, r"dim must be positive, got 0"),
-    ("gate", lambda: GateLoopedAttention(16, gate="tanh"), ValueError, r"gate must be .*'tanh'"),  # type: ignore[arg-type]
     (
-        "normalize_input",
-        lambda: GateLoopedAttention(16, normalize_input=True),
+        "heads",
+        lambda: GateLoopedAttention(16, heads=5),
         ValueError,
-        r"normalize_input must be left out with the polar gate",
+        r"heads must divide dim_inner, got 5",
+    ),
+    ("no dim", lambda: SimpleGateLoopLayer(0), ValueError, r"dim must be positive, got 0"),
+    ("gate", lambda: GateLoopedAttention(16, gate="tanh"), ValueError, r"\"gate\" must be .*tanh"),  # type: ignore[arg-type]
+    (
+        "phase_bias",
+        lambda: GateLoopedAttention(16, phase_bias=(0, 1)),
+        ValueError,
+        r"phase_bias needs the magnitude_phase gate, got polar",
+    ),
+    (
+        "dim_key",
+        lambda: GateLoopedAttention(16, heads=4, dim_key=6),
+        ValueError,
+        r"heads must divide dim_key, got 4 heads for dim_key 6",
     ),
     (
         "odd dim_head",

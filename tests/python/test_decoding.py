@@ -25,6 +25,13 @@ def layers() -> dict[str, nn.Module]:
         "wide_heads": GateLoopedAttention(16, heads=4, sub_ln=True),
         "sigmoid": GateLoopedAttention(16, **sigmoid),
         "sigmoid_wide_heads": GateLoopedAttention(16, heads=4, **sigmoid),
+        "magnitude_phase": GateLoopedAttention(
+            16, gate="magnitude_phase", normalize_input="variance"
+        ),
+        "per_key": GateLoopedAttention(
+            16, heads=4, dim_key=12, gate="magnitude_phase", per_key_transitions=True
+        ),
+        "taylor": GateLoopedAttention(16, heads=4, feature_map="taylor"),
         "attention": CausalFullAttention(16, **attention),
         "rotary": CausalFullAttention(16, rotary_emb=True, **attention),
         "relative": CausalFullAttention(16, data_dependent_rel_pos=True, **attention),

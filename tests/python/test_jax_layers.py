@@ -129,13 +129,14 @@ def test_a_plain_model_is_stored_as_by_version_0_1(
     save_checkpoint(tmp_path, plain)
     stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["model"]
     later = {"joint_kv", "window", "layers", "simple_gate_loop", "tie_embeddings"}
+    later |= {"gate_loop_dim_key", "per_key_transitions", "feature_map", "phase_bias"}
     assert not later & stored.keys()
     assert stored.keys() | later == Transformer(4, num_tokens=8, depth=1).options.keys()
 
 
 def test_initial_weights_have_pytorchs_distributions(tmp_path: Path) -> None:
-    # With all that has weights: a transition_bias, rotary and relative positions, a tied embedding.
-    seed = 2441
+    # With all that has weights: biases of transitions, both positions, a tied embedding.
+    seed = 12816
     options = draw(seed)
     save_checkpoint(tmp_path, drawn(options))
     torch.manual_seed(seed)
@@ -184,7 +185,9 @@ def test_the_cost_of_a_window_grows_with_the_length_only() -> None:
         dict(joint_kv=True, gate_loop_heads=4),
         dict(gate_loop_heads=3),
         dict(gate="complex"),
-        dict(normalize_input=True),
+        dict(normalize_input="median"),
+        dict(phase_bias=(0.0, 1.0)),
+        dict(gate_loop_heads=4, gate_loop_dim_key=6),
         dict(transition_bias=(0.0, 1.0)),
         dict(simple_gate_loop={"norm": True}),
     ],

@@ -21,26 +21,31 @@ struct GateLoopedAttentionOptions {
   double frac_gradient_state_transition = 0.9;
 
   Gate gate = Gate::kPolar;
-  bool normalize_input = false;
+  NormalizeInput normalize_input = NormalizeInput::kNone;
   std::optional<std::pair<double, double>> transition_bias = std::nullopt;
   bool joint_kv = false;
+  std::optional<std::int64_t> dim_key = std::nullopt;  ///< of all heads' keys; default: dim_inner
+  bool per_key_transitions = false;
+  FeatureMap feature_map = FeatureMap::kNone;
+  std::optional<std::pair<double, double>> phase_bias = std::nullopt;
 };
 
-/// GateLoop as a spatial mixer (arXiv 2311.01927, section 3.2): with d = dim_inner / heads and one
-/// transition a_t per head,
+/// GateLoop as a spatial mixer (arXiv 2311.01927, section 3.2): with K = dim_key / heads, V =
+/// dim_inner / heads and a transition a_t for each head, or for each of its keys,
 ///
-///   S_t = a_t S_{t-1} + k_t^T v_t   (d, d)        y_t = q_t Re(S_t)   (d)
+///   S_t = a_t S_{t-1} + k_t^T v_t   (K, V)        y_t = q_t Re(S_t)   (V)
 ///
-/// then sub-LN, swish gating and the output projection. With max heads (d = 1) the whole recurrence
-/// is one fused operator that reads q, k, v and z in place; with d > 1 it scans d² channels a head.
-/// With joint_kv the projection gives q and kv, (2 dim_inner) channels.
+/// then sub-LN, swish gating and the output projection. With max heads (K = V = 1) the whole
+/// recurrence is one fused operator that reads q, k, v and z in place, but with the magnitude_phase
+/// gate a scan of computed transitions; wider heads are gate_loop(). With joint_kv the projection
+/// gives q and kv, (2 dim_inner) channels.
 ///
-/// Parameters: to_qkv.weight, to_a.0.{weight,bias}, and where asked for to_gates.0.weight,
+/// Parameters: to_qkv.weight (2 dim_key + dim_inner, dim), to_a.0.{weight,bias}, of every
+/// transition in turn the numbers that make it; and where asked for to_gates.0.weight,
 /// maybe_sub_ln.{weight,bias}, to_out.weight.
 class GateLoopedAttentionImpl : public SpatialMixer {
  public:
-  /// Throws c10::Error if heads do not divide dim_inner, if normalize_input or transition_bias
-  /// comes with the polar gate, or joint_kv with wider heads than one channel.
+  /// Throws c10::Error naming the option that does not fit, see model::check().
   explicit GateLoopedAttentionImpl(const GateLoopedAttentionOptions& options);
   GateLoopedAttentionImpl(std::int64_t dim, const model::GateLoopSpec& spec);
 
@@ -49,6 +54,7 @@ class GateLoopedAttentionImpl : public SpatialMixer {
 
  private:
   torch::Tensor transition(const torch::Tensor& x, Ablation ablation);
+  torch::Tensor scaled(const torch::Tensor& input, const torch::Tensor& z) const;
   torch::Tensor max_heads(const torch::Tensor& x, Ablation ablation, MixerState* state,
                           const Packing& packing);
   torch::Tensor wide_heads(const torch::Tensor& x, Ablation ablation, MixerState* state,

@@ -11,13 +11,15 @@
 namespace gateloop::nn {
 
 using model::Ablation;
+using model::FeatureMap;
 using model::Gate;
+using model::NormalizeInput;
 
 /// What one layer carries from one call to the next. Default-constructed: the start of a sequence.
 /// A sequence cut anywhere and carried through its state gives what one call gives.
 /// Its tensors are detached: no gradient flows from one call into the one before it.
 struct MixerState {
-  /// GateLoop: (B, inner) complex with max heads, (B, heads, d, d) complex otherwise; real for the
+  /// GateLoop: (B, inner) complex with max heads, (B, heads, K, V) complex otherwise; real for the
   /// sigmoid gate and under the state_transition ablation. Undefined before the first call.
   torch::Tensor recurrence = {};
   /// Attention: (B, heads, capacity, dim_head), the first `position` entries in use; with a window

@@ -36,7 +36,7 @@ PAIRS = Layout(lambda x: _alternate(x).T, lambda x: _halve(x.T))
 
 class Weight(NamedTuple):
     name: str  # in the state_dict
-    leaves: tuple[Path, ...]  # side by side, of equal width
+    leaves: tuple[Path, ...]  # side by side
     layout: Layout
 
 
@@ -68,7 +68,8 @@ def with_tensors(model: Any, weights: Iterable[Weight], tensors: Mapping[str, Nu
     numbers = []
     for name, leaves, layout in weights:
         paths += leaves
-        parts = np.split(layout.from_torch(tensors[name]), len(leaves), axis=-1)
+        ends = np.cumsum([_at(model, path).shape[-1] for path in leaves])
+        parts = np.split(layout.from_torch(tensors[name]), ends[:-1], axis=-1)
         numbers += [jnp.asarray(part) for part in parts]
     return eqx.tree_at(lambda m: [_at(m, path) for path in paths], model, numbers)
 

@@ -1,4 +1,6 @@
 // Operations on rows of float32, one call each.
+#include <algorithm>
+
 #include "recurrence/inference.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -50,13 +52,15 @@ void SigmoidRow(const float* z, float* a, float* rest, std::int64_t n) {
 
 /// Row i of the state is read and written once; y gathers q_i times its real part.
 void RunHeadStep(const HeadStep& p) {
-  const std::int64_t d2 = p.d * p.d;
-  for (std::int64_t j = 0; j < p.d; ++j) p.y[j] = 0;
-  for (std::int64_t i = 0; i < p.d; ++i) {
-    float* const re_row = p.state + i * p.d;
-    float* const im_row = re_row + d2;
-    ForEachVector<float>(p.d, [&](auto d, std::int64_t c) HWY_ATTR {
-      const auto a_re = hn::Set(d, p.a_re), a_im = hn::Set(d, p.a_im);
+  const int parts = p.complex ? 2 : 1;
+  std::fill_n(p.y, p.values, 0.0f);
+  for (std::int64_t i = 0; i < p.keys; ++i) {
+    const float* const a = p.a + (p.per_key ? i * parts : 0);
+    const float im_of_a = p.complex ? a[1] : 0;
+    float* const re_row = p.state + i * p.values;
+    float* const im_row = re_row + p.keys * p.values;
+    ForEachVector<float>(p.values, [&](auto d, std::int64_t c) HWY_ATTR {
+      const auto a_re = hn::Set(d, a[0]), a_im = hn::Set(d, im_of_a);
       const auto re = hn::LoadU(d, re_row + c);
       const auto input = hn::Mul(hn::Set(d, p.k[i]), hn::LoadU(d, p.v + c));
       auto next = hn::MulAdd(a_re, re, input);

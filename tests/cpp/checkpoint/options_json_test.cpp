@@ -65,7 +65,7 @@ TransformerOptions unusual() {
   options.post_ln_norm = true;
   options.sub_ln = true;
   options.gate = Gate::kSigmoid;
-  options.normalize_input = true;
+  options.normalize_input = model::NormalizeInput::kMean;
   options.transition_bias = {-1.5, 1.0 / 3};
   return options;
 }
@@ -97,7 +97,9 @@ TEST(OptionsJson, ErrorsNameTheField) {
       {R"({"dim": null})", "\"dim\" must be an integer"},
       {R"({"sub_ln": 1})", "\"sub_ln\" must be true or false"},
       {R"({"frac_gradient_state_transition": true})", "must be a number"},
-      {R"({"gate": "square"})", "must be \"polar\" or \"sigmoid\""},
+      {R"({"gate": "square"})", "must be one of \"polar\", \"sigmoid\", \"magnitude_phase\""},
+      {R"({"normalize_input": "median"})", "must be one of \"none\", \"mean\", \"variance\""},
+      {R"({"feature_map": "taylr"})", "must be one of \"none\", \"taylor\""},
       {R"({"transition_bias": [1]})", "must be a pair"},
       {R"({"transition_bias": 1})", "must be a pair"},
       {R"([])", "not a JSON object"},

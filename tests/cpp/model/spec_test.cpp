@@ -102,6 +102,14 @@ TEST(Spec, JsonRoundTrips) {
   options.tie_embeddings = options.joint_kv = true;
   options.simple_gate_loop.emplace().prenorm = false;
   expect_kept();
+  options.gate_loop_heads = 2;
+  options.gate_loop_dim_key = 6;
+  options.joint_kv = false;
+  options.gate = Gate::kMagnitudePhase;
+  options.normalize_input = NormalizeInput::kVariance;
+  options.phase_bias = {0.5, 3};
+  options.per_key_transitions = true;
+  expect_kept();
   options.layers = resolve(options).layers;
   std::get<AttentionSpec>(options.layers[0].mixer).rotary_emb = true;
   expect_kept();
@@ -109,7 +117,8 @@ TEST(Spec, JsonRoundTrips) {
 
 TEST(Spec, OlderProgramsReadWhatHasNoNewOption) {
   const std::string json = to_json(small());
-  for (const char* name : {"layers", "window", "joint_kv", "tie_embeddings", "simple_gate_loop"})
+  for (const char* name : {"layers", "window", "joint_kv", "tie_embeddings", "simple_gate_loop",
+                           "dim_key", "per_key_transitions", "feature_map", "phase_bias"})
     EXPECT_EQ(json.find(name), std::string::npos) << name;
 }
 
@@ -131,6 +140,14 @@ TEST(Spec, WhatDoesNotFitIsRefusedByName) {
   expect_refused(R"({"dim": 1000000000, "ff_mult": 2})", "mult must be at most");
   expect_refused(R"({"heads": 1000000, "dim_head": 2000, "use_gate_looped_attn": false})",
                  "heads must be at most");
+  expect_refused(R"({"gate_loop_dim_key": 3, "gate_loop_heads": 2})",
+                 "heads must divide dim_key, got 2 heads for dim_key 3");
+  expect_refused(R"({"gate": "magnitude_phase", "feature_map": "taylor", "gate_loop_heads": 4,
+                     "per_key_transitions": true})",
+                 "per_key_transitions must be false with the feature map taylor");
+  expect_refused(R"({"feature_map": "taylor", "gate_loop_heads": 1, "dim": 1000000})",
+                 "keys of a head's state must be at most");
+  expect_refused(R"({"phase_bias": [0, 1]})", "phase_bias needs the magnitude_phase gate");
   expect_refused(R"({"ff_mult": 0})", "mult must be positive");
 }
 

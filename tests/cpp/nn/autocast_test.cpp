@@ -52,7 +52,8 @@ std::vector<Case> cases() {
   add("post_norm", [](auto& o) { o.post_ln_norm = true; });
   add("ablate_complex", [](auto& o) { o.ablate_complex = true; });
   add("ablate_state_transition", [](auto& o) { o.ablate_state_transition = true; });
-  add("sigmoid", [](auto& o) { o.gate = Gate::kSigmoid, o.normalize_input = true; });
+  add("sigmoid",
+      [](auto& o) { o.gate = Gate::kSigmoid, o.normalize_input = NormalizeInput::kMean; });
   add("heads", [](auto& o) { o.gate_loop_heads = 16; });
   add("heads_kept", [](auto& o) { o.gate_loop_heads = 16, o.checkpoint_gate_looped_attn = false; });
   add("heads_ablate_state_transition",

@@ -85,11 +85,19 @@ TEST(Errors, Sequences) {
 TEST(Errors, Options) {
   expect_error("GateLoopedAttention: heads must divide dim_inner, got 3 heads for dim_inner 8",
                [] { GateLoopedAttention(GateLoopedAttentionOptions{.dim = 8, .heads = 3}); });
-  expect_error("GateLoopedAttention: normalize_input needs the sigmoid gate", [] {
-    Transformer(TransformerOptions{.dim = 8, .depth = 1, .normalize_input = true});
+  expect_error(
+      "GateLoopedAttention: transition_bias needs the sigmoid or magnitude_phase gate", [] {
+        Transformer(TransformerOptions{.dim = 8, .depth = 1, .transition_bias = {{0.0, 1.0}}});
+      });
+  expect_error("GateLoopedAttention: phase_bias needs the magnitude_phase gate, got polar", [] {
+    Transformer(TransformerOptions{.dim = 8, .depth = 1, .phase_bias = {{0.0, 1.0}}});
   });
-  expect_error("GateLoopedAttention: transition_bias needs the sigmoid gate", [] {
-    Transformer(TransformerOptions{.dim = 8, .depth = 1, .transition_bias = {{0.0, 1.0}}});
+  expect_error("GateLoopedAttention: heads must divide dim_key, got 4 heads for dim_key 6", [] {
+    GateLoopedAttention(GateLoopedAttentionOptions{.dim = 8, .heads = 4, .dim_key = 6});
+  });
+  expect_error("GateLoopedAttention: per_key_transitions must be false with the feature map", [] {
+    GateLoopedAttention(GateLoopedAttentionOptions{
+        .dim = 8, .heads = 4, .per_key_transitions = true, .feature_map = FeatureMap::kTaylor});
   });
   expect_error("CausalFullAttention: dim_head must be even with rotary_emb, got 5", [] {
     CausalFullAttention(CausalFullAttentionOptions{.dim = 8, .dim_head = 5, .rotary_emb = true});

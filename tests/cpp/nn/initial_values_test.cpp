@@ -50,6 +50,18 @@ TEST(InitialValues, TransitionBiasIsSpreadOverHeads) {
   EXPECT_TRUE(torch::allclose(bias, torch::tensor({-1.0F, 1.0F, 3.0F, 5.0F})));
 }
 
+// Magnitudes in order; phases a golden section of their range apart.
+TEST(InitialValues, TransitionsOfTwoNumbersAreSpreadOverBoth) {
+  GateLoopedAttention layer(GateLoopedAttentionOptions{.dim = 15,
+                                                       .heads = 3,
+                                                       .gate = Gate::kMagnitudePhase,
+                                                       .transition_bias = {{-1.0, 5.0}},
+                                                       .phase_bias = {{1.0, 3.0}}});
+  const auto bias = layer->named_parameters()["to_a.0.bias"];
+  EXPECT_TRUE(
+      torch::allclose(bias, torch::tensor({-1.0F, 1.0F, 2.0F, 2.2360680F, 5.0F, 1.4721360F})));
+}
+
 TEST(InitialValues, RotaryFrequenciesAreNotTrained) {
   CausalFullAttention layer(
       CausalFullAttentionOptions{.dim = 16, .dim_head = 4, .heads = 2, .rotary_emb = true});

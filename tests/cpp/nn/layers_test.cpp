@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <cmath>
 #include <random>
 #include <span>
 #include <string>
@@ -45,12 +46,15 @@ TransformerOptions draw(std::mt19937_64& random) {
   o.ablate_state_transition = random() % 4 == 0;
   if (coin()) o.dim_gate_looped_attn = 24;
   if (coin()) o.gate_loop_heads = 4;
+  if (o.gate_loop_heads && coin()) o.gate_loop_dim_key = 8;
   o.joint_kv = !o.gate_loop_heads && coin();
-  if (coin()) {
-    o.gate = Gate::kSigmoid;
-    o.normalize_input = coin();
-    if (coin()) o.transition_bias = {-1.0, 3.0};
-  }
+  if (o.gate_loop_heads && coin()) o.feature_map = FeatureMap::kTaylor;
+  o.per_key_transitions = o.feature_map == FeatureMap::kNone && coin();
+  o.gate = one_of(Gate::kPolar, Gate::kSigmoid, Gate::kMagnitudePhase);
+  o.normalize_input =
+      one_of(NormalizeInput::kNone, NormalizeInput::kMean, NormalizeInput::kVariance);
+  if (o.gate != Gate::kPolar && coin()) o.transition_bias = {-1.0, 3.0};
+  if (o.gate == Gate::kMagnitudePhase && coin()) o.phase_bias = {0.0, 3.0};
   if (coin()) o.window = one_of(1, 2, 5, 11, 64);
   if (coin()) o.simple_gate_loop = model::SimpleGateLoopSpec{.prenorm = coin(), .post_ln = coin()};
   std::string pattern;
@@ -178,37 +182,81 @@ TEST(Window, StateIsBounded) {
   EXPECT_EQ(state.bytes(), 2 * 4 * 8 * 4);
 }
 
-/// With max heads joint_kv is GateLoop whose k is one everywhere.
-TEST(JointKv, EqualsTwoProjectionsWithKOfOne) {
-  for (const Gate gate : {Gate::kPolar, Gate::kSigmoid}) {
+Tensor transitions(const Tensor& z, Gate gate) {
+  if (gate == Gate::kSigmoid) return z.sigmoid();
+  const auto raw = z.unflatten(-1, {-1, 2});
+  if (gate == Gate::kMagnitudePhase)
+    return torch::polar(raw.select(-1, 0).sigmoid(), raw.select(-1, 1));
+  const auto complex = torch::view_as_complex(raw);
+  return torch::polar(complex.abs().sigmoid(), complex.angle());
+}
+
+/// 1, x, x²/√2 and the products of two.
+Tensor taylor(const Tensor& x) {
+  std::vector<Tensor> all = {torch::ones_like(x.narrow(-1, 0, 1)), x, x * x / std::sqrt(2)};
+  for (std::int64_t i = 0; i < x.size(-1); ++i)
+    all.push_back(x.narrow(-1, i, 1) * x.narrow(-1, 0, i));
+  return torch::cat(all, -1);
+}
+
+/// What a layer computes from its projections, step by step: (B, T, dim_inner).
+Tensor definition(const GateLoopedAttentionOptions& o, const Tensor& qkv, const Tensor& z) {
+  const auto heads = o.heads.value_or(o.dim), keys = o.dim_key.value_or(o.dim);
+  const auto in_heads = [&](const Tensor& t) { return t.unflatten(-1, {heads, -1}); };
+  auto q = in_heads(qkv.narrow(-1, 0, keys)), k = in_heads(qkv.narrow(-1, keys, keys));
+  const auto v = o.joint_kv ? torch::ones_like(k) : in_heads(qkv.narrow(-1, 2 * keys, o.dim));
+  auto a = transitions(z, o.gate);
+  a = o.per_key_transitions ? in_heads(a) : a.unsqueeze(-1);
+  if (o.normalize_input == NormalizeInput::kMean) k = k * (1 - a.abs());
+  if (o.normalize_input == NormalizeInput::kVariance) k = k * (1 - a.abs().square()).sqrt();
+  if (o.feature_map == FeatureMap::kTaylor) {
+    q = taylor(q / std::sqrt(static_cast<double>(keys / heads)));
+    k = taylor(k);
+  }
+  auto state = torch::zeros({q.size(0), heads, k.size(3), v.size(3)}, a.options());
+  std::vector<Tensor> reads;
+  for (std::int64_t t = 0; t < q.size(1); ++t) {
+    const auto written = k.select(1, t).unsqueeze(-1) * v.select(1, t).unsqueeze(-2);
+    state = a.select(1, t).unsqueeze(-1) * state + written;
+    const auto real = state.is_complex() ? torch::real(state) : state;
+    reads.push_back((q.select(1, t).unsqueeze(-1) * real).sum(-2));
+  }
+  return torch::stack(reads, 1).flatten(2);
+}
+
+TEST(GateLoop, EveryOptionEqualsItsDefinition) {
+  std::vector<GateLoopedAttentionOptions> all;
+  for (const Gate gate : {Gate::kPolar, Gate::kSigmoid, Gate::kMagnitudePhase}) {
+    for (const auto normalize :
+         {NormalizeInput::kNone, NormalizeInput::kMean, NormalizeInput::kVariance}) {
+      const GateLoopedAttentionOptions o{.dim = 8, .gate = gate, .normalize_input = normalize};
+      all.insert(all.end(), 7, o);
+      const auto made = all.end() - 7;
+      made[1].joint_kv = true;
+      for (int i = 2; i < 7; ++i) made[i].heads = 2;
+      made[3].dim_key = 6;
+      made[4].per_key_transitions = true;
+      made[5].feature_map = FeatureMap::kTaylor;
+      made[6].dim_key = 10, made[6].per_key_transitions = true;
+    }
+  }
+  for (const auto& o : all) {
     torch::manual_seed(3);
-    GateLoopedAttentionOptions options{.dim = 8, .gate = gate, .joint_kv = true};
-    GateLoopedAttention joint(options);
-    joint->to(torch::kDouble);
-    const auto parameters = joint->named_parameters();
-    ASSERT_EQ(parameters["to_qkv.weight"].size(0), 16);
+    GateLoopedAttention layer(o);
+    layer->to(torch::kDouble);
+    const auto parameters = layer->named_parameters();
+    const auto product = [&](const Tensor& x, const char* weight, const Tensor& bias = {}) {
+      return torch::nn::functional::linear(x, parameters[weight], bias);
+    };
     const auto x = torch::randn({2, 19, 8}, torch::kDouble);
-    const auto projected =
-        torch::nn::functional::linear(x, parameters["to_qkv.weight"]).chunk(2, -1);
-    const auto z =
-        torch::nn::functional::linear(x, parameters["to_a.0.weight"], parameters["to_a.0.bias"]);
-    Tensor a;
-    if (gate == Gate::kPolar) {
-      const auto raw = torch::view_as_complex(z.unflatten(-1, {-1, 2}));
-      a = torch::polar(raw.abs().sigmoid(), raw.angle());
-    } else {
-      a = z.sigmoid();
-    }
-    auto h = torch::zeros_like(a.select(1, 0));
-    std::vector<Tensor> reads;
-    for (std::int64_t t = 0; t < x.size(1); ++t) {
-      h = a.select(1, t) * h + projected[1].select(1, t);
-      reads.push_back(projected[0].select(1, t) * (h.is_complex() ? torch::real(h) : h));
-    }
-    const auto gates = torch::nn::functional::linear(x, parameters["to_gates.0.weight"]);
-    const auto expected = torch::nn::functional::linear(torch::silu(gates) * torch::stack(reads, 1),
-                                                        parameters["to_out.weight"]);
-    EXPECT_LE(relative_error(joint(x), expected), kSameTolerance);
+    const auto z = product(x, "to_a.0.weight", parameters["to_a.0.bias"]);
+    const auto reads = definition(o, product(x, "to_qkv.weight"), z);
+    const auto gated = torch::silu(product(x, "to_gates.0.weight")) * reads;
+    const auto expected = product(gated, "to_out.weight");
+    EXPECT_LE(relative_error(layer(x), expected), kSameTolerance)
+        << static_cast<int>(o.gate) << static_cast<int>(o.normalize_input) << o.joint_kv
+        << o.heads.value_or(8) << o.dim_key.value_or(8) << o.per_key_transitions
+        << static_cast<int>(o.feature_map);
   }
 }
 

@@ -37,7 +37,7 @@ std::vector<TransformerOptions> covering_options() {
   }
   all.push_back(options("gate_loop"));
   all.back().gate = Gate::kSigmoid;
-  all.back().normalize_input = true;
+  all.back().normalize_input = gateloop::model::NormalizeInput::kMean;
   all.back().simple_gate_loop = gateloop::model::SimpleGateLoopSpec{};
   all.push_back(options("gate_loop"));
   all.back().joint_kv = true;

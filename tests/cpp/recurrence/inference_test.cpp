@@ -164,36 +164,43 @@ TEST(Inference, Int8OfWhatIsNotFiniteIsNotANumber) {
   }
 }
 
+void check_head_step(std::int64_t keys, std::int64_t values, bool complex, bool per_key) {
+  Random random(7);
+  const auto floats = [&](std::int64_t n) {
+    const auto drawn = random.normal(static_cast<std::size_t>(n));
+    return std::vector<float>(drawn.begin(), drawn.end());
+  };
+  const auto q = floats(keys), k = floats(keys), v = floats(values);
+  const std::size_t parts = complex ? 2 : 1;
+  const auto a = floats(static_cast<std::int64_t>(parts) * (per_key ? keys : 1));
+  auto state = floats(2 * keys * values);
+  const auto before = state;
+  std::vector<float> y(v.size());
+  recurrence::run(recurrence::HeadStep{keys, values, complex, per_key, a.data(), q.data(), k.data(),
+                                       v.data(), state.data(), y.data()});
+  std::vector<double> expected(y.size());
+  for (std::size_t i = 0; i < k.size(); ++i) {
+    const double a_re = a[per_key ? i * parts : 0];
+    const double a_im = complex ? a[per_key ? i * parts + 1 : 1] : 0;
+    for (std::size_t j = 0; j < y.size(); ++j) {
+      const std::size_t at = i * y.size() + j, im_at = at + k.size() * y.size();
+      const double re = before[at], im = complex ? before[im_at] : 0;
+      const double next = a_re * re - a_im * im + k[i] * v[j];
+      // Three roundings of terms of some units.
+      ASSERT_NEAR(state[at], next, 4e-6);
+      ASSERT_NEAR(state[im_at], complex ? a_re * im + a_im * re : before[im_at], 4e-6);
+      expected[j] += q[i] * next;
+    }
+  }
+  for (std::size_t j = 0; j < y.size(); ++j) ASSERT_NEAR(y[j], expected[j], 5e-5);
+}
+
 TEST(Inference, AHeadStepsAsDefined) {
   for (const auto& target : recurrence::cpu::targets()) {
     recurrence::cpu::force_target(target);
-    for (const std::int64_t d : {1, 3, 8, 17}) {
+    for (const auto& [keys, values] : {std::pair{1, 1}, {3, 3}, {8, 17}, {17, 5}}) {
       for (const bool complex : {false, true}) {
-        Random random(7);
-        const auto floats = [&](std::int64_t n) {
-          const auto drawn = random.normal(static_cast<std::size_t>(n));
-          return std::vector<float>(drawn.begin(), drawn.end());
-        };
-        const auto q = floats(d), k = floats(d), v = floats(d);
-        auto state = floats(2 * d * d);
-        const auto before = state;
-        std::vector<float> y(static_cast<std::size_t>(d));
-        const float a_re = 0.6f, a_im = complex ? 0.5f : 0.0f;
-        recurrence::run(recurrence::HeadStep{d, a_re, a_im, complex, q.data(), k.data(), v.data(),
-                                             state.data(), y.data()});
-        std::vector<double> expected(y.size());
-        for (std::size_t i = 0; i < y.size(); ++i) {
-          for (std::size_t j = 0; j < y.size(); ++j) {
-            const std::size_t at = i * y.size() + j, im_at = at + y.size() * y.size();
-            const double re = before[at], im = complex ? before[im_at] : 0;
-            const double next = a_re * re - a_im * im + k[i] * v[j];
-            // Three roundings of terms of some units.
-            ASSERT_NEAR(state[at], next, 2e-6);
-            ASSERT_NEAR(state[im_at], complex ? a_re * im + a_im * re : before[im_at], 2e-6);
-            expected[j] += q[i] * next;
-          }
-        }
-        for (std::size_t j = 0; j < y.size(); ++j) ASSERT_NEAR(y[j], expected[j], 2e-5);
+        for (const bool per_key : {false, true}) check_head_step(keys, values, complex, per_key);
       }
     }
   }

@@ -48,12 +48,28 @@ std::vector<Case> cases() {
   sub.dim_inner = sub.heads = 40;
   sigmoid.gate = model::Gate::kSigmoid;
   GateLoopSpec normalized = sigmoid, joint_sigmoid = sigmoid;
-  normalized.normalize_input = true;
+  normalized.normalize_input = model::NormalizeInput::kMean;
   joint_sigmoid.joint_kv = true;
   wide.heads = 3;
   GateLoopSpec wide_sigmoid = wide;
   wide_sigmoid.gate = model::Gate::kSigmoid;
-  wide_sigmoid.normalize_input = true;
+  wide_sigmoid.normalize_input = model::NormalizeInput::kMean;
+  GateLoopSpec paper = polar, mean = polar, variance = sigmoid, joint_paper = polar;
+  paper.gate = joint_paper.gate = model::Gate::kMagnitudePhase;
+  paper.normalize_input = variance.normalize_input = model::NormalizeInput::kVariance;
+  paper.transition_bias = {-2, 4};
+  paper.phase_bias = {0, 3};
+  mean.normalize_input = model::NormalizeInput::kMean;
+  joint_paper.joint_kv = true;
+  GateLoopSpec uneven = wide, per_key = wide, taylor = wide;
+  uneven.dim_key = 12;
+  uneven.normalize_input = model::NormalizeInput::kVariance;
+  per_key.gate = model::Gate::kMagnitudePhase;
+  per_key.per_key_transitions = true;
+  per_key.dim_key = 30;
+  per_key.normalize_input = model::NormalizeInput::kMean;
+  taylor.feature_map = model::FeatureMap::kTaylor;
+  taylor.dim_key = 15;
   const AttentionSpec attention{.heads = 3, .dim_head = 8};
   AttentionSpec rotary = attention, relative = attention, linear = attention, ring = rotary;
   rotary.rotary_emb = true;
@@ -70,6 +86,10 @@ std::vector<Case> cases() {
   add("sub_ln", {layer(sub)});
   add("sigmoid", {layer(sigmoid), layer(normalized)});
   add("wide", {layer(wide), layer(wide_sigmoid)});
+  add("magnitude_phase", {layer(paper), layer(joint_paper)});
+  add("input_scales", {layer(mean), layer(variance)});
+  add("uneven", {layer(uneven), layer(per_key)});
+  add("taylor", {layer(taylor)});
   add("attention", {layer(attention), layer(rotary)});
   add("relative", {layer(relative)});
   add("linear_attention", {layer(linear)});
@@ -89,8 +109,10 @@ std::vector<Case> cases() {
     all.back().name += "_post_norm";
     all.back().options.post_ln_norm = true;
   }
-  add("no_complex", {layer(polar), layer(wide), layer(relative)}).ablate_complex = true;
-  add("no_transition", {layer(polar), layer(sigmoid), layer(joint), layer(wide), layer(relative)})
+  add("no_complex", {layer(polar), layer(wide), layer(paper), layer(per_key), layer(relative)})
+      .ablate_complex = true;
+  add("no_transition", {layer(polar), layer(sigmoid), layer(joint), layer(wide), layer(paper),
+                        layer(per_key), layer(taylor), layer(relative)})
       .ablate_state_transition = true;
   return all;
 }
@@ -100,18 +122,22 @@ ModelOptions random_options(std::mt19937_64& random) {
   const auto up_to = [&](std::int64_t most) {
     return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(most)) + 1;
   };
+  const auto one_of = [&](const auto& named) { return named[random() % named.size()].second; };
   std::vector<LayerSpec> layers;
   for (std::int64_t i = up_to(3); i > 0; --i) {
     LayerSpec one{.mixer = model::NoMixer{}, .ff_mult = up_to(3)};
     if (const std::int64_t kind = up_to(5); kind <= 3) {
       auto& s = one.mixer.emplace<GateLoopSpec>();
-      s.gate = coin() ? model::Gate::kPolar : model::Gate::kSigmoid;
+      s.gate = one_of(model::names_of(model::Gate()));
       s.heads = up_to(6);
       s.dim_inner = s.heads * (coin() ? 1 : up_to(9));
+      if (coin()) s.dim_key = s.heads * up_to(7);
+      if (up_to(4) == 1) s.feature_map = model::FeatureMap::kTaylor;
+      s.per_key_transitions = s.feature_map == model::FeatureMap::kNone && coin();
       s.joint_kv = s.has_max_heads() && coin();
       s.add_swish_gating = coin();
       s.sub_ln = coin();
-      s.normalize_input = s.gate == model::Gate::kSigmoid && coin();
+      s.normalize_input = one_of(model::names_of(model::NormalizeInput()));
     } else if (kind == 4) {
       auto& s = one.mixer.emplace<AttentionSpec>();
       s.heads = up_to(4);

@@ -114,11 +114,37 @@ class Oracle {
     return s.post_ln ? layer_norm(name + "maybe_post_ln", y) : y;
   }
 
-  /// The transition of head h in one step.
-  std::complex<double> transition(const model::GateLoopSpec& s, const Row& z, std::size_t h) const {
+  /// Transition i of one step.
+  std::complex<double> transition(const model::GateLoopSpec& s, const Row& z, std::size_t i) const {
     if (spec_.ablation.state_transition) return 1;
-    if (s.gate == model::Gate::kSigmoid) return sigmoid(z[h]);
-    return polar_gate(z[2 * h], spec_.ablation.complex ? 0 : z[2 * h + 1]);
+    if (s.gate == model::Gate::kSigmoid) return sigmoid(z[i]);
+    const double second = spec_.ablation.complex ? 0 : z[2 * i + 1];
+    if (s.gate == model::Gate::kMagnitudePhase) return std::polar(sigmoid(z[2 * i]), second);
+    return polar_gate(z[2 * i], second);
+  }
+
+  double input_scale(const model::GateLoopSpec& s, std::complex<double> a) const {
+    if (spec_.ablation.state_transition) return 1;
+    switch (s.normalize_input) {
+      case model::NormalizeInput::kNone:
+        return 1;
+      case model::NormalizeInput::kMean:
+        return 1 - std::abs(a);
+      case model::NormalizeInput::kVariance:
+        return std::sqrt(1 - std::norm(a));
+    }
+    return 0;
+  }
+
+  /// 1, x_i, x_i²/√2, x_i x_j for j < i, or x where the spec has no map.
+  static Row features(const model::GateLoopSpec& s, const Row& x) {
+    if (s.feature_map == model::FeatureMap::kNone) return x;
+    Row all = {1};
+    all.insert(all.end(), x.begin(), x.end());
+    for (const double value : x) all.push_back(value * value / std::sqrt(2));
+    for (std::size_t i = 0; i < x.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j) all.push_back(x[i] * x[j]);
+    return all;
   }
 
   void swish_gates(const std::string& weight, const Rows& x, Rows& y) const {
@@ -131,21 +157,30 @@ class Oracle {
     const Rows qkv = product(fn + "to_qkv.weight", x);
     const Rows z = product(fn + "to_a.0.weight", x, fn + "to_a.0.bias");
     const auto inner = static_cast<std::size_t>(s.dim_inner);
-    const auto d = static_cast<std::size_t>(s.dim_head());
+    const auto width = static_cast<std::size_t>(s.dim_keys());
+    const auto heads = static_cast<std::size_t>(s.heads);
+    const std::size_t keys = width / heads, values = inner / heads;
+    const bool maps = s.feature_map != model::FeatureMap::kNone;
     Rows y;
-    std::vector<std::complex<double>> state(inner * d);
+    std::vector<std::complex<double>> states(static_cast<std::size_t>(s.state_channels()));
     for (std::size_t t = 0; t < x.size(); ++t) {
       Row& out = y.emplace_back(inner);
-      for (std::size_t i = 0; i < inner; ++i) {  // channel i of k meets those of v in its head
-        const std::size_t head = i / d;
-        const std::complex<double> a = transition(s, z[t], head);
-        const bool scaled = s.normalize_input && !spec_.ablation.state_transition;
-        for (std::size_t j = 0; j < d; ++j) {
-          const double k = qkv[t][inner + i];
-          const double kv = s.joint_kv ? k : k * qkv[t][2 * inner + head * d + j];
-          auto& h = state[i * d + j];
-          h = a * h + (scaled ? 1 - a.real() : 1) * kv;
-          out[head * d + j] += qkv[t][i] * h.real();
+      for (std::size_t head = 0; head < heads; ++head) {
+        Row q, k;
+        std::vector<std::complex<double>> a;
+        for (std::size_t i = head * keys; i < (head + 1) * keys; ++i) {
+          a.push_back(transition(s, z[t], s.per_key_transitions ? i : head));
+          q.push_back(qkv[t][i] / (maps ? std::sqrt(static_cast<double>(keys)) : 1));
+          k.push_back(qkv[t][width + i] * input_scale(s, a.back()));
+        }
+        q = features(s, q), k = features(s, k);
+        for (std::size_t i = 0; i < k.size(); ++i) {
+          for (std::size_t j = 0; j < values; ++j) {
+            const double v = s.joint_kv ? 1 : qkv[t][2 * width + head * values + j];
+            auto& h = states[(head * k.size() + i) * values + j];
+            h = (maps ? a[0] : a[i]) * h + k[i] * v;
+            out[head * values + j] += q[i] * h.real();
+          }
         }
       }
     }
