@@ -85,9 +85,10 @@ FUZZ := $(FIXED_ADDRESSES) env ASAN_OPTIONS=detect_leaks=0:detect_container_over
 .PHONY: fuzz
 fuzz: build/asan-torch/configured  ## Broken files and random problems under a sanitizer, for minutes
 	$(FIXED_ADDRESSES) cmake --build --preset asan-torch \
-	  --target fuzz_readers recurrence_differential_test $(if $(JOBS),--parallel $(JOBS))
+	  --target fuzz_readers recurrence_differential_test recurrence_ragged_test $(if $(JOBS),--parallel $(JOBS))
 	$(FUZZ) build/asan-torch/fuzz_readers 60 $$RANDOM
 	$(FUZZ) build/asan-torch/recurrence_differential_test
+	$(FUZZ) build/asan-torch/recurrence_ragged_test --gtest_filter='*RandomCuts*'
 
 # ---- Use --------------------------------------------------------------------------------------
 

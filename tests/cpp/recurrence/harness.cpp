@@ -199,6 +199,11 @@ void Tensor::expect_guards_intact(const char* what) const {
   }
 }
 
+std::uint64_t case_count(std::uint64_t usual) {
+  const char* const wanted = std::getenv("GATELOOP_DIFFERENTIAL_CASES");
+  return wanted == nullptr ? usual : std::strtoull(wanted, nullptr, 10);
+}
+
 std::uint32_t float_mode() {
 #if defined(__SSE2__)
   return _mm_getcsr() & ~0x3Fu;  // without the flags of what has happened

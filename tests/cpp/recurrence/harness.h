@@ -90,6 +90,9 @@ class StateTensor : public Tensor {
       : Tensor(accumulation(dtype), {dims.batch, 1, dims.channels}, Layout::kContiguous, parts) {}
 };
 
+/// How many random cases a test draws: so many, or what `make fuzz` asks for.
+std::uint64_t case_count(std::uint64_t usual);
+
 /// How this thread rounds and flushes; 0 where that cannot be read.
 std::uint32_t float_mode();
 

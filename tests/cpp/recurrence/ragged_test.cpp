@@ -90,8 +90,10 @@ class Arguments {
     return p;
   }
 
- private:
+ protected:
   Size size_;
+
+ private:
   Random random_;
 };
 
@@ -205,6 +207,95 @@ struct Simple : Arguments {
   }
 };
 
+/// One head of as many keys and values as there are channels, with complex transitions.
+struct Wide : Arguments {
+  static constexpr auto& kDTypes = kRealDTypes;
+  static constexpr int kParts = 2;
+  Wide(const Size& size, std::uint64_t seed)
+      : Arguments(size, seed),
+        width_(size.channels),
+        states_(size.channels * size.channels),
+        element_(bytes_of(size.dtype)),
+        real_(bytes_of(accumulation(size.dtype))),
+        a(accumulation(size.dtype), {1, size.time, 1}, Layout::kContiguous, kParts),
+        da(accumulation(size.dtype), {1, size.time, 1}, Layout::kContiguous, kParts),
+        saved_states(accumulation(size.dtype), {1, rows(size.time, size.sequences), states_},
+                     Layout::kContiguous, kParts),
+        initial(size.dtype, {size.sequences, 1, states_}, kParts),
+        final_state(initial),
+        dfinal(initial),
+        dinitial(initial) {
+    Random random(seed + 1);
+    const auto numbers = static_cast<std::size_t>(kParts * size.sequences * states_);
+    for (StateTensor* t : {&initial, &dfinal}) t->set(random.normal(numbers));
+    // The modulus is at most 0.99.
+    a.set(random.uniform(static_cast<std::size_t>(kParts * size.time), 0.5, 0.7));
+  }
+
+ private:
+  std::int64_t width_, states_, element_, real_;
+
+ public:
+  Tensor q = input(), k = input(), v = input(), dy = input(), y = output(), dq = output(),
+         dk = output(), dv = output();
+  Tensor a, da, saved_states;
+  StateTensor initial, final_state, dfinal, dinitial;
+
+  void run(const Part& part, bool reverse, int threads) {
+    void* const states = row(saved_states, rows(part.begin, part.sequence));
+    recurrence::GateLoop forward;
+    set(forward, part, reverse);
+    forward.y = heads<recurrence::Heads>(y, part, element_);
+    forward.initial_state = state(initial, part);
+    forward.final_state = state(final_state, part);
+    forward.saved_states = states;
+    execute(forward, threads);
+    recurrence::GateLoopBackward backward;
+    set(backward, part, reverse);
+    backward.dy = heads<recurrence::ConstHeads>(dy, part, element_);
+    backward.saved_states = states;
+    backward.dq = heads<recurrence::Heads>(dq, part, element_);
+    backward.dk = heads<recurrence::Heads>(dk, part, element_);
+    backward.dv = heads<recurrence::Heads>(dv, part, element_);
+    backward.da = heads<recurrence::Heads>(da, part, kParts * real_);
+    backward.dfinal_state = state(dfinal, part);
+    backward.dinitial_state = state(dinitial, part);
+    execute(backward, threads);
+  }
+  std::vector<const Tensor*> results() const {
+    return {&y, &dq, &dk, &dv, &da, &saved_states, &final_state, &dinitial, &q, &k, &v, &dy, &a};
+  }
+
+ private:
+  static std::int64_t rows(std::int64_t time, std::int64_t sequences) {
+    return recurrence::gate_loop_chunks(time, sequences, /*per_key=*/false);
+  }
+  template <class Params>
+  void set(Params& p, const Part& part, bool reverse) {
+    p.dtype = size_.dtype;
+    p.shape = {1, part.end - part.begin, 1, width_, width_};
+    p.reverse = reverse;
+    p.offsets = part.offsets;
+    p.q = heads<recurrence::ConstHeads>(q, part, element_);
+    p.k = heads<recurrence::ConstHeads>(k, part, element_);
+    p.v = heads<recurrence::ConstHeads>(v, part, element_);
+    p.a = heads<recurrence::ConstHeads>(a, part, kParts * real_);
+  }
+  /// Of one head; `a` strides over complex numbers.
+  template <class Heads>
+  Heads heads(Tensor& t, const Part& part, std::int64_t element) {
+    const auto s = t.out();
+    const std::int64_t stride = &t == &a || &t == &da ? 1 : s.time_stride;
+    return {static_cast<std::byte*>(s.data) + part.begin * stride * element, 0, stride, 0};
+  }
+  void* row(const Tensor& t, std::int64_t index) const {
+    return static_cast<std::byte*>(t.data()) + index * kParts * states_ * real_;
+  }
+  void* state(const Tensor& t, const Part& part) const {
+    return size_.states ? row(t, part.sequence) : nullptr;
+  }
+};
+
 /// Saved states that no sequence uses keep the pattern of fresh memory on both sides.
 template <class Op>
 void expect_one_by_one(const Cuts& cuts, Size size, bool reverse, std::initializer_list<int> counts,
@@ -232,7 +323,7 @@ void expect_one_by_one(const Cuts& cuts, Size size, bool reverse, std::initializ
 
 template <class Op>
 class Ragged : public ::testing::Test {};
-using Operations = ::testing::Types<Linear, Polar, Simple>;
+using Operations = ::testing::Types<Linear, Polar, Simple, Wide>;
 TYPED_TEST_SUITE(Ragged, Operations);
 
 // Empty sequences at both ends and in a row; lengths around the block of saved states.
@@ -287,7 +378,7 @@ TYPED_TEST(Ragged, SameBitsPipelined) {
 
 TYPED_TEST(Ragged, RandomCuts) {
   const auto targets = recurrence::cpu::targets();
-  for (std::uint64_t seed = 0; seed < (kSanitized ? 10 : 60); ++seed) {
+  for (std::uint64_t seed = 0; seed < case_count(kSanitized ? 10 : 60); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 engine(seed);
     const auto draw = [&](std::int64_t low, std::int64_t high) {
