@@ -1,0 +1,211 @@
+// Which steps a chunk of GateLoop has, and moving them between memory and tiles.
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "gateloop/recurrence.h"
+#include "recurrence/cpu/dtypes.h"
+#include "recurrence/cpu/gate_loop_plan.h"
+#include "recurrence/cpu/rows-inl.h"
+#include "recurrence/features.h"
+
+#if defined(GATELOOP_RECURRENCE_CPU_GATE_LOOP_MEMORY_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef GATELOOP_RECURRENCE_CPU_GATE_LOOP_MEMORY_INL_H_
+#undef GATELOOP_RECURRENCE_CPU_GATE_LOOP_MEMORY_INL_H_
+#else
+#define GATELOOP_RECURRENCE_CPU_GATE_LOOP_MEMORY_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace gateloop::recurrence::cpu {
+namespace HWY_NAMESPACE {
+
+/// The rows of (B, T, H, C).
+class HeadRows {
+ public:
+  template <class Any>
+  HeadRows(const Any& heads, std::size_t element)
+      : data_(static_cast<const std::byte*>(heads.data)),
+        batch_stride_(heads.batch_stride * static_cast<std::int64_t>(element)),
+        time_stride_(heads.time_stride * static_cast<std::int64_t>(element)),
+        head_stride_(heads.head_stride * static_cast<std::int64_t>(element)) {}
+  bool IsNull() const { return data_ == nullptr; }
+  template <class S>
+  S* At(std::int64_t batch, std::int64_t head, std::int64_t time) const {
+    const std::byte* const row =
+        data_ + batch * batch_stride_ + head * head_stride_ + time * time_stride_;
+    return reinterpret_cast<S*>(const_cast<std::byte*>(row));
+  }
+
+ private:
+  const std::byte* data_;
+  std::int64_t batch_stride_, time_stride_, head_stride_;
+};
+
+/// What both directions share: which steps a chunk has, and moving them between memory and tiles.
+template <class T_, int kParts, bool kPerKey>
+class Chunks {
+ public:
+  using T = T_;
+
+  template <class Params>
+  explicit Chunks(const Params& p)
+      : n(p),
+        heads_(p.shape.heads),
+        reverse_(p.reverse),
+        sequences_(p),
+        dtype_(p.dtype),
+        feature_map_(p.feature_map),
+        a_(p.a, kParts * sizeof(T)) {}
+
+  std::int64_t ChunksOf(std::int64_t unit) const {
+    return gate_loop_chunks(sequences_.length(unit / heads_), kPerKey);
+  }
+
+ protected:
+  /// The steps of a chunk: step s in scan order is at first + s * direction in time.
+  struct Place {
+    std::int64_t batch, head, first, direction, steps;
+    std::int64_t saved;  // the chunk's number among those with saved states
+    bool begins;         // its sequence
+
+    std::int64_t time(std::int64_t s) const { return first + s * direction; }
+  };
+  Place PlaceOf(std::int64_t unit, std::int64_t chunk) const {
+    const std::int64_t sequence = unit / heads_, done = chunk * n.chunk;
+    const std::int64_t begin = sequences_.begin(sequence), length = sequences_.length(sequence);
+    const bool packed = !sequences_.offsets.empty();
+    const std::int64_t saved_before = packed ? gate_loop_chunks(begin, sequence, kPerKey)
+                                             : sequence * gate_loop_chunks(length, kPerKey);
+    return {.batch = packed ? 0 : sequence,
+            .head = unit % heads_,
+            .first = begin + (reverse_ ? length - 1 - done : done),
+            .direction = reverse_ ? -1 : 1,
+            .steps = std::min(n.chunk, length - done),
+            .saved = saved_before + chunk,
+            .begins = chunk == 0};
+  }
+
+  /// f.template operator()<S>() with S the storage type of the sequences.
+  template <class F>
+  void WithStorage(const F& f) const {
+    WithStorageOf(dtype_, [&]<class S>() {
+      if constexpr (std::is_same_v<Accumulation<S>, T>) f.template operator()<S>();
+    });
+  }
+  void Load(const HeadRows& from, const Place& at, std::int64_t columns, T* tile,
+            std::int64_t stride) const {
+    WithStorage([&]<class S>() {
+      for (std::int64_t s = 0; s < at.steps; ++s) {
+        T* const row = tile + s * stride;
+        if (from.IsNull()) {
+          std::fill_n(row, columns, T(0));
+        } else {
+          Widen(from.template At<const S>(at.batch, at.head, at.time(s)), columns, row);
+        }
+        std::fill(row + columns, row + whole_tiles(columns), T(0));
+      }
+    });
+  }
+  void Store(const T* tile, std::int64_t stride, const Place& at, std::int64_t columns,
+             const HeadRows& to) const {
+    WithStorage([&]<class S>() {
+      for (std::int64_t s = 0; s < at.steps; ++s) {
+        S* const row = to.template At<S>(at.batch, at.head, at.time(s));
+        ForEachVector<T>(columns, [&](auto d, std::int64_t c) HWY_ATTR {
+          StoreReal(d, hn::LoadU(d, tile + s * stride + c), row + c, /*stream=*/false);
+        });
+      }
+    });
+  }
+  /// Queries or keys, as their features.
+  void LoadKeys(const HeadRows& from, const Place& at, T* tile) const {
+    if (feature_map_ == FeatureMap::kNone) return Load(from, at, n.keys, tile, n.key_stride);
+    WithStorage([&]<class S>() {
+      for (std::int64_t s = 0; s < at.steps; ++s) {
+        T* const row = tile + s * n.key_stride;
+        // The channels are among the features, in their second place.
+        Widen(from.template At<const S>(at.batch, at.head, at.time(s)), n.key_channels, row + 1);
+        taylor_features(row + 1, n.key_channels, row);
+        std::fill(row + n.keys, row + whole_tiles(n.keys), T(0));
+      }
+    });
+  }
+  /// From the gradient of the features in `tile`, which changes; `rows`: what LoadKeys loaded.
+  void StoreKeys(const T* rows, T* tile, const Place& at, const HeadRows& to) const {
+    if (feature_map_ == FeatureMap::kTaylor) {
+      for (std::int64_t s = 0; s < at.steps; ++s) {
+        const std::int64_t row = s * n.key_stride;
+        taylor_gradient(rows + row + 1, tile + row, n.key_channels, tile + row);
+      }
+    }
+    Store(tile, n.key_stride, at, n.key_channels, to);
+  }
+  void LoadTransitions(const Place& at, T* const* a) const {
+    const std::int64_t width = kPerKey ? n.keys : 1;
+    for (std::int64_t s = 0; s < at.steps; ++s) {
+      const T* const from = a_.template At<const T>(at.batch, at.head, at.time(s));
+      for (int part = 0; part < kParts; ++part) {
+        T* const to = a[part] + s * n.transition();
+        for (std::int64_t k = 0; k < width; ++k) to[k] = from[k * kParts + part];
+        if constexpr (kPerKey) std::fill(to + n.keys, to + whole_tiles(n.keys), T(0));
+      }
+    }
+  }
+
+  /// (K, V) of a unit in a state of the caller's; zeros where that is null.
+  void LoadState(ConstState state, std::int64_t unit, std::array<T*, 2> to) const {
+    const T* const from = static_cast<const T*>(state);
+    for (std::int64_t k = 0; k < n.keys; ++k) {
+      const T* const row = from + (unit * n.keys + k) * n.values * kParts;
+      for (int part = 0; part < kParts; ++part) {
+        T* const tile = to[part] + k * n.value_stride;
+        std::fill_n(tile, whole_tiles(n.values), T(0));
+        if (state == nullptr) continue;
+        for (std::int64_t v = 0; v < n.values; ++v) tile[v] = row[v * kParts + part];
+      }
+    }
+  }
+  void StoreState(std::array<T*, 2> from, std::int64_t unit, State state) const {
+    if (state == nullptr) return;
+    for (std::int64_t k = 0; k < n.keys; ++k) {
+      T* const row = static_cast<T*>(state) + (unit * n.keys + k) * n.values * kParts;
+      for (int part = 0; part < kParts; ++part) {
+        const T* const tile = from[part] + k * n.value_stride;
+        for (std::int64_t v = 0; v < n.values; ++v) row[v * kParts + part] = tile[v];
+      }
+    }
+  }
+  /// Where the saved state before a chunk lies.
+  template <class Numbers>
+  Numbers* Saved(Numbers* saved, const Place& at) const {
+    const std::int64_t index = at.saved * heads_ + at.head;
+    return saved + index * kParts * n.keys * n.values;
+  }
+
+  void AdvanceKey(std::int64_t key, std::array<T, 2> factor, T* const* from, T* const* add,
+                  T* const* to) const {
+    const std::int64_t at = key * n.value_stride;
+    AdvanceRow<T, kParts>(factor, {from[0] + at, from[1] + at}, {add[0] + at, add[1] + at},
+                          {to[0] + at, to[1] + at}, whole_tiles(n.values));
+  }
+  void Copy(std::array<T*, 2> from, T* const* to) const {
+    for (int part = 0; part < kParts; ++part) std::copy_n(from[part], n.state(), to[part]);
+  }
+
+  TileSizes n;
+  std::int64_t heads_;
+  bool reverse_;
+  Sequences sequences_;
+  DType dtype_;
+  FeatureMap feature_map_;
+  HeadRows a_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace gateloop::recurrence::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // GATELOOP_RECURRENCE_CPU_GATE_LOOP_MEMORY_INL_H_
