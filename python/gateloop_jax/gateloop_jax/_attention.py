@@ -10,6 +10,7 @@ from jax import Array, lax, random
 
 from gateloop_jax._blocks import Mixer, Norm, Recipe, drop_imaginary, scale_gradient, uniform
 from gateloop_jax._gate_loop import polar_gate
+from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation
 from gateloop_jax._weights import Weight, own, within
 
@@ -118,7 +119,9 @@ class Attention(Mixer):
         zeros = jnp.zeros((batch, self.heads, kept, self.wq.shape[1] // self.heads), dtype)
         return KeysValues(zeros, zeros, jnp.zeros(batch, jnp.int32))
 
-    def mix(self, x: Array, state: KeysValues | None) -> tuple[Array, KeysValues | None]:
+    def mix(
+        self, x: Array, state: KeysValues | None, packing: Packing | None = None
+    ) -> tuple[Array, KeysValues | None]:
         batch, time, _ = x.shape
         q, k, v = (self._split(x @ w) for w in (self.wq, self.wk, self.wv))
         if state is not None:
@@ -126,11 +129,16 @@ class Attention(Mixer):
         if self.rotary is not None:
             first = jnp.zeros(1, jnp.int32) if state is None else state.steps
             positions = first[:, None] + jnp.arange(time)
+            if packing is not None:
+                positions = packing.positions()
             q, k = self.rotary(q, positions), self.rotary(k, positions)
         if self.wa is not None and not self.ablate_state_transition:
             scale = self._relative_scale(x, self.wa)
             q, k = _scale_pairs(q, scale), _scale_pairs(k, 1 / scale)
-        y, state = self._attend(q, k, v, state)
+        if packing is None:
+            y, state = self._attend(q, k, v, state)
+        else:
+            y = self._weigh(q, k, v, packing.visible(self.window)[:, None])
         y = jnp.swapaxes(y, 1, 2).reshape(batch, time, -1)
         if self.wg is not None:
             y = y * jax.nn.silu(x @ self.wg)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 
+from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation
 from gateloop_jax._weights import Weight, own, within
 
@@ -140,17 +141,17 @@ class Block(eqx.Module):
         """(B, T, D) -> (B, T, D), without the residual connection."""
         return self.advance(x, None)[0]
 
-    def advance(self, x: Array, state: Any) -> tuple[Array, Any]:
+    def advance(self, x: Array, state: Any, packing: Packing | None = None) -> tuple[Array, Any]:
         """The same from a state on -> the output, and the state after it."""
-        return self.mix(self.norm.before(x), state)
+        return self.mix(self.norm.before(x), state, packing)
 
-    def residual(self, x: Array, state: Any) -> tuple[Array, Any]:
+    def residual(self, x: Array, state: Any, packing: Packing | None = None) -> tuple[Array, Any]:
         """The same with the residual connection."""
-        y, state = self.advance(x, state)
+        y, state = self.advance(x, state, packing)
         return self.norm.after(x + y), state
 
     @abc.abstractmethod
-    def mix(self, x: Array, state: Any) -> tuple[Array, Any]:
+    def mix(self, x: Array, state: Any, packing: Packing | None = None) -> tuple[Array, Any]:
         """f. A state of None: x begins the sequence, and no state is asked for."""
 
     @abc.abstractmethod
@@ -173,7 +174,7 @@ class Mixers(eqx.Module):
 
     parts: tuple[Mixer, ...]
 
-    def residual(self, x: Array, state: Any) -> tuple[Array, Any]:
+    def residual(self, x: Array, state: Any, packing: Packing | None = None) -> tuple[Array, Any]:
         before = (None,) * len(self.parts) if state is None else state
         if len(before) != len(self.parts):
             raise ValueError(
@@ -182,7 +183,7 @@ class Mixers(eqx.Module):
             )
         after = []
         for part, own_state in zip(self.parts, before, strict=True):
-            x, own_state = part.residual(x, own_state)
+            x, own_state = part.residual(x, own_state, packing)
             after.append(own_state)
         return x, tuple(after)
 
@@ -211,7 +212,7 @@ class FeedForward(Block):
             approximate_gelu=recipe.like_jax,
         )
 
-    def mix(self, x: Array, state: Any) -> tuple[Array, Any]:
+    def mix(self, x: Array, state: Any, packing: Packing | None = None) -> tuple[Array, Any]:
         x = self.proj_in(x)
         return self.proj_out(jax.nn.gelu(x, approximate=self.approximate_gelu)), state
 

@@ -1,4 +1,5 @@
-"""The GateLoop read, max heads: h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t).
+"""The GateLoop read: S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t), with max heads channel by
+channel.
 
 gate_loop takes the transition a and is the linear recurrence between two elementwise passes, which
 XLA fuses with their surroundings. polar_gate_loop takes what a is computed from and is one kernel:
@@ -7,6 +8,8 @@ from one kept every few steps.
 """
 
 import functools
+import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,10 @@ from jax.typing import ArrayLike
 
 from gateloop_jax import _checks
 from gateloop_jax._linear_recurrence import recurrence
+from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation, bind, primitive, set_transpose, to_complex
+
+FeatureMap = Literal["none", "taylor"]
 
 
 def gate_loop(
@@ -26,24 +32,127 @@ def gate_loop(
     a: ArrayLike,
     initial_state: ArrayLike | None = None,
     reverse: bool = False,
+    *,
+    feature_map: FeatureMap = "none",
+    segment_ids: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
-    """h_t = a_t h_{t-1} + k_t v_t, y_t = q_t Re(h_t); with `reverse` from the last step on.
+    """S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t); with `reverse` from the last step on.
 
-    q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
-    a:             (B, T, D), complex64 (complex128 for float64), or real: float32 (float64).
-    initial_state: (B, D) in the dtype of a.
-    Returns (y (B, T, D) in the dtype of q, final_state (B, D) in the dtype of a).
+    q, k:          (B, T, D) for max heads, one channel each, or (B, T, H, K) for wider ones;
+                   float32, float64, bfloat16 or float16.
+    v:             (B, T, D) or (B, T, H, V), in the dtype of q.
+    a:             (B, T, D), or (B, T, H), one for each head, or (B, T, H, K), one for each key;
+                   complex64 (complex128 for float64), or real: float32 (float64).
+    initial_state: (B, D), or (B, H, K, V), in the dtype of a.
+    feature_map:   "taylor": of heads, with a transition for each, the Taylor features of q and k
+                   (arXiv 2312.04927) in place of q and k: their products are 1 + s + s²/2 with s =
+                   q · k. States then have 1 + K + K (K + 1) / 2 keys.
+    segment_ids, mask: as linear_recurrence takes them; the output at padding is zero.
+    Returns (y as v, in the dtype of q, final_state as initial_state is).
+
+    With wider heads all states, (B, T, H, K, V), are in memory.
     """
     name = "gate_loop"
+    q = jnp.asarray(q)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    if q.ndim == 4:
+        given = _Heads(name, q, k, v, a, feature_map)
+        return given.read(initial_state, bool(reverse), packing)
     q = _checks.sequence(name, "q", q, _checks.REAL)
+    if feature_map != "none":
+        raise ValueError(f'{name}: feature_map must be "none" without heads, got {feature_map!r}')
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     a = _checks.same_shape(name, "a", a, "q", q.shape)
+    _check_transition(name, a, q)
+    initial = _checks.state(name, initial_state, a)
+    if packing is not None:
+        q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
+        a = packing.transitions(a, reverse)
+    return _read(q, k, v, a, initial, reverse=bool(reverse))
+
+
+def _check_transition(name: str, a: Array, q: Array) -> None:
     real = jnp.dtype(accumulation(q.dtype))
     if a.dtype not in (real, to_complex(real)):
         raise TypeError(
             f"{name}: a must be {real} or {to_complex(real)} for {q.dtype} sequences, got {a.dtype}"
         )
-    return _read(q, k, v, a, _checks.state(name, initial_state, a), reverse=bool(reverse))
+
+
+class _Heads:
+    """gate_loop of q, k (B, T, H, K), v (B, T, H, V), a (B, T, H) or (B, T, H, K)."""
+
+    def __init__(
+        self,
+        name: str,
+        q: Array,
+        k: ArrayLike,
+        v: ArrayLike,
+        a: ArrayLike,
+        feature_map: FeatureMap,
+    ) -> None:
+        if q.dtype.name not in _checks.REAL:
+            raise TypeError(f"{name}: q must be one of {', '.join(_checks.REAL)}, got {q.dtype}")
+        if feature_map not in ("none", "taylor"):
+            raise ValueError(f'{name}: feature_map must be "none" or "taylor", got {feature_map!r}')
+        lead, plain = q.shape[:3], feature_map == "none"
+        self.name, self.q, self.taylor = name, q, not plain
+        self.k, self.v, self.a = jnp.asarray(k), jnp.asarray(v), jnp.asarray(a)
+        for which, given, fits, expected in (
+            ("k", self.k, self.k.shape == q.shape, q.shape),
+            ("v", self.v, self.v.ndim == 4 and self.v.shape[:3] == lead, (*lead, "V")),
+            ("a", self.a, self.a.shape == lead or (plain and self.a.shape == q.shape), lead),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"{name}: {which} must be {expected} to go with q {q.shape},"
+                    f" got shape {given.shape}"
+                )
+            if which != "a" and given.dtype != q.dtype:
+                raise TypeError(f"{name}: {which} must be {q.dtype} as q is, got {given.dtype}")
+        _check_transition(name, self.a, q)
+
+    def read(
+        self, initial_state: ArrayLike | None, reverse: bool, packing: Packing | None
+    ) -> tuple[Array, Array]:
+        q, k, v, a = self.q, self.k, self.v, self.a
+        if packing is not None:
+            q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
+            a = packing.transitions(a, reverse)
+        wide = accumulation(q.dtype)
+        q, k, v = (t.astype(wide) for t in (q, k, v))
+        if self.taylor:
+            q, k = taylor_features(q), taylor_features(k)
+        kv = (k[..., :, None] * v[..., None, :]).astype(a.dtype)  # (B, T, H, K, V)
+        batch, time, *state = kv.shape
+        initial = jnp.zeros((batch, *state), a.dtype)
+        if initial_state is not None:
+            given = jnp.asarray(initial_state)
+            if given.shape != initial.shape or given.dtype != initial.dtype:
+                raise ValueError(
+                    f"{self.name}: initial_state must be {initial.dtype} of shape {initial.shape},"
+                    f" got {given.dtype} of shape {given.shape}"
+                )
+            initial = given
+        everywhere = a[..., None] if a.ndim == 4 else a[..., None, None]
+        flat = (batch, time, math.prod(state))
+        h, final = recurrence(
+            jnp.broadcast_to(everywhere, kv.shape).reshape(flat),
+            kv.reshape(flat),
+            initial.reshape(batch, -1),
+            reverse=reverse,
+        )
+        y = jnp.sum(q[..., None] * h.real.reshape(kv.shape), axis=-2)
+        y = y.astype(self.q.dtype)
+        return (y if packing is None else packing.filled(y)), final.reshape(initial.shape)
+
+
+def taylor_features(x: Array) -> Array:
+    """(..., K) to 1, x_i, x_i²/√2, x_i x_j for j < i (arXiv 2312.04927, section 5.1)."""
+    left, right = jnp.tril_indices(x.shape[-1], -1)
+    parts = [jnp.ones_like(x[..., :1]), x, jnp.square(x) / 2**0.5, x[..., left] * x[..., right]]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def polar_gate_loop(
@@ -53,12 +162,17 @@ def polar_gate_loop(
     z: ArrayLike,
     initial_state: ArrayLike | None = None,
     reverse: bool = False,
+    *,
+    segment_ids: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
-    """gate_loop with a = polar_gate(z), fused.
+    """gate_loop with max heads and a = polar_gate(z), fused.
 
     q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
     z:             (B, T, 2 D) in the same dtype, (re, im) interleaved per channel.
     initial_state: (B, D), complex64 (complex128 for float64).
+    segment_ids, mask: as gate_loop takes them. With segment_ids it is gate_loop: no z stands for
+                   the transition 0 at which a sequence begins.
     Returns (y (B, T, D) in the dtype of q, final_state (B, D) complex).
     """
     name = "polar_gate_loop"
@@ -66,6 +180,15 @@ def polar_gate_loop(
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     z = _checks.like(name, "z", z, "q", q, parts=2)
     initial = _checks.state(name, initial_state, q, to_complex(q.dtype))
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    if packing is not None:
+        q, k, v, z = (packing.filled(t) for t in (q, k, v, z))
+        if packing.segment_ids is not None:
+            a = packing.transitions(polar_gate(z), reverse)
+            return _read(q, k, v, a, initial, reverse=bool(reverse))
+        # Where |z| is so large, the transition is 1 in every format.
+        holding = jnp.tile(jnp.array([8192, 0], z.dtype), q.shape[2])
+        z = packing.filled(z, holding)
     pairs = z.reshape(*q.shape, 2)
     y, final_state = bind(polar_p, q, k, v, pairs, initial, reverse=bool(reverse))
     return y, final_state

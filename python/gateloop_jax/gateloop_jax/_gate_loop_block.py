@@ -21,10 +21,10 @@ from gateloop_jax._blocks import (
     scale_gradient,
     uniform,
 )
-from gateloop_jax._gate_loop import polar_gate_loop
-from gateloop_jax._linear_recurrence import linear_recurrence
+from gateloop_jax._gate_loop import FeatureMap, gate_loop, polar_gate_loop
+from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation, to_complex
-from gateloop_jax._transition import input_scale, taylor_features, transition_of
+from gateloop_jax._transition import input_scale, transition_of
 from gateloop_jax._weights import COLUMNS, PAIRS, Layout, Weight, own, within
 
 Gate = Literal["polar", "sigmoid", "magnitude_phase"]
@@ -55,7 +55,7 @@ class GateLoop(Mixer):
     gate: Gate = eqx.field(static=True, default="polar")
     normalize_input: bool | str = eqx.field(static=True, default=False)
     per_key_transitions: bool = eqx.field(static=True, default=False)
-    feature_map: str = eqx.field(static=True, default="none")
+    feature_map: FeatureMap = eqx.field(static=True, default="none")
     # With wider heads: the backward pass computes the (B, T, H, K, V) states again.
     checkpoint_gate_looped_attn: bool = eqx.field(static=True, default=True)
     ablate_complex: bool = eqx.field(static=True, default=False)
@@ -118,9 +118,12 @@ class GateLoop(Mixer):
         wide = accumulation(dtype) if self._is_real() else to_complex(dtype)
         return jnp.zeros((batch, *self._state_shape()), wide)
 
-    def mix(self, x: Array, state: Array | None) -> tuple[Array, Array]:
+    def mix(
+        self, x: Array, state: Array | None, packing: Packing | None = None
+    ) -> tuple[Array, Array]:
         fused = len(self._state_shape()) == 1 and self.gate == "polar" and not self._is_real()
-        y, state = self._read_fused(x, state) if fused else self._read(x, state)
+        read = self._read_fused if fused else self._read
+        y, state = read(x, state, packing)
         if self.sub_ln is not None:
             y = self.sub_ln(y)
         if self.wg is not None:
@@ -152,12 +155,15 @@ class GateLoop(Mixer):
         q, k = x @ self.wq, x @ self.wk
         return q, k, jnp.ones_like(k) if self.wv is None else x @ self.wv
 
-    def _read_fused(self, x: Array, state: Array | None) -> tuple[Array, Array]:
+    def _read_fused(
+        self, x: Array, state: Array | None, packing: Packing | None
+    ) -> tuple[Array, Array]:
         z = self._transition(x)
         q, k, v = self._project_input(x)
         if self.normalize_input is not False:
             k = (k * input_scale(z, self.gate, self.normalize_input)).astype(k.dtype)
-        return polar_gate_loop(q, k, v, z, state)
+        given = {} if packing is None else packing._asdict()
+        return polar_gate_loop(q, k, v, z, state, **given)
 
     def _gates(self, x: Array) -> tuple[Array, Array | None]:
         """a (B, T, A), and what the recurrence's input is scaled by, if by anything."""
@@ -171,53 +177,44 @@ class GateLoop(Mixer):
         scale = input_scale(z, self.gate, self.normalize_input) if scales else None
         return transition_of(z, self.gate), scale
 
-    def _read(self, x: Array, state: Array | None) -> tuple[Array, Array]:
-        shape = (x.shape[0], *self._state_shape())
-        if state is not None and state.shape != shape:
-            raise ValueError(f"GateLoop: state must be {shape}, got shape {state.shape}")
+    def _read(self, x: Array, state: Array | None, packing: Packing | None) -> tuple[Array, Array]:
+        state_shape = (x.shape[0], *self._state_shape())
+        if state is not None and state.shape != state_shape:
+            raise ValueError(f"GateLoop: state must be {state_shape}, got shape {state.shape}")
         a, scale = self._gates(x)
         read: Callable[..., tuple[Array, Array]] = functools.partial(
-            _read_heads, heads=shape[1], feature_map=self.feature_map
+            self._read_heads, packing=packing
         )
-        if self.checkpoint_gate_looped_attn and len(shape) > 2:
+        if self.checkpoint_gate_looped_attn and len(state_shape) > 2:
             read = jax.checkpoint(read)
-        y, state = read(*self._project_input(x), a, scale, state)
-        return y, state.reshape(shape)
+        return read(*self._project_input(x), a, scale, state)
+
+    def _read_heads(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        a: Array,
+        scale: Array | None,
+        state: Array | None,
+        packing: Packing | None,
+    ) -> tuple[Array, Array]:
+        """q, k (B, T, P), v (B, T, E), a and scale (B, T, A) -> y (B, T, E), the state."""
+        heads, is_wide = self._state_shape()[0], len(self._state_shape()) > 1
+
+        def in_heads(t: Array) -> Array:
+            return t.reshape(*t.shape[:2], heads, -1) if is_wide else t
+
+        q, k, v_ = in_heads(q), in_heads(k), in_heads(v)
+        if scale is not None:
+            k = (k * in_heads(scale)).astype(k.dtype)
+        if self.feature_map == "taylor":
+            q = q * q.shape[-1] ** -0.5
+        a = in_heads(a) if self.per_key_transitions and a.shape[2] != heads else a
+        given = {} if packing is None else packing._asdict()
+        y, state = gate_loop(q, k, v_, a, state, feature_map=self.feature_map, **given)
+        return y.reshape(v.shape), state
 
 
 def _layout(gate: Gate) -> Layout:
     return COLUMNS if gate == "sigmoid" else PAIRS
-
-
-def _read_heads(
-    q: Array,
-    k: Array,
-    v: Array,
-    a: Array,
-    scale: Array | None,
-    state: Array | None,
-    *,
-    heads: int,
-    feature_map: str,
-) -> tuple[Array, Array]:
-    """q, k (B, T, P), v (B, T, E), a and scale (B, T, H) or (B, T, P), state of B · H · keys · V
-    numbers -> y (B, T, E), (B, H · keys · V)."""
-    wide = accumulation(q.dtype)
-
-    def in_heads(t: Array) -> Array:
-        return t.reshape(*t.shape[:2], heads, t.shape[2] // heads)
-
-    # (B, T, H, K), (B, T, H, V), (B, T, H, 1 or K)
-    wide_q, wide_k, wide_v = (in_heads(t.astype(wide)) for t in (q, k, v))
-    if scale is not None:
-        wide_k = wide_k * in_heads(scale)
-    if feature_map == "taylor":
-        wide_q = taylor_features(wide_q * wide_q.shape[-1] ** -0.5)
-        wide_k = taylor_features(wide_k)
-    kv = (wide_k[..., :, None] * wide_v[..., None, :]).astype(a.dtype)
-    everywhere = jnp.broadcast_to(in_heads(a)[..., None], kv.shape)
-    initial = None if state is None else state.reshape(kv.shape[0], -1)
-    flat = (*kv.shape[:2], kv[0, 0].size)
-    h, final = linear_recurrence(everywhere.reshape(flat), kv.reshape(flat), initial)
-    y = jnp.sum(wide_q[..., None] * h.real.reshape(kv.shape), axis=-2)
-    return y.reshape(v.shape).astype(q.dtype), final

@@ -12,23 +12,37 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks
+from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import bind, flip, primitive, set_transpose
 
 
 def linear_recurrence(
-    a: ArrayLike, x: ArrayLike, initial_state: ArrayLike | None = None, reverse: bool = False
+    a: ArrayLike,
+    x: ArrayLike,
+    initial_state: ArrayLike | None = None,
+    reverse: bool = False,
+    *,
+    segment_ids: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     """h_t = a_t h_{t-1} + x_t; with `reverse` from the last step to the first.
 
     a, x:          (B, T, D), one dtype: float32, float64, complex64, complex128, bfloat16, float16.
     initial_state: (B, D); float32 for bfloat16 and float16 sequences, else their dtype.
+    segment_ids, mask: packed and padded sequences, (B, T) integers and bool. Steps of one number
+                   side by side are a sequence, and the state begins at zero where it changes. A
+                   step whose mask is false neither decays nor feeds the state; its h is zero.
     Returns (h (B, T, D) in the dtype of x, final_state (B, D) in the dtype of the state).
     """
     name = "linear_recurrence"
     x = _checks.sequence(name, "x", x, _checks.REAL + _checks.COMPLEX)
     a = _checks.like(name, "a", a, "x", x)
-    h, final_state = recurrence(a, x, _checks.state(name, initial_state, x), reverse=bool(reverse))
-    return h, final_state
+    initial = _checks.state(name, initial_state, x)
+    packing = Packing.of(name, x.shape[:2], segment_ids, mask)
+    if packing is not None:
+        a, x = packing.transitions(packing.filled(a), reverse), packing.filled(x)
+    h, final_state = recurrence(a, x, initial, reverse=bool(reverse))
+    return h if packing is None else packing.filled(h), final_state
 
 
 def recurrence(a: Array, x: Array, initial_state: Array, *, reverse: bool) -> list[Array]:

@@ -18,6 +18,7 @@ from gateloop_jax import _spec
 from gateloop_jax._attention import Attention
 from gateloop_jax._blocks import FeedForward, Mixer, Mixers, NoNorm, Norm, Recipe, uniform
 from gateloop_jax._gate_loop_block import GateLoop
+from gateloop_jax._packing import Packing
 from gateloop_jax._simple_gate_loop import SimpleGateLoop
 from gateloop_jax._weights import ROWS, Weight, own, within
 
@@ -126,9 +127,19 @@ class GateLoopTransformer(eqx.Module):
         return dict(json.loads(self.stored_options))
 
     @eqx.filter_jit
-    def __call__(self, ids: ArrayLike) -> Array:
-        """(T,) or (B, T) integers -> (T, num_tokens) or (B, T, num_tokens)."""
-        return self._advance(ids, None)[0]
+    def __call__(
+        self,
+        ids: ArrayLike,
+        segment_ids: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Array:
+        """(T,) or (B, T) integers -> (T, num_tokens) or (B, T, num_tokens).
+
+        segment_ids: integers of the shape of ids: steps of one number side by side are a sequence,
+            which sees nothing of the others. mask: bool, false at padding, which no step sees; its
+            own logits say nothing.
+        """
+        return self._advance(ids, None, segment_ids, mask)[0]
 
     @eqx.filter_jit
     def advance(self, ids: ArrayLike, state: State) -> tuple[Array, State]:
@@ -159,7 +170,13 @@ class GateLoopTransformer(eqx.Module):
         )
         return _alone(states) if batch is None else states
 
-    def _advance(self, ids: ArrayLike, state: State | None) -> tuple[Array, State]:
+    def _advance(
+        self,
+        ids: ArrayLike,
+        state: State | None,
+        segment_ids: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> tuple[Array, State]:
         ids = jnp.asarray(ids)
         if ids.ndim not in (1, 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(
@@ -167,18 +184,21 @@ class GateLoopTransformer(eqx.Module):
                 f" got {ids.dtype} of shape {ids.shape}"
             )
         if ids.ndim == 1:
-            batched = jax.tree.map(lambda s: s[None], state)
-            logits, after = self._advance(ids[None], batched)
+            state, segment_ids, mask = jax.tree.map(
+                lambda s: jnp.asarray(s)[None], (state, segment_ids, mask)
+            )
+            logits, after = self._advance(ids[None], state, segment_ids, mask)
             return logits[0], _alone(after)
         if state is not None and len(state) != len(self.layers):
             raise ValueError(
                 f"GateLoopTransformer: state must have one entry for each of {len(self.layers)}"
                 f" layers, got {len(state)}"
             )
+        packing = Packing.of("GateLoopTransformer", ids.shape, segment_ids, mask)
         x = self.embedding[ids]
         states = []
         for i, (mix, feed_forward) in enumerate(self.layers):
-            x, last = mix.residual(x, None if state is None else state[i])
+            x, last = mix.residual(x, None if state is None else state[i], packing)
             states.append(last)
             x, _ = feed_forward.residual(x, None)
         head = self.embedding.T if self.head is None else self.head

@@ -9,6 +9,7 @@ from jax import Array, random
 
 from gateloop_jax._blocks import LayerNorm, Mixer, NoNorm, Norm, Recipe, layer_norm
 from gateloop_jax._linear_recurrence import linear_recurrence
+from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation
 from gateloop_jax._weights import Weight, own, within
 
@@ -44,9 +45,13 @@ class SimpleGateLoop(Mixer):
         """(B, D), real."""
         return jnp.zeros((batch, self.wq.shape[1]), accumulation(dtype))
 
-    def mix(self, x: Array, state: Array | None) -> tuple[Array, Array]:
+    def mix(
+        self, x: Array, state: Array | None, packing: Packing | None = None
+    ) -> tuple[Array, Array]:
         q, kv, z = x @ self.wq, x @ self.wkv, x @ self.wz
         wide = accumulation(q.dtype)
-        h, state = linear_recurrence(jax.nn.sigmoid(z.astype(wide)), kv.astype(wide), state)
+        given = {} if packing is None else packing._asdict()
+        a = jax.nn.sigmoid(z.astype(wide))
+        h, state = linear_recurrence(a, kv.astype(wide), state, **given)
         y = (q.astype(wide) * h).astype(q.dtype)
         return y if self.post_ln is None else self.post_ln(y), state

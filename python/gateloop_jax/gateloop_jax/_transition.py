@@ -38,10 +38,3 @@ def input_scale(z: Array, gate: str, normalize: bool | str) -> Array:
         return rest
     # The root's gradient at zero is infinite.
     return jnp.sqrt(jnp.maximum(rest * (2 - rest), np.finfo(np.float32).tiny))
-
-
-def taylor_features(x: Array) -> Array:
-    """(..., K) to 1, x_i, x_i²/√2, x_i x_j for j < i (arXiv 2312.04927, section 5.1)."""
-    left, right = jnp.tril_indices(x.shape[-1], -1)
-    parts = [jnp.ones_like(x[..., :1]), x, jnp.square(x) / 2**0.5, x[..., left] * x[..., right]]
-    return jnp.concatenate(parts, axis=-1)
