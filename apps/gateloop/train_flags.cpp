@@ -139,6 +139,8 @@ void add_training_flags(Overrides& flags) {
            "float32, or bfloat16: matrix products and activations in bfloat16, weights in "
            "float32")
       ->type_name("float32|bfloat16");
+  flags.add("device", TRAINING_FIELD(device), "auto: CUDA where libtorch finds some, else the CPU")
+      ->type_name("cpu|cuda|cuda:N|auto");
   flags.add("threads", TRAINING_FIELD(threads),
             "Threads; 0: one for each core that this process may use. The same seed gives the same "
             "losses with the same number");

@@ -76,6 +76,9 @@ struct TrainingOptions {
   std::string dtype = "float32";  ///< float32, or bfloat16: autocast with float32 master weights
   std::uint64_t seed = 0;
   std::int64_t threads = 0;  ///< 0: default_threads(); train() sets it
+  /// cpu, cuda, cuda:N, or auto: CUDA where there is some, else the CPU; train() sets it. A run may
+  /// be resumed on another device, whose bits differ.
+  std::string device = "auto";
 
   std::int64_t validate_every = 100;     ///< 0: only at the end
   std::int64_t validation_windows = 64;  ///< evenly spaced, of length + 1 bytes; always the same

@@ -13,7 +13,7 @@ runtime::Model runtime_model(const Transformer& transformer) {
   std::vector<torch::Tensor> tensors;
   for (const model::Weight& weight : model::weight_table(transformer->spec())) {
     names.push_back(weight.name);
-    tensors.push_back(parameters[weight.name]);
+    tensors.push_back(parameters[weight.name].detach().to(torch::kCPU));
   }
   return ops::model_of(transformer->spec(), names, tensors);
 }

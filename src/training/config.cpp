@@ -8,6 +8,7 @@
 #include "gateloop/training.h"
 #include "model/config_file.h"
 #include "model/parse_json.h"
+#include "training/device.h"
 #include "training/files.h"
 #include "training/plan.h"
 
@@ -92,6 +93,7 @@ void for_each_field(Options& options, Visitor&& visit) {
   visit("dtype", options.dtype);
   visit("seed", options.seed);
   visit("threads", options.threads);
+  visit("device", options.device);
   visit("validate_every", options.validate_every);
   visit("validation_windows", options.validation_windows);
   visit("final_windows", options.final_windows);
@@ -103,14 +105,16 @@ void for_each_field(Options& options, Visitor&& visit) {
 
 namespace {
 
+constexpr const char* kCpu = "cpu";
+
 json model_json(const nn::TransformerOptions& options) {
   return json::parse(model::to_json(options));
 }
 
 bool may_change(const std::string& name, const TrainingOptions& stored) {
   // The corpus is told by its fingerprint, not by where it lies.
-  for (const char* free : {"data", "fingerprint", "threads", "sample_every", "sample_prime",
-                           "sample_length", "checkpoint_every"}) {
+  for (const char* free : {"data", "fingerprint", "threads", "device", "sample_every",
+                           "sample_prime", "sample_length", "checkpoint_every"}) {
     if (name == free) return true;
   }
   return name == "steps" && stored.schedule == "constant";
@@ -179,6 +183,8 @@ void check(const RunConfig& config) {
   not_negative("clip", training.clip);
   check_one_of("optimizer", training.optimizer, {"adam", "adamw"});
   check_one_of("schedule", training.schedule, {"constant", "linear", "cosine"});
+  if (!is_device_name(training.device))
+    invalid("device", "cpu, cuda, cuda:N or auto, not \"" + training.device + "\"");
   check_one_of("dtype", training.dtype, {"float32", "bfloat16"});
   model::resolve(config.model);  // throws for options that do not fit
   if (config.model.num_tokens < 256) {
@@ -192,6 +198,7 @@ std::string to_json(const RunConfig& config) {
   object["model"] = model_json(config.model);
   object["training"] = model::json_fields::encode_fields(config.training);
   // Earlier programs take an option that they lack for an error.
+  if (config.training.device == kCpu) object["training"].erase("device");
   if (config.training.plan.empty()) object["training"].erase("plan");
   if (!config.id.empty()) object["id"] = config.id;
   for (const std::string& text : config.provenance) {
@@ -205,6 +212,7 @@ RunConfig load_config(const std::filesystem::path& dir) {
   try {
     RunConfig config;
     config.model = model::options_from_json(object["model"].dump());
+    config.training.device = kCpu;  // where none is said
     model::json_fields::decode_fields(object["training"], config.training);
     config.id = model::id_of(object);
     config.provenance = model::provenance_of(object);

@@ -21,6 +21,8 @@ Optimizer::Optimizer(const torch::nn::Module& model, const TrainingOptions& opti
     parameters_.push_back({item.key(), value, torch::zeros_like(value), torch::zeros_like(value),
                            value.dim() >= 2 && weight_decay_ > 0});
   }
+  // The fused kernels read it where the parameters are.
+  if (!parameters_.empty()) updates_ = updates_.to(parameters_.front().value.device());
 }
 
 double Optimizer::gradient_norm() const {
@@ -39,7 +41,7 @@ void Optimizer::step(double learning_rate, double gradient_norm) {
   // of its own. The 1e-6 is clip_grad_norm_'s.
   std::optional<torch::Tensor> grad_scale;
   if (clip_ > 0 && gradient_norm + 1e-6 > clip_) {
-    grad_scale = torch::full({}, (gradient_norm + 1e-6) / clip_, torch::kFloat32);
+    grad_scale = torch::full({}, (gradient_norm + 1e-6) / clip_, updates_.options());
   }
   updates_ += 1;
   update(/*decaying=*/false, learning_rate, grad_scale);

@@ -1,77 +1,23 @@
+#include "training/trainer.h"
+
 #include <ATen/ops/_foreach_norm.h>
-#include <fcntl.h>
-#include <sys/file.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <numbers>
 #include <stdexcept>
-#include <string>
 
 #include "gateloop/checkpoint.h"
-#include "gateloop/evaluation.h"
-#include "gateloop/training.h"
 #include "model/config_file.h"
 #include "model/file.h"
-#include "model/machine.h"
 #include "training/autocast.h"
-#include "training/batches.h"
+#include "training/device.h"
 #include "training/files.h"
-#include "training/memory.h"
-#include "training/metrics.h"
-#include "training/optimizer.h"
-#include "training/progress.h"
 #include "training/signals.h"
-#include "training/stopwatch.h"
-#include "training/time_budget.h"
-#include "training/training_state.h"
 
 namespace gateloop::training {
 namespace {
-
-/// Keeps a second process from training in the same directory; the kernel lets go when this one
-/// ends, however it ends.
-model::FileDescriptor lock(const std::filesystem::path& dir) {
-  model::FileDescriptor folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (folder.get() < 0 || ::flock(folder.get(), LOCK_EX | LOCK_NB) != 0) {
-    throw std::runtime_error(dir.string() + ": another process is training there");
-  }
-  return folder;
-}
-
-void check_lengths(const Corpus& corpus, const TrainingOptions& options) {
-  const auto check_part = [&](const char* part, std::span<const std::uint8_t> bytes) {
-    if (std::ssize(bytes) > options.length) return;
-    throw std::invalid_argument(corpus.path().string() + ": the part to " + part + " holds " +
-                                std::to_string(bytes.size()) + " bytes, a window needs " +
-                                std::to_string(options.length + 1) +
-                                ": use a longer file, a smaller length or another split");
-  };
-  check_part("train on", corpus.train());
-  check_part("validate on", corpus.valid());
-}
-
-/// What the options leave open is decided once, at the start of a run, and kept in config.json.
-void settle(RunConfig& config, const Corpus& corpus) {
-  TrainingOptions& options = config.training;
-  options.data = path_to_text(corpus.path());
-  options.split = corpus.split();
-  if (options.threads == 0) options.threads = default_threads();
-  torch::set_num_threads(static_cast<int>(options.threads));
-  if (options.rows_per_pass == 0) {
-    options.rows_per_pass = choose_rows_per_pass(config, model::available_memory());
-  }
-}
-
-void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
-  const std::string fingerprint = corpus.fingerprint();
-  if (!options.fingerprint.empty() && options.fingerprint != fingerprint) {
-    throw std::runtime_error(corpus.path().string() + " (" + fingerprint +
-                             ") is not the corpus of this run, which was " + options.data + " (" +
-                             options.fingerprint + ")");
-  }
-}
 
 torch::ScalarType scalar_type(const TrainingOptions& options) {
   return options.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
@@ -84,53 +30,7 @@ double final_share(const Corpus& corpus, const TrainingOptions& options) {
          static_cast<double>(std::min(windows, options.validation_windows));
 }
 
-class Trainer {
- public:
-  Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
-          const std::filesystem::path& dir, const SampleCallback& sample, Clock clock);
-  Result run();
-
- private:
-  StepMetrics update();
-  Score validate(std::int64_t windows);
-  void validate_now(StepMetrics& metrics);
-  void evaluate_at_end(StepMetrics& metrics);
-  void introduce();
-  [[noreturn]] void fail_not_finite(const std::string& what, std::int64_t step) const;
-  void check_weights() const;
-  void save_checkpoint();
-  void save_weights(const char* file) const;
-  void time_validation_and_saving();
-  void plan_length(StepMetrics& metrics);
-  void sample_now();
-  Result result(int signal) const;
-
-  double elapsed() const { return elapsed_before_ + since_start_.seconds(); }
-  std::optional<double> seconds_left() const;
-  bool due(std::int64_t every) const { return every > 0 && position_.step % every == 0; }
-  std::optional<std::int64_t> steps() const { return planned_steps(options_, position_.step); }
-  bool finished() const { return steps() && position_.step >= *steps(); }
-  /// The length is estimated, not given.
-  bool estimates() const { return !options_.steps && options_.minutes; }
-
-  RunConfig config_;
-  TrainingOptions& options_ = config_.training;
-  const Corpus& corpus_;
-  std::filesystem::path dir_;
-  const SampleCallback& sample_;
-
-  nn::Transformer model_;
-  Optimizer optimizer_;
-  Batches batches_;
-  Position position_;
-  TimeBudget budget_;
-  Progress progress_;
-  Clock clock_;
-  Stopwatch since_start_;
-  double elapsed_before_ = 0;
-  std::int64_t first_step_ = 0;  // of this process
-  Score final_;
-};
+}  // namespace
 
 Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
                  const std::filesystem::path& dir, const SampleCallback& sample, Clock clock)
@@ -139,6 +39,7 @@ Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
       dir_(dir),
       sample_(sample),
       model_(std::move(model)),
+      device_(device_of(options_.device)),
       optimizer_(*model_, options_),
       batches_(corpus.train(), options_.length, options_.seed),
       budget_(options_, final_share(corpus, options_)),
@@ -161,11 +62,12 @@ void Trainer::introduce() {
   for (const torch::Tensor& parameter : model_->parameters()) parameters += parameter.numel();
   char line[200];
   std::snprintf(line, sizeof line,
-                "Model of %.2f M parameters in %s; %lld x %lld bytes a step; %s on %lld threads",
+                "Model of %.2f M parameters in %s; %lld x %lld bytes a step; %s on %s",
                 static_cast<double>(parameters) / 1e6, dir_.string().c_str(),
                 static_cast<long long>(options_.batch * options_.accumulation),
                 static_cast<long long>(options_.length), options_.dtype.c_str(),
-                static_cast<long long>(options_.threads));
+                device_.is_cpu() ? (std::to_string(options_.threads) + " threads").c_str()
+                                 : device_.str().c_str());
   progress_.say(line);
   if (position_.step > 0) {
     progress_.say("Going on after step " + std::to_string(position_.step));
@@ -189,12 +91,13 @@ StepMetrics Trainer::update() {
   metrics.step = position_.step + 1;
 
   // Passes of equal size: the mean of their means is the mean over all rows.
-  const torch::Tensor ids = batches_.at(position_.step, rows);  // (rows, T + 1) int64
+  const torch::Tensor ids =
+      moved(batches_.at(position_.step, rows), device_);  // (rows, T + 1) int64
   double nats = 0;
   for (const torch::Tensor& part : ids.split(options_.rows_per_pass)) {  // (rows_per_pass, T + 1)
     torch::Tensor loss;                                                  // ()
     {
-      const Autocast autocast(torch::kCPU, scalar_type(options_));
+      const Autocast autocast(device_.type(), scalar_type(options_));
       loss = model_->loss(part);
     }
     nats += loss.item<double>() / static_cast<double>(passes);
@@ -369,56 +272,6 @@ Result Trainer::run() {
       return result(finished() ? 0 : signal);
     }
   }
-}
-
-/// The weights come from the seed alone.
-nn::Transformer make_model(const RunConfig& config) {
-  torch::manual_seed(config.training.seed);
-  try {
-    return nn::Transformer(config.model);
-  } catch (const c10::Error& error) {
-    throw std::invalid_argument(error.what_without_backtrace());
-  }
-}
-
-/// Under the lock: the directory is as `start` wants it.
-void prepare(const std::filesystem::path& dir, Start start, const RunConfig& config) {
-  if (start == Start::kNew && holds_run(dir)) {
-    throw std::invalid_argument(dir.string() +
-                                " holds a run already: resume it, overwrite it, or "
-                                "choose another directory");
-  }
-  if (start == Start::kOverwrite) {
-    for (const char* file : kRunFiles) std::filesystem::remove(dir / file);
-  }
-  if (start == Start::kResume) {
-    std::string names;
-    for (const std::string& name : obstacles_to_resuming(load_config(dir), config)) {
-      names += (names.empty() ? "" : ", ") + name;
-    }
-    if (!names.empty()) {
-      throw std::runtime_error(dir.string() + " holds a run with another " + names +
-                               ": resume it with its own options, or train in another directory");
-    }
-  }
-}
-
-}  // namespace
-
-Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
-             const SampleCallback& sample, const Clock& clock) {
-  check(config);
-  check_lengths(corpus, config.training);
-  check_corpus(config.training, corpus);
-  nn::Transformer model = make_model(config);
-  std::filesystem::create_directories(dir);
-  const model::FileDescriptor locked = lock(dir);
-  prepare(dir, start, config);
-  config.training.fingerprint = corpus.fingerprint();
-  settle(config, corpus);
-  return Trainer(std::move(config), std::move(model), corpus, dir, sample,
-                 clock ? clock : steady_seconds)
-      .run();
 }
 
 }  // namespace gateloop::training

@@ -6,9 +6,8 @@
 namespace gateloop::nn {
 
 /// The model as runtime::Session reads it, in the memory of its parameters, which must not change
-/// meanwhile; float64 is copied to float32. Decoding by a session takes a fraction of the time of
-/// the modules, one operator after the other. Throws c10::Error for parameters that are not on the
-/// CPU.
+/// meanwhile; float64 is copied to float32, and parameters on another device to the CPU. Decoding
+/// by a session takes a fraction of the time of the modules, one operator after the other.
 runtime::Model runtime_model(const Transformer& transformer);
 
 }  // namespace gateloop::nn

@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <torch/cuda.h>
 
 #include <functional>
 #include <string>
@@ -9,6 +10,7 @@
 #include "model/machine.h"
 #include "small_run.h"
 #include "temporary_directory.h"
+#include "training/device.h"
 #include "training/memory.h"
 
 namespace gateloop::training {
@@ -70,6 +72,32 @@ TEST(Config, RoundTrips) {
   EXPECT_EQ(loaded.training.split, (Split{3, 2, 1}));
 }
 
+// Programs of version 0.1 refuse options that they lack.
+TEST(Config, RunsOnTheCpuAreStoredAsByVersion01) {
+  const TemporaryDirectory dir;
+  RunConfig config = preset("quick");
+  for (const char* device : {"cpu", "cuda:1"}) {
+    config.training.device = device;
+    model::save_text(dir / "config.json", to_json(config));
+    EXPECT_EQ(to_json(config).find("device") == std::string::npos, device == std::string("cpu"));
+    EXPECT_EQ(load_config(dir.path()).training.device, device);
+  }
+}
+
+TEST(Devices, AreThereOrAreRefusedByName) {
+  EXPECT_EQ(device_of("cpu"), torch::Device(torch::kCPU));
+  const bool cuda = torch::cuda::is_available();
+  EXPECT_EQ(device_of("auto"), torch::Device(cuda ? "cuda:0" : "cpu"));
+  try {
+    device_of("cuda:99");
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_NE(std::string(error.what()).find("device must be one that is there: cpu"),
+              std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("got \"cuda:99\""), std::string::npos);
+  }
+}
+
 TEST(Config, ErrorsNameTheFileAndTheOption) {
   const TemporaryDirectory dir;
   const std::string good = to_json(preset("quick"));
@@ -116,6 +144,11 @@ TEST(Config, ChecksNameTheOption) {
             "schedule must be one of constant, linear, cosine, not \"step\"");
   EXPECT_EQ(message([](RunConfig& c) { c.training.rows_per_pass = 3; }),
             "rows_per_pass must be a divisor of batch x accumulation = 8");
+  for (const char* name : {"gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", ""}) {
+    EXPECT_EQ(message([&](RunConfig& c) { c.training.device = name; }),
+              std::string("device must be cpu, cuda, cuda:N or auto, not \"") + name + "\"");
+  }
+  EXPECT_EQ(message([](RunConfig& c) { c.training.device = "cuda:3"; }), "no error");
   EXPECT_EQ(message([](RunConfig& c) { c.training.minutes.reset(); }),
             "how long to train: give steps, minutes or a plan");
   EXPECT_EQ(message([](RunConfig& c) { c.training.minutes = 1.0 / 0.0; }),
@@ -133,6 +166,7 @@ TEST(Config, ResumingNeedsTheOptionsThatShapeTheRun) {
   EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
   requested.training.checkpoint_every = 7;
   requested.training.threads = 9;
+  requested.training.device = "cuda";
   requested.training.data = "elsewhere";
   EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
   requested.training.steps = 200;

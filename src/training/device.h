@@ -1,0 +1,20 @@
+#pragma once
+
+/// Where a run computes.
+#include <torch/torch.h>
+
+#include <string>
+
+namespace gateloop::training {
+
+/// "cpu", "cuda", "cuda:N" or "auto", without asking whether it is there.
+bool is_device_name(const std::string& name);
+
+/// The device of a name; "auto": the first CUDA device, or the CPU where there is none. Throws
+/// std::invalid_argument naming the option where the device is not there.
+torch::Device device_of(const std::string& name);
+
+/// ids on the device. To a CUDA device they go from pinned memory, without waiting.
+torch::Tensor moved(const torch::Tensor& ids, const torch::Device& device);
+
+}  // namespace gateloop::training

@@ -1,0 +1,135 @@
+// What comes before the loop: checks, the lock, what the options leave open.
+#include <ATen/DeviceAccelerator.h>
+#include <fcntl.h>
+#include <sys/file.h>
+
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "gateloop/training.h"
+#include "model/file.h"
+#include "model/machine.h"
+#include "training/device.h"
+#include "training/files.h"
+#include "training/memory.h"
+#include "training/stopwatch.h"
+#include "training/trainer.h"
+
+namespace gateloop::training {
+namespace {
+
+/// Keeps a second process from training in the same directory; the kernel lets go when this one
+/// ends, however it ends.
+model::FileDescriptor lock(const std::filesystem::path& dir) {
+  model::FileDescriptor folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() < 0 || ::flock(folder.get(), LOCK_EX | LOCK_NB) != 0) {
+    throw std::runtime_error(dir.string() + ": another process is training there");
+  }
+  return folder;
+}
+
+void check_lengths(const Corpus& corpus, const TrainingOptions& options) {
+  const auto check_part = [&](const char* part, std::span<const std::uint8_t> bytes) {
+    if (std::ssize(bytes) > options.length) return;
+    throw std::invalid_argument(corpus.path().string() + ": the part to " + part + " holds " +
+                                std::to_string(bytes.size()) + " bytes, a window needs " +
+                                std::to_string(options.length + 1) +
+                                ": use a longer file, a smaller length or another split");
+  };
+  check_part("train on", corpus.train());
+  check_part("validate on", corpus.valid());
+}
+
+std::int64_t free_memory(const torch::Device& device) {
+  const auto [free, total] = at::accelerator::getMemoryInfo(device.index());
+  return static_cast<std::int64_t>(free);
+}
+
+/// A run goes on anywhere; bit for bit only where it began.
+void say_where_devices_differ(const std::filesystem::path& dir, const TrainingOptions& options) {
+  const std::string before = load_config(dir).training.device;
+  if (before == options.device) return;
+  std::printf(
+      "Going on on %s, where the run was on %s: losses agree to rounding, not bit for bit\n",
+      options.device.c_str(), before.c_str());
+}
+
+/// What the options leave open is decided once, at the start of a run, and kept in config.json.
+void settle(RunConfig& config, const Corpus& corpus) {
+  TrainingOptions& options = config.training;
+  options.data = path_to_text(corpus.path());
+  options.split = corpus.split();
+  const torch::Device device = device_of(options.device);
+  options.device = device.str();
+  if (options.threads == 0) options.threads = default_threads();
+  torch::set_num_threads(static_cast<int>(options.threads));
+  if (options.rows_per_pass == 0) {
+    options.rows_per_pass = choose_rows_per_pass(
+        config, device.is_cpu() ? model::available_memory() : free_memory(device));
+  }
+}
+
+void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
+  const std::string fingerprint = corpus.fingerprint();
+  if (!options.fingerprint.empty() && options.fingerprint != fingerprint) {
+    throw std::runtime_error(corpus.path().string() + " (" + fingerprint +
+                             ") is not the corpus of this run, which was " + options.data + " (" +
+                             options.fingerprint + ")");
+  }
+}
+
+/// The weights come from the seed alone.
+nn::Transformer make_model(const RunConfig& config) {
+  torch::manual_seed(config.training.seed);
+  try {
+    return nn::Transformer(config.model);
+  } catch (const c10::Error& error) {
+    throw std::invalid_argument(error.what_without_backtrace());
+  }
+}
+
+/// Under the lock: the directory is as `start` wants it.
+void prepare(const std::filesystem::path& dir, Start start, const RunConfig& config) {
+  if (start == Start::kNew && holds_run(dir)) {
+    throw std::invalid_argument(dir.string() +
+                                " holds a run already: resume it, overwrite it, or "
+                                "choose another directory");
+  }
+  if (start == Start::kOverwrite) {
+    for (const char* file : kRunFiles) std::filesystem::remove(dir / file);
+  }
+  if (start == Start::kResume) {
+    std::string names;
+    for (const std::string& name : obstacles_to_resuming(load_config(dir), config)) {
+      names += (names.empty() ? "" : ", ") + name;
+    }
+    if (!names.empty()) {
+      throw std::runtime_error(dir.string() + " holds a run with another " + names +
+                               ": resume it with its own options, or train in another directory");
+    }
+  }
+}
+
+}  // namespace
+
+Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
+             const SampleCallback& sample, const Clock& clock) {
+  check(config);
+  check_lengths(corpus, config.training);
+  check_corpus(config.training, corpus);
+  device_of(config.training.device);
+  nn::Transformer model = make_model(config);
+  std::filesystem::create_directories(dir);
+  const model::FileDescriptor locked = lock(dir);
+  prepare(dir, start, config);
+  config.training.fingerprint = corpus.fingerprint();
+  settle(config, corpus);
+  if (start == Start::kResume) say_where_devices_differ(dir, config.training);
+  model->to(device_of(config.training.device));
+  return Trainer(std::move(config), std::move(model), corpus, dir, sample,
+                 clock ? clock : steady_seconds)
+      .run();
+}
+
+}  // namespace gateloop::training

@@ -1,0 +1,74 @@
+#pragma once
+
+/// The loop of a run that is set up.
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "gateloop/evaluation.h"
+#include "gateloop/training.h"
+#include "training/batches.h"
+#include "training/metrics.h"
+#include "training/optimizer.h"
+#include "training/progress.h"
+#include "training/stopwatch.h"
+#include "training/time_budget.h"
+#include "training/training_state.h"
+
+namespace gateloop::training {
+
+class Trainer {
+ public:
+  /// `config` has every option settled; `model` is on its device. Goes on from the state in `dir`
+  /// where there is one, and makes the directory a run.
+  Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
+          const std::filesystem::path& dir, const SampleCallback& sample, Clock clock);
+  Result run();
+
+ private:
+  StepMetrics update();
+  Score validate(std::int64_t windows);
+  void validate_now(StepMetrics& metrics);
+  void evaluate_at_end(StepMetrics& metrics);
+  void introduce();
+  [[noreturn]] void fail_not_finite(const std::string& what, std::int64_t step) const;
+  void check_weights() const;
+  void save_checkpoint();
+  void save_weights(const char* file) const;
+  void time_validation_and_saving();
+  void plan_length(StepMetrics& metrics);
+  void sample_now();
+  Result result(int signal) const;
+
+  double elapsed() const { return elapsed_before_ + since_start_.seconds(); }
+  std::optional<double> seconds_left() const;
+  bool due(std::int64_t every) const { return every > 0 && position_.step % every == 0; }
+  std::optional<std::int64_t> steps() const { return planned_steps(options_, position_.step); }
+  bool finished() const { return steps() && position_.step >= *steps(); }
+  /// The length is estimated, not given.
+  bool estimates() const { return !options_.steps && options_.minutes; }
+
+  RunConfig config_;
+  TrainingOptions& options_ = config_.training;
+  const Corpus& corpus_;
+  std::filesystem::path dir_;
+  const SampleCallback& sample_;
+
+  nn::Transformer model_;
+  torch::Device device_;
+  Optimizer optimizer_;
+  Batches batches_;
+  Position position_;
+  TimeBudget budget_;
+  Progress progress_;
+  Clock clock_;
+  Stopwatch since_start_;
+  double elapsed_before_ = 0;
+  std::int64_t first_step_ = 0;  // of this process
+  Score final_;
+};
+
+}  // namespace gateloop::training
