@@ -1,7 +1,7 @@
 #include "nn/packing.h"
 
 #include "ops/checks.h"
-#include "ops/cpu/executor.h"
+#include "ops/offsets.h"
 
 namespace gateloop::nn {
 namespace {
@@ -29,7 +29,7 @@ void check_packing(const char* module, const char* name, const Tensor& x, const 
   ops::check_cu_seqlens(module, name, x, packing.cu_seqlens);
   ops::check_mask(module, name, x, packing.mask, packing.cu_seqlens);
   if (ops::is_given(packing.cu_seqlens) && packing.cu_seqlens->is_cpu()) {
-    ops::kernel_offsets(module, packing.cu_seqlens, x.size(1));
+    ops::sequence_offsets(module, packing.cu_seqlens, x.size(1));
   }
 }
 

@@ -28,7 +28,8 @@ std::string names(std::initializer_list<at::ScalarType> dtypes) {
 /// `t` is there, dense, and all its elements lie in its storage: a storage may be resized to less.
 void check_readable(const char* op, const char* name, const at::Tensor& t) {
   TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor, got none");
-  TORCH_CHECK(t.layout() == at::kStrided && t.has_storage(), op, ": ", name,
+  const bool dense = t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized();
+  TORCH_CHECK(dense && (t.has_storage() || !t.is_cpu()), op, ": ", name,
               " must be a dense tensor, got ", t.toString());
   if (!t.is_cpu() || t.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
   const std::size_t needed = at::detail::computeStorageNbytes(

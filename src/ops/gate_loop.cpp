@@ -5,9 +5,8 @@
 
 #include "gateloop/ops.h"
 #include "ops/checks.h"
+#include "ops/composite/definition.h"
 #include "ops/composite/features.h"
-#include "ops/cpu/executor.h"
-#include "ops/define.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
 
@@ -16,29 +15,10 @@ namespace gateloop {
 std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
-  // Results have the dtypes of the arguments. Autocast would round the read-out to its own.
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const bool wide = q.dim() == 4;
   const auto real = c10::toRealValueType(a.scalar_type());
-  const at::Tensor q_ = q.to(real), k_ = k.to(real), v_ = v.to(real);
-  const at::Tensor product = wide ? k_.unsqueeze(-1) * v_.unsqueeze(-2) : k_ * v_;
-  const at::Tensor kv = product.to(a.scalar_type());  // (B, T, D) or (B, T, H, K, V)
-
-  if (!wide) {
-    const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse, cu_seqlens);
-    return {(q_ * (h.is_complex() ? at::real(h) : h)).to(q.scalar_type()), final_state};
-  }
-  const at::Tensor per_key = a.dim() == 4 ? a : a.unsqueeze(-1);
-  const at::Tensor per_channel = per_key.unsqueeze(-1).expand_as(kv).flatten(2);
-  OptionalTensor initial;
-  if (is_given(initial_state)) initial = initial_state->flatten(1);
-  const auto [h, final_state] =
-      linear_recurrence(per_channel, kv.flatten(2), initial, reverse, cu_seqlens);
-  const at::Tensor states = (h.is_complex() ? at::real(h) : h).view_as(kv);
-  const at::Tensor y = at::matmul(q_.unsqueeze(-2), states).squeeze(-2);
-  const auto sizes = kv.sym_sizes();
-  return {y.to(q.scalar_type()),
-          final_state.view_symint({final_state.sym_size(0), sizes[2], sizes[3], sizes[4]})};
+  const at::Tensor kv = (k.to(real) * v.to(real)).to(a.scalar_type());
+  const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse, cu_seqlens);
+  return {(q.to(real) * (h.is_complex() ? at::real(h) : h)).to(q.scalar_type()), final_state};
 }
 
 namespace {
@@ -46,29 +26,6 @@ namespace {
 using Form = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
                                                 const at::Tensor&, const at::Tensor&,
                                                 const ops::OptionalTensor&, bool);
-
-/// A form that takes one sequence a batch entry, on each of those packed.
-std::tuple<at::Tensor, at::Tensor> one_by_one(Form* form, const at::Tensor& q, const at::Tensor& k,
-                                              const at::Tensor& v, const at::Tensor& a,
-                                              const ops::OptionalTensor& initial_state,
-                                              bool reverse, const at::Tensor& cu_seqlens) {
-  const auto offsets = ops::kernel_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
-  std::vector<at::Tensor> ys = {v.narrow(1, 0, 0)}, states;
-  for (std::size_t n = 0; n + 1 < offsets.size(); ++n) {
-    const auto part = [&](const at::Tensor& t) {
-      return t.narrow(1, offsets[n], offsets[n + 1] - offsets[n]);
-    };
-    ops::OptionalTensor initial;
-    if (ops::is_given(initial_state)) {
-      initial = initial_state->narrow(0, static_cast<std::int64_t>(n), 1);
-    }
-    auto [y, state] = form(part(q), part(k), part(v), part(a), initial, reverse);
-    ys.push_back(y);
-    states.push_back(state);
-  }
-  const at::Tensor none = at::empty({0, q.size(2), q.size(3), v.size(3)}, a.options());
-  return {at::cat(ys, 1), states.empty() ? none : at::cat(states, 0)};
-}
 
 std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& v, const at::Tensor& a,
@@ -112,9 +69,19 @@ std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor
     return {y.to(v.scalar_type()), final_state};
   }
   Form* const chosen = form == "attention" ? ops::attention_gate_loop : ops::gate_loop_by_steps;
-  return ops::is_given(cu_seqlens)
-             ? one_by_one(chosen, q, k, v, a, initial_state, reverse, *cu_seqlens)
-             : chosen(q, k, v, a, initial_state, reverse);
+  if (!ops::is_given(cu_seqlens)) return chosen(q, k, v, a, initial_state, reverse);
+  const auto results = ops::compute_whole(
+      {.op = "gateloop::gate_loop",
+       .compute =
+           [&](const std::vector<at::Tensor>& in, const at::Tensor& state) {
+             const auto [y, final_state] = chosen(in[0], in[1], in[2], in[3], state, reverse);
+             return ops::Definition::Results{y, final_state, {}};
+           },
+       .like = 2,
+       .sizes = {q.size(2), q.size(3), v.size(3)},
+       .dtype = a.scalar_type()},
+      {q, k, v, a}, initial_state, cu_seqlens);
+  return {results[0], results[1]};
 }
 
 std::tuple<at::Tensor, at::Tensor> checked_step(const at::Tensor& q, const at::Tensor& k,
@@ -143,20 +110,23 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
       "_attention_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, bool "
       "reverse) -> (Tensor y, Tensor final_state)",
       {at::Tag::pt2_compliant_tag});
-  ops::define(m,
-              "_chunked_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, "
-              "bool reverse, Tensor? cu_seqlens=None, str feature_map='none') -> (Tensor y, Tensor "
-              "final_state)");
-  ops::define(
-      m,
+  m.def(
+      "_chunked_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, "
+      "bool reverse, Tensor? cu_seqlens=None, str feature_map='none') -> (Tensor y, Tensor "
+      "final_state)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
       "_chunked_gate_loop_forward(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? "
       "initial_state, bool reverse, Tensor? cu_seqlens=None, str feature_map='none') -> (Tensor y, "
-      "Tensor final_state, Tensor saved_states)");
-  ops::define(m,
-              "_chunked_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor k, "
-              "Tensor v, Tensor a, Tensor saved_states, bool reverse, Tensor? cu_seqlens=None, str "
-              "feature_map='none') -> "
-              "(Tensor dq, Tensor dk, Tensor dv, Tensor da, Tensor dinitial_state)");
+      "Tensor final_state, "
+      "Tensor saved_states)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_chunked_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor k, "
+      "Tensor v, Tensor a, Tensor saved_states, bool reverse, Tensor? cu_seqlens=None, str "
+      "feature_map='none') -> "
+      "(Tensor dq, Tensor dk, Tensor dv, Tensor da, Tensor dinitial_state)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 std::tuple<at::Tensor, at::Tensor> gate_loop(const at::Tensor& q, const at::Tensor& k,

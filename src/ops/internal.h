@@ -14,8 +14,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 inline bool is_given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
-/// gate_loop in torch's operators and the linear recurrence, of which each has a gradient and a
-/// batching rule. Wide heads take memory for their (B, T, H, K, V) states.
+/// gate_loop of max heads in torch's operators and the linear recurrence, of which each has a
+/// gradient and a batching rule.
 std::tuple<at::Tensor, at::Tensor> gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens);
@@ -55,6 +55,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> chunked_g
 /// -> (da, dx (B, T, D), dinitial_state (B, D)); h is the forward's output. Here and below states
 /// are (N, D) beside cu_seqlens (N + 1), and there are saved_state_count(T, N) saved ones.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward(
+    const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
+    const at::Tensor& h, const OptionalTensor& initial_state, bool reverse,
+    const OptionalTensor& cu_seqlens);
+
+/// The same in torch's operators, differentiable any number of times.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_composite(
     const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
     const at::Tensor& h, const OptionalTensor& initial_state, bool reverse,
     const OptionalTensor& cu_seqlens);

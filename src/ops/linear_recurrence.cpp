@@ -1,19 +1,19 @@
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
 
 #include "gateloop/ops.h"
-#include "ops/define.h"
 #include "ops/internal.h"
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
-  using gateloop::ops::define;
-  define(m,
-         "linear_recurrence(Tensor a, Tensor x, Tensor? initial_state=None, bool reverse=False, "
-         "Tensor? cu_seqlens=None, Tensor? mask=None) -> (Tensor h, Tensor final_state)");
-  define(
-      m,
+  m.def(
+      "linear_recurrence(Tensor a, Tensor x, Tensor? initial_state=None, bool reverse=False, "
+      "Tensor? cu_seqlens=None, Tensor? mask=None) -> (Tensor h, Tensor final_state)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
       "_linear_recurrence_backward(Tensor? dh, Tensor? dfinal_state, Tensor a, Tensor h, Tensor? "
       "initial_state, bool reverse, Tensor? cu_seqlens=None) -> (Tensor da, Tensor dx, Tensor "
-      "dinitial_state)");
+      "dinitial_state)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 namespace gateloop {

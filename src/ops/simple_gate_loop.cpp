@@ -1,25 +1,25 @@
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
 
 #include "gateloop/ops.h"
-#include "ops/define.h"
 #include "ops/internal.h"
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
-  using gateloop::ops::define;
-  define(
-      m,
+  m.def(
       "simple_gate_loop(Tensor q, Tensor kv, Tensor z, Tensor? initial_state=None, bool "
       "reverse=False, bool normalize_input=False, Tensor? cu_seqlens=None, Tensor? mask=None) -> "
-      "(Tensor y, Tensor final_state)");
-  define(m,
-         "_simple_gate_loop_forward(Tensor q, Tensor kv, Tensor z, Tensor? initial_state, bool "
-         "reverse, bool normalize_input, Tensor? cu_seqlens=None) -> (Tensor y, Tensor "
-         "final_state, Tensor saved_states)");
-  define(
-      m,
+      "(Tensor y, Tensor final_state)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_simple_gate_loop_forward(Tensor q, Tensor kv, Tensor z, Tensor? initial_state, bool "
+      "reverse, bool normalize_input, Tensor? cu_seqlens=None) -> (Tensor y, Tensor "
+      "final_state, Tensor saved_states)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
       "_simple_gate_loop_backward(Tensor? dy, Tensor? dfinal_state, Tensor q, Tensor kv, Tensor z, "
       "Tensor saved_states, bool reverse, bool normalize_input, Tensor? cu_seqlens=None) -> "
-      "(Tensor dq, Tensor dkv, Tensor dz, Tensor dinitial_state)");
+      "(Tensor dq, Tensor dkv, Tensor dz, Tensor dinitial_state)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 namespace gateloop {

@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import composite
 import pytest
 import torch
 
@@ -32,6 +35,13 @@ def pytest_report_header() -> str | None:
 def build_dir() -> Path:
     """The build under test: build/release, or what GATELOOP_BUILD_DIR names."""
     return BUILD
+
+
+@pytest.fixture(params=["kernels", "definitions"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels of the CPU, then the definitions that other devices take."""
+    with composite.forced() if request.param == "definitions" else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import composite
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from gateloop_cpp import ops
 from gateloop_cpp.ops import gate_loop_step
 
+pytestmark = pytest.mark.usefixtures("implementation")
 gate_loop: Any = ops.gate_loop  # of lists of arguments
 F32, F64, C64, C128 = torch.float32, torch.float64, torch.complex64, torch.complex128
 
@@ -178,11 +180,9 @@ def test_strides_are_read_in_place() -> None:
         gate_loop(q.contiguous(), k.contiguous(), v.contiguous(), a.contiguous()),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        composite.assert_same(ours, theirs)
     transposed = [t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (q, k, v)]
-    torch.testing.assert_close(
-        gate_loop(*transposed, a)[0], gate_loop(q, k, v, a)[0], rtol=0, atol=0
-    )
+    composite.assert_same(gate_loop(*transposed, a)[0], gate_loop(q, k, v, a)[0])
 
 
 @pytest.mark.parametrize("is_complex", [False, True])
@@ -332,7 +332,7 @@ def test_packed_equals_each_alone(form: Any, is_complex: bool, per_key: bool, th
     finally:
         torch.set_num_threads(before)
     for got, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        composite.assert_same(got, expected)
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 

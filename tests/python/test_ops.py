@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import composite
 import pytest
 import torch
 from torch import Tensor
 
 Ops = Any  # torch.ops.gateloop
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 class Case(NamedTuple):
@@ -279,7 +281,7 @@ def test_strided(
         outputs = call(ops, case, (*arrange(leaves), state))
         results.append((*outputs, *torch.autograd.grad(outputs[0].abs().sum(), leaves)))
     for plain, strided in zip(*results, strict=True):
-        torch.testing.assert_close(strided, plain, rtol=0, atol=0)
+        composite.assert_same(strided, plain)
 
 
 @pytest.mark.parametrize("case", FORWARD_CASES, ids=str)
@@ -339,7 +341,7 @@ def test_autocast_reads_a_low_projection(ops: Ops, case: Case) -> None:
     assert y.dtype == torch.bfloat16
     assert final.dtype == state.dtype
     expected, _ = call(ops, case, (*chunks, state))
-    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    composite.assert_same(y, expected)
     y.float().sum().backward()
     assert projection.weight.grad is not None
     assert projection.weight.grad.dtype == torch.float32
@@ -355,7 +357,7 @@ def test_autocast_takes_mixed_sequences_to_the_widest(ops: Ops, case: Case) -> N
         y, _ = call(ops, case, (*mixed, state))
     assert y.dtype == torch.float32
     expected, _ = call(ops, case, (*(s.float() for s in mixed), state))
-    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    composite.assert_same(y, expected)
 
 
 # ---- Errors --------------------------------------------------------------------------------------

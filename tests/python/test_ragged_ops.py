@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import composite
 import pytest
 import torch
 from test_ops import CASES, FORWARD_CASES, Case, differentiable, inputs
@@ -12,6 +13,7 @@ from torch import Tensor
 from gateloop_cpp.ops import linear_recurrence, polar_gate_loop, simple_gate_loop
 
 Ops = Any  # torch.ops.gateloop
+pytestmark = pytest.mark.usefixtures("implementation")
 NAN = float("nan")
 # Lengths around the block of saved states, empty sequences at both ends and in the middle.
 CUTS = torch.tensor([0, 0, 15, 32, 32, 49, 52, 100, 100])
@@ -53,7 +55,7 @@ def one_by_one(
 
 def assert_same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
     for our, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our, their, rtol=0, atol=0)
+        composite.assert_same(our, their)
 
 
 # ---- Packed sequences ----------------------------------------------------------------------------

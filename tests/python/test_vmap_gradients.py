@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gateloop_cpp import GateLoopedAttention, SimpleGateLoopLayer, Transformer
 
 F64 = torch.float64
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def modules() -> dict[str, Callable[[], nn.Module]]:

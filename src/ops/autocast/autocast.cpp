@@ -45,18 +45,18 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autocast(
                           normalize_input, cu_seqlens, mask);
 }
 
+void register_all(torch::Library& m) {
+  m.impl("linear_recurrence", linear_recurrence_autocast);
+  m.impl("polar_gate_loop", polar_gate_loop_autocast);
+  m.impl("simple_gate_loop", simple_gate_loop_autocast);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gateloop, AutocastCPU, m) {
-  m.impl("linear_recurrence", linear_recurrence_autocast);
-  m.impl("polar_gate_loop", polar_gate_loop_autocast);
-  m.impl("simple_gate_loop", simple_gate_loop_autocast);
-}
-
-TORCH_LIBRARY_IMPL(gateloop, AutocastCUDA, m) {
-  m.impl("linear_recurrence", linear_recurrence_autocast);
-  m.impl("polar_gate_loop", polar_gate_loop_autocast);
-  m.impl("simple_gate_loop", simple_gate_loop_autocast);
-}
+TORCH_LIBRARY_IMPL(gateloop, AutocastCPU, m) { register_all(m); }
+TORCH_LIBRARY_IMPL(gateloop, AutocastCUDA, m) { register_all(m); }
+TORCH_LIBRARY_IMPL(gateloop, AutocastMPS, m) { register_all(m); }
+TORCH_LIBRARY_IMPL(gateloop, AutocastXPU, m) { register_all(m); }
+TORCH_LIBRARY_IMPL(gateloop, AutocastPrivateUse1, m) { register_all(m); }
 
 }  // namespace gateloop::ops

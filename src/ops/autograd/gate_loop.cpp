@@ -2,7 +2,7 @@
 #include <torch/library.h>
 
 #include "ops/autograd/gradients.h"
-#include "ops/composite/features.h"
+#include "ops/composite/definition.h"
 #include "ops/internal.h"
 
 namespace gateloop::ops {
@@ -37,10 +37,9 @@ struct ChunkedGateLoopFunction : torch::autograd::Function<ChunkedGateLoopFuncti
     if (!grads[0].defined() && !grads[1].defined()) return result;
     if (needs_differentiable_backward()) {
       result = differentiate(
-          [&](const variable_list& in) -> variable_list {
-            auto [y, final_state] = gate_loop_by_linear_recurrence(
-                features(in[0], map), features(in[1], map), in[2], in[3], in[4], reverse, packed);
-            return {y, final_state};
+          [&](const variable_list& in) {
+            return compute_whole(chunked_gate_loop_definition(q, v, a, reverse, map),
+                                 {in.begin(), in.end() - 1}, in[4], packed);
           },
           {q, k, v, a, initial}, grads);
       result.resize(8);

@@ -3,7 +3,7 @@
 
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
-#include "ops/checks.h"
+#include "ops/composite/definition.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
 
@@ -12,24 +12,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-/// The operator in differentiable pieces: y = q Re(h), h = scan(σ(|z|) z/|z|, k v).
-variable_list definition(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const at::Tensor& z, const at::Tensor& initial_state, bool reverse,
-                         const OptionalTensor& cu_seqlens) {
-  const auto real_type = accumulation_type(q.scalar_type());
-  const at::Tensor raw = at::view_as_complex(z.to(real_type).contiguous().unflatten(2, {-1, 2}));
-  const at::Tensor radius = raw.abs();
-  // At z = 0 the unit vector is undefined: there a = 0.5 and no gradient flows.
-  const at::Tensor at_zero = radius == 0;
-  const at::Tensor unit = raw / radius.masked_fill(at_zero, 1);
-  const at::Tensor a = at::where(at_zero, at::full_like(raw, 0.5), radius.sigmoid() * unit);
-  const at::Tensor kv = (k.to(real_type) * v.to(real_type)).to(a.scalar_type());
-  const std::optional<at::Tensor> initial =
-      initial_state.defined() ? std::optional<at::Tensor>(initial_state) : std::nullopt;
-  auto [h, final_state] = linear_recurrence(a, kv, initial, reverse, cu_seqlens);
-  return {(q.to(real_type) * at::real(h)).to(q.scalar_type()), final_state};
-}
 
 struct PolarGateLoopFunction : torch::autograd::Function<PolarGateLoopFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
@@ -56,7 +38,8 @@ struct PolarGateLoopFunction : torch::autograd::Function<PolarGateLoopFunction> 
     if (needs_differentiable_backward()) {
       result = differentiate(
           [&](const variable_list& in) {
-            return definition(in[0], in[1], in[2], in[3], in[4], reverse, cu_seqlens);
+            return compute_whole(polar_gate_loop_definition(q, reverse), {in.begin(), in.end() - 1},
+                                 in[4], cu_seqlens);
           },
           {q, k, v, z, initial}, grads);
       result.resize(7);

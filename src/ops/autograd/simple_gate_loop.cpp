@@ -3,7 +3,7 @@
 
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
-#include "ops/checks.h"
+#include "ops/composite/definition.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
 
@@ -12,21 +12,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-/// The operator in differentiable pieces: y = q scan(σ(z), kv).
-variable_list definition(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                         const at::Tensor& initial_state, bool reverse, bool normalize_input,
-                         const OptionalTensor& cu_seqlens) {
-  const auto real_type = accumulation_type(q.scalar_type());
-  const at::Tensor raw = z.to(real_type);
-  const at::Tensor a = raw.sigmoid();
-  // 1 - σ(z) = σ(-z), without the cancellation near 1.
-  const at::Tensor x = normalize_input ? kv.to(real_type) * raw.neg().sigmoid() : kv.to(real_type);
-  const std::optional<at::Tensor> initial =
-      initial_state.defined() ? std::optional<at::Tensor>(initial_state) : std::nullopt;
-  auto [h, final_state] = linear_recurrence(a, x, initial, reverse, cu_seqlens);
-  return {(q.to(real_type) * h).to(q.scalar_type()), final_state};
-}
 
 struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& kv,
@@ -55,7 +40,8 @@ struct SimpleGateLoopFunction : torch::autograd::Function<SimpleGateLoopFunction
     if (needs_differentiable_backward()) {
       result = differentiate(
           [&](const variable_list& in) {
-            return definition(in[0], in[1], in[2], in[3], reverse, normalize_input, cu_seqlens);
+            return compute_whole(simple_gate_loop_definition(q, reverse, normalize_input),
+                                 {in.begin(), in.end() - 1}, in[3], cu_seqlens);
           },
           {q, kv, z, initial}, grads);
       result.resize(7);

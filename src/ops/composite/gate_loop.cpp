@@ -9,6 +9,7 @@
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
+#include "ops/composite/heads.h"
 #include "ops/internal.h"
 
 namespace gateloop::ops {
@@ -20,62 +21,6 @@ using torch::autograd::variable_list;
 /// Steps of a tile, of whose rows one is in memory. With transitions per key a tile on the diagonal
 /// takes as much for every key.
 std::int64_t tile_steps(const at::Tensor& a) { return a.dim() == 4 ? 32 : 128; }
-
-at::Tensor real_part(const at::Tensor& t) { return t.is_complex() ? at::real(t) : t; }
-
-/// (B, T, H) -> (B, H, T, 1), and (B, T, H, C) -> (B, H, T, C).
-at::Tensor by_head(const at::Tensor& t) {
-  return t.dim() == 4 ? t.transpose(1, 2) : t.transpose(1, 2).unsqueeze(-1);
-}
-
-/// Π of a over steps 0 .. t, t included, in the shape of a.
-at::Tensor products_to(const at::Tensor& a) {
-  const at::Tensor flat = a.flatten(2);
-  const at::Tensor one = at::ones({flat.size(0), flat.size(2)}, a.options());
-  return std::get<0>(linear_recurrence(flat, at::zeros_like(flat), one)).view_as(a);
-}
-
-/// Π of a over the steps after s, in the shape of a.
-at::Tensor products_after(const at::Tensor& a) {
-  const at::Tensor flat = a.flatten(2);
-  const at::Tensor one = at::ones({flat.size(0), 1, flat.size(2)}, a.options());
-  const at::Tensor next = at::cat({flat.narrow(1, 1, flat.size(1) - 1), one}, 1);
-  return std::get<0>(
-             linear_recurrence(next, at::zeros_like(next), one.squeeze(1), /*reverse=*/true))
-      .view_as(a);
-}
-
-/// Π of a over the steps after s up to t, zero for s > t: (B, H, t, s), or (B, H, K, t, s).
-at::Tensor products_between(const at::Tensor& a) {
-  const std::int64_t steps = a.size(1);
-  const at::Tensor flat = a.flatten(2);
-  const at::Tensor each = flat.unsqueeze(-1).expand({-1, -1, -1, steps}).flatten(2);
-  const at::Tensor start = at::eye(steps, a.options())
-                               .unsqueeze(1)
-                               .unsqueeze(0)
-                               .expand({a.size(0), steps, flat.size(2), steps});
-  const at::Tensor products = std::get<0>(linear_recurrence(each, start.flatten(2)))
-                                  .unflatten(2, {flat.size(2), steps})
-                                  .transpose(1, 2);
-  return a.dim() == 4 ? products.unflatten(1, {a.size(2), a.size(3)}) : products;
-}
-
-/// q_t · k_s times the real parts of what decays from s to t, of pairs of steps in one tile; with
-/// transitions per key the decay weighs every product of a key: (B, H, t, s).
-at::Tensor scores_inside(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& a) {
-  const at::Tensor decay = real_part(products_between(a));
-  if (a.dim() == 3) return at::matmul(queries, keys.transpose(-1, -2)) * decay;
-  const at::Tensor left = queries.transpose(-1, -2).unsqueeze(-1);
-  const at::Tensor right = keys.transpose(-1, -2).unsqueeze(-2);
-  return (left * right * decay).sum(2);
-}
-
-/// Re(x y^T), without the complex product where both are complex.
-at::Tensor scores_of(const at::Tensor& x, const at::Tensor& y) {
-  const at::Tensor across = y.transpose(-1, -2);
-  if (!x.is_complex()) return at::matmul(x, across);
-  return at::matmul(at::real(x), at::real(across)) - at::matmul(at::imag(x), at::imag(across));
-}
 
 /// y of the steps from `first` on, which are q's; k, v and a are those of all steps up to them.
 /// Decays of pairs in one tile are products of their own; further apart they are that from the
@@ -100,28 +45,6 @@ at::Tensor attention_rows(const at::Tensor& q, const at::Tensor& k, const at::Te
     y = y + scores_of(reached, initial_state->transpose(-1, -2));
   }
   return y.transpose(1, 2);
-}
-
-/// The state after the last step: (B, H, K, V).
-at::Tensor attention_state(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-                           const OptionalTensor& initial_state) {
-  const at::Tensor kept = by_head(k) * by_head(products_after(a));
-  at::Tensor state = at::matmul(kept.transpose(-1, -2), by_head(v).to(kept.scalar_type()));
-  if (is_given(initial_state)) {
-    const at::Tensor all = by_head(products_to(a)).select(2, a.size(1) - 1);
-    state = state + all.unsqueeze(-1) * *initial_state;
-  }
-  return state;
-}
-
-struct Turned {
-  at::Tensor q, k, v, a;  // in scan order and in the accumulation type
-};
-Turned turned(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-              bool reverse) {
-  const auto real = accumulation_type(q.scalar_type());
-  const auto turn = [&](const at::Tensor& t) { return reverse ? t.flip(1) : t; };
-  return {turn(q.to(real)), turn(k.to(real)), turn(v.to(real)), turn(a)};
 }
 
 /// Calls row(first, steps) for every row of tiles.
@@ -154,7 +77,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
   });
   const at::Tensor y = at::cat(rows, 1);
   return {(reverse ? y.flip(1) : y).to(v.scalar_type()),
-          attention_state(in.k, in.v, in.a, initial_state)};
+          state_after(in.k, in.v, in.a, initial_state)};
 }
 
 /// Holds the arguments; the backward pass computes one row of tiles at a time again.
@@ -184,7 +107,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
       add(differentiate(
           [&](const variable_list& in) -> variable_list {
             const Turned t = turned(in[0], in[1], in[2], in[3], reverse);
-            return {time == 0 ? in[4] : attention_state(t.k, t.v, t.a, in[4])};
+            return {time == 0 ? in[4] : state_after(t.k, t.v, t.a, in[4])};
           },
           inputs, {grads[1]}));
     }

@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 
-#include <algorithm>
 #include <functional>
 
 #include "host/output_memory.h"
@@ -47,24 +46,6 @@ recurrence::DType kernel_dtype(at::ScalarType dtype) {
 
 recurrence::Shape kernel_shape(const at::Tensor& sequence) {
   return {sequence.size(0), sequence.size(1), sequence.size(2)};
-}
-
-std::vector<std::int64_t> kernel_offsets(const char* op,
-                                         const std::optional<at::Tensor>& cu_seqlens,
-                                         std::int64_t time) {
-  const at::Tensor given = contiguous(cu_seqlens);
-  if (!given.defined()) return {};
-  const at::Tensor wide = given.to(at::kLong);
-  const auto* const first = wide.const_data_ptr<std::int64_t>();
-  std::vector<std::int64_t> offsets(first, first + wide.numel());
-  TORCH_CHECK_VALUE(offsets.front() == 0, op, ": cu_seqlens must begin with 0, got ",
-                    offsets.front());
-  TORCH_CHECK_VALUE(offsets.back() == time, op, ": cu_seqlens must end with T = ", time, ", got ",
-                    offsets.back());
-  const auto at = std::adjacent_find(offsets.begin(), offsets.end(), std::greater<>());
-  TORCH_CHECK_VALUE(at == offsets.end(), op, ": cu_seqlens must not decrease, got ", at[1],
-                    " after ", at[0]);
-  return offsets;
 }
 
 at::Tensor with_contiguous_channels(const std::optional<at::Tensor>& sequence) {

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 #include "gateloop/recurrence.h"
 
@@ -19,12 +18,6 @@ recurrence::Executor torch_threads();
 
 /// Sizes of a (B, T, D) tensor.
 recurrence::Shape kernel_shape(const at::Tensor& sequence);
-
-/// cu_seqlens (N + 1) as the kernels take it, empty where absent. Throws c10::Error naming `op` for
-/// values that do not cut `time` steps into sequences.
-std::vector<std::int64_t> kernel_offsets(const char* op,
-                                         const std::optional<at::Tensor>& cu_seqlens,
-                                         std::int64_t time);
 
 /// The tensor itself where its channels are contiguous, with any stride before them; a
 /// contiguous copy elsewhere. Undefined where absent.

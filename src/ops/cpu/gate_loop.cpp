@@ -4,6 +4,7 @@
 #include "ops/cpu/executor.h"
 #include "ops/internal.h"
 #include "ops/meta/shapes.h"
+#include "ops/offsets.h"
 
 namespace gateloop::ops {
 namespace {
@@ -37,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Ten
   const at::Tensor v_ = with_contiguous_channels(v);
   const at::Tensor a_ = transitions_input(a);
   const at::Tensor initial = contiguous(initial_state);
-  const auto offsets = kernel_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
+  const auto offsets = sequence_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
   const auto shape = heads_shape(q, v);
   at::Tensor y = empty_sequence(v.sizes(), v.options());
   at::Tensor final_state = empty_head_state(q, v, a, cu_seqlens, map);
@@ -92,7 +93,7 @@ chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& d
   const auto map = feature_map_of("gateloop::_chunked_gate_loop_backward", feature_map);
   check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states, cu_seqlens, map);
   const auto offsets =
-      kernel_offsets("gateloop::_chunked_gate_loop_backward", cu_seqlens, q.size(1));
+      sequence_offsets("gateloop::_chunked_gate_loop_backward", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);

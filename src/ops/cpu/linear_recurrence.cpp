@@ -5,6 +5,7 @@
 #include "ops/internal.h"
 #include "ops/masked.h"
 #include "ops/meta/shapes.h"
+#include "ops/offsets.h"
 
 namespace gateloop::ops {
 namespace {
@@ -18,7 +19,7 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, co
     return linear_recurrence_masked(a, x, initial_state, reverse, cu_seqlens, *mask);
   }
   check_linear_recurrence(a, x, initial_state, cu_seqlens);
-  const auto offsets = kernel_offsets("gateloop::linear_recurrence", cu_seqlens, x.size(1));
+  const auto offsets = sequence_offsets("gateloop::linear_recurrence", cu_seqlens, x.size(1));
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor x_ = with_contiguous_channels(x);
   const at::Tensor initial = contiguous(initial_state);
@@ -43,7 +44,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
     const OptionalTensor& cu_seqlens) {
   check_linear_recurrence_backward(dh, dfinal_state, a, h, initial_state, cu_seqlens);
   const auto offsets =
-      kernel_offsets("gateloop::_linear_recurrence_backward", cu_seqlens, h.size(1));
+      sequence_offsets("gateloop::_linear_recurrence_backward", cu_seqlens, h.size(1));
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor h_ = with_contiguous_channels(h);
   const at::Tensor dh_ = with_contiguous_channels(dh);

@@ -5,6 +5,7 @@
 #include "ops/internal.h"
 #include "ops/masked.h"
 #include "ops/meta/shapes.h"
+#include "ops/offsets.h"
 
 namespace gateloop::ops {
 namespace {
@@ -15,7 +16,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
                                            const OptionalTensor& initial_state, bool reverse,
                                            const OptionalTensor& cu_seqlens,
                                            const at::Tensor& saved_states) {
-  const auto offsets = kernel_offsets("gateloop::polar_gate_loop", cu_seqlens, q.size(1));
+  const auto offsets = sequence_offsets("gateloop::polar_gate_loop", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
@@ -68,7 +69,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gat
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& z, const at::Tensor& saved_states,
     bool reverse, const OptionalTensor& cu_seqlens) {
   check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states, cu_seqlens);
-  const auto offsets = kernel_offsets("gateloop::_polar_gate_loop_backward", cu_seqlens, q.size(1));
+  const auto offsets =
+      sequence_offsets("gateloop::_polar_gate_loop_backward", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);

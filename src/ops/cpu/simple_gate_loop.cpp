@@ -5,6 +5,7 @@
 #include "ops/internal.h"
 #include "ops/masked.h"
 #include "ops/meta/shapes.h"
+#include "ops/offsets.h"
 
 namespace gateloop::ops {
 namespace {
@@ -15,7 +16,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
                                            bool reverse, bool normalize_input,
                                            const OptionalTensor& cu_seqlens,
                                            const at::Tensor& saved_states) {
-  const auto offsets = kernel_offsets("gateloop::simple_gate_loop", cu_seqlens, q.size(1));
+  const auto offsets = sequence_offsets("gateloop::simple_gate_loop", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
@@ -70,7 +71,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
     bool normalize_input, const OptionalTensor& cu_seqlens) {
   check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states, cu_seqlens);
   const auto offsets =
-      kernel_offsets("gateloop::_simple_gate_loop_backward", cu_seqlens, q.size(1));
+      sequence_offsets("gateloop::_simple_gate_loop_backward", cu_seqlens, q.size(1));
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);

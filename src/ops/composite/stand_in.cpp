@@ -1,0 +1,13 @@
+#include "ops/composite/stand_in.h"
+
+namespace gateloop::ops {
+
+void warn_of_missing_kernels(const at::Tensor& input) {
+  if (!input.is_cuda()) return;
+  TORCH_WARN_ONCE(
+      "gateloop: this build has no CUDA kernels; on CUDA its operators run as torch's operators, "
+      "in "
+      "many launches");
+}
+
+}  // namespace gateloop::ops
