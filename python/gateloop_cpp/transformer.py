@@ -146,6 +146,17 @@ class Transformer(nn.Module):
             to_logits.weight = self.token_emb.weight
         self.to_logits = to_logits if post_ln_norm else nn.Sequential(RMSNorm(dim), to_logits)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Transformer":
+        """Moving to some devices makes parameters anew: those tied to each other stay so."""
+        names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(parameter, []).append(name)
+        super()._apply(fn, recurse)
+        for first, *others in names.values():
+            for path, _, name in (other.rpartition(".") for other in others):
+                setattr(self.get_submodule(path), name, self.get_parameter(first))
+        return self
+
     def forward(
         self,
         x: Tensor,
