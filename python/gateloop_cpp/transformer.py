@@ -151,7 +151,7 @@ class Transformer(nn.Module):
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             names.setdefault(parameter, []).append(name)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for first, *others in names.values():
             for path, _, name in (other.rpartition(".") for other in others):
                 setattr(self.get_submodule(path), name, self.get_parameter(first))

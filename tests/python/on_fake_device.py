@@ -16,6 +16,7 @@ from drawn_models import drawn_ids, drawn_model
 from test_gate_loop import drawn
 from test_ops import CASES, Case, call, inputs
 from torch import Tensor
+from torch.utils.backend_registration import rename_privateuse1_backend
 
 from gateloop_cpp import SimpleGateLoopLayer, Transformer, checkpoint
 from gateloop_cpp.ops import gate_loop
@@ -49,7 +50,7 @@ class Backend:
         return [torch.bfloat16]
 
 
-torch.utils.rename_privateuse1_backend("fake")
+rename_privateuse1_backend("fake")
 torch._register_device_module("fake", Backend)
 torch.ops.load_library(str(BUILD / "lib" / "libgateloop_fake_device.so"))
 
