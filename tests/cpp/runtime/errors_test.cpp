@@ -33,7 +33,7 @@ class Errors : public testing::Test {
   std::mt19937_64 random{std::mt19937_64(1)};
   const TemporaryDirectory dir;
   const std::string model_dir = dir / "model";
-  const model::ModelOptions options = cases()[9].options;  // a window, and max heads
+  const model::ModelOptions options = case_of("window").options;  // and max heads
   const model::ModelSpec spec;
   Weights weights;
 };

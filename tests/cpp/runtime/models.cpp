@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <stdexcept>
 
 #include "model/config_file.h"
 #include "model/file.h"
@@ -115,6 +116,12 @@ std::vector<Case> cases() {
                         layer(per_key), layer(taylor), layer(relative)})
       .ablate_state_transition = true;
   return all;
+}
+
+Case case_of(const std::string& name) {
+  for (const Case& one : cases())
+    if (one.name == name) return one;
+  throw std::invalid_argument("no case " + name);
 }
 
 ModelOptions random_options(std::mt19937_64& random) {

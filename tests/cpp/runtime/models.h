@@ -20,6 +20,7 @@ struct Case {
 };
 /// Every mixer with every option of its own, before and after norms, ablations, tied embeddings.
 std::vector<Case> cases();
+Case case_of(const std::string& name);
 /// Drawn from all of that.
 model::ModelOptions random_options(std::mt19937_64& random);
 

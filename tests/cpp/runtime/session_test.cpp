@@ -225,7 +225,7 @@ TEST(Session, RandomModelsGiveWhatTheirDefinitionsGive) {
 
 TEST(Session, TwoInTwoThreadsShareAModel) {
   std::mt19937_64 random(7);
-  const Written written(cases()[0].options, random);
+  const Written written(case_of("polar").options, random);
   const Model model = written.open();
   const auto ids = random_ids(written.spec, 30, random);
   const auto expected = Session(model, {.threads = 1}).read_all(ids);
@@ -243,7 +243,7 @@ TEST(Session, TwoInTwoThreadsShareAModel) {
 
 TEST(Session, TakesIdsOf32Bits) {
   std::mt19937_64 random(8);
-  const Written written(cases()[0].options, random);
+  const Written written(case_of("polar").options, random);
   const auto ids = random_ids(written.spec, 10, random);
   const std::vector<std::int32_t> narrow(ids.begin(), ids.end());
   Session session(written.open());

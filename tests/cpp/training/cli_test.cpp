@@ -192,6 +192,26 @@ TEST_F(CommandTest, TrainsAndSaysHowToGoOn) {
   EXPECT_NE(other.err.find("another dim, seed"), std::string::npos) << other.err;
 }
 
+TEST_F(CommandTest, ARunGoesOnOnAnotherDeviceAndSaysSo) {
+  ASSERT_EQ(run(train({"--steps", "6", "--device", "cpu"})).code, 0);
+  std::string config = read_bytes(dir_ / "run" / "config.json");
+  EXPECT_EQ(config.find("\"device\""), std::string::npos);
+  const std::string steps = "\"steps\": 6";
+  ASSERT_NE(config.find(steps), std::string::npos);
+  config.replace(config.find(steps), steps.size(), steps + ", \"device\": \"cuda:99\"");
+  test::write_bytes(dir_ / "run" / "config.json", config);
+
+  const Outcome gone = run({"train", "--out", "run", "--resume"});
+  EXPECT_EQ(gone.code, 2);
+  EXPECT_NE(gone.err.find("got \"cuda:99\""), std::string::npos) << gone.err;
+  const Outcome moved = run({"train", "--out", "run", "--resume", "--device", "cpu"});
+  EXPECT_EQ(moved.code, 0) << moved.err;
+  EXPECT_NE(moved.out.find("Going on on cpu, where the run was on cuda:99"), std::string::npos)
+      << moved.out;
+  const Outcome stayed = run({"train", "--out", "run", "--resume"});
+  EXPECT_EQ(stayed.out.find("Going on on"), std::string::npos) << stayed.out;
+}
+
 TEST_F(CommandTest, KilledAndTerminatedRunsContinueBitForBit) {
   const pid_t killed = start(train({"--steps", "1000000", "--checkpoint-every", "7"}));
   wait_for_lines(killed, 20);
