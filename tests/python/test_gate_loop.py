@@ -261,7 +261,8 @@ def test_taylor_map_is_its_definition(form: Any, t: int, is_complex: bool, rever
 
 def test_taylor_map_under_transforms() -> None:
     taylor = partial(gate_loop, feature_map="taylor")
-    inputs = leaves([t[:1] for t in drawn_for_taylor(3, True)])
+    q, k, v, a, _ = drawn((1, 3, 1, 2, 2), True)
+    inputs = leaves([q, k, v, a, torch.randn(1, 1, 6, 2, dtype=C128)])
     assert torch.autograd.gradcheck(taylor, inputs)
     assert torch.autograd.gradgradcheck(taylor, inputs)
     mapped = torch.func.vmap(taylor)(*(torch.stack([t, 2 * t]) for t in inputs))
