@@ -204,12 +204,12 @@ constexpr std::int64_t gate_loop_chunks(std::int64_t time, std::int64_t sequence
 }
 
 /// What q and k become before their products (arXiv 2312.04927, section 5.1):
-///   kTaylor: φ(x) = 1, x_i, x_i²/√2, x_i x_j for j < i, so that φ(q) · φ(k) = 1 + s + s²/2 with s
-///   =
-///            q · k. The expanded rows of a chunk are all that is in memory.
+/// kTaylor is φ(x) = 1, x_i, x_i²/√2, x_i x_j for j < i: φ(q) · φ(k) = 1 + s + s²/2 for s = q · k.
+/// The expanded rows of a chunk are all that is in memory.
 enum class FeatureMap : std::uint8_t { kNone, kTaylor };
-/// Features of a row of so many channels: the keys of its state.
-constexpr std::int64_t feature_count(FeatureMap map, std::int64_t channels) {
+/// Features of a row of so many channels, an integer of any kind: the keys of its state.
+template <class Integer>
+constexpr Integer feature_count(FeatureMap map, Integer channels) {
   return map == FeatureMap::kTaylor ? 1 + channels + channels * (channels + 1) / 2 : channels;
 }
 

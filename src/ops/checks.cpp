@@ -340,8 +340,7 @@ FeatureMap feature_map_of(const char* op, c10::string_view name) {
 }
 
 c10::SymInt state_keys(const at::Tensor& q, FeatureMap map) {
-  const c10::SymInt keys = q.sym_size(-1);
-  return map == FeatureMap::kTaylor ? 1 + keys + keys * (keys + 1) / 2 : keys;
+  return recurrence::feature_count(map, q.sym_size(-1));
 }
 
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

@@ -12,6 +12,12 @@ namespace gateloop::runtime {
 using namespace recurrence;
 using model::NormalizeInput;
 
+namespace {
+
+float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
+}  // namespace
+
 Mixing::Mixing(const Network& network, const Stage& stage, StateData& state, const MixRows& rows,
                const float* ones)
     : spec_(network.spec()),
@@ -72,7 +78,7 @@ void Mixing::prepare_row(std::int64_t row, std::int64_t first, std::int64_t last
 /// 1 - |a| or √(1 - |a|²) of one raw transition.
 float Mixing::input_scale(const float* z) const {
   const float logit = gate_loop_->gate == model::Gate::kPolar ? std::hypot(z[0], z[1]) : z[0];
-  const float rest = 1 / (1 + std::exp(logit));
+  const float rest = sigmoid(-logit);
   return gate_loop_->normalize_input == NormalizeInput::kMean ? rest : std::sqrt(rest * (2 - rest));
 }
 
@@ -156,8 +162,8 @@ void Mixing::head(std::int64_t sequence, std::int64_t head, float* scratch) cons
   wide_head(sequence, head, scratch);
 }
 
-/// z of a head's transitions become a, and its keys are scaled, in place.
-void Mixing::make_transitions(float* z, std::int64_t count, float* k) const {
+/// z of a head's transitions become a, and its keys are scaled, in place. `scratch`: (count).
+void Mixing::make_transitions(float* z, std::int64_t count, float* k, float* scratch) const {
   const std::int64_t keys_of_each = gate_loop_->key_channels() / count;
   for (std::int64_t i = 0; scales_ && i < count; ++i) {
     const float scale = input_scale(z + parts_ * i);
@@ -167,11 +173,10 @@ void Mixing::make_transitions(float* z, std::int64_t count, float* k) const {
     case model::Gate::kPolar:
       return polar_gate_row(z, z, count);
     case model::Gate::kSigmoid:
-      for (std::int64_t i = 0; i < count; ++i) z[i] = 1 / (1 + std::exp(-z[i]));
-      return;
+      return sigmoid_row(z, z, scratch, count);
     case model::Gate::kMagnitudePhase:
       for (std::int64_t i = 0; i < count; ++i) {
-        const float modulus = 1 / (1 + std::exp(-z[2 * i])), phase = z[2 * i + 1];
+        const float modulus = sigmoid(z[2 * i]), phase = z[2 * i + 1];
         z[2 * i] = modulus * std::cos(phase);
         z[2 * i + 1] = modulus * std::sin(phase);
       }
@@ -184,15 +189,16 @@ void Mixing::wide_head(std::int64_t sequence, std::int64_t head, float* scratch)
   const std::int64_t channels = s.key_channels(), values = s.value_channels();
   const std::int64_t count = s.transitions() / s.heads;
   constexpr float kOne[] = {1, 0};
+  const float root = std::sqrt(static_cast<float>(channels));
   for (std::int64_t t = 0; t < rows_.time; ++t) {
     const std::int64_t r = sequence * rows_.time + t;
     float* const row = products(r);
     float *q = row + head * channels, *k = row + k_ + head * channels;
     float* const z = row + z_ + s.transition_parts() * count * head;
     const bool moves = !spec_.ablation.state_transition;
-    if (moves) make_transitions(z, count, k);
+    if (moves) make_transitions(z, count, k, scratch);
     if (maps) {
-      for (std::int64_t i = 0; i < channels; ++i) q[i] /= std::sqrt(static_cast<float>(channels));
+      for (std::int64_t i = 0; i < channels; ++i) q[i] /= root;
       float* const features = scratch + padded(s.state_keys());
       taylor_features(q, channels, scratch);
       taylor_features(k, channels, features);

@@ -51,7 +51,7 @@ class Mixing {
   void with_scan(std::int64_t first, std::int64_t last, float* next, const F& f) const;
   float* products(std::int64_t row) const { return rows_.products + row * rows_.products_stride; }
   void wide_head(std::int64_t sequence, std::int64_t head, float* scratch) const;
-  void make_transitions(float* z, std::int64_t count, float* k) const;
+  void make_transitions(float* z, std::int64_t count, float* k, float* scratch) const;
   float input_scale(const float* z) const;
   void attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
                    float* scratch) const;

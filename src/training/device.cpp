@@ -45,6 +45,10 @@ torch::Device device_of(const std::string& name) {
   return {torch::kCUDA, static_cast<c10::DeviceIndex>(index)};
 }
 
+torch::Device device_of(const nn::Transformer& model) {
+  return model->parameters().front().device();
+}
+
 torch::Tensor moved(const torch::Tensor& ids, const torch::Device& device) {
   if (device.is_cpu()) return ids;
   return (device.is_cuda() ? ids.pin_memory() : ids).to(device, /*non_blocking=*/true);

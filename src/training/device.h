@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "gateloop/nn/transformer.h"
+
 namespace gateloop::training {
 
 /// "cpu", "cuda", "cuda:N" or "auto", without asking whether it is there.
@@ -13,6 +15,9 @@ bool is_device_name(const std::string& name);
 /// The device of a name; "auto": the first CUDA device, or the CPU where there is none. Throws
 /// std::invalid_argument naming the option where the device is not there.
 torch::Device device_of(const std::string& name);
+
+/// Where the model's parameters are.
+torch::Device device_of(const nn::Transformer& model);
 
 /// ids on the device. To a CUDA device they go from pinned memory, without waiting.
 torch::Tensor moved(const torch::Tensor& ids, const torch::Device& device);

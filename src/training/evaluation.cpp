@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "training/autocast.h"
+#include "training/device.h"
 
 namespace gateloop::training {
 namespace {
@@ -62,10 +63,6 @@ double surprise(nn::Transformer& model, const torch::Tensor& ids) {
   if (at::isReducedFloatingType(logits.scalar_type())) logits = logits.to(torch::kFloat32);
   const auto targets = ids.narrow(1, 1, length).flatten();
   return at::cross_entropy_loss(logits, targets, {}, at::Reduction::Sum).item<double>();
-}
-
-torch::Device device_of(const nn::Transformer& model) {
-  return model->parameters().front().device();
 }
 
 }  // namespace

@@ -56,11 +56,10 @@ void say_where_devices_differ(const std::filesystem::path& dir, const TrainingOp
 }
 
 /// What the options leave open is decided once, at the start of a run, and kept in config.json.
-void settle(RunConfig& config, const Corpus& corpus) {
+void settle(RunConfig& config, const Corpus& corpus, const torch::Device& device) {
   TrainingOptions& options = config.training;
   options.data = path_to_text(corpus.path());
   options.split = corpus.split();
-  const torch::Device device = device_of(options.device);
   options.device = device.str();
   if (options.threads == 0) options.threads = default_threads();
   torch::set_num_threads(static_cast<int>(options.threads));
@@ -118,15 +117,15 @@ Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path
   check(config);
   check_lengths(corpus, config.training);
   check_corpus(config.training, corpus);
-  device_of(config.training.device);
+  const torch::Device device = device_of(config.training.device);
   nn::Transformer model = make_model(config);
   std::filesystem::create_directories(dir);
   const model::FileDescriptor locked = lock(dir);
   prepare(dir, start, config);
   config.training.fingerprint = corpus.fingerprint();
-  settle(config, corpus);
+  settle(config, corpus, device);
   if (start == Start::kResume) say_where_devices_differ(dir, config.training);
-  model->to(device_of(config.training.device));
+  model->to(device);
   return Trainer(std::move(config), std::move(model), corpus, dir, sample,
                  clock ? clock : steady_seconds)
       .run();

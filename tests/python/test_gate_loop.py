@@ -279,7 +279,7 @@ def test_taylor_map_in_low_precision() -> None:
     for form in ("scan", "attention", "recurrent"):
         y = gate_loop(*inputs, form=form, feature_map="taylor")[0]
         assert y.dtype == torch.bfloat16
-        # The storage of y, and twice that of v where the other forms round the features' v.
+        # One rounding of y to bfloat16, and float32 sums in another order.
         torch.testing.assert_close(y.to(F64), expected, rtol=1 / 128, atol=1e-4)
 
 

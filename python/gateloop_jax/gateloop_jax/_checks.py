@@ -25,7 +25,7 @@ def like(
     function: str, name: str, x: ArrayLike, other_name: str, other: Array, parts: int = 1
 ) -> Array:
     """`parts` numbers a channel."""
-    x = same_shape(function, name, x, other_name, (*other.shape[:2], parts * other.shape[2]))
+    x = same_shape(function, name, x, other_name, (*other.shape[:-1], parts * other.shape[-1]))
     if x.dtype != other.dtype:
         raise TypeError(
             f"{function}: {name} must be {other.dtype} as {other_name} is, got {x.dtype}"

@@ -57,8 +57,16 @@ def gate_loop(
     q = jnp.asarray(q)
     packing = Packing.of(name, q.shape[:2], segment_ids, mask)
     if q.ndim == 4:
-        given = _Heads(name, q, k, v, a, feature_map)
-        return given.read(initial_state, bool(reverse), packing)
+        return _read_heads(
+            q,
+            k,
+            v,
+            a,
+            initial_state,
+            reverse=bool(reverse),
+            feature_map=feature_map,
+            packing=packing,
+        )
     q = _checks.sequence(name, "q", q, _checks.REAL)
     if feature_map != "none":
         raise ValueError(f'{name}: feature_map must be "none" without heads, got {feature_map!r}')
@@ -80,72 +88,58 @@ def _check_transition(name: str, a: Array, q: Array) -> None:
         )
 
 
-class _Heads:
+def _read_heads(
+    q: Array,
+    k: ArrayLike,
+    v: ArrayLike,
+    a: ArrayLike,
+    initial_state: ArrayLike | None,
+    *,
+    reverse: bool,
+    feature_map: FeatureMap,
+    packing: Packing | None,
+) -> tuple[Array, Array]:
     """gate_loop of q, k (B, T, H, K), v (B, T, H, V), a (B, T, H) or (B, T, H, K)."""
+    name, taylor = "gate_loop", feature_map == "taylor"
+    if q.dtype.name not in _checks.REAL:
+        raise TypeError(f"{name}: q must be one of {', '.join(_checks.REAL)}, got {q.dtype}")
+    if feature_map not in ("none", "taylor"):
+        raise ValueError(f'{name}: feature_map must be "none" or "taylor", got {feature_map!r}')
+    k, v, a = _checks.like(name, "k", k, "q", q), jnp.asarray(v), jnp.asarray(a)
+    v = _checks.same_shape(name, "v", v, "q", (*q.shape[:3], *v.shape[3:4]))
+    if v.dtype != q.dtype:
+        raise TypeError(f"{name}: v must be {q.dtype} as q is, got {v.dtype}")
+    per_key = a.ndim == 4 and not taylor
+    a = _checks.same_shape(name, "a", a, "q", q.shape if per_key else q.shape[:3])
+    _check_transition(name, a, q)
+    if packing is not None:
+        q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
+        a = packing.transitions(a, reverse)
 
-    def __init__(
-        self,
-        name: str,
-        q: Array,
-        k: ArrayLike,
-        v: ArrayLike,
-        a: ArrayLike,
-        feature_map: FeatureMap,
-    ) -> None:
-        if q.dtype.name not in _checks.REAL:
-            raise TypeError(f"{name}: q must be one of {', '.join(_checks.REAL)}, got {q.dtype}")
-        if feature_map not in ("none", "taylor"):
-            raise ValueError(f'{name}: feature_map must be "none" or "taylor", got {feature_map!r}')
-        lead, plain = q.shape[:3], feature_map == "none"
-        self.name, self.q, self.taylor = name, q, not plain
-        self.k, self.v, self.a = jnp.asarray(k), jnp.asarray(v), jnp.asarray(a)
-        for which, given, fits, expected in (
-            ("k", self.k, self.k.shape == q.shape, q.shape),
-            ("v", self.v, self.v.ndim == 4 and self.v.shape[:3] == lead, (*lead, "V")),
-            ("a", self.a, self.a.shape == lead or (plain and self.a.shape == q.shape), lead),
-        ):
-            if not fits:
-                raise ValueError(
-                    f"{name}: {which} must be {expected} to go with q {q.shape},"
-                    f" got shape {given.shape}"
-                )
-            if which != "a" and given.dtype != q.dtype:
-                raise TypeError(f"{name}: {which} must be {q.dtype} as q is, got {given.dtype}")
-        _check_transition(name, self.a, q)
-
-    def read(
-        self, initial_state: ArrayLike | None, reverse: bool, packing: Packing | None
-    ) -> tuple[Array, Array]:
-        q, k, v, a = self.q, self.k, self.v, self.a
-        if packing is not None:
-            q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
-            a = packing.transitions(a, reverse)
-        wide = accumulation(q.dtype)
-        q, k, v = (t.astype(wide) for t in (q, k, v))
-        if self.taylor:
-            q, k = taylor_features(q), taylor_features(k)
-        kv = (k[..., :, None] * v[..., None, :]).astype(a.dtype)  # (B, T, H, K, V)
-        batch, time, *state = kv.shape
-        initial = jnp.zeros((batch, *state), a.dtype)
-        if initial_state is not None:
-            given = jnp.asarray(initial_state)
-            if given.shape != initial.shape or given.dtype != initial.dtype:
-                raise ValueError(
-                    f"{self.name}: initial_state must be {initial.dtype} of shape {initial.shape},"
-                    f" got {given.dtype} of shape {given.shape}"
-                )
-            initial = given
-        everywhere = a[..., None] if a.ndim == 4 else a[..., None, None]
-        flat = (batch, time, math.prod(state))
-        h, final = recurrence(
-            jnp.broadcast_to(everywhere, kv.shape).reshape(flat),
-            kv.reshape(flat),
-            initial.reshape(batch, -1),
-            reverse=reverse,
-        )
-        y = jnp.sum(q[..., None] * h.real.reshape(kv.shape), axis=-2)
-        y = y.astype(self.q.dtype)
-        return (y if packing is None else packing.filled(y)), final.reshape(initial.shape)
+    dtype, wide = q.dtype, accumulation(q.dtype)
+    q, k, v = (t.astype(wide) for t in (q, k, v))
+    if taylor:
+        q, k = taylor_features(q), taylor_features(k)
+    kv = (k[..., :, None] * v[..., None, :]).astype(a.dtype)  # (B, T, H, K, V)
+    batch, time, *state = kv.shape
+    initial = jnp.zeros((batch, *state), a.dtype)
+    if initial_state is not None:
+        given = jnp.asarray(initial_state)
+        if given.shape != initial.shape or given.dtype != initial.dtype:
+            raise ValueError(
+                f"{name}: initial_state must be {initial.dtype} of shape {initial.shape},"
+                f" got {given.dtype} of shape {given.shape}"
+            )
+        initial = given
+    flat = (batch, time, math.prod(state))
+    h, final = recurrence(
+        jnp.broadcast_to(a[..., None] if per_key else a[..., None, None], kv.shape).reshape(flat),
+        kv.reshape(flat),
+        initial.reshape(batch, -1),
+        reverse=reverse,
+    )
+    y = jnp.sum(q[..., None] * h.real.reshape(kv.shape), axis=-2).astype(dtype)
+    return (y if packing is None else packing.filled(y)), final.reshape(initial.shape)
 
 
 def taylor_features(x: Array) -> Array:

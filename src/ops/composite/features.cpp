@@ -13,8 +13,8 @@ at::Tensor features(const at::Tensor& x, c10::string_view map) {
   const at::Tensor pairs =
       at::tril_indices(keys, keys, /*offset=*/-1, x.options().dtype(at::kLong));
   const auto channel = [&](std::int64_t which) { return wide.index_select(-1, pairs[which]); };
-  return at::cat({at::ones_like(wide.sum(-1, /*keepdim=*/true)), wide,
-                  wide.square() / std::numbers::sqrt2, channel(0) * channel(1)},
+  const at::Tensor one_and_channels = at::constant_pad_nd(wide, {1, 0}, 1);
+  return at::cat({one_and_channels, wide.square() / std::numbers::sqrt2, channel(0) * channel(1)},
                  -1);
 }
 
