@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <iterator>
 #include <random>
 #include <stdexcept>
@@ -113,8 +114,13 @@ class Scratch {
   void* data_;
 };
 
+/// Where set, runs an operation in place of the CPU kernels: the cases test other kernels too.
+template <class Params>
+inline std::function<void(const Params&)> replacement;
+
 template <class Params>
 void execute(const Params& params, int thread_count) {
+  if (replacement<Params>) return replacement<Params>(params);
   const Scratch scratch(recurrence::scratch_bytes(params, thread_count));
   const std::uint32_t mode = float_mode();
   recurrence::run(params, threads(thread_count), scratch.get());

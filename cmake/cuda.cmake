@@ -1,0 +1,40 @@
+# GATELOOP_CUDA: the language CUDA, where wanted and found. Without a GPU the kernels compile too.
+set(GATELOOP_CUDA AUTO CACHE STRING "Build the CUDA kernels: ON, OFF, or AUTO (where nvcc is found)")
+option(GATELOOP_CUDA_ALL_ARCHITECTURES
+  "Compile the CUDA kernels for sm_80, sm_90, sm_100 and as PTX, not for one architecture alone" OFF)
+
+if(GATELOOP_CUDA)
+  include(CheckLanguage)
+  # CMake refuses to look for a CUDA compiler without an architecture to compile for.
+  if(GATELOOP_CUDA_ALL_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+  elseif(NOT CMAKE_CUDA_ARCHITECTURES)
+    # That of the GPU that is here. "native" of CMake 3.25 fails where there is none.
+    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+      OUTPUT_VARIABLE capabilities ERROR_QUIET)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]+" capabilities "${capabilities}")
+    list(TRANSFORM capabilities REPLACE "([0-9]+)\\.([0-9]+)" "\\1\\2-real")
+    list(REMOVE_DUPLICATES capabilities)
+    set(CMAKE_CUDA_ARCHITECTURES ${capabilities})
+    if(NOT capabilities)
+      set(CMAKE_CUDA_ARCHITECTURES 90-real)
+    endif()
+  endif()
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    # CMake 3.25 does not know that nvcc has had C++20 since CUDA 12.
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_EXTENSIONS OFF)
+    find_package(CUDAToolkit REQUIRED)
+    message(STATUS "GATELOOP_CUDA: kernels for ${CMAKE_CUDA_ARCHITECTURES}, by nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
+  elseif(GATELOOP_CUDA STREQUAL "AUTO")
+    message(STATUS "GATELOOP_CUDA: no nvcc, so no CUDA kernels; their bodies are still tested on the CPU")
+  else()
+    message(FATAL_ERROR "GATELOOP_CUDA is ${GATELOOP_CUDA}, but CMake finds no CUDA compiler")
+  endif()
+endif()
