@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <numbers>
 #include <stdexcept>
+#include <vector>
 
 #include "gateloop/checkpoint.h"
 #include "model/config_file.h"
@@ -93,17 +94,22 @@ StepMetrics Trainer::update() {
   // Passes of equal size: the mean of their means is the mean over all rows.
   const torch::Tensor ids =
       moved(batches_.at(position_.step, rows), device_);  // (rows, T + 1) int64
-  double nats = 0;
+  std::vector<torch::Tensor> losses;
   for (const torch::Tensor& part : ids.split(options_.rows_per_pass)) {  // (rows_per_pass, T + 1)
     torch::Tensor loss;                                                  // ()
     {
       const Autocast autocast(device_.type(), scalar_type(options_));
       loss = model_->loss(part);
     }
-    nats += loss.item<double>() / static_cast<double>(passes);
+    losses.push_back(loss.detach());
     (passes == 1 ? loss : loss / passes).backward();
   }
 
+  // Read once all passes are queued: on a GPU reading waits for the work before it.
+  double nats = 0;
+  for (const torch::Tensor& loss : losses) {
+    nats += loss.item<double>() / static_cast<double>(passes);
+  }
   metrics.train_bits_per_byte = nats / std::numbers::ln2;
   metrics.learning_rate = learning_rate(options_, position_.step);
   metrics.gradient_norm = optimizer_.gradient_norm();
