@@ -7,7 +7,15 @@ if(NOT Torch_DIR AND EXISTS ${gateloop_python})
 endif()
 # Torch's package warns that it finds no kineto, which the wheel has inside libtorch_cpu.
 set(kineto_LIBRARY inside)
+# Torch with CUDA would run a program on the GPU to choose architectures, which cmake/cuda.cmake has
+# chosen already, and it forgets them.
+set(gateloop_cuda_architectures ${CMAKE_CUDA_ARCHITECTURES})
+unset(CMAKE_CUDA_ARCHITECTURES)
+if(NOT DEFINED TORCH_CUDA_ARCH_LIST AND NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST})
+  set(TORCH_CUDA_ARCH_LIST 9.0)
+endif()
 find_package(Torch REQUIRED)
+set(CMAKE_CUDA_ARCHITECTURES ${gateloop_cuda_architectures})
 # These two targets bring in all of libtorch. The absolute paths that Torch lists beside them would be
 # written into the installed package.
 set(TORCH_LIBRARIES torch torch_library)

@@ -12,9 +12,11 @@ namespace gateloop {
 
 // Sequences of different lengths, where an operator takes these arguments; at most one of them:
 //
-// cu_seqlens: (N + 1), int32 or int64, on the CPU: where N sequences, packed along the time of a
-//             batch of one, begin and end: 0, then the end of each; the last number is T. Sequences
-//             may be empty. Each has a state of its own: initial_state and final_state are (N, D).
+// cu_seqlens: (N + 1), int32 or int64, on the CPU or on the sequences' device: where N sequences,
+//             packed along the time of a batch of one, begin and end: 0, then the end of each; the
+//             last number is T. On CUDA wrong numbers end as wrong indices do, in a failed
+//             assertion. Sequences may be empty. Each has a state of its own: initial_state and
+//             final_state are (N, D).
 // mask:       (B, T), bool, false at padding. A step of padding neither decays nor feeds the state,
 //             the output there is 0, and no gradient flows from it or to it, whatever it holds.
 

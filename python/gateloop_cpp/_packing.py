@@ -26,7 +26,7 @@ class Places(NamedTuple):
     @staticmethod
     def of_packed(cu_seqlens: Tensor, x: Tensor) -> "Places":
         """In x (1, T, ...), on its device."""
-        steps = torch.arange(x.shape[1], dtype=cu_seqlens.dtype)
+        steps = torch.arange(x.shape[1], dtype=cu_seqlens.dtype, device=cu_seqlens.device)
         sequence = torch.searchsorted(cu_seqlens, steps, right=True) - 1
         position = steps - cu_seqlens[sequence]
         return Places(*(t.long().unsqueeze(0).to(x.device) for t in (sequence, position)))

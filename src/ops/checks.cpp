@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <string>
 #include <vector>
 
 #include "gateloop/recurrence.h"
@@ -134,9 +135,9 @@ void check_cu_seqlens(const char* op, const char* name, const at::Tensor& sequen
   check_readable(op, "cu_seqlens", t);
   TORCH_CHECK_TYPE(t.scalar_type() == at::kInt || t.scalar_type() == at::kLong, op,
                    ": cu_seqlens must be Int or Long, got ", t.scalar_type());
-  // The host reads it, but beside meta tensors nobody does.
-  TORCH_CHECK(t.is_cpu() || (t.is_meta() && sequence.is_meta()), op,
-              ": cu_seqlens must be on cpu, got ", t.device());
+  const std::string there = sequence.is_cpu() ? "" : " or on " + sequence.device().str();
+  TORCH_CHECK(t.is_cpu() || t.device() == sequence.device(), op, ": cu_seqlens must be on cpu",
+              there, ", got ", t.device());
   TORCH_CHECK(t.dim() == 1 && t.sym_size(0) >= 1, op,
               ": cu_seqlens must be (N + 1) for N sequences, got ", t.sym_sizes());
   TORCH_CHECK(sequence.sym_size(0) == 1, op, ": ", name, " must be a batch of one, [1, T, ...], ",

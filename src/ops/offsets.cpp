@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <functional>
+#include <string>
 
 namespace gateloop::ops {
 
 std::vector<std::int64_t> sequence_offsets(const char* op, const OptionalTensor& cu_seqlens,
                                            std::int64_t time) {
   if (!is_given(cu_seqlens)) return {};
-  const at::Tensor wide = cu_seqlens->resolve_neg().contiguous().to(at::kLong);
+  const at::Tensor wide = cu_seqlens->resolve_neg().to(at::kCPU, at::kLong).contiguous();
   const auto* const first = wide.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> offsets(first, first + wide.numel());
   TORCH_CHECK_VALUE(offsets.front() == 0, op, ": cu_seqlens must begin with 0, got ",
@@ -19,6 +20,29 @@ std::vector<std::int64_t> sequence_offsets(const char* op, const OptionalTensor&
   TORCH_CHECK_VALUE(at == offsets.end(), op, ": cu_seqlens must not decrease, got ", at[1],
                     " after ", at[0]);
   return offsets;
+}
+
+at::Tensor kernel_offsets(const char* op, const OptionalTensor& cu_seqlens,
+                          const at::Tensor& sequence) {
+  if (!is_given(cu_seqlens)) return {};
+  const std::int64_t time = sequence.size(1);
+  const at::Tensor offsets = cu_seqlens->resolve_neg().to(at::kLong).contiguous();
+  if (offsets.is_cpu()) {
+    sequence_offsets(op, offsets, time);
+    return offsets.to(sequence.device());
+  }
+  const std::int64_t last = offsets.size(0) - 1;
+  const at::Tensor ends = offsets.select(0, 0).eq(0).logical_and(offsets.select(0, last).eq(time));
+  at::_assert_async(
+      ends.logical_and(offsets.diff().ge(0).all()),
+      std::string(op) + ": cu_seqlens must begin with 0, not decrease and end with T");
+  return offsets;
+}
+
+recurrence::Offsets as_offsets(const at::Tensor& kernel_offsets) {
+  if (!kernel_offsets.defined()) return {};
+  return {kernel_offsets.const_data_ptr<std::int64_t>(),
+          static_cast<std::size_t>(kernel_offsets.numel())};
 }
 
 }  // namespace gateloop::ops

@@ -16,8 +16,10 @@ EXAMPLES = ["transformer.py", "simple_gate_loop_layer.py"]
 def install(source: Path, target: Path) -> None:
     """The package alone into a folder; what it depends on comes from this environment."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Each architecture of CUDA kernels takes a minute or two.
+    one = ["--config-settings", "cmake.define.GATELOOP_CUDA_ALL_ARCHITECTURES=OFF"]
     result = subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", "--target", target, source],
+        [*pip, *one, "--no-deps", "--no-build-isolation", "--target", target, source],
         capture_output=True,
         text=True,
         timeout=600,

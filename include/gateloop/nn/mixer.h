@@ -41,7 +41,7 @@ using TransformerState = std::vector<MixerState>;
 /// N packed sequences has a state of its own: the rows of a MixerState are then N. What comes out
 /// at padding says nothing.
 struct Packing {
-  std::optional<torch::Tensor> cu_seqlens = std::nullopt;  ///< (N + 1), int32 or int64, on the CPU
+  std::optional<torch::Tensor> cu_seqlens = std::nullopt;  ///< (N + 1), int32 or int64
   std::optional<torch::Tensor> mask = std::nullopt;        ///< (B, T), bool, false at padding
 };
 

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <thread>
 
-#include "ops/cpu/executor.h"
+#include "ops/kernels/executor.h"
 
 namespace {
 

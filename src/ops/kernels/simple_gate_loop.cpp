@@ -1,8 +1,8 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
-#include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/kernels/executor.h"
 #include "ops/masked.h"
 #include "ops/meta/shapes.h"
 #include "ops/offsets.h"
@@ -16,7 +16,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
                                            bool reverse, bool normalize_input,
                                            const OptionalTensor& cu_seqlens,
                                            const at::Tensor& saved_states) {
-  const auto offsets = sequence_offsets("gateloop::simple_gate_loop", cu_seqlens, q.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::simple_gate_loop", cu_seqlens, q);
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
@@ -24,28 +24,28 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
   at::Tensor y = empty_sequence(q.sizes(), q.options());
   at::Tensor final_state = empty_state(q, accumulation_type(q.scalar_type()), cu_seqlens);
 
-  run_kernel(recurrence::SimpleGateLoop{
-      .dtype = kernel_dtype(q.scalar_type()),
-      .shape = kernel_shape(q),
-      .reverse = reverse,
-      .normalize_input = normalize_input,
-      .q = input(q_),
-      .kv = input(kv_),
-      .z = input(z_),
-      .initial_state = state_input(initial),
-      .y = output(y),
-      .final_state = final_state.mutable_data_ptr(),
-      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
-      .offsets = offsets});
+  run_kernel(
+      recurrence::SimpleGateLoop{
+          .dtype = kernel_dtype(q.scalar_type()),
+          .shape = kernel_shape(q),
+          .reverse = reverse,
+          .normalize_input = normalize_input,
+          .q = input(q_),
+          .kv = input(kv_),
+          .z = input(z_),
+          .initial_state = state_input(initial),
+          .y = output(y),
+          .final_state = final_state.mutable_data_ptr(),
+          .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
+          .offsets = as_offsets(offsets)},
+      q.device());
   return {y, final_state};
 }
 
-std::tuple<at::Tensor, at::Tensor> simple_gate_loop_cpu(const at::Tensor& q, const at::Tensor& kv,
-                                                        const at::Tensor& z,
-                                                        const OptionalTensor& initial_state,
-                                                        bool reverse, bool normalize_input,
-                                                        const OptionalTensor& cu_seqlens,
-                                                        const OptionalTensor& mask) {
+std::tuple<at::Tensor, at::Tensor> simple_gate_loop_kernel(
+    const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
+    const OptionalTensor& initial_state, bool reverse, bool normalize_input,
+    const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   if (is_given(mask)) {
     return simple_gate_loop_masked(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens,
                                    *mask);
@@ -54,7 +54,7 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop_cpu(const at::Tensor& q, con
   return forward(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens, {});
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_kernel(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse, bool normalize_input,
     const OptionalTensor& cu_seqlens) {
@@ -65,13 +65,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_forward_cpu(
   return {y, final_state, saved_states};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_backward_kernel(
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
     bool normalize_input, const OptionalTensor& cu_seqlens) {
   check_simple_gate_loop_backward(dy, dfinal_state, q, kv, z, saved_states, cu_seqlens);
-  const auto offsets =
-      sequence_offsets("gateloop::_simple_gate_loop_backward", cu_seqlens, q.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::_simple_gate_loop_backward", cu_seqlens, q);
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
@@ -96,16 +95,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
                                                 .dkv = output(dkv),
                                                 .dz = output(dz),
                                                 .dinitial_state = dinitial.mutable_data_ptr(),
-                                                .offsets = offsets});
+                                                .offsets = as_offsets(offsets)},
+             q.device());
   return {dq, dkv, dz, dinitial};
+}
+
+void register_simple_gate_loop(torch::Library& m) {
+  m.impl("simple_gate_loop", simple_gate_loop_kernel);
+  m.impl("_simple_gate_loop_forward", simple_gate_loop_forward_kernel);
+  m.impl("_simple_gate_loop_backward", simple_gate_loop_backward_kernel);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
-  m.impl("simple_gate_loop", simple_gate_loop_cpu);
-  m.impl("_simple_gate_loop_forward", simple_gate_loop_forward_cpu);
-  m.impl("_simple_gate_loop_backward", simple_gate_loop_backward_cpu);
-}
+GATELOOP_REGISTER_KERNELS(register_simple_gate_loop)
 
 }  // namespace gateloop::ops

@@ -1,8 +1,8 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
-#include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/kernels/executor.h"
 #include "ops/masked.h"
 #include "ops/meta/shapes.h"
 #include "ops/offsets.h"
@@ -10,16 +10,14 @@
 namespace gateloop::ops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, const at::Tensor& x,
-                                                         const OptionalTensor& initial_state,
-                                                         bool reverse,
-                                                         const OptionalTensor& cu_seqlens,
-                                                         const OptionalTensor& mask) {
+std::tuple<at::Tensor, at::Tensor> linear_recurrence_kernel(
+    const at::Tensor& a, const at::Tensor& x, const OptionalTensor& initial_state, bool reverse,
+    const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   if (is_given(mask)) {
     return linear_recurrence_masked(a, x, initial_state, reverse, cu_seqlens, *mask);
   }
   check_linear_recurrence(a, x, initial_state, cu_seqlens);
-  const auto offsets = sequence_offsets("gateloop::linear_recurrence", cu_seqlens, x.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::linear_recurrence", cu_seqlens, x);
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor x_ = with_contiguous_channels(x);
   const at::Tensor initial = contiguous(initial_state);
@@ -34,17 +32,17 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_cpu(const at::Tensor& a, co
                                           .initial_state = state_input(initial),
                                           .h = output(h),
                                           .final_state = final_state.mutable_data_ptr(),
-                                          .offsets = offsets});
+                                          .offsets = as_offsets(offsets)},
+             x.device());
   return {h, final_state};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_kernel(
     const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
     const at::Tensor& h, const OptionalTensor& initial_state, bool reverse,
     const OptionalTensor& cu_seqlens) {
   check_linear_recurrence_backward(dh, dfinal_state, a, h, initial_state, cu_seqlens);
-  const auto offsets =
-      sequence_offsets("gateloop::_linear_recurrence_backward", cu_seqlens, h.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::_linear_recurrence_backward", cu_seqlens, h);
   const at::Tensor a_ = with_contiguous_channels(a);
   const at::Tensor h_ = with_contiguous_channels(h);
   const at::Tensor dh_ = with_contiguous_channels(dh);
@@ -65,15 +63,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_cpu(
                                                   .da = output(da),
                                                   .dx = output(dx),
                                                   .dinitial_state = dinitial.mutable_data_ptr(),
-                                                  .offsets = offsets});
+                                                  .offsets = as_offsets(offsets)},
+             h.device());
   return {da, dx, dinitial};
+}
+
+void register_linear_recurrence(torch::Library& m) {
+  m.impl("linear_recurrence", linear_recurrence_kernel);
+  m.impl("_linear_recurrence_backward", linear_recurrence_backward_kernel);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
-  m.impl("linear_recurrence", linear_recurrence_cpu);
-  m.impl("_linear_recurrence_backward", linear_recurrence_backward_cpu);
-}
+GATELOOP_REGISTER_KERNELS(register_linear_recurrence)
 
 }  // namespace gateloop::ops

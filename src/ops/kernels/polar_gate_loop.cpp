@@ -1,8 +1,8 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
-#include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/kernels/executor.h"
 #include "ops/masked.h"
 #include "ops/meta/shapes.h"
 #include "ops/offsets.h"
@@ -16,7 +16,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
                                            const OptionalTensor& initial_state, bool reverse,
                                            const OptionalTensor& cu_seqlens,
                                            const at::Tensor& saved_states) {
-  const auto offsets = sequence_offsets("gateloop::polar_gate_loop", cu_seqlens, q.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::polar_gate_loop", cu_seqlens, q);
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
@@ -25,28 +25,30 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q, const at::Tensor
   at::Tensor y = empty_sequence(q.sizes(), q.options());
   at::Tensor final_state = empty_state(q, complex_accumulation_type(q.scalar_type()), cu_seqlens);
 
-  run_kernel(recurrence::PolarGateLoop{
-      .dtype = kernel_dtype(q.scalar_type()),
-      .shape = kernel_shape(q),
-      .reverse = reverse,
-      .q = input(q_),
-      .k = input(k_),
-      .v = input(v_),
-      .z = input(z_),
-      .initial_state = state_input(initial),
-      .y = output(y),
-      .final_state = final_state.mutable_data_ptr(),
-      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
-      .offsets = offsets});
+  run_kernel(
+      recurrence::PolarGateLoop{
+          .dtype = kernel_dtype(q.scalar_type()),
+          .shape = kernel_shape(q),
+          .reverse = reverse,
+          .q = input(q_),
+          .k = input(k_),
+          .v = input(v_),
+          .z = input(z_),
+          .initial_state = state_input(initial),
+          .y = output(y),
+          .final_state = final_state.mutable_data_ptr(),
+          .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
+          .offsets = as_offsets(offsets)},
+      q.device());
   return {y, final_state};
 }
 
-std::tuple<at::Tensor, at::Tensor> polar_gate_loop_cpu(const at::Tensor& q, const at::Tensor& k,
-                                                       const at::Tensor& v, const at::Tensor& z,
-                                                       const OptionalTensor& initial_state,
-                                                       bool reverse,
-                                                       const OptionalTensor& cu_seqlens,
-                                                       const OptionalTensor& mask) {
+std::tuple<at::Tensor, at::Tensor> polar_gate_loop_kernel(const at::Tensor& q, const at::Tensor& k,
+                                                          const at::Tensor& v, const at::Tensor& z,
+                                                          const OptionalTensor& initial_state,
+                                                          bool reverse,
+                                                          const OptionalTensor& cu_seqlens,
+                                                          const OptionalTensor& mask) {
   if (is_given(mask)) {
     return polar_gate_loop_masked(q, k, v, z, initial_state, reverse, cu_seqlens, *mask);
   }
@@ -54,7 +56,7 @@ std::tuple<at::Tensor, at::Tensor> polar_gate_loop_cpu(const at::Tensor& q, cons
   return forward(q, k, v, z, initial_state, reverse, cu_seqlens, {});
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_kernel(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
   check_polar_gate_loop(q, k, v, z, initial_state, cu_seqlens);
@@ -64,13 +66,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward_cpu(
   return {y, final_state, saved_states};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_backward_cpu(
-    const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
-    const at::Tensor& k, const at::Tensor& v, const at::Tensor& z, const at::Tensor& saved_states,
-    bool reverse, const OptionalTensor& cu_seqlens) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+polar_gate_loop_backward_kernel(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
+                                const OptionalTensor& cu_seqlens) {
   check_polar_gate_loop_backward(dy, dfinal_state, q, k, v, z, saved_states, cu_seqlens);
-  const auto offsets =
-      sequence_offsets("gateloop::_polar_gate_loop_backward", cu_seqlens, q.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::_polar_gate_loop_backward", cu_seqlens, q);
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
@@ -98,16 +100,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> polar_gat
                                                .dv = output(dv),
                                                .dz = output(dz),
                                                .dinitial_state = dinitial.mutable_data_ptr(),
-                                               .offsets = offsets});
+                                               .offsets = as_offsets(offsets)},
+             q.device());
   return {dq, dk, dv, dz, dinitial};
+}
+
+void register_polar_gate_loop(torch::Library& m) {
+  m.impl("polar_gate_loop", polar_gate_loop_kernel);
+  m.impl("_polar_gate_loop_forward", polar_gate_loop_forward_kernel);
+  m.impl("_polar_gate_loop_backward", polar_gate_loop_backward_kernel);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
-  m.impl("polar_gate_loop", polar_gate_loop_cpu);
-  m.impl("_polar_gate_loop_forward", polar_gate_loop_forward_cpu);
-  m.impl("_polar_gate_loop_backward", polar_gate_loop_backward_cpu);
-}
+GATELOOP_REGISTER_KERNELS(register_polar_gate_loop)
 
 }  // namespace gateloop::ops

@@ -1,8 +1,8 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
-#include "ops/cpu/executor.h"
 #include "ops/internal.h"
+#include "ops/kernels/executor.h"
 #include "ops/meta/shapes.h"
 #include "ops/offsets.h"
 
@@ -38,42 +38,42 @@ std::tuple<at::Tensor, at::Tensor> run_chunks(const at::Tensor& q, const at::Ten
   const at::Tensor v_ = with_contiguous_channels(v);
   const at::Tensor a_ = transitions_input(a);
   const at::Tensor initial = contiguous(initial_state);
-  const auto offsets = sequence_offsets("gateloop::gate_loop", cu_seqlens, q.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::gate_loop", cu_seqlens, q);
   const auto shape = heads_shape(q, v);
   at::Tensor y = empty_sequence(v.sizes(), v.options());
   at::Tensor final_state = empty_head_state(q, v, a, cu_seqlens, map);
 
-  run_kernel(recurrence::GateLoop{
-      .dtype = kernel_dtype(q.scalar_type()),
-      .shape = shape,
-      .complex = a.is_complex(),
-      .per_key = a.dim() == 4,
-      .feature_map = map,
-      .reverse = reverse,
-      .q = heads_input(q_),
-      .k = heads_input(k_),
-      .v = heads_input(v_),
-      .a = heads_input(a_),
-      .initial_state = state_input(initial),
-      .y = heads_output(y),
-      .final_state = final_state.mutable_data_ptr(),
-      .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
-      .offsets = offsets});
+  run_kernel(
+      recurrence::GateLoop{
+          .dtype = kernel_dtype(q.scalar_type()),
+          .shape = shape,
+          .complex = a.is_complex(),
+          .per_key = a.dim() == 4,
+          .feature_map = map,
+          .reverse = reverse,
+          .q = heads_input(q_),
+          .k = heads_input(k_),
+          .v = heads_input(v_),
+          .a = heads_input(a_),
+          .initial_state = state_input(initial),
+          .y = heads_output(y),
+          .final_state = final_state.mutable_data_ptr(),
+          .saved_states = saved_states.defined() ? saved_states.mutable_data_ptr() : nullptr,
+          .offsets = as_offsets(offsets)},
+      q.device());
   return {y, final_state};
 }
 
-std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_cpu(const at::Tensor& q, const at::Tensor& k,
-                                                         const at::Tensor& v, const at::Tensor& a,
-                                                         const OptionalTensor& initial_state,
-                                                         bool reverse,
-                                                         const OptionalTensor& cu_seqlens,
-                                                         c10::string_view feature_map) {
+std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_kernel(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    c10::string_view feature_map) {
   const auto map = feature_map_of(kChunkedGateLoop, feature_map);
   check_wide_gate_loop(kChunkedGateLoop, q, k, v, a, initial_state, cu_seqlens, map);
   return run_chunks(q, k, v, a, initial_state, reverse, cu_seqlens, map, {});
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_kernel(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
     c10::string_view feature_map) {
@@ -86,14 +86,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> chunked_gate_loop_forward_cpu(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
-                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                               const at::Tensor& a, const at::Tensor& saved_states, bool reverse,
-                               const OptionalTensor& cu_seqlens, c10::string_view feature_map) {
+chunked_gate_loop_backward_kernel(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
+                                  const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                  const at::Tensor& a, const at::Tensor& saved_states, bool reverse,
+                                  const OptionalTensor& cu_seqlens, c10::string_view feature_map) {
   const auto map = feature_map_of("gateloop::_chunked_gate_loop_backward", feature_map);
   check_chunked_gate_loop_backward(dy, dfinal_state, q, k, v, a, saved_states, cu_seqlens, map);
-  const auto offsets =
-      sequence_offsets("gateloop::_chunked_gate_loop_backward", cu_seqlens, q.size(1));
+  const at::Tensor offsets = kernel_offsets("gateloop::_chunked_gate_loop_backward", cu_seqlens, q);
   const at::Tensor q_ = with_contiguous_channels(q);
   const at::Tensor k_ = with_contiguous_channels(k);
   const at::Tensor v_ = with_contiguous_channels(v);
@@ -126,16 +125,17 @@ chunked_gate_loop_backward_cpu(const OptionalTensor& dy, const OptionalTensor& d
                                           .dv = heads_output(dv),
                                           .da = heads_output(da),
                                           .dinitial_state = dinitial.mutable_data_ptr(),
-                                          .offsets = offsets});
+                                          .offsets = as_offsets(offsets)},
+             q.device());
   return {dq, dk, dv, da, dinitial};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
-  m.impl("_chunked_gate_loop", chunked_gate_loop_cpu);
-  m.impl("_chunked_gate_loop_forward", chunked_gate_loop_forward_cpu);
-  m.impl("_chunked_gate_loop_backward", chunked_gate_loop_backward_cpu);
+  m.impl("_chunked_gate_loop", chunked_gate_loop_kernel);
+  m.impl("_chunked_gate_loop_forward", chunked_gate_loop_forward_kernel);
+  m.impl("_chunked_gate_loop_backward", chunked_gate_loop_backward_kernel);
 }
 
 }  // namespace gateloop::ops

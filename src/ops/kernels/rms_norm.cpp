@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "ops/checks.h"
-#include "ops/cpu/executor.h"
-#include "ops/cpu/pooled_memory.h"
+#include "ops/kernels/executor.h"
+#include "ops/kernels/pooled_memory.h"
 
 namespace gateloop::ops {
 namespace {
@@ -30,19 +30,20 @@ Params of_rows(const at::Tensor& x, const at::Tensor& gamma) {
   return p;
 }
 
-at::Tensor rms_norm_cpu(const at::Tensor& x, const at::Tensor& gamma) {
+at::Tensor rms_norm_kernel(const at::Tensor& x, const at::Tensor& gamma) {
   if (!have_one_dtype({x, gamma})) return rms_norm_composite(x, gamma);
   check_rms_norm(x, gamma);
   const at::Tensor rows = contiguous(x), gain = contiguous(gamma);
   at::Tensor y = empty_pooled(x.sizes(), x.options());
   auto norm = of_rows<recurrence::RmsNorm>(rows, gain);
   norm.y = y.mutable_data_ptr();
-  run_kernel(norm);
+  run_kernel(norm, x.device());
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor> rms_norm_backward_cpu(const at::Tensor& dy, const at::Tensor& x,
-                                                         const at::Tensor& gamma) {
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward_kernel(const at::Tensor& dy,
+                                                            const at::Tensor& x,
+                                                            const at::Tensor& gamma) {
   if (!have_one_dtype({dy, x, gamma})) return rms_norm_backward_composite(dy, x, gamma);
   check_rms_norm_backward(dy, x, gamma);
   const at::Tensor rows = contiguous(x), gain = contiguous(gamma), grad = contiguous(dy);
@@ -51,15 +52,17 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward_cpu(const at::Tensor& dy, c
   norm.dy = grad.const_data_ptr();
   norm.dx = dx.mutable_data_ptr();
   norm.dgain = dgamma.mutable_data_ptr();
-  run_kernel(norm);
+  run_kernel(norm, x.device());
   return {dx, dgamma};
+}
+
+void register_rms_norm(torch::Library& m) {
+  m.impl("rms_norm", rms_norm_kernel);
+  m.impl("_rms_norm_backward", rms_norm_backward_kernel);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gateloop, CPU, m) {
-  m.impl("rms_norm", rms_norm_cpu);
-  m.impl("_rms_norm_backward", rms_norm_backward_cpu);
-}
+GATELOOP_REGISTER_KERNELS(register_rms_norm)
 
 }  // namespace gateloop::ops

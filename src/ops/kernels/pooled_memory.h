@@ -4,8 +4,8 @@
 
 namespace gateloop::ops {
 
-/// A dense CPU tensor, uninitialised; large ones in memory that host::MemoryPool keeps for the
-/// next.
+/// A dense tensor, uninitialised; on the CPU large ones in memory that host::MemoryPool keeps for
+/// the next.
 at::Tensor empty_pooled(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 }  // namespace gateloop::ops

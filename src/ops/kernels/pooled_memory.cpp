@@ -1,4 +1,4 @@
-#include "ops/cpu/pooled_memory.h"
+#include "ops/kernels/pooled_memory.h"
 
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
@@ -41,7 +41,9 @@ at::Tensor empty_pooled(at::IntArrayRef sizes, const at::TensorOptions& options)
       static_cast<std::size_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize();
   // Who has given torch an allocator wants it used.
   const bool own = c10::GetCPUAllocator() == c10::GetDefaultCPUAllocator();
-  if (!own || !host::MemoryPool::keeps(bytes)) return at::empty(sizes, options);
+  if (!options.device().is_cpu() || !own || !host::MemoryPool::keeps(bytes)) {
+    return at::empty(sizes, options);
+  }
   static PooledAllocator allocator;
   return at::detail::empty_generic(sizes, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    options.dtype().toScalarType(), std::nullopt);
