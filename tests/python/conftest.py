@@ -15,10 +15,12 @@ BUILD = Path(os.environ.get("GATELOOP_BUILD_DIR", ROOT / "build" / "release"))
 
 # The package in python/ runs on the library of this build.
 os.environ["GATELOOP_OPS_LIBRARY"] = str(BUILD / "lib" / "libgateloop_ops.so")
-# XLA compiles several hundred small programs: unoptimised machine code halves the time.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+# XLA compiles several hundred small programs: unoptimised machine code halves the time. The flags
+# hold on every platform, and XLA has no unoptimised code for GPUs.
+if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
 # Two devices for shard_map; read when JAX first computes, whichever test that is in.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Read when gateloop_jax is imported.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gateloop_jax  # noqa: F401  registers the handlers
+from gateloop_jax import _library  # registers the handlers
 
 B, T, D = 2, 20, 3
 S, PAIRS, STATE, SAVED = (B, T, D), (B, T, D, 2), (B, D), (B, 2, D)
@@ -101,3 +101,17 @@ def test_too_many_results() -> None:
     arguments, results = HANDLERS["polar_gate_loop"]
     with pytest.raises(Exception, match="results must be 2 or 3"):
         call("polar_gate_loop", arguments, [*results, results[-1]])
+
+
+@pytest.mark.skipif("cuda" not in _library.platforms(), reason="the library has no CUDA handlers")
+@pytest.mark.parametrize("handler", [*HANDLERS, *(f"{name}_step" for name in _library.STEPS)])
+def test_cuda_handlers_bind_the_same_buffers(handler: str) -> None:
+    """Called on the CPU, they lack the CUDA stream, operand 0, and nothing else."""
+    symbol = getattr(_library._load(), f"gateloop_jax_{handler}_cuda")
+    name = f"{handler}_of_cuda_on_cpu"
+    jax.ffi.register_ffi_target(f"gateloop_{name}", jax.ffi.pycapsule(symbol), platform="cpu")
+    arguments, results = HANDLERS[handler.removesuffix("_step")]
+    with pytest.raises(Exception, match=r"\(bad operands at: 0\)(?s:.*)platform stream"):
+        call(name, arguments, results)
+    with pytest.raises(Exception, match="Wrong number of arguments"):
+        call(name, arguments[1:], results)

@@ -1,5 +1,6 @@
 """gateloop_jax's functions: values, derivatives, transformations, precision, errors."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ from jax.test_util import check_grads
 
 from gateloop_jax import (
     _gate_loop,
+    _library,
     _linear_recurrence,
     gate_loop,
     linear_recurrence,
     polar_gate,
     polar_gate_loop,
 )
+from gateloop_jax._primitive import primitive
 
 Outputs = tuple[Array, Array]
 Function = Callable[..., Outputs]
@@ -313,18 +316,56 @@ def test_many_threads_at_once() -> None:
 # ---- Lowering ------------------------------------------------------------------------------------
 
 
-def lowered(case: Case, platform: str) -> str:
-    traced = jax.jit(partial(values_and_gradients, case.ours)).trace(
-        case.arguments(1, 40, 3, wide=False)
-    )
-    return str(traced.lower(lowering_platforms=(platform,)).as_text())
+def lowered(f: Callable[..., Any], arguments: list[Array], *platforms: str) -> str:
+    return str(jax.jit(f).trace(*arguments).lower(lowering_platforms=platforms).as_text())
+
+
+def called(program: str) -> set[str]:
+    return set(re.findall(r"custom_call @(gateloop_\w+)", program))
 
 
 @kernel_cases
-def test_our_kernels_on_cpu_and_plain_xla_elsewhere(case: Case) -> None:
-    assert "@gateloop_" in lowered(case, "cpu")
-    for platform in ("cuda", "tpu"):
-        assert "custom_call" not in lowered(case, platform)
+def test_kernels_where_the_library_has_them_and_plain_xla_elsewhere(case: Case) -> None:
+
+    def f(*arguments: Array) -> Any:
+        return values_and_gradients(case.ours, list(arguments))
+
+    kernel = "linear_recurrence" if case.function is linear_recurrence else "polar_gate_loop"
+    both = {f"gateloop_{kernel}", f"gateloop_{kernel}_backward"}
+    for platform in ("cpu", "cuda", "tpu"):
+        program = lowered(f, case.arguments(1, 40, 3, wide=False), platform)
+        assert called(program) == (both if platform in _library.platforms() else set())
+        assert ("custom_call" in program) == (platform in _library.platforms())
+
+
+@pytest.mark.parametrize("kernels", [("cpu",), ("cpu", "cuda")], ids=["cpu", "cuda"])
+def test_each_platform_of_a_program_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, kernels: tuple[str, ...]
+) -> None:
+    """With a library that has kernels for CUDA, and with one that has none, whichever is here."""
+    monkeypatch.setattr(_library, "platforms", lambda: kernels)
+    p = primitive(
+        "a_recurrence",
+        _linear_recurrence._definition,
+        lambda a, x, initial: [(x.shape, x.dtype), (initial.shape, initial.dtype)],
+        kernel="linear_recurrence",
+    )
+
+    def f(*arguments: Array) -> Any:
+        return p.bind(*arguments, reverse=False)
+
+    # A step of decoding has a handler of its own on CUDA, which needs no scratch.
+    for time, on_cuda in (
+        (1, "gateloop_linear_recurrence_step"),
+        (2, "gateloop_linear_recurrence"),
+    ):
+        arguments = REAL.arguments(1, time, 3, wide=False)
+        cuda = {on_cuda} if "cuda" in kernels else set()
+        assert called(lowered(f, arguments, "cpu")) == {"gateloop_linear_recurrence"}
+        assert called(lowered(f, arguments, "cuda")) == cuda
+        program = lowered(f, arguments, "cpu", "cuda", "tpu")
+        assert called(program) == {"gateloop_linear_recurrence"} | cuda
+        assert program.count("custom_call @gateloop_") == len(kernels)
 
 
 KERNELS = [

@@ -28,7 +28,8 @@ ARROWS = {
 TORCH = ("torch/", "ATen/", "c10/")
 SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h", "sched.h")
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "recurrence": ("hwy/", "xmmintrin.h"),  # the latter: the mode of subnormal numbers
+    # xmmintrin.h: the mode of subnormal numbers.
+    "recurrence": ("hwy/", "xmmintrin.h", "cuda/", "cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h"),
     "model": (*SYSTEM, "nlohmann/"),
     "runtime": (*SYSTEM, "stddef.h", "stdint.h"),  # the latter: for C
     "host": ("pthread.h", "sys/mman.h"),
@@ -43,6 +44,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
 # Public header -> the room it is the door of; those in a folder belong to the room of that name.
 DOORS = {
     "recurrence.h": "recurrence",
+    "recurrence_cuda.h": "recurrence",
     "model.h": "model",
     "runtime.h": "runtime",
     "gateloop.h": "runtime",

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,6 +14,9 @@ NAMES = (
     "polar_gate_loop",
     "polar_gate_loop_backward",
 )
+# On CUDA these have a handler of one step too. It takes no scratch, so that XLA may replay it as
+# part of a CUDA graph; the others take scratch, which is other memory in every call.
+STEPS = ("linear_recurrence", "polar_gate_loop")
 
 
 def path() -> Path:
@@ -38,15 +42,33 @@ def _load() -> ctypes.CDLL:
     return ctypes.CDLL(str(path()))
 
 
+def platforms() -> tuple[str, ...]:
+    """JAX's names of those that the library has handlers of: a build without nvcc has no CUDA's."""
+    has_cuda = hasattr(_load(), f"gateloop_jax_{NAMES[0]}_cuda")
+    return ("cpu", "cuda") if has_cuda else ("cpu",)
+
+
 def register() -> None:
+    steps = [f"{name}_step" for name in STEPS]
     for name in NAMES:
-        handler = jax.ffi.pycapsule(getattr(_load(), f"gateloop_jax_{name}"))
-        jax.ffi.register_ffi_target(target(name), handler, platform="cpu")
-        jax.ffi.register_ffi_target_as_batch_partitionable(target(name))
+        _register(name, f"gateloop_jax_{name}", "cpu")
+    if "cuda" in platforms():
+        for name in [*NAMES, *steps]:
+            _register(name, f"gateloop_jax_{name}_cuda", "CUDA")
+    for name in [*NAMES, *steps]:
+        jax.ffi.register_ffi_target_as_batch_partitionable(f"gateloop_{name}")
 
 
-def target(name: str) -> str:
-    return f"gateloop_{name}"
+def _register(name: str, symbol: str, platform: str) -> None:
+    """`platform`: XLA's name of it."""
+    handler = jax.ffi.pycapsule(getattr(_load(), symbol))
+    jax.ffi.register_ffi_target(f"gateloop_{name}", handler, platform=platform)
+
+
+def target(name: str, platform: str, time: Any) -> str:
+    """The name of the handler for sequences of `time` steps, which may be symbolic."""
+    step = platform == "cuda" and name in STEPS and isinstance(time, int) and time == 1
+    return f"gateloop_{name}_step" if step else f"gateloop_{name}"
 
 
 def ask(name: str, *words: str) -> str:

@@ -1,4 +1,4 @@
-"""What our primitives share: a kernel on CPU, the definition elsewhere, vmap, and sharding.
+"""What our primitives share: kernels where there are, the definition elsewhere, vmap, sharding.
 
 Arguments and results are sequences (..., T, D), pairs (..., T, D, 2), states (..., D) and saved
 states (..., N, D). The first argument is a sequence. Leading axes and channels are independent, so
@@ -33,9 +33,9 @@ def primitive(
 ) -> Primitive:
     """A primitive with the one parameter `reverse`.
 
-    `kernel` names the handler that computes it on CPU, without the arguments at `unread`; where
-    there is none, and on other platforms, `definition` does. Derivatives are those of the
-    definition until the caller gives better ones.
+    `kernel` names the handler that computes it on the platforms that the library has handlers of,
+    without the arguments at `unread`; where there is none, and elsewhere, `definition` does.
+    Derivatives are those of the definition until the caller gives better ones.
     """
     p = Primitive(name)
     p.multiple_results = True
@@ -75,15 +75,18 @@ def primitive(
     batching.primitive_batchers[p] = batch
     ad.primitive_jvps[p] = jvp
     mlir.register_lowering(p, mlir.lower_fun(definition, multiple_results=True))
-    if kernel is not None:
-        target = _library.target(kernel)
+    if kernel is None:
+        return p
 
-        def lower(ctx: Any, *operands: Any, reverse: bool) -> Any:
-            read = [i for i in range(len(operands)) if i not in unread]
-            inputs = [ctx.avals_in[i] for i in read]
-            return _call(target, ctx, inputs, [operands[i] for i in read], reverse)
+    def lower(ctx: Any, *operands: Any, reverse: bool, platform: str) -> Any:
+        read = [i for i in range(len(operands)) if i not in unread]
+        inputs = [ctx.avals_in[i] for i in read]
+        target = _library.target(kernel, platform, inputs[0].shape[-2])
+        return _call(target, ctx, inputs, [operands[i] for i in read], reverse)
 
-        mlir.register_lowering(p, lower, platform="cpu")
+    for platform in _library.platforms():
+        rule = functools.partial(lower, platform=platform)
+        mlir.register_lowering(p, rule, platform=platform)
     return p
 
 

@@ -1,0 +1,61 @@
+// The handlers that XLA calls on the CPU, on threads of its pool.
+#include <xla/ffi/api/ffi.h>
+
+#include "gateloop/recurrence.h"
+#include "host/output_memory.h"
+#include "jax/host.h"
+#include "jax/operations.h"
+
+namespace gateloop::jax {
+namespace {
+
+/// A gate takes all threads: the pages of its outputs come first.
+template <class Params>
+void execute(const Kernel<Params>& kernel, const recurrence::Executor& executor) {
+  for (const host::Memory& memory : kernel.fresh) {
+    host::ready_output(memory.data, memory.bytes, kernel.params.shape.batch, executor);
+  }
+  run(kernel.params, executor);
+}
+
+/// `downwards`: the scan runs from the last step to the first.
+template <class Params>
+void execute_linear(const Kernel<Params>& kernel, bool downwards,
+                    const recurrence::Executor& executor) {
+  host::compute_behind_pages(kernel.fresh, downwards, kernel.params.shape.batch, executor,
+                             [&](const recurrence::Executor& lent) { run(kernel.params, lent); });
+}
+void execute(const Kernel<recurrence::LinearRecurrence>& kernel,
+             const recurrence::Executor& executor) {
+  execute_linear(kernel, kernel.params.reverse, executor);
+}
+void execute(const Kernel<recurrence::LinearRecurrenceBackward>& kernel,
+             const recurrence::Executor& executor) {
+  execute_linear(kernel, !kernel.params.reverse, executor);
+}
+
+template <class Params, class... Buffers>
+auto on_cpu(const char* name, Kernel<Params> (*operation)(Attributes, Buffers...)) {
+  return [=](ffi::ThreadPool pool, bool reverse, bool time_last, Buffers... buffers) {
+    return guarded(name, [&] {
+      execute(operation({reverse, time_last}, buffers...), lend_threads(pool));
+    });
+  };
+}
+
+auto platform() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
+
+}  // namespace
+
+#define GATELOOP_JAX_HANDLER(operation)                                                  \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(gateloop_jax_##operation, on_cpu(#operation, operation), \
+                                bound(platform(), operation))
+
+#pragma GCC visibility push(default)
+GATELOOP_JAX_HANDLER(linear_recurrence);
+GATELOOP_JAX_HANDLER(linear_recurrence_backward);
+GATELOOP_JAX_HANDLER(polar_gate_loop);
+GATELOOP_JAX_HANDLER(polar_gate_loop_backward);
+#pragma GCC visibility pop
+
+}  // namespace gateloop::jax

@@ -1,0 +1,302 @@
+#pragma once
+
+/// The operations that XLA calls, the same on every platform: which buffer is which member of a
+/// kernel's struct.
+///
+/// In memory, sequences are dense (..., T, D), pairs (..., T, D, 2), states (..., D), saved states
+/// (..., N, D). With `time_last` a program names the axes of the same memory (..., D, T), so that
+/// all buffers begin with the axes along which XLA may partition; it sets layouts to match, which
+/// XLA does not tell handlers. A program may be deserialised or made by hand, so every buffer's
+/// dtype and shape are checked here too.
+#include <xla/ffi/api/ffi.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "gateloop/recurrence.h"
+#include "host/output_memory.h"
+
+namespace gateloop::jax {
+
+namespace ffi = xla::ffi;
+using ffi::AnyBuffer;
+using Output = ffi::Result<AnyBuffer>;
+using Fresh = std::vector<host::Memory>;
+using recurrence::DType;
+using recurrence::Shape;
+
+using Sizes = std::vector<std::int64_t>;
+
+inline Sizes sizes_of(const AnyBuffer& buffer) {
+  const auto sizes = buffer.dimensions();
+  return {sizes.begin(), sizes.end()};
+}
+
+inline std::string described(ffi::DataType type, const Sizes& sizes) {
+  std::ostringstream text;
+  text << type << " (";
+  for (std::size_t i = 0; i < sizes.size(); ++i) text << (i == 0 ? "" : ", ") << sizes[i];
+  text << ")";
+  return text.str();
+}
+
+inline DType dtype_of(ffi::DataType type, const char* name) {
+  switch (type) {
+    case ffi::F32:
+      return DType::kFloat32;
+    case ffi::F64:
+      return DType::kFloat64;
+    case ffi::C64:
+      return DType::kComplex64;
+    case ffi::C128:
+      return DType::kComplex128;
+    case ffi::BF16:
+      return DType::kBFloat16;
+    case ffi::F16:
+      return DType::kFloat16;
+    default:
+      throw std::invalid_argument(std::string(name) +
+                                  " must be F32, F64, C64, C128, BF16 or F16, got " +
+                                  described(type, {}));
+  }
+}
+
+/// The type of the states of such sequences.
+inline ffi::DataType accumulation_of(ffi::DataType type) {
+  return type == ffi::BF16 || type == ffi::F16 ? ffi::F32 : type;
+}
+
+/// The first sequence of a call, and all other buffers checked against it.
+class Call {
+ public:
+  Call(const AnyBuffer& sequence, const char* name, bool time_last)
+      : type_(sequence.element_type()),
+        dtype_(dtype_of(type_, name)),
+        state_type_(accumulation_of(type_)),
+        time_last_(time_last),
+        lead_(sizes_of(sequence)) {
+    if (lead_.size() < 2) {
+      throw std::invalid_argument(std::string(name) + " must have 2 axes or more, got " +
+                                  described(type_, lead_));
+    }
+    const std::int64_t last = lead_.back(), before = lead_[lead_.size() - 2];
+    lead_.resize(lead_.size() - 2);
+    shape_ = {1, time_last ? last : before, time_last ? before : last};
+    for (const std::int64_t size : lead_) shape_.batch *= size;
+  }
+
+  /// Of a call whose sequences are real and whose states are complex.
+  Call& with_complex_states(const char* name) {
+    switch (state_type_) {
+      case ffi::F32:
+        state_type_ = ffi::C64;
+        return *this;
+      case ffi::F64:
+        state_type_ = ffi::C128;
+        return *this;
+      default:
+        throw std::invalid_argument(std::string(name) + " must be F32, F64, BF16 or F16, got " +
+                                    described(type_, {}));
+    }
+  }
+
+  template <class Params>
+  Params params(bool reverse) const {
+    Params p;
+    p.dtype = dtype_;
+    p.shape = shape_;
+    p.reverse = reverse;
+    return p;
+  }
+  /// A sequence, or with two parts a channel pairs.
+  recurrence::ConstSequence input(const AnyBuffer& buffer, const char* name,
+                                  std::int64_t parts = 1) const {
+    const std::int64_t width = parts * shape_.channels;
+    return {sequence(buffer, name, parts), shape_.time * width, width};
+  }
+  /// Adds its memory to fresh(), which the call is to write whole.
+  recurrence::Sequence output(Output buffer, const char* name, std::int64_t parts = 1) {
+    fresh_.push_back({buffer->untyped_data(), buffer->size_bytes()});
+    const std::int64_t width = parts * shape_.channels;
+    return {sequence(*buffer, name, parts), shape_.time * width, width};
+  }
+  void* state(const AnyBuffer& buffer, const char* name) const {
+    Sizes expected = lead_;
+    expected.push_back(shape_.channels);
+    return checked(buffer, name, state_type_, expected);
+  }
+  void* saved_states(const AnyBuffer& buffer, const char* name) const {
+    return checked(buffer, name, state_type_, sizes(recurrence::saved_state_count(shape_.time)));
+  }
+  const Fresh& fresh() const { return fresh_; }
+
+ private:
+  Sizes sizes(std::int64_t time) const {
+    Sizes sizes = lead_;
+    sizes.push_back(time_last_ ? shape_.channels : time);
+    sizes.push_back(time_last_ ? time : shape_.channels);
+    return sizes;
+  }
+  static void* checked(const AnyBuffer& buffer, const char* name, ffi::DataType type,
+                       const Sizes& sizes) {
+    const Sizes given = sizes_of(buffer);
+    if (buffer.element_type() != type || given != sizes) {
+      throw std::invalid_argument(std::string(name) + " must be " + described(type, sizes) +
+                                  ", got " + described(buffer.element_type(), given));
+    }
+    return buffer.untyped_data();
+  }
+  void* sequence(const AnyBuffer& buffer, const char* name, std::int64_t parts) const {
+    Sizes expected = sizes(shape_.time);
+    if (parts > 1) expected.push_back(parts);
+    return checked(buffer, name, type_, expected);
+  }
+
+  ffi::DataType type_;
+  DType dtype_;
+  ffi::DataType state_type_;
+  bool time_last_;
+  Sizes lead_;
+  Shape shape_;
+  Fresh fresh_;
+};
+
+struct Attributes {
+  bool reverse, time_last;
+};
+
+/// What a handler runs: a kernel's struct, and the sequences that it writes whole.
+template <class Params>
+struct Kernel {
+  Params params;
+  Fresh fresh;
+};
+
+inline Kernel<recurrence::LinearRecurrence> linear_recurrence(Attributes attributes, AnyBuffer a,
+                                                              AnyBuffer x, AnyBuffer initial_state,
+                                                              Output h, Output final_state) {
+  Call call(x, "x", attributes.time_last);
+  auto p = call.params<recurrence::LinearRecurrence>(attributes.reverse);
+  p.a = call.input(a, "a");
+  p.x = call.input(x, "x");
+  p.initial_state = call.state(initial_state, "initial_state");
+  p.h = call.output(h, "h");
+  p.final_state = call.state(*final_state, "final_state");
+  return {p, call.fresh()};
+}
+
+inline Kernel<recurrence::LinearRecurrenceBackward> linear_recurrence_backward(
+    Attributes attributes, AnyBuffer a, AnyBuffer h, AnyBuffer initial_state, AnyBuffer dh,
+    AnyBuffer dfinal_state, Output da, Output dx, Output dinitial_state) {
+  Call call(a, "a", attributes.time_last);
+  auto p = call.params<recurrence::LinearRecurrenceBackward>(attributes.reverse);
+  p.a = call.input(a, "a");
+  p.h = call.input(h, "h");
+  p.dh = call.input(dh, "dh");
+  p.initial_state = call.state(initial_state, "initial_state");
+  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
+  p.da = call.output(da, "da");
+  p.dx = call.output(dx, "dx");
+  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
+  return {p, call.fresh()};
+}
+
+/// Results: y, final_state, and `saved` the saved states if a backward pass follows.
+inline Kernel<recurrence::PolarGateLoop> polar_gate_loop(Attributes attributes, AnyBuffer q,
+                                                         AnyBuffer k, AnyBuffer v, AnyBuffer z,
+                                                         AnyBuffer initial_state, Output y,
+                                                         Output final_state,
+                                                         ffi::RemainingRets saved) {
+  Call call(q, "q", attributes.time_last);
+  call.with_complex_states("q");
+  auto p = call.params<recurrence::PolarGateLoop>(attributes.reverse);
+  p.q = call.input(q, "q");
+  p.k = call.input(k, "k");
+  p.v = call.input(v, "v");
+  p.z = call.input(z, "z", 2);
+  p.initial_state = call.state(initial_state, "initial_state");
+  p.y = call.output(y, "y");
+  p.final_state = call.state(*final_state, "final_state");
+  if (saved.size() > 1) throw std::invalid_argument("results must be 2 or 3, got more");
+  if (saved.size() == 1) {
+    auto states = saved.get<AnyBuffer>(0);
+    if (!states.has_value()) throw std::invalid_argument("saved_states must be an array");
+    p.saved_states = call.saved_states(**states, "saved_states");
+  }
+  return {p, call.fresh()};
+}
+
+inline Kernel<recurrence::PolarGateLoopBackward> polar_gate_loop_backward(
+    Attributes attributes, AnyBuffer q, AnyBuffer k, AnyBuffer v, AnyBuffer z,
+    AnyBuffer saved_states, AnyBuffer dy, AnyBuffer dfinal_state, Output dq, Output dk, Output dv,
+    Output dz, Output dinitial_state) {
+  Call call(q, "q", attributes.time_last);
+  call.with_complex_states("q");
+  auto p = call.params<recurrence::PolarGateLoopBackward>(attributes.reverse);
+  p.q = call.input(q, "q");
+  p.k = call.input(k, "k");
+  p.v = call.input(v, "v");
+  p.z = call.input(z, "z", 2);
+  p.dy = call.input(dy, "dy");
+  p.saved_states = call.saved_states(saved_states, "saved_states");
+  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
+  p.dq = call.output(dq, "dq");
+  p.dk = call.output(dk, "dk");
+  p.dv = call.output(dv, "dv");
+  p.dz = call.output(dz, "dz", 2);
+  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
+  return {p, call.fresh()};
+}
+
+/// What XLA is told of a buffer, by its type among an operation's parameters.
+template <class Buffer, class Binding>
+auto with_buffer(Binding&& binding) {
+  if constexpr (std::is_same_v<Buffer, AnyBuffer>) {
+    return std::forward<Binding>(binding).template Arg<AnyBuffer>();
+  } else if constexpr (std::is_same_v<Buffer, Output>) {
+    return std::forward<Binding>(binding).template Ret<AnyBuffer>();
+  } else {
+    static_assert(std::is_same_v<Buffer, ffi::RemainingRets>);
+    return std::forward<Binding>(binding).RemainingRets();
+  }
+}
+template <class First, class... Rest, class Binding>
+auto with_buffers(Binding&& binding) {
+  if constexpr (sizeof...(Rest) == 0) {
+    return with_buffer<First>(std::forward<Binding>(binding));
+  } else {
+    return with_buffers<Rest...>(with_buffer<First>(std::forward<Binding>(binding)));
+  }
+}
+/// A platform's binding, then the attributes and buffers of an operation in their order.
+template <class Binding, class Params, class... Buffers>
+auto bound(Binding&& binding, Kernel<Params> (*)(Attributes, Buffers...)) {
+  return with_buffers<Buffers...>(
+      std::forward<Binding>(binding).template Attr<bool>("reverse").template Attr<bool>(
+          "time_last"));
+}
+
+/// XLA wants a value where the checks and the kernels throw.
+template <class Body>
+ffi::Error guarded(const char* name, const Body& body) {
+  const auto message = [&](const std::exception& error) {
+    return std::string("gateloop: ") + name + ": " + error.what();
+  };
+  try {
+    body();
+    return ffi::Error::Success();
+  } catch (const std::invalid_argument& error) {
+    return ffi::Error::InvalidArgument(message(error));
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(message(error));
+  }
+}
+
+}  // namespace gateloop::jax
