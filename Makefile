@@ -109,6 +109,10 @@ train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
 bench: build-all  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it
 	.venv/bin/python -m benchmarks.run $(if $(BASE),--base=$(call quoted,$(BASE))) $(ARGS)
 
+.PHONY: gpu-check
+gpu-check:  ## On a machine with an NVIDIA GPU: its tests, sanitizers and benchmark (PYTHON=... with torch)
+	$(or $(PYTHON),python3) scripts/gpu_check.py $(ARGS)
+
 # ---- Care -------------------------------------------------------------------------------------
 
 .PHONY: format

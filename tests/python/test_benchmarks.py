@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,3 +208,22 @@ def test_documents_show_the_results() -> None:
         assert document.read_text(encoding="utf-8") == text, (
             f"{document}: run 'python -m benchmarks.report'"
         )
+
+
+def test_the_benchmark_of_gpus_runs_without_one(build_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    environment = os.environ | {
+        "GATELOOP_OPS_LIBRARY": str(build_dir / "lib" / "libgateloop_ops.so"),
+        "PYTHONPATH": str(ROOT / "python"),
+    }
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--out", file]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results["card"] == "CPU"
+    contenders = {(row["problem"].split(" (")[0], row["contender"]) for row in results["rows"]}
+    for op in ("linear", "polar", "simple"):
+        for way in ("forward", "backward"):
+            assert (f"{op} {way} bfloat16", "ours") in contenders
+    assert ("real scan float32", "reference") in contenders
+    assert ("training step float32", "reference") in contenders
+    assert all(row["milliseconds"] > 0 for row in results["rows"])

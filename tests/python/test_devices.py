@@ -1,4 +1,4 @@
-"""Models on devices without a kernel: torch's meta device, and one that nobody knows."""
+"""Models on devices other than the CPU: torch's meta device, one that nobody knows, CUDA."""
 
 import os
 import subprocess
@@ -29,11 +29,16 @@ def test_a_model_is_made_and_differentiated_on_the_meta_device(seed: int) -> Non
     assert all(gradient.device.type == "meta" for gradient in gradients)
 
 
-def test_everything_runs_on_a_device_that_the_library_does_not_know() -> None:
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["fake", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_everything_runs_there(device: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    paths = {"PYTHONPATH": f"{HERE.parents[1] / 'python'}:{HERE}", "GATELOOP_TEST_DEVICE": device}
     result = subprocess.run(
-        [*command, str(HERE / "on_fake_device.py")],
-        env=os.environ | {"PYTHONPATH": f"{HERE.parents[1] / 'python'}:{HERE}"},
+        [*command, str(HERE / "on_device.py")],
+        env=os.environ | paths,
         capture_output=True,
         text=True,
         timeout=900,

@@ -1,9 +1,11 @@
-"""Run by test_devices.py in a process of its own: a process has one such device for good.
+"""What a device gives beside the CPU; run by test_devices.py in a process of its own.
 
-The device "fake" (tests/cpp/ops/fake_device.cpp) is one that the library knows nothing of.
+GATELOOP_TEST_DEVICE names it. "fake" (tests/cpp/ops/fake_device.cpp) is one that the library knows
+nothing of; a process has one such device for good.
 """
 
 import copy
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,9 +52,11 @@ class Backend:
         return [torch.bfloat16]
 
 
-rename_privateuse1_backend("fake")
-torch._register_device_module("fake", Backend)
-torch.ops.load_library(str(BUILD / "lib" / "libgateloop_fake_device.so"))
+DEVICE = os.environ["GATELOOP_TEST_DEVICE"]
+if DEVICE == "fake":
+    rename_privateuse1_backend("fake")
+    torch._register_device_module("fake", Backend)
+    torch.ops.load_library(str(BUILD / "lib" / "libgateloop_fake_device.so"))
 
 Ops = Any  # torch.ops.gateloop
 F64, C128 = torch.float64, torch.complex128
@@ -72,7 +76,7 @@ def results(function: Function, arguments: tuple[Tensor, ...], device: str) -> t
 
 
 def assert_alike(function: Function, arguments: tuple[Tensor, ...]) -> None:
-    there, here = (results(function, arguments, device) for device in ("fake", "cpu"))
+    there, here = (results(function, arguments, device) for device in (DEVICE, "cpu"))
     for ours, theirs in zip(there, here, strict=True):
         scale = float(theirs.abs().max()) if theirs.numel() > 0 else 1.0
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(scale, 1))
@@ -113,7 +117,7 @@ def test_vmap(ops: Ops) -> None:
 def test_low_precision(ops: Ops) -> None:
     low = [torch.randn(2, 100, 3).bfloat16() for _ in range(3)]
     here = ops.simple_gate_loop(*low)
-    there = ops.simple_gate_loop(*(t.to("fake") for t in low))
+    there = ops.simple_gate_loop(*(t.to(DEVICE) for t in low))
     for ours, theirs in zip(there, here, strict=True):
         # One rounding of a float32 state.
         torch.testing.assert_close(ours.cpu(), theirs, rtol=2**-8, atol=1e-5)
@@ -122,11 +126,11 @@ def test_low_precision(ops: Ops) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_models(seed: int, tmp_path: Path) -> None:
     here = drawn_model(seed).double()
-    there = copy.deepcopy(here).to("fake")
+    there = copy.deepcopy(here).to(DEVICE)
     ids, mask = drawn_ids(seed), torch.arange(29) > torch.tensor([[0], [4]])
     for given in ({}, {"mask": mask}):
         losses = []
-        for model, device in ((here, "cpu"), (there, "fake")):
+        for model, device in ((here, "cpu"), (there, DEVICE)):
             model.zero_grad()
             packing = {name: t.to(device) for name, t in given.items()}
             loss = model(ids.to(device), return_loss=True, **packing)
@@ -141,30 +145,31 @@ def test_models(seed: int, tmp_path: Path) -> None:
             if weight.grad is not None:
                 torch.testing.assert_close(weight.grad.cpu(), expected, rtol=1e-8, atol=1e-8)
     here.eval(), there.eval()
-    tokens = there.generate(ids[:, :3].to("fake"), length=4, temperature=0)
-    assert tokens.device.type == "fake"
+    tokens = there.generate(ids[:, :3].to(DEVICE), length=4, temperature=0)
+    assert tokens.device.type == DEVICE
     assert tokens.tolist() == here.generate(ids[:, :3], length=4, temperature=0).tolist()
     checkpoint.save(there, tmp_path / "model")
-    loaded = checkpoint.load(tmp_path / "model").to("fake")
+    loaded = checkpoint.load(tmp_path / "model").to(DEVICE)
     torch.testing.assert_close(
-        loaded(ids.to("fake")).cpu(), here.float()(ids), rtol=1e-4, atol=1e-4
+        loaded(ids.to(DEVICE)).cpu(), here.float()(ids), rtol=1e-4, atol=1e-4
     )
 
 
 def test_packed_sequences_in_a_model() -> None:
     here = Transformer(12, num_tokens=17, depth=2, layers="gate_loop,attention", window=5).double()
-    there = copy.deepcopy(here).to("fake")
+    there = copy.deepcopy(here).to(DEVICE)
     ids, cuts = drawn_ids(0)[:1], torch.tensor([0, 7, 7, 20, 29])
-    ours = there(ids.to("fake"), return_loss=True, cu_seqlens=cuts)
     theirs = here(ids, return_loss=True, cu_seqlens=cuts)
-    torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-10, atol=1e-10)
+    for where in ("cpu", DEVICE):
+        ours = there(ids.to(DEVICE), return_loss=True, cu_seqlens=cuts.to(where))
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_a_training_step_and_recomputed_blocks() -> None:
     torch.manual_seed(0)
-    model = Transformer(12, num_tokens=17, depth=2, checkpoint_blocks=True).to("fake")
+    model = Transformer(12, num_tokens=17, depth=2, checkpoint_blocks=True).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    ids = drawn_ids(0).to("fake")
+    ids = drawn_ids(0).to(DEVICE)
     losses = []
     for _ in range(5):
         optimizer.zero_grad()
@@ -177,8 +182,8 @@ def test_a_training_step_and_recomputed_blocks() -> None:
 
 @pytest.mark.parametrize("heinsen", [False, True])
 def test_the_small_layer_from_its_cache(heinsen: bool) -> None:
-    layer = SimpleGateLoopLayer(8, use_heinsen=heinsen).to("fake")
-    x = torch.randn(2, 9, 8).to("fake")
+    layer = SimpleGateLoopLayer(8, use_heinsen=heinsen).to(DEVICE)
+    x = torch.randn(2, 9, 8).to(DEVICE)
     whole = layer(x)
     first, cache = layer(x[:, :4], return_cache=True)
     second, _ = layer(x[:, 4:], cache=cache, return_cache=True)

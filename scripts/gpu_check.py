@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Checks and measures the library on a machine with an NVIDIA GPU; needs no network.
+
+Builds the operators against this Python's torch, runs the tests that need CUDA, a few operators
+under compute-sanitizer where it is on PATH, and the benchmark. Needs torch with CUDA, pytest, nvcc,
+cmake, a C++20 compiler and Highway's CMake package (libhwy-dev).
+
+    scripts/gpu_check.py                          all of it, in build/gpu
+    scripts/gpu_check.py --build DIR              with DIR/lib/libgateloop_ops.so, built before
+    scripts/gpu_check.py --only tests,benchmark   of build, tests, sanitizer and benchmark
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = Path("lib") / "libgateloop_ops.so"
+TOOLS = ("memcheck", "racecheck", "initcheck")
+# Both passes of each scan, in whole and in partial blocks.
+OPERATORS = """
+import torch, gateloop_cpp
+ops = torch.ops.gateloop
+for dtype in (torch.float32, torch.bfloat16):
+    for shape in ((2, 300, 64), (1, 1100, 33)):
+        q, k, v = (torch.rand(shape, device="cuda").to(dtype).requires_grad_() for _ in range(3))
+        z = torch.rand(*shape[:2], 2 * shape[2], device="cuda").to(dtype).requires_grad_()
+        gamma = torch.ones(shape[2], device="cuda", dtype=dtype, requires_grad=True)
+        results = [ops.linear_recurrence(q, k), ops.polar_gate_loop(q, k, v, z)]
+        results += [ops.simple_gate_loop(q, k, v, None, True, True), (ops.rms_norm(q, gamma),)]
+        for y, *_ in results:
+            torch.autograd.grad(y, [q], torch.ones_like(y))
+torch.cuda.synchronize()
+"""
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--build", type=Path, metavar="DIR", help="a build with the operators")
+    parser.add_argument("--only", default="build,tests,sanitizer,benchmark", metavar="STEPS")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu.json", metavar="FILE")
+    chosen = parser.parse_args()
+    chosen.only = chosen.only.split(",")
+    if chosen.build:
+        chosen.only = [step for step in chosen.only if step != "build"]
+    chosen.build = (chosen.build or ROOT / "build" / "gpu").resolve()
+    return chosen
+
+
+def run(command: Sequence[str | Path], environment: dict[str, str]) -> bool:
+    print("+", *command, flush=True)
+    return (
+        subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False).returncode == 0
+    )
+
+
+def build(folder: Path) -> bool:
+    for tool in ("cmake", "nvcc"):
+        if shutil.which(tool) is None:
+            print(f"gpu_check: build needs {tool} on PATH; found none", file=sys.stderr)
+            return False
+    configured = run(
+        [
+            *("cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"),
+            *("-DGATELOOP_WHEEL=ON", "-DGATELOOP_TESTS=OFF", "-DGATELOOP_CUDA=ON"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ],
+        {},
+    )
+    return configured and run(
+        ["cmake", "--build", folder, "--parallel", "--target", "gateloop_ops"], {}
+    )
+
+
+def test(environment: dict[str, str]) -> bool:
+    files = ["tests/python/test_cuda.py", "tests/python/test_devices.py"]
+    return run([sys.executable, "-m", "pytest", "-q", "-k", "cuda", *files], environment)
+
+
+def sanitize(environment: dict[str, str]) -> bool:
+    if shutil.which("compute-sanitizer") is None:
+        print("gpu_check: no compute-sanitizer on PATH; this step is left out")
+        return True
+    # Torch's own kernels would take most of the time; initcheck has to see what they write.
+    ours = ["--kernel-regex", "kns=gateloop"]
+    good = []
+    for tool in TOOLS:
+        chosen = [] if tool == "initcheck" else ours
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *chosen]
+        good.append(run([*command, sys.executable, "-c", OPERATORS], environment))
+    return all(good)
+
+
+def main() -> int:
+    try:
+        import torch
+    except ImportError:
+        sys.exit("gpu_check: needs torch in this Python; found none")
+    if not torch.cuda.is_available():
+        sys.exit(f"gpu_check: needs a CUDA device; torch {torch.__version__} finds none")
+    chosen = options()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    if "build" in chosen.only and not build(chosen.build):
+        return 1
+    library = chosen.build / LIBRARY
+    if not library.is_file():
+        sys.exit(f"gpu_check: expected the operators at {library}; there is no such file")
+    environment = {
+        "GATELOOP_BUILD_DIR": str(chosen.build),
+        "GATELOOP_OPS_LIBRARY": str(library),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]),
+    }
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    benchmark = [sys.executable, "-m", "benchmarks.gpu", "--out", chosen.out]
+    steps: dict[str, Callable[[dict[str, str]], bool]] = {
+        "tests": test,
+        "sanitizer": sanitize,
+        "benchmark": partial(run, benchmark),
+    }
+    done = {name: step(environment) for name, step in steps.items() if name in chosen.only}
+    print(", ".join(f"{name} {'passed' if good else 'FAILED'}" for name, good in done.items()))
+    return 0 if all(done.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
