@@ -1,5 +1,6 @@
 # cmake --install: the libraries, the public headers, and a CMake package "gateloop" with the targets
-# gateloop::recurrence and gateloop::runtime, and with libtorch gateloop::ops and gateloop::torch.
+# gateloop::recurrence and gateloop::runtime, with nvcc gateloop::recurrence_cuda, and with libtorch
+# gateloop::ops and gateloop::torch.
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gateloop)
 
@@ -16,9 +17,17 @@ target_compile_features(gateloop_recurrence PUBLIC cxx_std_20)
 target_compile_features(gateloop_model PUBLIC cxx_std_20)
 install(TARGETS gateloop_recurrence gateloop_model EXPORT gateloop-recurrence)
 install(EXPORT gateloop-recurrence NAMESPACE gateloop:: DESTINATION ${package_dir})
+if(TARGET gateloop_recurrence_cuda)
+  install(FILES ${PROJECT_SOURCE_DIR}/include/gateloop/recurrence_cuda.h
+    DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gateloop)
+  target_compile_features(gateloop_recurrence_cuda PUBLIC cxx_std_20)
+  install(TARGETS gateloop_recurrence_cuda EXPORT gateloop-recurrence-cuda)
+  install(EXPORT gateloop-recurrence-cuda NAMESPACE gateloop:: DESTINATION ${package_dir})
+endif()
 
 if(GATELOOP_TORCH)
-  install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+    PATTERN recurrence_cuda.h EXCLUDE)
   target_compile_features(gateloop_ops PUBLIC cxx_std_20)
   install(TARGETS gateloop_ops gateloop_torch EXPORT gateloop-torch)
   install(EXPORT gateloop-torch NAMESPACE gateloop:: DESTINATION ${package_dir})
