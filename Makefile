@@ -75,7 +75,14 @@ $(SANITIZERS:%=test-%): test-%: build/%/configured
 	$(FIXED_ADDRESSES) ctest --preset $*
 
 .PHONY: test-long
-test-long: test test-sanitizers fuzz  ## The other sanitizers and minutes of fuzzing too, before a release
+test-long: test test-sanitizers test-architectures fuzz  ## The other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
+
+# For one architecture alone in the other builds: each takes minutes.
+.PHONY: test-architectures
+test-architectures: $(PYTHON_ENV)  ## The CUDA kernels for every architecture of the packages, where there is nvcc
+	@if command -v nvcc > /dev/null; then \
+	  cmake --preset architectures && cmake --build --preset architectures && ctest --preset architectures; \
+	else echo "test-architectures: left out, no nvcc on PATH"; fi
 
 # libtorch is not instrumented: what it allocates at its start is no leak of ours, and its containers
 # carry no marks.
