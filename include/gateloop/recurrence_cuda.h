@@ -2,13 +2,14 @@
 
 /// The kernels of recurrence.h on a CUDA device, behind the same plain structs.
 ///
-/// Every pointer of a struct is device memory, `offsets` too; its values are not checked, for they
-/// are read on the device only. Nothing here allocates or synchronises: run() queues its work on
-/// the stream and can be captured in a graph. The same call gives the same bits on every run,
-/// whatever else the device does. A transition of modulus above 1 may overflow in the product over
-/// a chunk, of up to 256 steps, where a state that is small enough would not.
+/// Every pointer of a struct is device memory, `offsets` too. Only the device reads offsets: wrong
+/// values are not found, and may make a kernel wait for ever. Nothing here allocates or
+/// synchronises: run() queues its work on the stream and can be captured in a graph. The same call
+/// gives the same bits on every run, whatever else the device does. A transition of modulus above 1
+/// may overflow in the product over a chunk, of up to 256 steps, where a state that is small enough
+/// would not.
 ///
-/// Compiled and checked on the CPU, where tests run the same bodies; not yet run on a GPU.
+/// Tests run the same bodies on the CPU, and on an H100, the only GPU that has been tried.
 #include <cstddef>
 
 #include "gateloop/recurrence.h"

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
     __syncthreads();
     return block.after(phase, thread);
   };
-  // Written out, for a loop over phases keeps all of a thread's steps alive through every turn.
+  // Written out: in a loop over phases all of a thread's steps stay alive through every turn.
   if (step(Phase::kTake) == Phase::kDone) return;
   if (step(Phase::kLoad) == Phase::kMeasure && step(Phase::kMeasure) == Phase::kPublish) {
     step(Phase::kPublish);

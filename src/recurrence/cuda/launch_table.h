@@ -58,8 +58,8 @@ constexpr Launch simple_backward_launch(std::size_t storage, std::size_t) {
   return {32, 8, storage == 4 ? 16 : storage == 2 ? 8 : 4, channels_of(storage), 2};
 }
 
-/// One step of every sequence, for decoding: no chunk, no carry, no scratch. Four warps a block,
-/// for an SM holds 32 blocks and 64 warps.
+/// One step of every sequence, for decoding: no chunk, no carry, no scratch. Four warps a block:
+/// an SM holds 32 blocks and 64 warps.
 constexpr Launch step_launch(std::size_t storage, std::size_t) {
   return {128, 1, 1, channels_of(storage), 8};
 }

@@ -137,7 +137,7 @@ GATELOOP_HD Where locate(const Schedule& s, std::int64_t ticket, Memory& memory)
 }
 
 /// A (B, T, D) sequence of kParts reals a channel, of which a thread reads kChannels channels at
-/// once: in one access where `wide`, for then each is aligned to its size.
+/// once: in one access where `wide`: each is aligned to its size then.
 template <class S, int kParts, int kChannels>
 struct View {
   static constexpr int kReals = kParts * kChannels;
