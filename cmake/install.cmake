@@ -21,8 +21,8 @@ if(TARGET gateloop_recurrence_cuda)
   install(FILES ${PROJECT_SOURCE_DIR}/include/gateloop/recurrence_cuda.h
     DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gateloop)
   target_compile_features(gateloop_recurrence_cuda PUBLIC cxx_std_20)
-  install(TARGETS gateloop_recurrence_cuda EXPORT gateloop-recurrence-cuda)
-  install(EXPORT gateloop-recurrence-cuda NAMESPACE gateloop:: DESTINATION ${package_dir})
+  install(TARGETS gateloop_recurrence_cuda EXPORT gateloop-cuda)
+  install(EXPORT gateloop-cuda NAMESPACE gateloop:: DESTINATION ${package_dir})
 endif()
 
 if(GATELOOP_TORCH)
