@@ -29,7 +29,7 @@ GATELOOP_HD constexpr Accumulation<S> norm_floor() {
 }
 
 /// Makes the compiler widen 16-bit numbers again where they are used again. Kept widened across
-/// phases they would take twice the registers, and 100 bytes spilled.
+/// phases they would take twice the registers, and up to 124 bytes spilled.
 template <class S, int kCount, int kSteps>
 GATELOOP_HD void stay_packed([[maybe_unused]] Lane<S, kCount> (&lanes)[kSteps]) {
 #if defined(__CUDA_ARCH__)
