@@ -3,11 +3,11 @@
 /// The kernels of recurrence.h on a CUDA device, behind the same plain structs.
 ///
 /// Every pointer of a struct is device memory, `offsets` too. Only the device reads offsets: wrong
-/// values are not found, and may make a kernel wait for ever. Nothing here allocates or
-/// synchronises: run() queues its work on the stream and can be captured in a graph. The same call
-/// gives the same bits on every run, whatever else the device does. A transition of modulus above 1
-/// may overflow in the product over a chunk, of up to 256 steps, where a state that is small enough
-/// would not.
+/// values are not found; a kernel then accesses memory outside of the arrays, or waits for ever.
+/// Nothing here allocates or synchronises: run() queues its work on the stream and can be captured
+/// in a graph. The same call gives the same bits on every run, whatever else the device does. A
+/// transition of modulus above 1 may overflow in the product over a chunk, of up to 256 steps,
+/// where a state that is small enough would not.
 ///
 /// Tests run the same bodies on the CPU, and on an H100, the only GPU that has been tried.
 #include <cstddef>

@@ -5,9 +5,10 @@ All are differentiable in every tensor argument, work under autocast, ``torch.co
 
 Two arguments serve sequences of different lengths; a call takes at most one of them:
 
-- ``cu_seqlens``: (N + 1), int32 or int64, on the CPU or on the sequences' device: where N sequences,
-  packed along the time of a batch of one, begin and end: 0, then the end of each; the last number is
-  T. On CUDA wrong numbers end as wrong indices do, in a failed assertion. Sequences may be
+- ``cu_seqlens``: (N + 1), int32 or int64, on the CPU or on the sequences' device: where N
+  sequences, packed along the time of a batch of one, begin and end: 0, then the end of each; the
+  last number is T. To CUDA they are copied from the CPU, which waits and cannot be in a graph;
+  wrong numbers on CUDA end as wrong indices do, in a failed assertion. Sequences may be
   empty. Each has a state of its own, so that ``initial_state`` and the final state are (N, D).
 - ``mask``: (B, T), bool, False at padding, which may be anywhere. A step of padding neither decays
   nor feeds the state, the output there is 0 (of :func:`linear_recurrence` too, where the state goes

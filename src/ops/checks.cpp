@@ -30,9 +30,11 @@ std::string names(std::initializer_list<at::ScalarType> dtypes) {
 void check_readable(const char* op, const char* name, const at::Tensor& t) {
   TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor, got none");
   const bool dense = t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized();
-  TORCH_CHECK(dense && (t.has_storage() || !t.is_cpu()), op, ": ", name,
+  // Where kernels read memory by its address.
+  const bool addressed = t.is_cpu() || t.is_cuda();
+  TORCH_CHECK(dense && (t.has_storage() || !addressed), op, ": ", name,
               " must be a dense tensor, got ", t.toString());
-  if (!t.is_cpu() || t.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
+  if (!addressed || t.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
   const std::size_t needed = at::detail::computeStorageNbytes(
       t.sizes(), t.strides(), t.itemsize(), static_cast<std::size_t>(t.storage_offset()));
   TORCH_CHECK(t.numel() == 0 || needed <= t.storage().nbytes(), op, ": ", name, " must lie in ",

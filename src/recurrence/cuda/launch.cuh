@@ -95,8 +95,14 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
 
 inline void check(cudaError_t status, const char* name, const std::string& what) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(name) + ": " + what + ": " + cudaGetErrorString(status) +
-                           " (" + cudaGetErrorName(status) + ")");
+  std::string message = std::string(name) + ": " + what + ": " + cudaGetErrorString(status) + " (" +
+                        cudaGetErrorName(status) + ")";
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInsufficientDriver) {
+    message += "; this build has kernels for " GATELOOP_CUDA_ARCHITECTURES
+               " alone: build for this device (-DCMAKE_CUDA_ARCHITECTURES), or without kernels "
+               "(-DGATELOOP_CUDA=OFF)";
+  }
+  throw std::runtime_error(message);
 }
 
 /// Makes a device current, and again the one that was.

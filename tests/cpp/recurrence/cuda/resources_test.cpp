@@ -16,12 +16,13 @@ using recurrence::cuda::Launch;
 
 struct Resources {
   std::string kernel;  // mangled
+  int architecture = 0;
   int stack = -1, spilled = -1, registers = -1, shared = 0;
 };
 
 /// One for each kernel and architecture of a report.
 std::vector<Resources> read_report(const std::filesystem::path& path) {
-  const std::regex entry("Compiling entry function '(\\S+)'");
+  const std::regex entry("Compiling entry function '(\\S+)' for 'sm_(\\d+)");
   const std::regex stack("(\\d+) bytes stack frame, (\\d+) bytes spill stores");
   const std::regex used("Used (\\d+) registers"), shared("(\\d+) bytes smem");
   std::vector<Resources> all;
@@ -29,7 +30,7 @@ std::vector<Resources> read_report(const std::filesystem::path& path) {
   std::smatch match;
   for (std::string line; std::getline(report, line);) {
     if (std::regex_search(line, match, entry)) {
-      all.push_back({.kernel = match[1]});
+      all.push_back({.kernel = match[1], .architecture = std::stoi(match[2])});
     } else if (!all.empty() && std::regex_search(line, match, stack)) {
       all.back().stack = std::stoi(match[1]);
       all.back().spilled = std::stoi(match[2]);
@@ -53,8 +54,11 @@ Launch launch_of(const std::string& kernel) {
 void expect_within(const Resources& r) {
   SCOPED_TRACE(r.kernel);
   const Launch launch = launch_of(r.kernel);
-  EXPECT_EQ(r.stack, 0);
-  EXPECT_EQ(r.spilled, 0);
+  // Held to where kernels are tuned or packaged; of a developer's GPU it says nothing.
+  if (r.architecture == 80 || r.architecture == 90 || r.architecture == 100) {
+    EXPECT_EQ(r.stack, 0);
+    EXPECT_EQ(r.spilled, 0);
+  }
   EXPECT_GT(r.registers, 0);
   EXPECT_LE(r.registers, launch.registers());
   EXPECT_LE(r.shared, launch.shared_bytes());
@@ -73,7 +77,7 @@ void expect_kernels(const std::string& file, std::size_t count) {
 TEST(CudaResources, AreWhatTheLaunchTableSays) {
   expect_kernels("linear_recurrence", 3 * 6);
   expect_kernels("polar_gate_loop", 3 * 4);
-  expect_kernels("simple_gate_loop", 3 * 4);
+  expect_kernels("simple_gate_loop", 2 * 3 * 4);  // with and without normalized inputs
   // Of every size, in vectors and not, forward and backward; and the sums of dgain.
   expect_kernels("rms_norm", (2 * 2 * (recurrence::cuda::kNormSizes + 1) + 1) * 4);
 }
