@@ -39,7 +39,9 @@ endfunction()
 set(gateloop_has_cuda FALSE)
 if(GATELOOP_CUDA)
   set(no_cuda "")
-  find_program(GATELOOP_NVCC NAMES nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  # The one that CMake will use: what it was given, else what it finds first.
+  find_program(GATELOOP_NVCC NAMES ${CMAKE_CUDA_COMPILER} $ENV{CUDACXX} nvcc
+    HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
   mark_as_advanced(GATELOOP_NVCC)
   if(GATELOOP_NVCC)
     execute_process(COMMAND ${GATELOOP_NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
