@@ -67,8 +67,8 @@ struct DeviceMemory {
   __device__ std::int64_t next(unsigned* ticket) const { return atomicAdd(ticket, 1u); }
 };
 
-template <class Tile, int kBlocks, class Op>
-__global__ void __launch_bounds__(Tile::kThreads, kBlocks)
+template <class Tile, class Op>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     scan_kernel(const __grid_constant__ Op op, const __grid_constant__ Schedule schedule) {
   using Block = ScanBlock<Op, Tile, DeviceMemory>;
   __shared__ typename Block::Shared shared;
@@ -160,7 +160,7 @@ void run_scan(const char* name, const Params& p, const Context& context) {
       check(cudaMemsetAsync(context.scratch, 0, sizes.cleared, context.stream), name,
             "clearing the flags of the look-back");
     }
-    launch(name, scan_kernel<Tile, Tile::kBlocks, Op>, schedule.slots * schedule.tiles,
+    launch(name, scan_kernel<Tile, Op>, schedule.slots * schedule.tiles,
            dim3(Tile::kLanes, static_cast<unsigned>(schedule.rows)), context, op, schedule);
   });
 }

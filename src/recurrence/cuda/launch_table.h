@@ -13,7 +13,7 @@
 ///   pairs of channels.
 /// - A carry is 3 states of 4 bytes a channel, written once and read once or a few times. Beside a
 ///   chunk of 64 steps of 12 bytes (LinearRecurrence, float32) that is some 3 %. Long chunks make a
-///   single long sequence faster, for its carry passes from chunk to chunk.
+///   single long sequence faster, because its carry passes from chunk to chunk.
 /// - Registers: what a thread keeps of its steps, and some 50 more, at most 65536 / (threads x
 ///   blocks an SM). `registers` and `shared_bytes` are bounds to which a test holds the compiler.
 #include <algorithm>

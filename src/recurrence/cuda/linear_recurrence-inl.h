@@ -11,7 +11,6 @@ namespace gateloop::recurrence::cuda {
 
 template <class S, class V, int kChannels_>
 struct LinearOp {
-  using Storage = S;
   using Value = V;
   using T = typename V::Scalar;
   static constexpr int kParts = V::kParts, kChannels = kChannels_;
@@ -59,7 +58,6 @@ struct LinearOp {
 /// step reads nothing of its successor.
 template <class S, class V, int kChannels_>
 struct LinearAdjointOp {
-  using Storage = S;
   using Value = V;
   using T = typename V::Scalar;
   static constexpr int kParts = V::kParts, kChannels = kChannels_;
@@ -88,7 +86,7 @@ struct LinearAdjointOp {
 
   template <class Memory, class AnyPlace>
   GATELOOP_HD Numbers load(Memory& memory, const AnyPlace& p, int i) const {
-    // Step 0 is the first of its thread: of the others nothing is asked.
+    // Step 0 is the first of its thread: others need no test.
     const bool first = i == 0 && p.start;
     return {a.load(memory, p, i), dh.load(memory, p, i),
             first ? Lane<S, kParts * kChannels>{} : h.load(memory, p, i - 1)};
