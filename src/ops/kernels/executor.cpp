@@ -67,9 +67,10 @@ recurrence::Sequence output(const at::Tensor& sequence) {
 }
 
 at::Tensor empty_sequence(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  if (!options.device().is_cpu()) return at::empty(sizes, options);
   at::Tensor sequence = empty_pooled(sizes, options);
-  host::ready_output(sequence.mutable_data_ptr(), sequence.nbytes(), sizes[0], torch_threads());
+  if (sequence.is_cpu()) {
+    host::ready_output(sequence.mutable_data_ptr(), sequence.nbytes(), sizes[0], torch_threads());
+  }
   return sequence;
 }
 
