@@ -19,8 +19,9 @@ ARROWS = {
     "ops": {"recurrence", "host", "model", "runtime"},
     "nn": {"ops", "model", "runtime"},
     "checkpoint": {"nn", "model"},
-    "training": {"nn", "checkpoint", "model", "corpus", "runtime"},
-    "app": {"nn", "checkpoint", "training", "model", "runtime", "corpus"},
+    "distributed": set(),
+    "training": {"nn", "checkpoint", "distributed", "model", "corpus", "runtime"},
+    "app": {"nn", "checkpoint", "distributed", "training", "model", "runtime", "corpus"},
     "jax": {"recurrence", "host", "model"},
 }
 # Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
@@ -36,6 +37,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "ops": TORCH,
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),
+    "distributed": TORCH,
     "corpus": ("zlib.h", "archive.h", "archive_entry.h"),
     "training": (*TORCH, *SYSTEM, "nlohmann/"),
     "app": (*TORCH, *SYSTEM, "CLI/"),
@@ -51,6 +53,7 @@ DOORS = {
     "ops.h": "ops",
     "nn.h": "nn",
     "checkpoint.h": "checkpoint",
+    "distributed.h": "distributed",
     "training.h": "training",
     "evaluation.h": "training",
     "generation.h": "runtime",

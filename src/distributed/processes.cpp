@@ -1,0 +1,156 @@
+#include <cstring>
+#include <stdexcept>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/csrc/distributed/c10d/comm.hpp>
+
+#include "distributed/connection.h"
+
+namespace gateloop::distributed {
+namespace {
+
+using c10d::ProcessGroup;
+
+c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch,
+                                           std::chrono::milliseconds timeout) {
+  c10d::TCPStoreOptions options;
+  options.port = launch.port;
+  options.isServer = launch.rank == 0 && !launch.launcher_stores;
+  options.numWorkers = static_cast<std::size_t>(launch.size);
+  options.waitWorkers = false;  // the first collective waits
+  options.timeout = timeout;
+  auto store = c10::make_intrusive<c10d::TCPStore>(launch.address, options);
+  // The agent's store outlives the processes; each of their lives has keys of its own.
+  return c10::make_intrusive<c10d::PrefixStore>("gateloop/" + std::to_string(launch.restarts),
+                                                std::move(store));
+}
+
+torch::Tensor tensor_of(const std::vector<double>& numbers) {
+  return torch::tensor(numbers, torch::kFloat64);
+}
+
+}  // namespace
+
+Processes Processes::join(const Launch& launch, const JoinOptions& options) {
+  if (options.backend != "auto" && options.backend != "gloo" && options.backend != "nccl") {
+    throw std::invalid_argument("backend must be auto, gloo or nccl, got " + options.backend);
+  }
+  if (launch.size == 1) return {};
+  const bool has_cuda = torch::cuda::is_available();
+  if (options.backend == "nccl" && !has_cuda) {
+    throw std::invalid_argument(
+        "backend must be gloo or auto, got nccl: this libtorch finds no CUDA device");
+  }
+  const bool by_nccl =
+      has_cuda && (options.backend == "nccl" || (options.backend == "auto" && has_nccl()));
+  try {
+    auto connection = std::make_shared<Connection>();
+    connection->launch = launch;
+    connection->store = open_store(launch, options.timeout);
+    connection->group =
+        c10::make_intrusive<ProcessGroup>(connection->store, launch.rank, launch.size);
+    const auto prefixed = [&](const char* name) {
+      return c10::make_intrusive<c10d::PrefixStore>(name, connection->store);
+    };
+    const Backend gloo = make_gloo(prefixed("gloo"), launch, options.timeout);
+    ProcessGroup& group = *connection->group;
+    group.setBackend(torch::kCPU, ProcessGroup::BackendType::GLOO, gloo);
+    group.setDefaultBackend(ProcessGroup::BackendType::GLOO);
+    if (by_nccl) {
+      group.setBackend(torch::kCUDA, ProcessGroup::BackendType::NCCL,
+                       make_nccl(prefixed("nccl"), launch, options.timeout));
+    } else if (has_cuda) {
+      group.setBackend(torch::kCUDA, ProcessGroup::BackendType::GLOO, gloo);
+    }
+    Processes processes;
+    processes.connection_ = std::move(connection);
+    return processes;
+  } catch (const std::invalid_argument&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw std::runtime_error("process " + std::to_string(launch.rank) + " of " +
+                             std::to_string(launch.size) + " did not meet the others at " +
+                             launch.address + ":" + std::to_string(launch.port) + ": " +
+                             first_line(error));
+  }
+}
+
+std::string first_line(const std::exception& error) {
+  const std::string text = error.what();
+  return text.substr(0, text.find('\n'));
+}
+
+int Processes::rank() const { return connection_ ? connection_->launch.rank : 0; }
+int Processes::size() const { return connection_ ? connection_->launch.size : 1; }
+int Processes::local_rank() const { return connection_ ? connection_->launch.local_rank : 0; }
+int Processes::local_size() const { return connection_ ? connection_->launch.local_size : 1; }
+
+std::pair<std::int64_t, std::int64_t> Processes::part_of(std::int64_t count) const {
+  return {count * rank() / size(), count * (rank() + 1) / size()};
+}
+
+std::vector<std::vector<double>> Processes::gather(const std::vector<double>& numbers) const {
+  if (!connection_) return {numbers};
+  std::vector<torch::Tensor> mine = {tensor_of(numbers)};
+  std::vector<std::vector<torch::Tensor>> all(1);
+  for (int r = 0; r < size(); ++r) all[0].push_back(torch::empty_like(mine[0]));
+  connection_->group->allgather(all, mine)->wait();
+  std::vector<std::vector<double>> rows;
+  for (const torch::Tensor& row : all[0]) {
+    const auto* begin = row.const_data_ptr<double>();
+    rows.emplace_back(begin, begin + row.numel());
+  }
+  return rows;
+}
+
+double Processes::of_main(double number) const {
+  if (!connection_) return number;
+  const torch::Tensor tensor = tensor_of({number});
+  broadcast({tensor});
+  return tensor.item<double>();
+}
+
+std::string Processes::decided(const std::function<std::string()>& decide) const {
+  if (!connection_) return decide();
+  std::string text;
+  std::exception_ptr error;
+  if (is_main()) {
+    try {
+      text = decide();
+    } catch (const std::exception& thrown) {
+      error = std::current_exception();
+      text = first_line(thrown);
+    }
+  }
+  const torch::Tensor header =
+      torch::tensor({std::ssize(text), std::int64_t{error != nullptr}}, torch::kInt64);
+  broadcast({header});
+  const torch::Tensor bytes = torch::empty({header[0].item<std::int64_t>()}, torch::kUInt8);
+  std::memcpy(bytes.mutable_data_ptr(), text.data(), text.size());
+  broadcast({bytes});
+  if (error) std::rethrow_exception(error);
+  text.assign(static_cast<const char*>(bytes.const_data_ptr()),
+              static_cast<std::size_t>(bytes.numel()));
+  if (header[1].item<std::int64_t>() != 0) throw std::runtime_error("process 0: " + text);
+  return text;
+}
+
+void Processes::broadcast(const std::vector<torch::Tensor>& tensors, int root) const {
+  if (!connection_) return;
+  // Several small tensors travel as one message; larger buffers gain nothing.
+  constexpr std::size_t kBufferBytes = 25 << 20;
+  const torch::NoGradGuard no_grad;
+  c10d::broadcast_coalesced(connection_->group, tensors, kBufferBytes, root);
+}
+
+void Processes::send_to_main(const torch::Tensor& tensor, int from) const {
+  if (from == 0 || (rank() != 0 && rank() != from)) return;
+  constexpr int kTag = 0;
+  const torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> message = {tensor};
+  (is_main() ? connection_->group->recv(message, from, kTag)
+             : connection_->group->send(message, 0, kTag))
+      ->wait();
+}
+
+}  // namespace gateloop::distributed
