@@ -8,6 +8,7 @@
 #include <functional>
 #include <span>
 
+#include "gateloop/distributed.h"
 #include "gateloop/nn/transformer.h"
 #include "gateloop/runtime.h"
 
@@ -27,7 +28,7 @@ struct EvaluationOptions {
   /// kBFloat16 and kHalf: the passes run under autocast, as in training, with the
   /// weights as they are; kFloat32: without autocast, whatever the caller has set.
   torch::ScalarType dtype = torch::kFloat32;
-  /// Called after each pass with the bytes predicted so far and in all.
+  /// Called after each pass with the bytes that this process has predicted so far and in all.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };
 
@@ -39,7 +40,11 @@ std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t lengt
 /// and no gradient is recorded.
 /// Throws std::invalid_argument for a text shorter than two bytes, a byte outside the model's
 /// vocabulary, or options below one.
+///
+/// Every one of `processes` calls it with the same text; each computes a part of the windows, and
+/// all have the score of the whole.
 Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
-                       const EvaluationOptions& options = {});
+                       const EvaluationOptions& options = {},
+                       const distributed::Processes& processes = {});
 
 }  // namespace gateloop::training

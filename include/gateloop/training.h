@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "gateloop/corpus.h"
+#include "gateloop/distributed.h"
 #include "gateloop/nn/transformer.h"
 
 namespace gateloop::training {
@@ -58,8 +59,8 @@ struct TrainingOptions {
   std::int64_t accumulation = 4;
   std::int64_t length = 256;
   /// Sequences that go through the model together. 0: all batch x accumulation of them if the
-  /// memory allows, else `batch`; train() sets it. The mathematics are the same (a mean of equal
-  /// means), the rounding is not, so that a run keeps its choice.
+  /// memory allows, else `batch`; train() sets it. The mathematics are the same, the rounding is
+  /// not, so that a run keeps its choice.
   std::int64_t rows_per_pass = 0;
 
   std::string optimizer = "adam";  ///< adam (decay added to the gradient) or adamw (decoupled)
@@ -79,6 +80,14 @@ struct TrainingOptions {
   /// cpu, cuda, cuda:N, or auto: CUDA where there is some, else the CPU; train() sets it. A run may
   /// be resumed on another device, whose bits differ.
   std::string device = "auto";
+
+  // Several processes (distributed.h) share the rows of a step; a run may be resumed with another
+  // number of them, whose bits differ.
+  /// none, or bfloat16: gradients travel between processes in it, at half the bytes.
+  std::string gradient_compression = "none";
+  /// Each process keeps and updates its part of the optimiser's state (stage 1 of ZeRO, arXiv
+  /// 1910.02054). The same numbers, and the same files.
+  bool shard_optimizer = false;
 
   std::int64_t validate_every = 100;     ///< 0: only at the end
   std::int64_t validation_windows = 64;  ///< evenly spaced, of length + 1 bytes; always the same
@@ -117,6 +126,8 @@ int default_threads();
 void check(const RunConfig& config);
 
 std::string to_json(const RunConfig& config);
+/// Throws std::runtime_error saying what is wrong.
+RunConfig config_from_json(const std::string& text);
 /// DIR/config.json. Throws std::runtime_error naming the path and what is wrong.
 RunConfig load_config(const std::filesystem::path& dir);
 /// Whether DIR holds any file of a run.
@@ -160,6 +171,11 @@ enum class Start {
 /// Trains in `dir` and prints as it goes. To resume, take load_config(dir) and change in it what
 /// obstacles_to_resuming() allows.
 ///
+/// Every one of `processes` calls it, inside Processes::watch(). Process 0 has the say: its options
+/// and its corpus are those of the run, it alone reads and writes `dir`, prints, and calls
+/// `sample`; the others take from theirs only device and threads. Each reads its own copy of the
+/// corpus.
+///
 /// Throws std::invalid_argument for options that do not fit (as check(), and those of the model),
 /// for a corpus shorter than a window and for kNew where there is a run; std::runtime_error for
 /// files that cannot be read or written, a run with other options or another corpus, a directory in
@@ -169,6 +185,7 @@ enum class Start {
 /// With `minutes` the run ends that long after its start, validation and saving included; the time
 /// of earlier processes counts where the run was resumed.
 Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
-             const SampleCallback& sample = {}, const Clock& clock = {});
+             const SampleCallback& sample = {}, const Clock& clock = {},
+             const distributed::Processes& processes = {});
 
 }  // namespace gateloop::training

@@ -44,13 +44,14 @@ std::string date() {
 
 }  // namespace
 
-std::string provenance() {
-  const json object = {{"program", std::string("gateloop ") + kVersion},
-                       {"revision", kRevision},
-                       {"torch", TORCH_VERSION},
-                       {"processor", processor_name()},
-                       {"command", command_line()},
-                       {"date", date()}};
+std::string provenance(int processes) {
+  json object = {{"program", std::string("gateloop ") + kVersion},
+                 {"revision", kRevision},
+                 {"torch", TORCH_VERSION},
+                 {"processor", processor_name()},
+                 {"command", command_line()},
+                 {"date", date()}};
+  if (processes > 1) object["processes"] = processes;
   // Arguments are bytes; in JSON those that are not UTF-8 become U+FFFD.
   return object.dump(-1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
 }

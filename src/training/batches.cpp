@@ -24,10 +24,10 @@ std::int64_t Batches::start(std::int64_t step, std::int64_t row) const {
   return static_cast<std::int64_t>((static_cast<Wide>(random) * places) >> 64);
 }
 
-torch::Tensor Batches::at(std::int64_t step, std::int64_t rows) const {
-  torch::Tensor ids = torch::empty({rows, length_ + 1}, torch::kInt64);
+torch::Tensor Batches::at(std::int64_t step, std::int64_t first, std::int64_t last) const {
+  torch::Tensor ids = torch::empty({last - first, length_ + 1}, torch::kInt64);
   auto* out = ids.data_ptr<std::int64_t>();
-  for (std::int64_t row = 0; row < rows; ++row) {
+  for (std::int64_t row = first; row < last; ++row) {
     out = std::copy_n(text_.begin() + start(step, row), length_ + 1, out);
   }
   return ids;

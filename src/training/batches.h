@@ -17,8 +17,8 @@ class Batches {
 
   /// First byte of the window, uniform over all places where one fits.
   std::int64_t start(std::int64_t step, std::int64_t row) const;
-  /// ids (rows, length + 1) int64.
-  torch::Tensor at(std::int64_t step, std::int64_t rows) const;
+  /// Rows `first` to `last` - 1 of a step: ids (last - first, length + 1) int64.
+  torch::Tensor at(std::int64_t step, std::int64_t first, std::int64_t last) const;
 
  private:
   std::span<const std::uint8_t> text_;

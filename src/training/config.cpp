@@ -94,6 +94,8 @@ void for_each_field(Options& options, Visitor&& visit) {
   visit("seed", options.seed);
   visit("threads", options.threads);
   visit("device", options.device);
+  visit("gradient_compression", options.gradient_compression);
+  visit("shard_optimizer", options.shard_optimizer);
   visit("validate_every", options.validate_every);
   visit("validation_windows", options.validation_windows);
   visit("final_windows", options.final_windows);
@@ -113,8 +115,9 @@ json model_json(const nn::TransformerOptions& options) {
 
 bool may_change(const std::string& name, const TrainingOptions& stored) {
   // The corpus is told by its fingerprint, not by where it lies.
-  for (const char* free : {"data", "fingerprint", "threads", "device", "sample_every",
-                           "sample_prime", "sample_length", "checkpoint_every"}) {
+  for (const char* free :
+       {"data", "fingerprint", "threads", "device", "sample_every", "shard_optimizer",
+        "sample_prime", "sample_length", "checkpoint_every"}) {
     if (name == free) return true;
   }
   return name == "steps" && stored.schedule == "constant";
@@ -159,9 +162,6 @@ void check(const RunConfig& config) {
       __builtin_mul_overflow(rows, training.length, &bytes)) {
     invalid("batch x accumulation x length", "below 2^63");
   }
-  if (training.rows_per_pass > 0 && rows % training.rows_per_pass != 0) {
-    invalid("rows_per_pass", "a divisor of batch x accumulation = " + std::to_string(rows));
-  }
   if (training.steps) at_least("steps", *training.steps, 1);
   if (training.minutes && !(*training.minutes > 0 && std::isfinite(*training.minutes))) {
     invalid("minutes", "a finite number, more than 0");
@@ -186,6 +186,7 @@ void check(const RunConfig& config) {
   if (!is_device_name(training.device))
     invalid("device", "cpu, cuda, cuda:N or auto, not \"" + training.device + "\"");
   check_one_of("dtype", training.dtype, {"float32", "bfloat16"});
+  check_one_of("gradient_compression", training.gradient_compression, {"none", "bfloat16"});
   model::resolve(config.model);  // throws for options that do not fit
   if (config.model.num_tokens < 256) {
     invalid("num_tokens", "256 or more: the corpus is read as bytes");
@@ -198,8 +199,11 @@ std::string to_json(const RunConfig& config) {
   object["model"] = model_json(config.model);
   object["training"] = model::json_fields::encode_fields(config.training);
   // Earlier programs take an option that they lack for an error.
-  if (config.training.device == kCpu) object["training"].erase("device");
-  if (config.training.plan.empty()) object["training"].erase("plan");
+  json& training = object["training"];
+  if (config.training.device == kCpu) training.erase("device");
+  if (config.training.plan.empty()) training.erase("plan");
+  if (config.training.gradient_compression == "none") training.erase("gradient_compression");
+  if (!config.training.shard_optimizer) training.erase("shard_optimizer");
   if (!config.id.empty()) object["id"] = config.id;
   for (const std::string& text : config.provenance) {
     object["provenance"].push_back(json::parse(text));
@@ -207,17 +211,29 @@ std::string to_json(const RunConfig& config) {
   return object.dump(2) + "\n";
 }
 
+namespace {
+
+RunConfig decode(const json& object) {
+  RunConfig config;
+  config.model = model::options_from_json(object.at("model").dump());
+  config.training.device = kCpu;  // where none is said
+  model::json_fields::decode_fields(object.at("training"), config.training);
+  config.id = model::id_of(object);
+  config.provenance = model::provenance_of(object);
+  check(config);
+  return config;
+}
+
+}  // namespace
+
+RunConfig config_from_json(const std::string& text) {
+  return decode(model::parse_json<json>(text));
+}
+
 RunConfig load_config(const std::filesystem::path& dir) {
   const json object = model::read_config(dir, {"model", "training"});
   try {
-    RunConfig config;
-    config.model = model::options_from_json(object["model"].dump());
-    config.training.device = kCpu;  // where none is said
-    model::json_fields::decode_fields(object["training"], config.training);
-    config.id = model::id_of(object);
-    config.provenance = model::provenance_of(object);
-    check(config);
-    return config;
+    return decode(object);
   } catch (const std::exception& error) {
     model::fail_config(dir, error.what());
   }

@@ -30,11 +30,11 @@ bool is_device_name(const std::string& name) {
   return name == "cpu" || name == "cuda" || name == "auto" || index_of(name) >= 0;
 }
 
-torch::Device device_of(const std::string& name) {
+torch::Device device_of(const std::string& name, int local_rank) {
   if (name == "cpu") return torch::kCPU;
   const auto there = static_cast<int>(torch::cuda::device_count());
   if (name == "auto" && there == 0) return torch::kCPU;
-  const int index = name == "auto" || name == "cuda" ? 0 : index_of(name);
+  const int index = name == "auto" || name == "cuda" ? local_rank : index_of(name);
   if (index >= there) {
     throw std::invalid_argument("device must be one that is there: " +
                                 (there == 0

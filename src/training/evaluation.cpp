@@ -46,14 +46,38 @@ void check(const nn::TransformerOptions& model, std::span<const std::uint8_t> te
          std::to_string(model.num_tokens));
 }
 
-/// `rows` sequences of length + 1 bytes, one starting `length` after the other, so that the last
-/// byte of each is the first of the next -> ids (rows, length + 1) int64.
-torch::Tensor rows_of(const std::uint8_t* text, std::int64_t rows, std::int64_t length,
-                      torch::Device device) {
-  // from_blob wants a mutable pointer; `to` copies before anyone could write.
-  return torch::from_blob(const_cast<std::uint8_t*>(text), {rows, length + 1}, {length, 1},
-                          torch::kUInt8)
-      .to(device, torch::kInt64);
+struct Window {
+  std::int64_t start = 0;
+  std::int64_t length = 0;  // bytes predicted
+};
+
+std::vector<Window> chosen_windows(std::span<const std::uint8_t> text,
+                                   const EvaluationOptions& options) {
+  const std::int64_t available = window_count(text, options.length);
+  std::vector<Window> windows;
+  if (options.windows > 0 && options.windows < available) {
+    for (std::int64_t i = 0; i < options.windows; ++i) {
+      windows.push_back({i * available / options.windows * options.length, options.length});
+    }
+    return windows;
+  }
+  const std::int64_t total = std::ssize(text) - 1;
+  for (std::int64_t start = 0; start < total; start += options.length) {
+    windows.push_back({start, std::min(options.length, total - start)});
+  }
+  return windows;
+}
+
+/// Windows of one length -> ids (rows, length + 1) int64.
+torch::Tensor ids_of(std::span<const std::uint8_t> text, std::span<const Window> windows,
+                     torch::Device device) {
+  const std::int64_t bytes = windows.front().length + 1;
+  torch::Tensor ids = torch::empty({std::ssize(windows), bytes}, torch::kInt64);
+  auto* out = ids.mutable_data_ptr<std::int64_t>();
+  for (const Window& window : windows) {
+    out = std::copy_n(text.begin() + window.start, bytes, out);
+  }
+  return moved(ids, device);
 }
 
 /// ids (B, T + 1) -> sum over B x T of -ln p, the softmax in at least float32.
@@ -72,40 +96,38 @@ std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t lengt
 }
 
 Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
-                       const EvaluationOptions& options) {
+                       const EvaluationOptions& options, const distributed::Processes& processes) {
   check(model->options(), text, options);
   const auto device = device_of(model);
   const torch::NoGradGuard no_grad;
   const EvalScope eval(*model);
   const Autocast autocast(device.type(), options.dtype);
 
-  const auto available = window_count(text, options.length);
-  const auto rows_per_pass = std::max<std::int64_t>(1, options.bytes_per_pass / options.length);
+  const std::vector<Window> all = chosen_windows(text, options);
+  const auto [first, last] = processes.part_of(std::ssize(all));
+  std::span<const Window> left(all.begin() + first, all.begin() + last);
+  std::int64_t total = 0;
+  for (const Window& window : left) total += window.length;
+  const auto rows_per_pass =
+      static_cast<std::size_t>(std::max<std::int64_t>(1, options.bytes_per_pass / options.length));
   Score score;
-  if (options.windows > 0 && options.windows < available) {
-    const auto total = options.windows * options.length;
-    for (std::int64_t first = 0; first < options.windows; first += rows_per_pass) {
-      std::vector<torch::Tensor> rows;
-      for (auto i = first; i < std::min(first + rows_per_pass, options.windows); ++i) {
-        const auto start = i * available / options.windows * options.length;
-        rows.push_back(rows_of(text.data() + start, 1, options.length, device));
-      }
-      score.nats += surprise(model, torch::cat(rows));
-      score.bytes += std::ssize(rows) * options.length;
-      if (options.progress) options.progress(score.bytes, total);
+  while (!left.empty()) {
+    auto pass = left.first(std::min(rows_per_pass, left.size()));
+    // A shorter one, the last of the text, goes on its own.
+    if (pass.size() > 1 && pass.back().length < pass.front().length) {
+      pass = pass.first(pass.size() - 1);
     }
-    return score;
-  }
-  const auto total = std::ssize(text) - 1;
-  while (score.bytes < total) {
-    const auto left = total - score.bytes;
-    const auto length = std::min(options.length, left);  // shorter: the last window, on its own
-    const auto rows = std::min(rows_per_pass, left / length);
-    score.nats += surprise(model, rows_of(text.data() + score.bytes, rows, length, device));
-    score.bytes += rows * length;
+    score.nats += surprise(model, ids_of(text, pass, device));
+    score.bytes += std::ssize(pass) * pass.front().length;
+    left = left.subspan(pass.size());
     if (options.progress) options.progress(score.bytes, total);
   }
-  return score;
+  Score whole;
+  for (const auto& part : processes.gather({score.nats, static_cast<double>(score.bytes)})) {
+    whole.nats += part[0];
+    whole.bytes += static_cast<std::int64_t>(part[1]);
+  }
+  return whole;
 }
 
 }  // namespace gateloop::training

@@ -11,11 +11,11 @@ std::int64_t activation_bytes_per_row(const nn::TransformerOptions& options, std
          kBackward;
 }
 
-std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t available) {
+std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t rows,
+                                  std::int64_t available) {
   const TrainingOptions& training = config.training;
-  const std::int64_t rows = training.batch * training.accumulation;
   const std::int64_t bytes = rows * activation_bytes_per_row(config.model, training.length);
-  return bytes <= available / 2 ? rows : training.batch;
+  return bytes <= available / 2 ? rows : std::min(rows, training.batch);
 }
 
 }  // namespace gateloop::training

@@ -4,12 +4,24 @@
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace gateloop::training {
 
-Optimizer::Optimizer(const torch::nn::Module& model, const TrainingOptions& options)
-    : decoupled_decay_(options.optimizer == "adamw"),
+namespace {
+
+/// Names of a parameter's moments in a state file.
+std::string exp_avg_name(const std::string& parameter) { return "exp_avg." + parameter; }
+std::string exp_avg_sq_name(const std::string& parameter) { return "exp_avg_sq." + parameter; }
+
+}  // namespace
+
+Optimizer::Optimizer(const torch::nn::Module& model, const TrainingOptions& options,
+                     distributed::Processes processes)
+    : processes_(std::move(processes)),
+      sharded_(options.shard_optimizer && processes_.size() > 1),
+      decoupled_decay_(options.optimizer == "adamw"),
       beta1_(options.beta1),
       beta2_(options.beta2),
       epsilon_(options.epsilon),
@@ -18,11 +30,49 @@ Optimizer::Optimizer(const torch::nn::Module& model, const TrainingOptions& opti
   for (const auto& item : model.named_parameters()) {
     const torch::Tensor& value = item.value();
     if (!value.requires_grad()) continue;
-    parameters_.push_back({item.key(), value, torch::zeros_like(value), torch::zeros_like(value),
-                           value.dim() >= 2 && weight_decay_ > 0});
+    parameters_.push_back({.name = item.key(),
+                           .value = value,
+                           .exp_avg = {},
+                           .exp_avg_sq = {},
+                           .decays = value.dim() >= 2 && weight_decay_ > 0});
+  }
+  if (sharded_) share_out();
+  for (Parameter& parameter : parameters_) {
+    if (!is_mine(parameter)) continue;
+    parameter.exp_avg = torch::zeros_like(parameter.value);
+    parameter.exp_avg_sq = torch::zeros_like(parameter.value);
   }
   // The fused kernels read it where the parameters are.
   if (!parameters_.empty()) updates_ = updates_.to(parameters_.front().value.device());
+}
+
+bool Optimizer::is_mine(const Parameter& parameter) const {
+  return !sharded_ || parameter.owner == processes_.rank();
+}
+
+/// Largest first, each to the process that has least so far.
+void Optimizer::share_out() {
+  std::vector<Parameter*> order;
+  for (Parameter& parameter : parameters_) order.push_back(&parameter);
+  std::stable_sort(order.begin(), order.end(), [](const Parameter* a, const Parameter* b) {
+    return a->value.numel() > b->value.numel();
+  });
+  std::vector<std::int64_t> numbers(static_cast<std::size_t>(processes_.size()), 0);
+  for (Parameter* parameter : order) {
+    const auto least = std::min_element(numbers.begin(), numbers.end());
+    *least += parameter->value.numel();
+    parameter->owner = static_cast<int>(least - numbers.begin());
+  }
+}
+
+void Optimizer::broadcast_parameters() const {
+  for (int owner = 0; owner < processes_.size(); ++owner) {
+    std::vector<torch::Tensor> values;
+    for (const Parameter& parameter : parameters_) {
+      if (parameter.owner == owner) values.push_back(parameter.value);
+    }
+    if (!values.empty()) processes_.broadcast(values, owner);
+  }
 }
 
 double Optimizer::gradient_norm() const {
@@ -46,6 +96,7 @@ void Optimizer::step(double learning_rate, double gradient_norm) {
   updates_ += 1;
   update(/*decaying=*/false, learning_rate, grad_scale);
   update(/*decaying=*/true, learning_rate, grad_scale);
+  if (sharded_) broadcast_parameters();
 }
 
 void Optimizer::update(bool decaying, double learning_rate,
@@ -53,7 +104,7 @@ void Optimizer::update(bool decaying, double learning_rate,
   std::vector<torch::Tensor> values, gradients, exp_avgs, exp_avg_sqs, updates;
   for (const Parameter& parameter : parameters_) {
     const torch::Tensor& gradient = parameter.value.grad();
-    if (parameter.decays != decaying || !gradient.defined()) continue;
+    if (parameter.decays != decaying || !gradient.defined() || !is_mine(parameter)) continue;
     values.push_back(parameter.value);
     // The kernel walks memory: gradients take the parameter's layout (contiguous).
     gradients.push_back(gradient.contiguous());
@@ -81,22 +132,47 @@ void Optimizer::zero_grad() {
 std::map<std::string, torch::Tensor> Optimizer::state() const {
   std::map<std::string, torch::Tensor> tensors;
   for (const Parameter& parameter : parameters_) {
-    tensors["exp_avg." + parameter.name] = parameter.exp_avg;
-    tensors["exp_avg_sq." + parameter.name] = parameter.exp_avg_sq;
+    if (!processes_.is_main() && !(sharded_ && is_mine(parameter))) continue;
+    torch::Tensor exp_avg = parameter.exp_avg;
+    torch::Tensor exp_avg_sq = parameter.exp_avg_sq;
+    if (!is_mine(parameter)) {
+      exp_avg = torch::empty_like(parameter.value);
+      exp_avg_sq = torch::empty_like(parameter.value);
+    }
+    processes_.send_to_main(exp_avg, parameter.owner);
+    processes_.send_to_main(exp_avg_sq, parameter.owner);
+    if (!processes_.is_main()) continue;
+    tensors[exp_avg_name(parameter.name)] = exp_avg;
+    tensors[exp_avg_sq_name(parameter.name)] = exp_avg_sq;
   }
   return tensors;
 }
 
+void Optimizer::check(const std::map<std::string, torch::Tensor>& state) const {
+  for (const Parameter& parameter : parameters_) {
+    for (const std::string& name :
+         {exp_avg_name(parameter.name), exp_avg_sq_name(parameter.name)}) {
+      const auto found = state.find(name);
+      if (found == state.end()) throw std::runtime_error("missing " + name);
+      if (found->second.sizes() != parameter.value.sizes()) {
+        throw std::runtime_error(name + " has another shape than the model's parameter");
+      }
+    }
+  }
+}
+
 void Optimizer::load(const std::map<std::string, torch::Tensor>& state, std::int64_t updates) {
   const torch::NoGradGuard no_grad;
-  for (auto& [name, moment] : this->state()) {
-    const auto found = state.find(name);
-    if (found == state.end()) throw std::runtime_error("missing " + name);
-    if (found->second.sizes() != moment.sizes()) {
-      throw std::runtime_error(name + " has another shape than the model's parameter");
-    }
-    torch::Tensor target = moment;  // shares the memory of the optimiser's own
-    target.copy_(found->second);
+  const auto load_one = [&](const std::string& name, const Parameter& parameter,
+                            const torch::Tensor& moment) {
+    torch::Tensor given = torch::empty_like(parameter.value);
+    if (processes_.is_main()) given.copy_(state.at(name));
+    processes_.broadcast({given});
+    if (is_mine(parameter)) moment.copy_(given);
+  };
+  for (const Parameter& parameter : parameters_) {
+    load_one(exp_avg_name(parameter.name), parameter, parameter.exp_avg);
+    load_one(exp_avg_sq_name(parameter.name), parameter, parameter.exp_avg_sq);
   }
   updates_.fill_(static_cast<double>(updates));
 }

@@ -45,7 +45,8 @@ std::string clock_text(double seconds) {
   return text;
 }
 
-Progress::Progress() : terminal_(::isatty(STDOUT_FILENO) == 1), last_shown_(steady_clock::now()) {}
+Progress::Progress(bool shown)
+    : shown_(shown), terminal_(::isatty(STDOUT_FILENO) == 1), last_shown_(steady_clock::now()) {}
 
 bool Progress::due() const {
   return steady_clock::now() - last_shown_ >= (terminal_ ? kRedraw : kLineEvery);
@@ -57,7 +58,7 @@ void Progress::update(const StepMetrics& metrics, std::optional<std::int64_t> st
   const double weight = 1 / std::min(static_cast<double>(updates_), kMemory);
   smoothed_bits_ += weight * (metrics.train_bits_per_byte - smoothed_bits_);
   smoothed_tokens_per_second_ += weight * (metrics.tokens_per_second - smoothed_tokens_per_second_);
-  if (!due()) return;
+  if (!shown_ || !due()) return;
   last_shown_ = steady_clock::now();
 
   char figures[160];
@@ -91,6 +92,7 @@ void Progress::clear() {
 }
 
 void Progress::say(const std::string& line) {
+  if (!shown_) return;
   clear();
   std::puts(line.c_str());
   std::fflush(stdout);

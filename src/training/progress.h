@@ -13,7 +13,8 @@ namespace gateloop::training {
 /// every few seconds elsewhere.
 class Progress {
  public:
-  Progress();
+  /// Not shown: prints nothing.
+  explicit Progress(bool shown);
 
   /// After every update. `steps` is unknown before the first estimate of --minutes.
   void update(const StepMetrics& metrics, std::optional<std::int64_t> steps,
@@ -26,6 +27,7 @@ class Progress {
  private:
   bool due() const;
 
+  bool shown_;
   bool terminal_;
   bool bar_shown_ = false;
   double smoothed_bits_ = 0;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -55,18 +56,37 @@ void say_where_devices_differ(const std::filesystem::path& dir, const TrainingOp
       options.device.c_str(), before.c_str());
 }
 
+/// What differs from machine to machine.
+void settle_machine(TrainingOptions& options, const torch::Device& device,
+                    const distributed::Processes& processes) {
+  options.device = device.str();
+  if (options.threads == 0) {
+    options.threads = std::max(1, default_threads() / processes.local_size());
+  }
+  torch::set_num_threads(static_cast<int>(options.threads));
+  if (!device.is_cpu()) at::accelerator::setDeviceIndex(device.index());
+}
+
 /// What the options leave open is decided once, at the start of a run, and kept in config.json.
-void settle(RunConfig& config, const Corpus& corpus, const torch::Device& device) {
+void settle(RunConfig& config, const Corpus& corpus, const torch::Device& device,
+            const distributed::Processes& processes) {
   TrainingOptions& options = config.training;
   options.data = path_to_text(corpus.path());
   options.split = corpus.split();
-  options.device = device.str();
-  if (options.threads == 0) options.threads = default_threads();
-  torch::set_num_threads(static_cast<int>(options.threads));
+  settle_machine(options, device, processes);
   if (options.rows_per_pass == 0) {
-    options.rows_per_pass = choose_rows_per_pass(
-        config, device.is_cpu() ? model::available_memory() : free_memory(device));
+    const std::int64_t available =
+        device.is_cpu() ? model::available_memory() / processes.local_size() : free_memory(device);
+    const auto [first, last] = processes.part_of(options.batch * options.accumulation);
+    options.rows_per_pass = choose_rows_per_pass(config, last - first, available);
   }
+}
+
+void check_rows(const TrainingOptions& options, const distributed::Processes& processes) {
+  const std::int64_t rows = options.batch * options.accumulation;
+  if (rows >= processes.size()) return;
+  throw std::invalid_argument("batch x accumulation must be at least the number of processes, " +
+                              std::to_string(processes.size()) + ", not " + std::to_string(rows));
 }
 
 void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
@@ -113,21 +133,39 @@ void prepare(const std::filesystem::path& dir, Start start, const RunConfig& con
 }  // namespace
 
 Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
-             const SampleCallback& sample, const Clock& clock) {
-  check(config);
-  check_lengths(corpus, config.training);
-  check_corpus(config.training, corpus);
-  const torch::Device device = device_of(config.training.device);
-  nn::Transformer model = make_model(config);
-  std::filesystem::create_directories(dir);
-  const model::FileDescriptor locked = lock(dir);
-  prepare(dir, start, config);
-  config.training.fingerprint = corpus.fingerprint();
-  settle(config, corpus, device);
-  if (start == Start::kResume) say_where_devices_differ(dir, config.training);
-  model->to(device);
+             const SampleCallback& sample, const Clock& clock,
+             const distributed::Processes& processes) {
+  nn::Transformer model{nullptr};
+  model::FileDescriptor locked;
+  const auto device_here = [&] {
+    return device_of(config.training.device, processes.local_rank());
+  };
+  const std::string settled = processes.decided([&] {
+    check(config);
+    check_rows(config.training, processes);
+    check_lengths(corpus, config.training);
+    check_corpus(config.training, corpus);
+    const torch::Device device = device_here();
+    model = make_model(config);
+    std::filesystem::create_directories(dir);
+    locked = lock(dir);
+    prepare(dir, start, config);
+    config.training.fingerprint = corpus.fingerprint();
+    settle(config, corpus, device, processes);
+    if (start == Start::kResume) say_where_devices_differ(dir, config.training);
+    return to_json(config);
+  });
+  if (!processes.is_main()) {
+    RunConfig followed = config_from_json(settled);
+    check_corpus(followed.training, corpus);
+    followed.training.threads = config.training.threads;
+    settle_machine(followed.training, device_here(), processes);
+    config = std::move(followed);
+    model = make_model(config);
+  }
+  model->to(device_of(config.training.device));
   return Trainer(std::move(config), std::move(model), corpus, dir, sample,
-                 clock ? clock : steady_seconds)
+                 clock ? clock : steady_seconds, processes)
       .run();
 }
 

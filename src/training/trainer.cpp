@@ -15,13 +15,13 @@
 #include "training/autocast.h"
 #include "training/device.h"
 #include "training/files.h"
-#include "training/signals.h"
 
 namespace gateloop::training {
 namespace {
 
-torch::ScalarType scalar_type(const TrainingOptions& options) {
-  return options.dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+/// Of an option that is bfloat16 or something else.
+torch::ScalarType scalar_type(const std::string& name) {
+  return name == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
 }
 
 /// Windows of the last validation, as a multiple of those of the others.
@@ -34,42 +34,48 @@ double final_share(const Corpus& corpus, const TrainingOptions& options) {
 }  // namespace
 
 Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
-                 const std::filesystem::path& dir, const SampleCallback& sample, Clock clock)
+                 const std::filesystem::path& dir, const SampleCallback& sample, Clock clock,
+                 distributed::Processes processes)
     : config_(std::move(config)),
       corpus_(corpus),
       dir_(dir),
       sample_(sample),
+      processes_(std::move(processes)),
       model_(std::move(model)),
       device_(device_of(model_)),
-      optimizer_(*model_, options_),
+      optimizer_(*model_, options_, processes_),
       batches_(corpus.train(), options_.length, options_.seed),
+      position_(take_up(dir_ / kStateFile, *model_, optimizer_, processes_)),
+      reduction_(processes_, model_->parameters(), scalar_type(options_.gradient_compression),
+                 [this] { model_->loss(moved(batches_.at(0, 0, 1), device_)).backward(); }),
       budget_(options_, final_share(corpus, options_)),
+      progress_(processes_.is_main()),
       clock_(std::move(clock)),
       since_start_(clock_) {
-  const std::filesystem::path state = dir_ / kStateFile;
-  if (std::filesystem::exists(state)) position_ = load_state(state, *model_, optimizer_);
   // config.json may be ahead of the state by some estimates.
   if (estimates()) options_.plan = position_.plan;
   elapsed_before_ = position_.elapsed_seconds;
   first_step_ = position_.step;
   if (config_.id.empty()) config_.id = model::config_id(config_.model);
-  config_.provenance.push_back(checkpoint::provenance());
+  config_.provenance.push_back(checkpoint::provenance(processes_.size()));
   // From here on the directory is a run: what it needs to be resumed lies in it.
-  model::save_text(dir_ / kConfigFile, to_json(config_));
+  if (processes_.is_main()) model::save_text(dir_ / kConfigFile, to_json(config_));
 }
 
 void Trainer::introduce() {
   std::int64_t parameters = 0;
   for (const torch::Tensor& parameter : model_->parameters()) parameters += parameter.numel();
   char line[200];
-  std::snprintf(line, sizeof line,
-                "Model of %.2f M parameters in %s; %lld x %lld bytes a step; %s on %s",
-                static_cast<double>(parameters) / 1e6, dir_.string().c_str(),
-                static_cast<long long>(options_.batch * options_.accumulation),
-                static_cast<long long>(options_.length), options_.dtype.c_str(),
-                device_.is_cpu() ? (std::to_string(options_.threads) + " threads").c_str()
-                                 : device_.str().c_str());
+  std::snprintf(
+      line, sizeof line, "Model of %.2f M parameters in %s; %lld x %lld bytes a step; %s on %s",
+      static_cast<double>(parameters) / 1e6, dir_.string().c_str(), static_cast<long long>(rows()),
+      static_cast<long long>(options_.length), options_.dtype.c_str(),
+      device_.is_cpu() ? (std::to_string(options_.threads) + " threads").c_str()
+                       : device_.str().c_str());
   progress_.say(line);
+  if (processes_.size() > 1) {
+    progress_.say(std::to_string(processes_.size()) + " processes share each step");
+  }
   if (position_.step > 0) {
     progress_.say("Going on after step " + std::to_string(position_.step));
   }
@@ -83,33 +89,46 @@ void Trainer::fail_not_finite(const std::string& what, std::int64_t step) const 
                            ". Try a lower learning rate.");
 }
 
-/// One update: the mean loss over all rows of the step, its gradient, clipping, Adam.
-StepMetrics Trainer::update() {
-  const Stopwatch stopwatch(clock_);
-  const std::int64_t rows = options_.batch * options_.accumulation;
-  const std::int64_t passes = rows / options_.rows_per_pass;
-  StepMetrics metrics;
-  metrics.step = position_.step + 1;
-
-  // Passes of equal size: the mean of their means is the mean over all rows.
+/// The gradient of the mean loss over all rows of the step, summed over processes, and this
+/// process's part of that loss in nats.
+double Trainer::backward() {
+  const auto [first, last] = processes_.part_of(rows());
   const torch::Tensor ids =
-      moved(batches_.at(position_.step, rows), device_);  // (rows, T + 1) int64
+      moved(batches_.at(position_.step, first, last), device_);  // (last - first, T + 1) int64
+  const std::vector<torch::Tensor> passes = ids.split(options_.rows_per_pass);
+  // The mean over all rows is the sum over passes of their means divided by this.
+  const auto parts_of_step = [this](const torch::Tensor& pass) {
+    return static_cast<double>(rows()) / static_cast<double>(pass.size(0));
+  };
   std::vector<torch::Tensor> losses;
-  for (const torch::Tensor& part : ids.split(options_.rows_per_pass)) {  // (rows_per_pass, T + 1)
-    torch::Tensor loss;                                                  // ()
+  for (const torch::Tensor& pass : passes) {  // (at most rows_per_pass, T + 1)
+    torch::Tensor loss;                       // ()
     {
-      const Autocast autocast(device_.type(), scalar_type(options_));
-      loss = model_->loss(part);
+      const Autocast autocast(device_.type(), scalar_type(options_.dtype));
+      loss = model_->loss(pass);
     }
     losses.push_back(loss.detach());
-    (passes == 1 ? loss : loss / passes).backward();
+    if (losses.size() == passes.size()) reduction_.prepare();
+    const double parts = parts_of_step(pass);
+    (parts == 1 ? loss : loss / parts).backward();
   }
-
+  reduction_.finish();
   // Read once all passes are queued: on a GPU reading waits for the work before it.
   double nats = 0;
-  for (const torch::Tensor& loss : losses) {
-    nats += loss.item<double>() / static_cast<double>(passes);
+  for (std::size_t i = 0; i < losses.size(); ++i) {
+    nats += losses[i].item<double>() / parts_of_step(passes[i]);
   }
+  return nats;
+}
+
+/// One update: gradient, clipping, Adam.
+StepMetrics Trainer::update() {
+  const Stopwatch stopwatch(clock_);
+  StepMetrics metrics;
+  metrics.step = position_.step + 1;
+  const double part = backward();
+  double nats = 0;
+  for (const auto& of_process : processes_.gather({part})) nats += of_process[0];
   metrics.train_bits_per_byte = nats / std::numbers::ln2;
   metrics.learning_rate = learning_rate(options_, position_.step);
   metrics.gradient_norm = optimizer_.gradient_norm();
@@ -118,16 +137,25 @@ StepMetrics Trainer::update() {
   optimizer_.step(metrics.learning_rate, metrics.gradient_norm);
   optimizer_.zero_grad();
   ++position_.step;
-  const double seconds = stopwatch.seconds();
-  budget_.record_step(seconds);
-  metrics.tokens_per_second = static_cast<double>(rows * options_.length) / seconds;
+  const auto times = processes_.gather({stopwatch.seconds(), elapsed()}).front();
+  budget_.record_step(times[0]);
+  elapsed_of_main_ = times[1];
+  metrics.tokens_per_second = static_cast<double>(rows() * options_.length) / times[0];
   return metrics;
+}
+
+/// The first process's that has one.
+int Trainer::received_signal(const StopSignals& signals) const {
+  for (const auto& of_process : processes_.gather({static_cast<double>(signals.received())})) {
+    if (of_process[0] != 0) return static_cast<int>(of_process[0]);
+  }
+  return 0;
 }
 
 void Trainer::validate_now(StepMetrics& metrics) {
   const Stopwatch stopwatch(clock_);
   const double bits = validate(options_.validation_windows).bits_per_byte();
-  budget_.record_validation(stopwatch.seconds());
+  budget_.record_validation(processes_.of_main(stopwatch.seconds()));
   metrics.validation_bits_per_byte = bits;
   const bool best = bits < position_.best_bits_per_byte;
   if (best) {
@@ -146,8 +174,8 @@ Score Trainer::validate(std::int64_t windows) {
   EvaluationOptions evaluation;
   evaluation.length = options_.length;
   evaluation.windows = windows;
-  evaluation.dtype = scalar_type(options_);
-  return evaluate_windows(model_, corpus_.valid(), evaluation);
+  evaluation.dtype = scalar_type(options_.dtype);
+  return evaluate_windows(model_, corpus_.valid(), evaluation, processes_);
 }
 
 /// The figure to quote. A validation part of reasonable size is read whole, as `gateloop evaluate`
@@ -172,14 +200,18 @@ void Trainer::save_checkpoint() {
   check_weights();
   position_.elapsed_seconds = elapsed();
   position_.plan = options_.plan;
-  // Resuming reads the state file alone; the model file after it is for generate and evaluate.
-  save_state(dir_ / kStateFile, *model_, optimizer_, position_);
-  save_weights(kLatestFile);
-  if (estimates()) model::save_text(dir_ / kConfigFile, to_json(config_));
-  budget_.record_checkpoint(stopwatch.seconds());
+  auto moments = optimizer_.state();
+  if (processes_.is_main()) {
+    // Resuming reads the state file alone; the model file after it is for generate and evaluate.
+    save_state(dir_ / kStateFile, *model_, std::move(moments), position_);
+    save_weights(kLatestFile);
+    if (estimates()) model::save_text(dir_ / kConfigFile, to_json(config_));
+  }
+  budget_.record_checkpoint(processes_.of_main(stopwatch.seconds()));
 }
 
 void Trainer::save_weights(const char* file) const {
+  if (!processes_.is_main()) return;
   auto metadata = model::config_metadata(config_.model, config_.id);
   metadata["step"] = std::to_string(position_.step);
   checkpoint::save_safetensors(dir_ / file, {checkpoint::state_dict(*model_), metadata});
@@ -189,12 +221,12 @@ void Trainer::time_validation_and_saving() {
   progress_.clear();
   const Stopwatch validation(clock_);
   validate(options_.validation_windows);
-  budget_.record_validation(validation.seconds());
+  budget_.record_validation(processes_.of_main(validation.seconds()));
   // A whole checkpoint waits until the step is in the log; its state file holds three times as much
   // as the model file.
   const Stopwatch writing(clock_);
   save_weights(kLatestFile);
-  budget_.record_checkpoint(4 * writing.seconds());
+  budget_.record_checkpoint(processes_.of_main(4 * writing.seconds()));
 }
 
 /// --minutes: how many steps fit, where that is not what was planned; `metrics` of the update just
@@ -202,7 +234,7 @@ void Trainer::time_validation_and_saving() {
 void Trainer::plan_length(StepMetrics& metrics) {
   if (estimates() && budget_.ready()) {
     if (!budget_.validation_timed()) time_validation_and_saving();
-    const auto length = budget_.new_length(position_.step, steps(), elapsed());
+    const auto length = budget_.new_length(position_.step, steps(), elapsed_of_main_);
     if (length && options_.plan.empty()) {
       char line[96];
       std::snprintf(line, sizeof line, "%g minutes are about %lld steps on this machine",
@@ -217,7 +249,7 @@ void Trainer::plan_length(StepMetrics& metrics) {
 }
 
 void Trainer::sample_now() {
-  if (!sample_) return;
+  if (!sample_ || !processes_.is_main()) return;
   progress_.clear();
   model_->eval();
   sample_(model_, position_.step);
@@ -250,7 +282,8 @@ Result Trainer::result(int signal) const {
 
 Result Trainer::run() {
   const StopSignals signals;
-  MetricsLog log(dir_ / kMetricsFile, position_.step);
+  std::optional<MetricsLog> log;
+  if (processes_.is_main()) log.emplace(dir_ / kMetricsFile, position_.step);
   model_->train();
   if (finished()) {  // resumed after its end: only say again how it ended
     StepMetrics unused;
@@ -264,12 +297,12 @@ Result Trainer::run() {
     if (due(options_.validate_every) || finished()) validate_now(metrics);
     if (finished()) evaluate_at_end(metrics);
     metrics.elapsed_seconds = elapsed();
-    log.append(metrics);
+    if (log) log->append(metrics);
     progress_.update(metrics, steps(), seconds_left());
 
-    const int signal = signals.received();
+    const int signal = received_signal(signals);
     if (due(options_.checkpoint_every) || finished() || signal != 0) {
-      log.flush();  // before the state: the log is never behind it
+      if (log) log->flush();  // before the state: the log is never behind it
       save_checkpoint();
     }
     if (due(options_.sample_every) || finished()) sample_now();

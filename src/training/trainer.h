@@ -8,12 +8,15 @@
 #include <optional>
 #include <string>
 
+#include "distributed/gradient_reduction.h"
+#include "gateloop/distributed.h"
 #include "gateloop/evaluation.h"
 #include "gateloop/training.h"
 #include "training/batches.h"
 #include "training/metrics.h"
 #include "training/optimizer.h"
 #include "training/progress.h"
+#include "training/signals.h"
 #include "training/stopwatch.h"
 #include "training/time_budget.h"
 #include "training/training_state.h"
@@ -23,13 +26,17 @@ namespace gateloop::training {
 class Trainer {
  public:
   /// `config` has every option settled; `model` is on its device. Goes on from the state in `dir`
-  /// where there is one, and makes the directory a run.
+  /// where there is one, and makes the directory a run. Every one of `processes` has a Trainer;
+  /// times and decisions are those of process 0.
   Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
-          const std::filesystem::path& dir, const SampleCallback& sample, Clock clock);
+          const std::filesystem::path& dir, const SampleCallback& sample, Clock clock,
+          distributed::Processes processes);
   Result run();
 
  private:
   StepMetrics update();
+  double backward();
+  int received_signal(const StopSignals& signals) const;
   Score validate(std::int64_t windows);
   void validate_now(StepMetrics& metrics);
   void evaluate_at_end(StepMetrics& metrics);
@@ -43,7 +50,9 @@ class Trainer {
   void sample_now();
   Result result(int signal) const;
 
+  /// Of this process alone.
   double elapsed() const { return elapsed_before_ + since_start_.seconds(); }
+  std::int64_t rows() const { return options_.batch * options_.accumulation; }
   std::optional<double> seconds_left() const;
   bool due(std::int64_t every) const { return every > 0 && position_.step % every == 0; }
   std::optional<std::int64_t> steps() const { return planned_steps(options_, position_.step); }
@@ -56,17 +65,20 @@ class Trainer {
   const Corpus& corpus_;
   std::filesystem::path dir_;
   const SampleCallback& sample_;
+  distributed::Processes processes_;
 
   nn::Transformer model_;
   torch::Device device_;
   Optimizer optimizer_;
   Batches batches_;
   Position position_;
+  distributed::GradientReduction reduction_;
   TimeBudget budget_;
   Progress progress_;
   Clock clock_;
   Stopwatch since_start_;
   double elapsed_before_ = 0;
+  double elapsed_of_main_ = 0;   // when the last update was made
   std::int64_t first_step_ = 0;  // of this process
   Score final_;
 };

@@ -1,6 +1,7 @@
 #include "training/training_state.h"
 
 #include <charconv>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 
@@ -32,46 +33,71 @@ Number from_text(const std::map<std::string, std::string>& metadata, const std::
   return number;
 }
 
+std::map<std::string, std::string> metadata_of(const Position& position) {
+  return {{"step", to_text(position.step)},
+          {"elapsed_seconds", to_text(position.elapsed_seconds)},
+          {"best_bits_per_byte", to_text(position.best_bits_per_byte)},
+          {"best_step", to_text(position.best_step)},
+          {"plan", plan_to_json(position.plan)}};
+}
+
+Position position_of(const std::map<std::string, std::string>& metadata) {
+  Position position;
+  position.step = from_text<std::int64_t>(metadata, "step");
+  position.elapsed_seconds = from_text<double>(metadata, "elapsed_seconds");
+  position.best_bits_per_byte = from_text<double>(metadata, "best_bits_per_byte");
+  position.best_step = from_text<std::int64_t>(metadata, "best_step");
+  if (position.step < 0 || position.best_step < 0 || !(position.elapsed_seconds >= 0)) {
+    throw std::runtime_error("\"step\", \"best_step\" or \"elapsed_seconds\" is below 0");
+  }
+  const auto plan = metadata.find("plan");  // absent in earlier states
+  if (plan != metadata.end()) position.plan = plan_from_json(plan->second);
+  return position;
+}
+
+/// What a state file holds, checked; its parameters are in `model`.
+checkpoint::SafeTensors load(const std::filesystem::path& path, torch::nn::Module& model,
+                             const Optimizer& optimizer) {
+  checkpoint::SafeTensors content = checkpoint::load_safetensors(path);
+  try {
+    position_of(content.metadata);
+    std::map<std::string, torch::Tensor> weights;
+    for (const auto& [name, tensor] : content.tensors) {
+      if (name.starts_with(kModelPrefix)) weights[name.substr(kModelPrefix.size())] = tensor;
+    }
+    checkpoint::load_state_dict(model, weights);
+    optimizer.check(content.tensors);
+    return content;
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(path.string() + ": cannot resume from it: " + error.what());
+  }
+}
+
 }  // namespace
 
 void save_state(const std::filesystem::path& path, const torch::nn::Module& model,
-                const Optimizer& optimizer, const Position& position) {
-  checkpoint::SafeTensors content{optimizer.state(),
-                                  {{"step", to_text(position.step)},
-                                   {"elapsed_seconds", to_text(position.elapsed_seconds)},
-                                   {"best_bits_per_byte", to_text(position.best_bits_per_byte)},
-                                   {"best_step", to_text(position.best_step)},
-                                   {"plan", plan_to_json(position.plan)}}};
+                std::map<std::string, torch::Tensor> moments, const Position& position) {
+  checkpoint::SafeTensors content{std::move(moments), metadata_of(position)};
   for (auto& [name, tensor] : checkpoint::state_dict(model)) {
     content.tensors[std::string(kModelPrefix) + name] = tensor;
   }
   checkpoint::save_safetensors(path, content);
 }
 
-Position load_state(const std::filesystem::path& path, torch::nn::Module& model,
-                    Optimizer& optimizer) {
-  const checkpoint::SafeTensors content = checkpoint::load_safetensors(path);
-  try {
-    Position position;
-    position.step = from_text<std::int64_t>(content.metadata, "step");
-    position.elapsed_seconds = from_text<double>(content.metadata, "elapsed_seconds");
-    position.best_bits_per_byte = from_text<double>(content.metadata, "best_bits_per_byte");
-    position.best_step = from_text<std::int64_t>(content.metadata, "best_step");
-    if (position.step < 0 || position.best_step < 0 || !(position.elapsed_seconds >= 0)) {
-      throw std::runtime_error("\"step\", \"best_step\" or \"elapsed_seconds\" is below 0");
-    }
-    const auto plan = content.metadata.find("plan");  // absent in earlier states
-    if (plan != content.metadata.end()) position.plan = plan_from_json(plan->second);
-    std::map<std::string, torch::Tensor> weights;
-    for (const auto& [name, tensor] : content.tensors) {
-      if (name.starts_with(kModelPrefix)) weights[name.substr(kModelPrefix.size())] = tensor;
-    }
-    checkpoint::load_state_dict(model, weights);
-    optimizer.load(content.tensors, position.step);
-    return position;
-  } catch (const std::runtime_error& error) {
-    throw std::runtime_error(path.string() + ": cannot resume from it: " + error.what());
-  }
+Position take_up(const std::filesystem::path& path, torch::nn::Module& model, Optimizer& optimizer,
+                 const distributed::Processes& processes) {
+  checkpoint::SafeTensors content;
+  const std::string metadata = processes.decided([&] {
+    if (!std::filesystem::exists(path)) return std::string();
+    content = load(path, model, optimizer);
+    return nlohmann::json(content.metadata).dump();
+  });
+  processes.broadcast(model.parameters());
+  if (metadata.empty()) return {};
+  const auto position =
+      position_of(nlohmann::json::parse(metadata).get<std::map<std::string, std::string>>());
+  optimizer.load(content.tensors, position.step);
+  return position;
 }
 
 }  // namespace gateloop::training

@@ -3,6 +3,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <map>
+#include <string>
+#include <vector>
 
 #include "gateloop/nn/transformer.h"
 #include "training/optimizer.h"
@@ -20,11 +23,12 @@ struct Position {
 
 /// training_state.safetensors: parameters ("model.NAME"), moments ("exp_avg.NAME",
 /// "exp_avg_sq.NAME") and the position. One file and one rename: resuming sees the step whole or
-/// not at all.
+/// not at all. `moments` are those of Optimizer::state().
 void save_state(const std::filesystem::path& path, const torch::nn::Module& model,
-                const Optimizer& optimizer, const Position& position);
-/// Throws std::runtime_error naming the path and what does not fit.
-Position load_state(const std::filesystem::path& path, torch::nn::Module& model,
-                    Optimizer& optimizer);
+                std::map<std::string, torch::Tensor> moments, const Position& position);
+/// Every process calls it: they go on from the file that process 0 has, or from process 0's model
+/// where it has none. Throws std::runtime_error naming the path and what does not fit.
+Position take_up(const std::filesystem::path& path, torch::nn::Module& model, Optimizer& optimizer,
+                 const distributed::Processes& processes);
 
 }  // namespace gateloop::training

@@ -18,19 +18,20 @@ std::vector<std::uint8_t> ramp(std::size_t size) {
 TEST(Batches, AreAPureFunctionOfSeedStepAndRow) {
   const auto text = ramp(200);
   const Batches batches(text, 8, 42);
-  const torch::Tensor late = batches.at(1'000'000, 4);
-  const torch::Tensor first = batches.at(0, 4);
-  EXPECT_TRUE(torch::equal(Batches(text, 8, 42).at(0, 4), first));
-  EXPECT_TRUE(torch::equal(Batches(text, 8, 42).at(1'000'000, 4), late));
-  EXPECT_TRUE(torch::equal(batches.at(0, 9).narrow(0, 0, 4), first));  // rows do not interact
+  const torch::Tensor late = batches.at(1'000'000, 0, 4);
+  const torch::Tensor first = batches.at(0, 0, 4);
+  EXPECT_TRUE(torch::equal(Batches(text, 8, 42).at(0, 0, 4), first));
+  EXPECT_TRUE(torch::equal(Batches(text, 8, 42).at(1'000'000, 0, 4), late));
+  EXPECT_TRUE(torch::equal(batches.at(0, 0, 9).narrow(0, 0, 4), first));  // rows do not interact
+  EXPECT_TRUE(torch::equal(batches.at(0, 1, 3), first.narrow(0, 1, 2)));
   EXPECT_FALSE(torch::equal(first, late));
-  EXPECT_FALSE(torch::equal(first, Batches(text, 8, 43).at(0, 4)));
+  EXPECT_FALSE(torch::equal(first, Batches(text, 8, 43).at(0, 0, 4)));
 }
 
 TEST(Batches, RowsAreWindowsOfTheText) {
   const auto text = ramp(100);
   const Batches batches(text, 8, 0);
-  const torch::Tensor ids = batches.at(3, 5);
+  const torch::Tensor ids = batches.at(3, 0, 5);
   EXPECT_EQ(ids.scalar_type(), torch::kInt64);
   EXPECT_EQ(ids.sizes(), (torch::IntArrayRef{5, 9}));
   for (std::int64_t row = 0; row < 5; ++row) {
@@ -41,7 +42,7 @@ TEST(Batches, RowsAreWindowsOfTheText) {
 
 TEST(Batches, HighBytesStayPositive) {
   const std::vector<std::uint8_t> text(10, 0xff);
-  EXPECT_EQ(Batches(text, 4, 0).at(0, 2).min().item<std::int64_t>(), 255);
+  EXPECT_EQ(Batches(text, 4, 0).at(0, 0, 2).min().item<std::int64_t>(), 255);
 }
 
 TEST(Batches, ReachEveryPlaceAndNoOther) {

@@ -142,8 +142,10 @@ TEST(Config, ChecksNameTheOption) {
             "learning_rate must be a finite number, 0 or more");
   EXPECT_EQ(message([](RunConfig& c) { c.training.schedule = "step"; }),
             "schedule must be one of constant, linear, cosine, not \"step\"");
-  EXPECT_EQ(message([](RunConfig& c) { c.training.rows_per_pass = 3; }),
-            "rows_per_pass must be a divisor of batch x accumulation = 8");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.rows_per_pass = -1; }),
+            "rows_per_pass must be 0 or more");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.gradient_compression = "fp8"; }),
+            "gradient_compression must be one of none, bfloat16, not \"fp8\"");
   for (const char* name : {"gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", ""}) {
     EXPECT_EQ(message([&](RunConfig& c) { c.training.device = name; }),
               std::string("device must be cpu, cuda, cuda:N or auto, not \"") + name + "\"");
@@ -168,12 +170,14 @@ TEST(Config, ResumingNeedsTheOptionsThatShapeTheRun) {
   requested.training.threads = 9;
   requested.training.device = "cuda";
   requested.training.data = "elsewhere";
+  requested.training.shard_optimizer = true;
   EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
   requested.training.steps = 200;
   requested.training.batch = 3;
+  requested.training.gradient_compression = "bfloat16";
   requested.model.dim = 8;
   EXPECT_EQ(obstacles_to_resuming(stored, requested),
-            (std::vector<std::string>{"dim", "steps", "batch"}));
+            (std::vector<std::string>{"dim", "steps", "batch", "gradient_compression"}));
   // Without a decay the steps made do not depend on those to come.
   stored = preset("enwik8");
   requested = stored;
@@ -184,9 +188,11 @@ TEST(Config, ResumingNeedsTheOptionsThatShapeTheRun) {
 TEST(Memory, RunsTogetherWhatFits) {
   const RunConfig config = preset("enwik8");
   const std::int64_t row = activation_bytes_per_row(config.model, 256);
-  EXPECT_EQ(choose_rows_per_pass(config, 2 * 16 * row), 16);
-  EXPECT_EQ(choose_rows_per_pass(config, 2 * 16 * row - 2), 4);
-  EXPECT_EQ(choose_rows_per_pass(config, 0), 4);  // the system does not say
+  EXPECT_EQ(choose_rows_per_pass(config, 16, 2 * 16 * row), 16);
+  EXPECT_EQ(choose_rows_per_pass(config, 16, 2 * 16 * row - 2), 4);
+  EXPECT_EQ(choose_rows_per_pass(config, 16, 0), 4);  // the system does not say
+  EXPECT_EQ(choose_rows_per_pass(config, 3, 2 * 3 * row), 3);
+  EXPECT_EQ(choose_rows_per_pass(config, 3, 0), 3);
   EXPECT_GT(model::available_memory(), 0);
 }
 
