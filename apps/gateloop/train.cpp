@@ -1,6 +1,8 @@
 #include <malloc.h>
 #include <torch/torch.h>
 
+#include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -12,6 +14,7 @@
 #include <string>
 
 #include "commands.h"
+#include "gateloop/distributed.h"
 #include "gateloop/generation.h"
 #include "gateloop/nn/runtime_model.h"
 #include "gateloop/training.h"
@@ -115,42 +118,84 @@ void keep_freed_memory() {
   ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
-void train(const std::string& program, const TrainFlags& flags) {
-  // A reader of our output that goes away must not end the run.
-  std::signal(SIGPIPE, SIG_IGN);
+/// How `flags` want the run in their directory to begin. After a restart by the launcher (torchrun
+/// --max-restarts, a requeued job) the run that is there goes on.
+training::Start choose_start(TrainFlags& flags, const distributed::Launch& launch) {
   const std::filesystem::path dir = flags.dir();
-  if (flags.resume && !std::filesystem::exists(dir / "config.json")) {
-    throw UsageError(dir.string() + " holds no run to resume: leave --resume out to start one");
+  const bool configured = std::filesystem::exists(dir / "config.json");
+  if (launch.restarts > 0 && configured) flags.resume = true;
+  if (flags.resume) {
+    if (!configured) {
+      throw UsageError(dir.string() + " holds no run to resume: leave --resume out to start one");
+    }
+    return training::Start::kResume;
   }
-  if (!flags.resume && !flags.overwrite && training::holds_run(dir)) {
+  if (flags.overwrite) return training::Start::kOverwrite;
+  if (training::holds_run(dir)) {
     throw UsageError(dir.string() +
                      " holds a run already: --resume goes on with it, --overwrite "
                      "replaces it, --out DIR trains elsewhere");
   }
+  return training::Start::kNew;
+}
+
+distributed::JoinOptions join_options(const TrainFlags& flags) {
+  distributed::JoinOptions options;
+  options.backend = flags.backend;
+  options.timeout = std::chrono::milliseconds(std::llround(1e3 * flags.timeout));
+  return options;
+}
+
+/// As `flags` say on process 0, but for what is this process's own: its device and threads.
+RunConfig agreed_config(const TrainFlags& flags, const distributed::Processes& processes) {
+  RunConfig own;
+  const std::string text = processes.decided([&] {
+    own = configure(flags);
+    if (flags.resume) check_resumable(flags, own);
+    return training::to_json(own);
+  });
+  if (processes.is_main()) return own;
+  RunConfig config = training::config_from_json(text);
+  std::string& device = config.training.device;
+  device = device.substr(0, device.find(':'));
+  config.training.threads = 0;
+  apply_overrides(flags, config);
+  return config;
+}
+
+training::Result train(TrainFlags flags, const distributed::Launch& launch,
+                       const distributed::Processes& processes, std::string& data) {
+  auto start = training::Start::kResume;  // of no meaning on the others
+  processes.decided([&] { return start = choose_start(flags, launch), std::string(); });
+  RunConfig config = agreed_config(flags, processes);
+  data = choose_data(flags, config);
+  const training::Corpus corpus = open_corpus(data, config.training.split);
+  if (processes.is_main()) std::printf("Corpus %s\n", corpus.description().c_str());
+  keep_freed_memory();  // after the corpus, whose unpacking leaves much of it
+  const TrainingOptions options = config.training;
+  training::SampleCallback sample;
+  if (options.sample_length > 0) {
+    sample = [&](nn::Transformer& model, std::int64_t step) {
+      print_sample(options, corpus, model, step);
+    };
+  }
+  return training::train(std::move(config), corpus, flags.dir(), start, sample, {}, processes);
+}
+
+void train(const std::string& program, const TrainFlags& flags) {
+  // A reader of our output that goes away must not end the run.
+  std::signal(SIGPIPE, SIG_IGN);
   training::Result result;
   std::string data;
+  distributed::Processes processes;
   try {
-    RunConfig config = configure(flags);
-    if (flags.resume) check_resumable(flags, config);
-    data = choose_data(flags, config);
-    const training::Corpus corpus = open_corpus(data, config.training.split);
-    std::printf("Corpus %s\n", corpus.description().c_str());
-    keep_freed_memory();  // after the corpus, whose unpacking leaves much of it
-    const TrainingOptions options = config.training;
-    training::SampleCallback sample;
-    if (options.sample_length > 0) {
-      sample = [&](nn::Transformer& model, std::int64_t step) {
-        print_sample(options, corpus, model, step);
-      };
-    }
-    const auto start = flags.resume      ? training::Start::kResume
-                       : flags.overwrite ? training::Start::kOverwrite
-                                         : training::Start::kNew;
-    result = training::train(std::move(config), corpus, dir, start, sample);
+    const distributed::Launch launch = distributed::launch_from_environment();
+    processes = distributed::Processes::join(launch, join_options(flags));
+    processes.watch([&] { result = train(flags, launch, processes, data); });
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());
   }
-  print_end(program, dir, result, data);
+  if (processes.is_main()) print_end(program, flags.dir(), result, data);
   if (result.signal != 0) throw CLI::RuntimeError(128 + result.signal);
 }
 

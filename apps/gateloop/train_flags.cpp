@@ -171,6 +171,15 @@ void add_training_flags(Overrides& flags) {
             "Steps; 0: only at the end and when stopped");
 }
 
+void add_process_flags(Overrides& flags) {
+  flags
+      .add("gradient-compression", TRAINING_FIELD(gradient_compression),
+           "bfloat16: gradients travel between processes at half the bytes")
+      ->type_name("none|bfloat16");
+  flags.add("shard-optimizer", TRAINING_FIELD(shard_optimizer),
+            "Each process keeps a part of the optimiser's state (ZeRO, stage 1)");
+}
+
 void add_model_flags(TrainFlags& given) {
   Overrides& flags = *given.overrides;
   flags.group("Model");
@@ -300,10 +309,26 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command
       .add_flag("--overwrite", flags.overwrite, "Remove the run that --out holds, and start anew")
       ->excludes(resume);
+  constexpr const char* kProcesses = "Several processes (started by torchrun or srun)";
+  command
+      .add_option("--backend", flags.backend, "auto: nccl between CUDA devices, else gloo [auto]")
+      ->check(CLI::IsMember({"auto", "gloo", "nccl"}))
+      ->type_name("auto|gloo|nccl")
+      ->group(kProcesses);
+  command
+      .add_option("--timeout", flags.timeout,
+                  "Seconds that a process waits for another, before all end with an error [600]")
+      ->check(CLI::PositiveNumber)
+      ->type_name("SECONDS")
+      ->group(kProcesses);
   flags.overrides = std::make_shared<Overrides>(command);
+  flags.overrides->group(kProcesses);
+  add_process_flags(*flags.overrides);
   add_training_flags(*flags.overrides);
   add_model_flags(flags);
 }
+
+void apply_overrides(const TrainFlags& flags, RunConfig& config) { flags.overrides->apply(config); }
 
 RunConfig configure(const TrainFlags& flags) {
   RunConfig config =
@@ -329,7 +354,7 @@ RunConfig configure(const TrainFlags& flags) {
     options.minutes.reset();
   }
   if (const auto parts = flags.corpus.parts()) options.split = parts;
-  flags.overrides->apply(config);
+  apply_overrides(flags, config);
   if (!flags.simple_gate_loop.empty()) {
     config.model.simple_gate_loop.reset();
     if (flags.simple_gate_loop == "every") config.model.simple_gate_loop.emplace();

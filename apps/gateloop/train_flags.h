@@ -26,6 +26,8 @@ struct TrainFlags {
   std::uint64_t seed = 0;
   bool resume = false;
   bool overwrite = false;
+  std::string backend = "auto";
+  double timeout = 600;  ///< seconds
   CLI::Option* preset_given = nullptr;
   CLI::Option* steps_given = nullptr;
   CLI::Option* minutes_given = nullptr;
@@ -41,6 +43,9 @@ struct TrainFlags {
 };
 
 void add_train_flags(CLI::App& command, TrainFlags& flags);
+
+/// Sets in `config` the fields whose flags were given.
+void apply_overrides(const TrainFlags& flags, training::RunConfig& config);
 
 /// The preset, or what a run that is resumed was begun with; then the flags that were given.
 training::RunConfig configure(const TrainFlags& flags);
