@@ -20,6 +20,7 @@ help:  ## Show this list
 	@echo "Variables:"
 	@echo "  DATA=FILE     train on this file (any bytes; compressed too) instead of the corpus in data/"
 	@echo "  MINUTES=N     how long to train (default: what the preset says)"
+	@echo "  PROCESSES=N   train in N processes that share each step (default: 1)"
 	@echo "  PRESET=NAME   quick (default) or enwik8"
 	@echo "  OUT=DIR       where the model goes (default: runs/PRESET)"
 	@echo "  ARGS='...'    more flags for 'gateloop train' or for the benchmark (ARGS=--help lists them)"
@@ -110,7 +111,8 @@ quoted = '$(subst ','\'',$(1))'
 train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
 	@scripts/train.py $(if $(PRESET),--preset=$(call quoted,$(PRESET))) \
 	  $(if $(OUT),--out=$(call quoted,$(OUT))) $(if $(DATA),--data=$(call quoted,$(DATA))) \
-	  $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) $(ARGS)
+	  $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) \
+	  $(if $(PROCESSES),--processes=$(call quoted,$(PROCESSES))) $(ARGS)
 
 .PHONY: bench
 bench: build-all  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = ROOT / "build" / "release" / "gateloop"
+TORCHRUN = ROOT / ".venv" / "bin" / "torchrun"
 CORPORA = (ROOT / "data" / "enwik8", ROOT / "data" / "wiki_sample")
 PROMPT = "The history of "
 # At these 'gateloop train' saves and ends. Ctrl-C reaches it without this script.
@@ -45,26 +46,42 @@ def shown(path: Path) -> str:
     return f"./{text}" if text.startswith("-") else text
 
 
-def gateloop(*arguments: str) -> int:
-    put("$ " + shlex.join([shown(BINARY), *arguments]))
+def launcher(processes: int) -> list[str]:
+    """The words before a command that run it in so many processes: torchrun's."""
+    if processes == 1:
+        return []
+    # Without it each process has one thread.
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torchrun = [shown(TORCHRUN), "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, "--no-python"]
+
+
+def gateloop(*arguments: str, processes: int = 1) -> int:
+    command = [*launcher(processes), shown(BINARY), *arguments]
+    put("$ " + shlex.join(command))
     came: list[int] = []
+    relayed: list[int] = []
     started: list[subprocess.Popen[bytes]] = []
 
     def relay(*signals: int) -> None:
         came.extend(signals)
         while started and came:
-            started[0].send_signal(came.pop(0))
+            relayed.append(came.pop(0))
+            started[0].send_signal(relayed[-1])
 
     for number in RELAYED:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
             signal.signal(number, lambda number, _: relay(number))
-    started.append(subprocess.Popen([str(BINARY), *arguments]))
+    started.append(subprocess.Popen(command))
     relay()  # what came before the program was there
     while True:
         try:
             status = started[0].wait()
         except KeyboardInterrupt:
             continue
+        if relayed and processes > 1:  # torchrun ends with 1
+            return 128 + relayed[0]
         return status if status >= 0 else 128 - status
 
 
@@ -93,12 +110,14 @@ def train(options: argparse.Namespace, run: Path, flags: list[str]) -> int:
         arguments += ["--data", shown(data)]
     if options.minutes:
         arguments += ["--minutes", options.minutes]
-    return gateloop(*arguments, *flags)
+    return gateloop(*arguments, *flags, processes=options.processes)
 
 
 def make_command(options: argparse.Namespace, flags: str) -> str:
     """The 'make train' that trains what these options name."""
     values = {"OUT": options.out, "DATA": options.data, "MINUTES": options.minutes}
+    if options.processes > 1:
+        values["PROCESSES"] = str(options.processes)
     if options.preset != "quick":
         values["PRESET"] = options.preset
     words = [f"{name}={value}" for name, value in values.items() if value]
@@ -114,7 +133,10 @@ def main() -> int:
     parser.add_argument("--data", help="train on this file (default: what is in data/)")
     parser.add_argument("--minutes", help="how long (default: what the preset says)")
     parser.add_argument("--out", type=Path, help="where the model goes (default: runs/PRESET)")
+    parser.add_argument("--processes", type=int, default=1, help="share each step among so many")
     options, flags = parser.parse_known_args()
+    if options.processes < 1:
+        parser.error(f"argument --processes: must be 1 or more, got {options.processes}")
     run: Path = options.out or ROOT / "runs" / options.preset
 
     if is_finished(run) and not flags:
