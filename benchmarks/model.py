@@ -156,7 +156,7 @@ def training_oracle(data: Inputs) -> list[Array]:
     return numpy_of([loss, torch.cat([g.flatten() for g in gradients])])
 
 
-def program_training(size: Size, data: Inputs) -> Mapping[str, Pass]:
+def program_training(size: Size, processes: int, data: Inputs) -> Mapping[str, Pass]:
     def error(flags: list[str]) -> float:
         """Of the loss of its initial weights, which a vanishing step leaves as they are, on a text
         that has the same loss wherever a batch is taken from."""
@@ -164,7 +164,7 @@ def program_training(size: Size, data: Inputs) -> Mapping[str, Pass]:
 
         still = [*flags, "--learning-rate", "1e-30"]
         with tempfile.TemporaryDirectory() as folder:
-            (note,) = program.train(b"a" * 100_000, still, 1, Path(folder))
+            (note,) = program.train(b"a" * 100_000, still, 1, Path(folder), processes)
             weights = load_file(Path(folder) / "run" / "model.safetensors")
         ids = torch.full((1, size.length + 1), ord("a"))
         expected = training_oracle(Inputs(weights, ids))[0] / np.log(2)
@@ -172,7 +172,8 @@ def program_training(size: Size, data: Inputs) -> Mapping[str, Pass]:
 
     def one(dtype: str) -> Pass:
         flags = [*size.flags, "--dtype", dtype]
-        seconds = partial(program.seconds_per_step, flags, size.batch * size.length)
+        tokens = size.batch * size.length
+        seconds = partial(program.seconds_per_step, flags, tokens, processes)
         return Pass(seconds, seconds=seconds, error=partial(error, flags))
 
     return {dtype: one(dtype) for dtype in DTYPES}
@@ -192,7 +193,10 @@ def training(size: Size, compile_peers: bool) -> Problem:
 
     contenders = [
         Contender("gateloop_cpp", "ours", "ours", partial(training_passes, ours, size, 1, True)),
-        Contender("gateloop train", "ours", "ours", partial(program_training, size)),
+        Contender("gateloop train", "ours", "ours", partial(program_training, size, 1)),
+        Contender(
+            "gateloop train, two processes", "ours", "ours", partial(program_training, size, 2)
+        ),
         contender("gateloop-transformer", size.micro_batches),
         contender("gateloop-transformer, whole batch", 1),
         floor("matrix products", partial(matrix_products, rows, True)),
