@@ -1,7 +1,9 @@
 """The recurrences as functions (arXiv 2311.01927, section 3.2).
 
-All are differentiable in every tensor argument, work under autocast, ``torch.compile`` and
-``torch.func.vmap``, and keep the state in float32 where the sequences are bfloat16 or float16.
+All are differentiable in every tensor argument, in forward mode too, work under autocast,
+``torch.compile`` and the transforms of ``torch.func``, and keep the state in float32 where the
+sequences are bfloat16 or float16. Forward mode, and the gradients of ``torch.func``, are those of
+the operators' definitions: the memory of a backward pass grows with T log T there.
 
 Two arguments serve sequences of different lengths; a call takes at most one of them:
 

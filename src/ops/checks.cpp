@@ -30,8 +30,10 @@ std::string names(std::initializer_list<at::ScalarType> dtypes) {
 void check_readable(const char* op, const char* name, const at::Tensor& t) {
   TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor, got none");
   const bool dense = t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized();
-  // Where kernels read memory by its address.
-  const bool addressed = t.is_cpu() || t.is_cuda();
+  // Where kernels read memory by its address; they get what torch.func's transforms have wrapped.
+  const bool wrapped = t.key_set().has_any(c10::DispatchKeySet(
+      {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched}));
+  const bool addressed = (t.is_cpu() || t.is_cuda()) && !wrapped;
   TORCH_CHECK(dense && (t.has_storage() || !addressed), op, ": ", name,
               " must be a dense tensor, got ", t.toString());
   if (!addressed || t.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;

@@ -65,6 +65,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_compos
     const at::Tensor& h, const OptionalTensor& initial_state, bool reverse,
     const OptionalTensor& cu_seqlens);
 
+/// Results and their tangents, of inputs of which one or more carry a tangent.
+std::tuple<at::Tensor, at::Tensor> linear_recurrence_dual(const at::Tensor& a, const at::Tensor& x,
+                                                          const OptionalTensor& initial_state,
+                                                          bool reverse,
+                                                          const OptionalTensor& cu_seqlens);
+
 /// -> (y (B, T, D), final_state (B, D), saved_states (B, blocks, D)).
 std::tuple<at::Tensor, at::Tensor, at::Tensor> polar_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,

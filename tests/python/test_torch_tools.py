@@ -225,22 +225,6 @@ def test_vmap_over_one_argument_keeps_the_gradient() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vjp, torch.func.jvp])
-def test_functional_derivatives_are_refused(transform: Callable[..., Any]) -> None:
-    a, x = sequence()[0].sigmoid(), sequence()[0]
-
-    def total(a: Tensor) -> Tensor:
-        return linear_recurrence(a, x)[0].sum()
-
-    with pytest.raises(RuntimeError, match=r"torch::autograd::Function with functorch transforms"):
-        if transform is torch.func.grad:
-            transform(total)(a)
-        elif transform is torch.func.vjp:
-            transform(total, a)
-        else:
-            transform(total, (a,), (a,))
-
-
 # ---- gradcheck and opcheck of what is written in Python ------------------------------------------
 
 

@@ -58,8 +58,13 @@ std::tuple<at::Tensor, at::Tensor> chunked_gate_loop_autograd(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
     c10::string_view feature_map) {
+  if (needs_pieces({q, k, v, a, initial_state})) {
+    const auto results = compute_whole(chunked_gate_loop_definition(q, v, a, reverse, feature_map),
+                                       {q, k, v, a}, initial_state, cu_seqlens);
+    return {results[0], results[1]};
+  }
   // Without a backward pass to come, the forward that saves no states.
-  if (!any_requires_grad({q, k, v, a, initial_state.value_or(at::Tensor())})) {
+  if (!any_requires_grad({q, k, v, a, initial_state})) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return chunked_gate_loop(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
   }

@@ -1,5 +1,6 @@
 #include "ops/autograd/gradients.h"
 
+#include <ATen/functorch/DynamicLayer.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -8,10 +9,21 @@ namespace gateloop::ops {
 
 using torch::autograd::variable_list;
 
-bool any_requires_grad(std::initializer_list<at::Tensor> inputs) {
+bool any_requires_grad(std::initializer_list<OptionalTensor> inputs) {
   return at::GradMode::is_enabled() &&
          std::any_of(inputs.begin(), inputs.end(),
-                     [](const at::Tensor& t) { return t.defined() && t.requires_grad(); });
+                     [](const OptionalTensor& t) { return is_given(t) && t->requires_grad(); });
+}
+
+bool any_has_tangent(std::initializer_list<OptionalTensor> inputs) {
+  return std::any_of(inputs.begin(), inputs.end(), [](const OptionalTensor& t) {
+    return is_given(t) && t->_fw_grad(/*level=*/0).defined();
+  });
+}
+
+bool needs_pieces(std::initializer_list<OptionalTensor> inputs) {
+  const bool transformed = at::functorch::maybeCurrentDynamicLayer().has_value();
+  return any_has_tangent(inputs) || (transformed && any_requires_grad(inputs));
 }
 
 variable_list differentiate(const std::function<variable_list(const variable_list&)>& definition,

@@ -6,10 +6,19 @@
 #include <functional>
 #include <initializer_list>
 
+#include "ops/internal.h"
+
 namespace gateloop::ops {
 
-/// Whether autograd will ask for a backward pass. Undefined tensors ask for nothing.
-bool any_requires_grad(std::initializer_list<at::Tensor> inputs);
+/// Whether a backward pass may follow.
+bool any_requires_grad(std::initializer_list<OptionalTensor> inputs);
+
+/// Whether one of them carries a tangent of forward mode.
+bool any_has_tangent(std::initializer_list<OptionalTensor> inputs);
+
+/// Whether derivatives have to be those of the pieces of an operator's definition: a
+/// torch::autograd::Function has no forward derivatives, nor a place under torch.func's transforms.
+bool needs_pieces(std::initializer_list<OptionalTensor> inputs);
 
 /// Under create_graph the fused backward, which records no graph, gives way to differentiating the
 /// operator's definition.

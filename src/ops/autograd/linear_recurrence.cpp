@@ -3,6 +3,8 @@
 
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
+#include "ops/checks.h"
+#include "ops/composite/definition.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
 
@@ -42,6 +44,20 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_autograd(
     const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   if (is_given(mask)) {
     return linear_recurrence_masked(a, x, initial_state, reverse, cu_seqlens, *mask);
+  }
+  const bool needs_graph = any_requires_grad({a, x, initial_state});
+  if (needs_graph && needs_pieces({a, x, initial_state})) {
+    check_linear_recurrence(a, x, initial_state, cu_seqlens);
+    const auto results =
+        compute_whole(linear_recurrence_definition(x, reverse), {a, x}, initial_state, cu_seqlens);
+    return {results[0], results[1]};
+  }
+  if (any_has_tangent({a, x, initial_state})) {
+    return linear_recurrence_dual(a, x, initial_state, reverse, cu_seqlens);
+  }
+  if (!needs_graph) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return linear_recurrence(a, x, initial_state, reverse, cu_seqlens);
   }
   const auto result = LinearRecurrenceFunction::apply(a, x, initial_state, reverse, cu_seqlens);
   return {result[0], result[1]};

@@ -3,6 +3,7 @@
 
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
+#include "ops/checks.h"
 #include "ops/composite/definition.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
@@ -59,8 +60,14 @@ std::tuple<at::Tensor, at::Tensor> polar_gate_loop_autograd(
   if (is_given(mask)) {
     return polar_gate_loop_masked(q, k, v, z, initial_state, reverse, cu_seqlens, *mask);
   }
+  if (needs_pieces({q, k, v, z, initial_state})) {
+    check_polar_gate_loop(q, k, v, z, initial_state, cu_seqlens);
+    const auto results = compute_whole(polar_gate_loop_definition(q, reverse), {q, k, v, z},
+                                       initial_state, cu_seqlens);
+    return {results[0], results[1]};
+  }
   // Without a backward pass to come, the forward that saves no states.
-  if (!any_requires_grad({q, k, v, z, initial_state.value_or(at::Tensor())})) {
+  if (!any_requires_grad({q, k, v, z, initial_state})) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return polar_gate_loop(q, k, v, z, initial_state, reverse, cu_seqlens);
   }

@@ -1,6 +1,5 @@
 #include "ops/rms_norm.h"
 
-#include <ATen/functorch/DynamicLayer.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -31,15 +30,8 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   }
 };
 
-/// A torch::autograd::Function has neither forward derivatives nor a place under torch.func's
-/// transforms; the pieces of the definition have both.
-bool needs_pieces(const at::Tensor& x, const at::Tensor& gamma) {
-  return at::functorch::maybeCurrentDynamicLayer().has_value() ||
-         x._fw_grad(/*level=*/0).defined() || gamma._fw_grad(/*level=*/0).defined();
-}
-
 at::Tensor rms_norm_autograd(const at::Tensor& x, const at::Tensor& gamma) {
-  if (needs_pieces(x, gamma)) return rms_norm_composite(x, gamma);
+  if (needs_pieces({x, gamma})) return rms_norm_composite(x, gamma);
   if (any_requires_grad({x, gamma})) return RmsNormFunction::apply(x, gamma);
   at::AutoDispatchBelowADInplaceOrView guard;
   return rms_norm(x, gamma);

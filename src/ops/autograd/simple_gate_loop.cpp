@@ -3,6 +3,7 @@
 
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
+#include "ops/checks.h"
 #include "ops/composite/definition.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
@@ -62,8 +63,14 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autograd(
     return simple_gate_loop_masked(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens,
                                    *mask);
   }
+  if (needs_pieces({q, kv, z, initial_state})) {
+    check_simple_gate_loop(q, kv, z, initial_state, cu_seqlens);
+    const auto results = compute_whole(simple_gate_loop_definition(q, reverse, normalize_input),
+                                       {q, kv, z}, initial_state, cu_seqlens);
+    return {results[0], results[1]};
+  }
   // Without a backward pass to come, the forward that saves no states.
-  if (!any_requires_grad({q, kv, z, initial_state.value_or(at::Tensor())})) {
+  if (!any_requires_grad({q, kv, z, initial_state})) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return simple_gate_loop(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens);
   }

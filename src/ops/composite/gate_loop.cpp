@@ -135,6 +135,8 @@ std::tuple<at::Tensor, at::Tensor> attention_autograd(const at::Tensor& q, const
                                                       const at::Tensor& v, const at::Tensor& a,
                                                       const OptionalTensor& initial_state,
                                                       bool reverse) {
+  if (needs_pieces({q, k, v, a, initial_state}))
+    return attention(q, k, v, a, initial_state, reverse);
   const auto result = AttentionFunction::apply(q, k, v, a, initial_state, reverse);
   return {result[0], result[1]};
 }

@@ -3,6 +3,7 @@
 #include "gateloop/ops.h"
 #include "ops/checks.h"
 #include "ops/composite/blocked_scan.h"
+#include "ops/composite/definition.h"
 #include "ops/composite/stand_in.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
@@ -69,7 +70,81 @@ struct Borders {
   }
 };
 
+std::optional<Borders> borders_of(const OptionalTensor& cu_seqlens, const at::Tensor& sequence,
+                                  bool reverse) {
+  if (!is_given(cu_seqlens)) return {};
+  return std::optional<Borders>(std::in_place, *cu_seqlens, sequence.device(), sequence.size(1),
+                                reverse);
+}
+
+/// h (B, T, D) before each step, T > 0, of a recurrence that begins in `initial` (B, D) or (N, D).
+at::Tensor before_each_step(const at::Tensor& h, const at::Tensor& initial,
+                            const std::optional<Borders>& borders, bool reverse) {
+  if (!borders) return shifted(h, initial.unsqueeze(1), /*later=*/!reverse);
+  // The border of the whole is the border of a sequence, so that what stands there is not used.
+  return at::where(borders->first, initial.index_select(0, borders->sequence).unsqueeze(0),
+                   shifted(h, h.narrow(1, 0, 1), /*later=*/!reverse));
+}
+
 }  // namespace
+
+/// The operator of associative scans, (a2 a1, a2 x1 + x2), between steps that are 1, 2, 4 ...
+/// apart.
+Definition linear_recurrence_definition(const at::Tensor& x, bool reverse) {
+  const auto type = accumulation_type(x.scalar_type());
+  const auto compute = [type, reverse](const std::vector<at::Tensor>& in,
+                                       const at::Tensor& initial_state) -> Definition::Results {
+    const auto in_order = [&](const at::Tensor& t) { return reverse ? t.flip(1) : t; };
+    at::Tensor a = in_order(in[0].to(type)), h = in_order(in[1].to(type));
+    const std::int64_t steps = h.size(1);
+    const auto first = [](const at::Tensor& t, std::int64_t n) { return t.narrow(1, 0, n); };
+    const auto last = [](const at::Tensor& t, std::int64_t n) {
+      return t.narrow(1, t.size(1) - n, n);
+    };
+    h = at::cat({first(a, 1) * initial_state.unsqueeze(1) + first(h, 1), last(h, steps - 1)}, 1);
+    for (std::int64_t apart = 1; apart < steps; apart *= 2) {
+      const std::int64_t rest = steps - apart;
+      h = at::cat({first(h, apart), last(a, rest) * first(h, rest) + last(h, rest)}, 1);
+      a = at::cat({first(a, apart), last(a, rest) * first(a, rest)}, 1);
+    }
+    return {in_order(h).to(in[1].scalar_type()), h.select(1, steps - 1), {}};
+  };
+  return {.op = "gateloop::linear_recurrence",
+          .compute = compute,
+          .like = 1,
+          .sizes = {x.size(2)},
+          .dtype = type,
+          .reverse = reverse};
+}
+
+/// dh_t = a_t dh_{t-1} + (da_t h_{t-1} + dx_t): the recurrence again, on another input.
+/// Differentiable.
+std::tuple<at::Tensor, at::Tensor> linear_recurrence_dual(const at::Tensor& a, const at::Tensor& x,
+                                                          const OptionalTensor& initial_state,
+                                                          bool reverse,
+                                                          const OptionalTensor& cu_seqlens) {
+  constexpr std::int64_t kLevel = 0;  // torch has one
+  const auto type = accumulation_type(x.scalar_type());
+  const auto given =
+      is_given(initial_state) ? *initial_state : empty_state(x, type, cu_seqlens).zero_();
+  const at::Tensor a_ = a._fw_primal(kLevel), x_ = x._fw_primal(kLevel);
+  const at::Tensor initial = given._fw_primal(kLevel);
+  const at::Tensor &da = a._fw_grad(kLevel), &dx = x._fw_grad(kLevel);
+  const at::Tensor& dinitial = given._fw_grad(kLevel);
+
+  const auto [h, state] = linear_recurrence(a_, x_, initial, reverse, cu_seqlens);
+  at::Tensor input = dx.defined() ? dx : at::zeros_like(x_);
+  if (da.defined() && x.size(1) > 0) {
+    const auto borders = borders_of(cu_seqlens, x_, reverse);
+    input =
+        (input + da * before_each_step(h.to(type), initial, borders, reverse)).to(x.scalar_type());
+  }
+  const auto [dh, dstate] = linear_recurrence(
+      a_, input.resolve_conj(),
+      dinitial.defined() ? OptionalTensor(dinitial.resolve_conj()) : OptionalTensor(), reverse,
+      cu_seqlens);
+  return {at::_make_dual(h, dh, kLevel), at::_make_dual(state, dstate, kLevel)};
+}
 
 /// The adjoint (docs/math.md): g is a recurrence against the forward's direction, with a shifted by
 /// one step within each sequence. Differentiable.
@@ -81,36 +156,30 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_compos
   sequence_offsets("gateloop::_linear_recurrence_backward", cu_seqlens, h.size(1));
   const auto type = accumulation_type(h.scalar_type());
   const std::int64_t steps = h.size(1);
-  const bool packed = is_given(cu_seqlens);
   const auto or_zeros = [&](const OptionalTensor& state) {
     return is_given(state) ? *state : empty_state(h, type, cu_seqlens).zero_();
   };
   const at::Tensor dfinal = or_zeros(dfinal_state), initial = or_zeros(initial_state);
   if (steps == 0) return {at::zeros_like(a), at::zeros_like(h), dfinal.clone()};
-  const std::optional<Borders> borders =
-      packed ? std::optional<Borders>(std::in_place, *cu_seqlens, h.device(), steps, reverse)
-             : std::nullopt;
+  const auto borders = borders_of(cu_seqlens, h, reverse);
 
   const at::Tensor wide_a = a.to(type);
   const at::Tensor one = at::ones({a.size(0), 1, a.size(2)}, wide_a.options());
   at::Tensor a_after = shifted(wide_a.conj(), one, /*later=*/reverse);
-  if (packed) a_after = a_after.masked_fill(borders->last, 1);
+  if (borders) a_after = a_after.masked_fill(borders->last, 1);
   const at::Tensor local = is_given(dh) ? dh->to(type) : at::zeros_like(h, type);
   const at::Tensor g =
       std::get<0>(linear_recurrence(a_after.resolve_conj(), local, dfinal, !reverse, cu_seqlens));
   a_after.reset();
 
-  at::Tensor h_before, dinitial;
-  if (packed) {
-    // The border of the whole is the border of a sequence, so that what stands there is not used.
-    h_before = at::where(borders->first, initial.index_select(0, borders->sequence).unsqueeze(0),
-                         shifted(h.to(type), one, /*later=*/!reverse));
+  const at::Tensor h_before = before_each_step(h.to(type), initial, borders, reverse);
+  at::Tensor dinitial;
+  if (borders) {
     const auto at_start = [&](const at::Tensor& t) {
       return t.index_select(1, borders->start).squeeze(0);
     };
     dinitial = at::where(borders->empty, dfinal, at_start(wide_a).conj() * at_start(g));
   } else {
-    h_before = shifted(h.to(type), initial.unsqueeze(1), /*later=*/!reverse);
     const std::int64_t first = reverse ? steps - 1 : 0;
     dinitial = wide_a.select(1, first).conj() * g.select(1, first);
   }

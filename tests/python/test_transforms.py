@@ -1,0 +1,161 @@
+"""Derivatives in forward mode and under torch.func's transforms, of every operator."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from gateloop_cpp import ops
+
+REAL, COMPLEX = torch.float64, torch.complex128
+CUTS = torch.tensor([0, 3, 3, 7])
+
+Operator = Callable[..., tuple[Tensor, Tensor]]
+linear_recurrence: Operator = ops.linear_recurrence
+gate_loop: Operator = ops.gate_loop
+polar_gate_loop: Operator = ops.polar_gate_loop
+simple_gate_loop: Operator = ops.simple_gate_loop
+
+
+def drawn(*sizes: int, dtype: torch.dtype = REAL, scale: float = 1) -> Tensor:
+    return (torch.randn(*sizes, dtype=dtype) * scale).requires_grad_()
+
+
+def jvp(
+    function: Operator, inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    results, found = torch.func.jvp(function, inputs, tangents)[:2]
+    return results, found
+
+
+def transitions(*sizes: int, dtype: torch.dtype) -> Tensor:
+    """Of magnitudes up to about 1, with an exact zero."""
+    a = torch.randn(*sizes, dtype=dtype) * 0.5
+    a[0, 1] = 0
+    return a.requires_grad_()
+
+
+def assert_both_modes(function: Operator, inputs: tuple[Tensor, ...]) -> None:
+    assert gradcheck(function, inputs, check_forward_ad=True, check_backward_ad=True)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+class TestForwardMode:
+    def test_linear_recurrence(self, dtype: torch.dtype, reverse: bool) -> None:
+        a, x = transitions(2, 5, 3, dtype=dtype), drawn(2, 5, 3, dtype=dtype)
+        state = drawn(2, 3, dtype=dtype)
+        assert_both_modes(lambda *t: linear_recurrence(*t, reverse), (a, x, state))
+        assert_both_modes(lambda *t: linear_recurrence(*t, reverse=reverse), (a, x))
+
+    def test_packed_linear_recurrence(self, dtype: torch.dtype, reverse: bool) -> None:
+        a, x = transitions(1, 7, 3, dtype=dtype), drawn(1, 7, 3, dtype=dtype)
+        state = drawn(3, 3, dtype=dtype)
+        assert_both_modes(lambda *t: linear_recurrence(*t, reverse, CUTS), (a, x, state))
+
+    @pytest.mark.parametrize("form", ["auto", "scan", "attention", "recurrent"])
+    def test_gate_loop(self, dtype: torch.dtype, reverse: bool, form: str) -> None:
+        q, k, v = drawn(2, 5, 2, 3), drawn(2, 5, 2, 3), drawn(2, 5, 2, 4)
+        a, state = transitions(2, 5, 2, dtype=dtype), drawn(2, 2, 3, 4, dtype=dtype)
+
+        def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            return gate_loop(*tensors, reverse=reverse, form=form)
+
+        assert_both_modes(function, (q, k, v, a, state))
+
+    def test_gate_loop_of_max_heads(self, dtype: torch.dtype, reverse: bool) -> None:
+        q, k, v = drawn(2, 5, 3), drawn(2, 5, 3), drawn(2, 5, 3)
+        a = transitions(2, 5, 3, dtype=dtype)
+        assert_both_modes(lambda *t: gate_loop(*t, reverse=reverse), (q, k, v, a))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_forward_mode_of_fused_gates(reverse: bool) -> None:
+    q, k, v, z = drawn(2, 5, 3), drawn(2, 5, 3), drawn(2, 5, 3), drawn(2, 5, 6)
+    state = drawn(2, 3, dtype=COMPLEX)
+    assert_both_modes(lambda *t: polar_gate_loop(*t, reverse), (q, k, v, z, state))
+    z, state = drawn(2, 5, 3), drawn(2, 3)
+    assert_both_modes(lambda *t: simple_gate_loop(*t, reverse), (q, k, z, state))
+    assert_both_modes(lambda *t: simple_gate_loop(*t, normalize_input=True), (q, k, z, state))
+
+
+def test_forward_mode_of_no_steps() -> None:
+    a, x, state = drawn(2, 0, 3), drawn(2, 0, 3), drawn(2, 3)
+    tangents = tuple(map(torch.ones_like, (a, x, state)))
+    inputs = tuple(t.detach() for t in (a, x, state))
+    dh, dstate = jvp(linear_recurrence, inputs, tangents)[1]
+    assert dh.shape == (2, 0, 3)
+    assert torch.equal(dstate, tangents[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_forward_mode_keeps_dtypes(dtype: torch.dtype) -> None:
+    q, k, v = (drawn(2, 9, 3).detach().to(dtype) for _ in range(3))
+    z = drawn(2, 9, 6).detach().to(dtype)
+    inputs = (q, k, v, z)
+    results, tangents = jvp(polar_gate_loop, inputs, inputs)
+    wide = tuple(t.double() for t in inputs)
+    expected = jvp(polar_gate_loop, wide, wide)[1]
+    assert [t.dtype for t in tangents] == [t.dtype for t in results]
+    # The output is rounded to 8 or 11 bits, beside what the definition loses on its way.
+    torch.testing.assert_close(tangents[0].double(), expected[0], rtol=0.03, atol=0.03)
+
+
+CASES: dict[str, tuple[Operator, list[tuple[int, ...]]]] = {
+    "linear_recurrence": (linear_recurrence, [(2, 5, 3), (2, 5, 3), (2, 3)]),
+    "polar_gate_loop": (polar_gate_loop, [(2, 5, 3), (2, 5, 3), (2, 5, 3), (2, 5, 6)]),
+    "simple_gate_loop": (simple_gate_loop, [(2, 5, 3), (2, 5, 3), (2, 5, 3), (2, 3)]),
+    "gate_loop": (gate_loop, [(2, 5, 2, 3), (2, 5, 2, 3), (2, 5, 2, 4), (2, 5, 2)]),
+    "gate_loop of max heads": (gate_loop, [(2, 5, 3)] * 4),
+}
+
+
+@pytest.fixture(params=CASES)
+def scalar(request: pytest.FixtureRequest) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """A number computed by an operator, no linear one, and inputs."""
+    operator, shapes = CASES[request.param]
+    inputs = [torch.randn(*shape, dtype=REAL) * 0.5 for shape in shapes]
+
+    def value(*tensors: Tensor) -> Tensor:
+        y, state = operator(*tensors)
+        return y.square().sum() + state.abs().square().sum()
+
+    return value, inputs
+
+
+def test_torch_func_gradients(scalar: tuple[Callable[..., Tensor], list[Tensor]]) -> None:
+    value, inputs = scalar
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    expected = torch.autograd.grad(value(*leaves), leaves)
+    found = torch.func.grad(value, argnums=tuple(range(len(inputs))))(*inputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_hessians(scalar: tuple[Callable[..., Tensor], list[Tensor]]) -> None:
+    """Forward over reverse and reverse over reverse, with vmap over the directions."""
+    value, inputs = scalar
+
+    def of_last(last: Tensor) -> Tensor:
+        return value(*inputs[:-1], last)
+
+    expected = torch.autograd.functional.hessian(of_last, inputs[-1])
+    for derivative in (torch.func.jacfwd, torch.func.jacrev):
+        found = derivative(torch.func.grad(of_last))(inputs[-1])
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_each_row(scalar: tuple[Callable[..., Tensor], list[Tensor]]) -> None:
+    value, inputs = scalar
+    rows = [torch.stack((t, 2 * t)) for t in inputs]
+    found = torch.func.vmap(torch.func.grad(value))(*rows)
+    for i in range(2):
+        expected = torch.func.grad(value)(*(t[i] for t in rows))
+        torch.testing.assert_close(found[i], expected, rtol=1e-10, atol=1e-10)
