@@ -318,7 +318,7 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command
       .add_option("--timeout", flags.timeout,
                   "Seconds that a process waits for another, before all end with an error [600]")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1.0, 1e6))
       ->type_name("SECONDS")
       ->group(kProcesses);
   flags.overrides = std::make_shared<Overrides>(command);

@@ -119,8 +119,9 @@ std::vector<std::string> preset_names();
 std::string fastest_dtype();
 
 /// As many as libtorch chooses, or fewer where this process may use fewer processors: by its
-/// affinity or by the CPU quota of its control groups (a container's).
-int default_threads();
+/// affinity or by the CPU quota of its control groups (a container's), of which each of `processes`
+/// has its part.
+int default_threads(int processes = 1);
 
 /// Throws std::invalid_argument naming the option that is out of range or does not go with another.
 void check(const RunConfig& config);

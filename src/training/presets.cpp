@@ -122,6 +122,8 @@ std::string fastest_dtype() {
   return __builtin_cpu_supports("avx512bf16") ? "bfloat16" : "float32";
 }
 
-int default_threads() { return std::min(torch::get_num_threads(), model::usable_cpus()); }
+int default_threads(int processes) {
+  return std::min(torch::get_num_threads(), std::max(1, model::usable_cpus() / processes));
+}
 
 }  // namespace gateloop::training

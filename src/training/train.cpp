@@ -60,9 +60,7 @@ void say_where_devices_differ(const std::filesystem::path& dir, const TrainingOp
 void settle_machine(TrainingOptions& options, const torch::Device& device,
                     const distributed::Processes& processes) {
   options.device = device.str();
-  if (options.threads == 0) {
-    options.threads = std::max(1, default_threads() / processes.local_size());
-  }
+  if (options.threads == 0) options.threads = default_threads(processes.local_size());
   torch::set_num_threads(static_cast<int>(options.threads));
   if (!device.is_cpu()) at::accelerator::setDeviceIndex(device.index());
 }

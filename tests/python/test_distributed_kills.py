@@ -1,0 +1,65 @@
+"""Fifty kills at random moments: what was saved is whole, and nothing is lost but time."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import Job, free_port, records, torchrun_environment, wait_for_step
+
+pytestmark = pytest.mark.long
+
+KILLS = 50
+SIZE = 3
+SMALL = (
+    *("--dim", "16", "--depth", "2", "--dim-head", "8", "--heads", "2", "--length", "16"),
+    *("--batch", "6", "--accumulation", "1", "--threads", "1", "--sample-length", "0"),
+    *("--dtype", "float32", "--validation-windows", "9", "--schedule", "constant"),
+    *("--validate-every", "25", "--checkpoint-every", "10", "--shard-optimizer"),
+    # A process killed before it has met the others is waited for as long as this.
+    *("--timeout", "10"),
+)
+
+
+@pytest.fixture
+def start(build_dir: Path, tmp_path: Path) -> Callable[..., Job]:
+    text = tmp_path / "text"
+    chooser = random.Random(1)
+    text.write_text("".join(chooser.choice(("gate ", "loop ", "over\n")) for _ in range(9000)))
+
+    def start(run: Path, *flags: str) -> Job:
+        port = free_port()
+        environments = [torchrun_environment(rank, SIZE, port) for rank in range(SIZE)]
+        command = (build_dir / "gateloop", "train", "--data", text, "--out", run, *SMALL, *flags)
+        return Job(command, environments)
+
+    return start
+
+
+def test_fifty_kills(start: Callable[..., Job], tmp_path: Path) -> None:
+    run, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    chooser = random.Random(0)
+    for kill in range(KILLS):
+        # Resumed as soon as it is a run; killed before that, it is begun again.
+        begun = (run / "config.json").exists()
+        with start(run, *(("--resume",) if begun else ("--steps", "1000000000"))) as job:
+            time.sleep(chooser.uniform(0, 3))
+            victim = kill % SIZE
+            job.signal(victim, signal.SIGKILL)
+            codes = [code for code, _, _ in job.outcomes()]
+        expected = [-signal.SIGKILL if rank == victim else 1 for rank in range(SIZE)]
+        assert codes == expected
+
+    with start(run, "--resume") as job:
+        # The log of a broken run may be ahead of its checkpoint: it is cut back on resuming.
+        time.sleep(2)
+        wait_for_step(run, 200, job)
+        job.signal(1, signal.SIGTERM)
+        assert [code for code, _, _ in job.outcomes()] == [128 + signal.SIGTERM] * SIZE
+    steps = int(records(run)[-1]["step"])
+    with start(unbroken, "--steps", str(steps)) as job:
+        job.check()
+    # The last step of a finished run has a validation more.
+    assert records(run)[:-1] == records(unbroken)[:-1]
