@@ -1,0 +1,362 @@
+"""Show the runs of ``gateloop train`` in TensorBoard, Weights & Biases or MLflow.
+
+    python -m gateloop_cpp.track runs/quick --to tensorboard    # then: tensorboard --logdir runs
+
+Reads a run's metrics.jsonl and config.json, which stay the record; the trainer needs none of these
+packages. A run under way is followed until it is finished; Ctrl-C ends following, not the run.
+Started again, it goes on after what the tracker holds already.
+
+Scalars have the step as their step: train/bits_per_byte, train/gradient_norm, train/learning_rate,
+validation/bits_per_byte, validation/final_bits_per_byte, speed/tokens_per_second,
+speed/elapsed_seconds. Also the configuration, the number of parameters,
+and what texts a record has.
+"""
+
+import argparse
+import contextlib
+import html
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateloop_cpp import _files
+
+METRICS = "metrics.jsonl"
+POLL_SECONDS = 1.0
+# Every record has it, and it is sent last of its record: a tracker that has it has the record.
+MARK = "train/bits_per_byte"
+NAMES = {
+    "train_bits_per_byte": MARK,
+    "gradient_norm": "train/gradient_norm",
+    "learning_rate": "train/learning_rate",
+    "planned_steps": "train/planned_steps",
+    "validation_bits_per_byte": "validation/bits_per_byte",
+    "final_validation_bits_per_byte": "validation/final_bits_per_byte",
+    "tokens_per_second": "speed/tokens_per_second",
+    "elapsed_seconds": "speed/elapsed_seconds",
+}
+FINAL = "final_validation_bits_per_byte"
+
+
+@dataclass
+class Record:
+    """One line of metrics.jsonl."""
+
+    step: int
+    elapsed_seconds: float
+    scalars: dict[str, float]  # by the tracker's names, MARK last
+    texts: dict[str, str]
+    is_final: bool
+
+
+@dataclass
+class Log:
+    """The records of a metrics.jsonl, also while a trainer writes it.
+
+    A resumed run cuts its log back to the last checkpoint and repeats, bit for bit, the steps after
+    it: those are not given again.
+    """
+
+    path: Path
+    last_step: int = 0  # given so far
+    _file: tuple[int, int] = (0, 0)
+    _offset: int = 0
+
+    def new_records(self) -> list[Record]:
+        """What whole lines have come since the last call; none while there is no file.
+
+        Raises ValueError naming the file and the line that is no record.
+        """
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
+                    self._file, self._offset = (status.st_dev, status.st_ino), 0
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        records = [self._record(line) for line in whole.splitlines()]
+        new = [record for record in records if record.step > self.last_step]
+        self.last_step = max([self.last_step, *(record.step for record in new)])
+        return new
+
+    def _record(self, line: bytes) -> Record:
+        try:
+            values = json.loads(line)
+            step, elapsed = int(values.pop("step")), float(values.get("elapsed_seconds", 0))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            shown = line[:80].decode("utf-8", "replace")
+            raise ValueError(f"{self.path}: not a record of a run: {shown}") from error
+        scalars: dict[str, float] = {}
+        texts: dict[str, str] = {}
+        for name, value in values.items():
+            if isinstance(value, str):
+                texts[name] = value
+            elif isinstance(value, int | float) and math.isfinite(value):
+                scalars[NAMES.get(name, name)] = value
+        if MARK in scalars:
+            scalars[MARK] = scalars.pop(MARK)
+        return Record(step, elapsed, scalars, texts, FINAL in values)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a tracker shows of a run besides its records."""
+
+    folder: Path
+    id: str
+    config: dict[str, Any]  # model, training, parameters
+    began: float  # seconds since 1970
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+
+def read_run(folder: Path) -> Run:
+    """Raises FileNotFoundError or ValueError naming the file."""
+    path = folder / _files.CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = {key: content[key] for key in ("model", "training")}
+        provenance = content.get("provenance", [])
+        dates = [datetime.fromisoformat(entry["date"]).timestamp() for entry in provenance]
+        run_id = str(content.get("id", folder.resolve().name))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not the configuration of a run: {error}") from error
+    weights = folder / _files.WEIGHTS["latest"]
+    if weights.exists():
+        config["parameters"] = count_parameters(weights)
+    return Run(folder, run_id, config, dates[0] if dates else path.stat().st_mtime)
+
+
+def count_parameters(weights: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="numpy") as content:
+        names = list(content.keys())
+        return sum(math.prod(content.get_slice(name).get_shape()) for name in names)
+
+
+class Tracker(Protocol):
+    def last_step(self) -> int:
+        """The last step whose whole record an earlier follower left; 0 where there is none."""
+
+    def log(self, record: Record) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in OUT, a folder of the run's name each."""
+
+    def __init__(self, run: Run, out: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run = run
+        self._folder = out / run.name
+        self._last = self._last_step()
+        self._writer: Any = SummaryWriter(str(self._folder))
+        if self._last == 0:
+            shown = json.dumps(run.config, indent=2, ensure_ascii=False)
+            self._writer.add_text("config", f"```json\n{shown}\n```", 0, walltime=run.began)
+
+    def _last_step(self) -> int:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        if not self._folder.is_dir():
+            return 0
+        events = EventAccumulator(str(self._folder), size_guidance={"scalars": 0})
+        events.Reload()
+        steps = [event.step for event in events.Scalars(MARK)] if MARK in _tags(events) else []
+        return max(steps, default=0)
+
+    def last_step(self) -> int:
+        return self._last
+
+    def log(self, record: Record) -> None:
+        when = self._run.began + record.elapsed_seconds
+        for name, text in record.texts.items():
+            self._writer.add_text(name, text, record.step, walltime=when)
+        for name, value in record.scalars.items():
+            self._writer.add_scalar(name, value, record.step, walltime=when)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tags(events: Any) -> list[str]:
+    tags: list[str] = events.Tags()["scalars"]
+    return tags
+
+
+class WeightsAndBiases:
+    """A run of the project "gateloop", under the id of the model; WANDB_* say the rest."""
+
+    def __init__(self, run: Run, out: Path) -> None:
+        import wandb
+
+        out.mkdir(parents=True, exist_ok=True)
+        project = os.environ.get("WANDB_PROJECT", "gateloop")
+        self._html = wandb.Html
+        self._run: Any = wandb.init(
+            project=project, id=run.id, name=run.name, dir=str(out), config=run.config,
+            resume="allow",
+        )  # fmt: skip
+
+    def last_step(self) -> int:
+        # The next step that it takes. Offline it is not told what earlier followers sent: then all
+        # is written again, into a folder of its own, under the same id.
+        return max(0, int(self._run.step) - 1)
+
+    def log(self, record: Record) -> None:
+        shown = {name: f"<pre>{html.escape(text)}</pre>" for name, text in record.texts.items()}
+        texts = {name: self._html(text) for name, text in shown.items()}
+        self._run.log({**texts, **record.scalars}, step=record.step)
+
+    def flush(self) -> None:
+        pass  # a process of its own writes at once
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+@dataclass
+class MlFlow:
+    """A run of the experiment "gateloop", found by the id of the model; MLFLOW_* say the rest."""
+
+    run: Run
+    out: Path
+    _id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        from mlflow import MlflowClient
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        database = f"sqlite:///{(self.out / 'mlflow.db').resolve()}"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or database
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "gateloop")
+        known = self._client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known else self._client.create_experiment(name)
+        tag = "gateloop.id"
+        found = self._client.search_runs([experiment], f"tags.`{tag}` = '{self.run.id}'")
+        if found:
+            self._id = found[0].info.run_id
+            return
+        made = self._client.create_run(experiment, tags={tag: self.run.id}, run_name=self.run.name)
+        self._id = made.info.run_id
+        for group, values in self.run.config.items():
+            for option, value in values.items() if isinstance(values, dict) else [("", values)]:
+                self._client.log_param(self._id, f"{group}.{option}".rstrip("."), value)
+
+    def last_step(self) -> int:
+        history = self._client.get_metric_history(self._id, MARK)
+        return max((metric.step for metric in history), default=0)
+
+    def log(self, record: Record) -> None:
+        from mlflow.entities import Metric
+
+        when = round(1e3 * (self.run.began + record.elapsed_seconds))
+        metrics = [Metric(name, value, when, record.step) for name, value in record.scalars.items()]
+        for name, text in record.texts.items():
+            self._client.log_text(self._id, text, f"{name}/{record.step}.txt")
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def flush(self) -> None:
+        pass  # each record is a call of its own
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+TRACKERS: dict[str, Callable[[Run, Path], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MlFlow,
+}
+
+
+class Follower:
+    """One run on its way into one tracker."""
+
+    def __init__(self, folder: Path, to: str, out: Path) -> None:
+        run = read_run(folder)
+        self.tracker: Tracker = TRACKERS[to](run, out)
+        self.is_done = False
+        self._log = Log(folder / METRICS, last_step=self.tracker.last_step())
+
+    def advance(self) -> None:
+        """Sends what is new."""
+        for record in self._log.new_records():
+            self.tracker.log(record)
+            self.is_done = self.is_done or record.is_final
+        self.tracker.flush()
+
+
+def follow(followers: Sequence[Follower], once: bool) -> None:
+    """Until all runs are finished, or once."""
+    while True:
+        for follower in followers:
+            follower.advance()
+        if once or all(follower.is_done for follower in followers):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def opened(folders: Sequence[Path], to: str, out: Path | None) -> Iterator[list[Follower]]:
+    followers: list[Follower] = []
+    try:
+        for folder in folders:
+            followers.append(Follower(folder, to, out or folder.parent / to))
+        yield followers
+    finally:
+        for follower in followers:
+            follower.tracker.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gateloop_cpp.track",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--to", required=True, choices=TRACKERS)
+    parser.add_argument("--out", type=Path, help="folder of its files [TO, beside the run]")
+    parser.add_argument("--once", action="store_true", help="send what there is, do not follow")
+    chosen = parser.parse_args(arguments)
+    if importlib.util.find_spec(chosen.to) is None:
+        print(
+            f"track: --to {chosen.to} needs the package {chosen.to}: pip install {chosen.to}",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        with opened(chosen.runs, chosen.to, chosen.out) as followers:
+            follow(followers, chosen.once)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"track: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
