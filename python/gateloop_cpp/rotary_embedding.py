@@ -11,13 +11,14 @@ class RotaryEmbedding(nn.Module):
     """Channels 2i and 2i + 1 turn together by position · 10000^(-2i / dim_head).
 
     Parameter: freqs (dim_head / 2), not trained, float32 or wider. In a model of bfloat16 or
-    float16 it stays float32, because position 300 multiplies its rounding by 300.
+    float16 it stays float32, because position 300 multiplies its rounding by 300. Where it comes in
+    lower precision all the same, as from FSDP2's mixed precision, a frequency that is the rounding
+    of the one above is taken for it.
     """
 
     def __init__(self, dim_head: int) -> None:
         super().__init__()
-        exponent = torch.arange(0, dim_head, 2).float() / dim_head
-        self.freqs = nn.Parameter(1.0 / 10000**exponent, requires_grad=False)
+        self.freqs = nn.Parameter(_frequencies(dim_head), requires_grad=False)
 
     def forward(self, t: Tensor, first: int | Tensor = 0) -> Tensor:
         """Turn t (B, H, T, dim_head), whose steps are first, first + 1, ...; the same dtype.
@@ -28,8 +29,10 @@ class RotaryEmbedding(nn.Module):
             positions = first.unsqueeze(1)
         else:
             positions = torch.arange(first, first + t.shape[-2], device=t.device)
-        # Weights may have been assigned in a lower precision.
-        freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
+        freqs: Tensor = self.freqs
+        if freqs.dtype in (torch.bfloat16, torch.float16):
+            exact = _frequencies(t.shape[-1], t.device)
+            freqs = torch.where(exact.to(freqs.dtype) == freqs, exact, freqs.float())
         angles = positions.unsqueeze(-1) * freqs
         cos, sin = angles.cos(), angles.sin()
         x, y = t.unflatten(-1, (-1, 2)).unbind(-1)
@@ -45,3 +48,9 @@ class RotaryEmbedding(nn.Module):
             return moved if moved.dtype == wide else t.to(moved.device, wide)
 
         return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+
+
+def _frequencies(dim_head: int, device: torch.device | None = None) -> Tensor:
+    """(dim_head / 2), float32."""
+    exponent = torch.arange(0, dim_head, 2, device=device).float() / dim_head
+    return 1.0 / 10000**exponent
