@@ -29,6 +29,13 @@ def expect_sequence(function: str, x: Tensor, dim: int) -> None:
     expect(x.is_floating_point(), function, "x", "floating point", x, TypeError)
 
 
+def expect_wide(function: str, argument: str, state: Tensor) -> None:
+    """A state must not be rounded from step to step; FSDP2 rounds what is passed to a module."""
+    wide = state.dtype not in (torch.bfloat16, torch.float16)
+    expected = "float32 or wider (of FSDP2 by MixedPrecisionPolicy(cast_forward_inputs=False))"
+    expect(wide, function, argument, expected, state, TypeError)
+
+
 def expect_packing(
     function: str, x: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None
 ) -> None:

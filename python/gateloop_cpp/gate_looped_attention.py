@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from gateloop_cpp import _spec
-from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
+from gateloop_cpp._checks import (
+    expect,
+    expect_packing,
+    expect_positive,
+    expect_sequence,
+    expect_wide,
+)
 from gateloop_cpp._packing import Packing
 from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
 from gateloop_cpp.transition import drop_imaginary, input_scale, scale_gradient, transition_of
@@ -160,6 +166,7 @@ class GateLoopedAttention(nn.Module):
             return
         shape = (sequences, *self.state_shape)
         expect(cache.shape == shape, _NAME, "cache", str(shape), cache)
+        expect_wide(_NAME, "cache", cache)
 
     def _transition(self, x: Tensor, ablate_complex: bool) -> Tensor:
         """The raw transitions, (B, T, transitions) or two numbers each."""

@@ -4,7 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from gateloop_cpp._adjoint import Scan
-from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
+from gateloop_cpp._checks import (
+    expect,
+    expect_packing,
+    expect_positive,
+    expect_sequence,
+    expect_wide,
+)
 from gateloop_cpp._packing import Packing
 from gateloop_cpp.heinsen import heinsen_scan
 from gateloop_cpp.ops import linear_recurrence, simple_gate_loop
@@ -130,6 +136,7 @@ class SimpleGateLoopLayer(nn.Module):
             shape = (batch * self.dim, 1)
             fits = isinstance(tensor, Tensor) and tensor.shape == shape
             expect(fits, _NAME, f"cache.{field}", f"(B · dim, 1) = {shape}", tensor)
+            expect_wide(_NAME, f"cache.{field}", tensor)
 
 
 def _product(a: Tensor, packing: Packing) -> Tensor:
