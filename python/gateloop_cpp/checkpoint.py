@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gateloop_cpp import _files, _spec
 from gateloop_cpp._checks import expect
+from gateloop_cpp._sharded import Shards, gathered
 from gateloop_cpp.transformer import Transformer
 
 
@@ -89,25 +90,52 @@ def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool 
     is written under both: tie it again after load().
     A crash leaves the former model or this one, never a part of each.
 
+    A model that is sharded over processes (FSDP2, tensor parallelism) is gathered: all of them have
+    to call this, one writes, and the files are there when any returns. Of replicas
+    (DistributedDataParallel) one process saves the wrapper's ``module``.
+
     Raises:
         FileExistsError: if a model is there already and overwrite is False. Nothing is changed.
+        RuntimeError: in the other processes of a sharded model, where the one that writes failed.
     """
-    ours = isinstance(model, Transformer)
-    expect(ours, "save", "model", "a gateloop_cpp.Transformer", type(model))
-    folder = Path(directory)
+    expected = "a gateloop_cpp.Transformer, of a wrapper the model in it"
+    expect(isinstance(model, Transformer), "save", "model", expected, type(model))
+    stored = _stored_tensors(model)
+    shards = Shards(stored.values())
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for name, tensor in gathered(stored)
+        if shards.writer
+    }
+    failure: Exception | None = None
+    if shards.writer:
+        try:
+            _write(model.options, tensors, Path(directory), overwrite)
+        except Exception as error:
+            failure = error
+    failed = shards.any(failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RuntimeError(f"save: {directory} was not written: see the error of the first process")
+
+
+def _stored_tensors(model: Transformer) -> dict[str, Tensor]:
+    tied = model.logits_weight if model.options["tie_embeddings"] else None
+    return {name: tensor for name, tensor in model.state_dict().items() if name != tied}
+
+
+def _write(
+    options: dict[str, Any], tensors: dict[str, Tensor], folder: Path, overwrite: bool
+) -> None:
     names = (_files.CONFIG, *_files.WEIGHTS.values())
     present = [name for name in names if (folder / name).exists()]
     if present and not overwrite:
         raise FileExistsError(f"save: {folder} holds {', '.join(present)}: pass overwrite=True")
-    # Copies: safetensors refuses tensors that share memory.
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-        for name, tensor in model.state_dict().items()
-        if not (model.options["tie_embeddings"] and name == model.logits_weight)
-    }
     _files.write_model(
         folder,
-        _spec.stored(model.options),
+        _spec.stored(options),
         lambda path, metadata: save_file(tensors, path, metadata),
         distribution="gateloop-cpp",
         versions={"torch": torch.__version__},

@@ -10,6 +10,7 @@ from torch import Tensor
 from gateloop_cpp import _library as _library  # loads the operators
 from gateloop_cpp import _spec
 from gateloop_cpp._checks import expect
+from gateloop_cpp._sharded import Shards
 from gateloop_cpp._untouched import difference
 from gateloop_cpp.transformer import Reader, Transformer
 
@@ -111,6 +112,8 @@ def fastest_reader(model: Transformer) -> Reader:
 
 def _obstacle(model: Transformer) -> str | None:
     """What keeps a decoder from the model."""
+    if Shards(model.parameters()):
+        return "parameters sharded over processes"
     if found := difference(model, Transformer):
         return found
     dtype = model.token_emb.weight.dtype

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from gateloop_cpp import _spec
 from gateloop_cpp._checks import expect, expect_packing
 from gateloop_cpp._packing import IGNORED, next_tokens
+from gateloop_cpp._sharded import Shards
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import (
@@ -273,7 +274,8 @@ class Transformer(nn.Module):
         """Continue ``prompt`` by ``length`` tokens; one step for each.
 
         A :class:`~gateloop_cpp.Decoder` reads an untouched model; any other model's modules are
-        called.
+        called. Of a model that is sharded over processes all of them have to call this, each with
+        a prompt, a length and a seed of its own.
 
         Args:
             prompt: (B, T) ids, T ≥ 1.
@@ -295,10 +297,14 @@ class Transformer(nn.Module):
         sampler = Sampler(temperature, filter_thres, generator=generator, **sampling)
         sampler.read(prompt)
         read = fastest_reader(self)
+        shards = Shards(self.parameters())
         drawn: list[Tensor] = []
         step, cache = prompt, None
-        while len(drawn) < length and not sampler.ended():
-            logits, cache = read(step, cache=cache)
+        while shards.any(unfinished := len(drawn) < length and not sampler.ended()):
+            logits, after = read(step, cache=cache)
+            if not unfinished:  # but another process, which needs the shards of this one
+                continue
+            cache = after
             tokens = sampler.draw(logits[:, -1]).to(prompt)
             drawn.append(tokens)
             # A sequence that has ended goes on with any token: nothing reads its logits.

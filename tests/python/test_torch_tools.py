@@ -1,14 +1,10 @@
-"""torch's own tools on the package: compile, export, autocast, func, copies, dtypes, meta, DDP."""
+"""torch's own tools on the package: compile, export, autocast, func, copies, dtypes, meta."""
 
 import copy
 import math
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,90 +246,3 @@ def test_gradcheck_of_heinsen() -> None:
     x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(heinsen_scan, (a, x))
     assert torch.autograd.gradgradcheck(heinsen_scan, (a, x))
-
-
-# ---- Several processes ---------------------------------------------------------------------------
-
-# The threads of gloo outlive destroy_process_group() and may still hold tensors while the
-# interpreter is taken down, which then aborts (github.com/pytorch/pytorch/pull/179291), so a worker
-# that has done its work leaves without that.
-WORKER = """
-import os, sys
-import torch
-import torch.distributed as dist
-from gateloop_cpp import Transformer
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-torch.manual_seed(0)
-model = Transformer(16, num_tokens=32, depth=2)
-batches = torch.load(f"{folder}/batches.pt")
-{body}
-if rank == 0:
-    torch.save(results, f"{folder}/results.pt")
-dist.destroy_process_group()
-os._exit(0)
-"""
-
-
-def in_two_processes(body: str, batches: list[Tensor], folder: Path) -> Any:
-    """``results`` of the first of two processes that run ``body``."""
-    torch.save(batches, folder / "batches.pt")
-    source = str(Path(gateloop_cpp.__file__).parents[1])
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER.replace("{body}", body), str(rank), str(folder)],
-            env=os.environ | {"PYTHONPATH": source},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, stderr = worker.communicate(timeout=120)
-        assert worker.returncode == 0, stderr
-    return torch.load(folder / "results.pt")
-
-
-def gradients_of_one_process(batches: list[Tensor]) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    model = Transformer(16, num_tokens=32, depth=2)
-    model(torch.cat(batches), return_loss=True).backward()
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(ours: dict[str, Tensor], batches: list[Tensor]) -> None:
-    expected = gradients_of_one_process(batches)
-    assert ours.keys() == expected.keys()
-    for name, gradient in expected.items():
-        # The mean of two means sums in another order.
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-7)
-
-
-def test_distributed_data_parallel(tmp_path: Path) -> None:
-    batches = [ids(), ids()]
-    body = """
-model = torch.nn.parallel.DistributedDataParallel(model)
-model(batches[rank], return_loss=True).backward()
-results = {n: p.grad for n, p in model.module.named_parameters()}
-"""
-    assert_same_gradients(in_two_processes(body, batches, tmp_path), batches)
-
-
-def test_fully_sharded_data_parallel(tmp_path: Path) -> None:
-    """Parameters are whole only while their module is called."""
-    batches = [ids(), ids()]
-    body = """
-from torch.distributed.fsdp import fully_shard
-mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
-whole = model.generate(batches[0][:1], 6, temperature=0)
-for mix, feed in model.layers:
-    fully_shard(mix, mesh=mesh)
-    fully_shard(feed, mesh=mesh)
-fully_shard(model, mesh=mesh)
-model(batches[rank], return_loss=True).backward()
-results = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
-assert torch.equal(model.generate(batches[0][:1], 6, temperature=0), whole)
-"""
-    assert_same_gradients(in_two_processes(body, batches, tmp_path), batches)
