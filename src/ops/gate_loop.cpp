@@ -12,13 +12,22 @@
 
 namespace gateloop {
 
+std::tuple<at::Tensor, at::Tensor> ops::gate_loop_around(
+    const std::function<std::tuple<at::Tensor, at::Tensor>(const at::Tensor& kv)>& recurrence,
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a) {
+  const auto real = c10::toRealValueType(a.scalar_type());
+  const auto [h, final_state] = recurrence((k.to(real) * v.to(real)).to(a.scalar_type()));
+  return {(q.to(real) * (h.is_complex() ? at::real(h) : h)).to(q.scalar_type()), final_state};
+}
+
 std::tuple<at::Tensor, at::Tensor> ops::gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
-  const auto real = c10::toRealValueType(a.scalar_type());
-  const at::Tensor kv = (k.to(real) * v.to(real)).to(a.scalar_type());
-  const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse, cu_seqlens);
-  return {(q.to(real) * (h.is_complex() ? at::real(h) : h)).to(q.scalar_type()), final_state};
+  return gate_loop_around(
+      [&](const at::Tensor& kv) {
+        return linear_recurrence(a, kv, initial_state, reverse, cu_seqlens);
+      },
+      q, k, v, a);
 }
 
 namespace {
