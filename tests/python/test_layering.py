@@ -17,6 +17,7 @@ ARROWS = {
     "host": {"recurrence"},
     "corpus": {"model"},
     "ops": {"recurrence", "host", "model", "runtime"},
+    "distributed": {"ops"},
     "nn": {"ops", "model", "runtime"},
     "checkpoint": {"nn", "model"},
     "distributed": set(),
@@ -35,6 +36,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "runtime": (*SYSTEM, "stddef.h", "stdint.h"),  # the latter: for C
     "host": ("pthread.h", "sys/mman.h"),
     "ops": TORCH,
+    "distributed": TORCH,
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),
     "distributed": TORCH,
@@ -51,6 +53,7 @@ DOORS = {
     "runtime.h": "runtime",
     "gateloop.h": "runtime",
     "ops.h": "ops",
+    "distributed_ops.h": "distributed",
     "nn.h": "nn",
     "checkpoint.h": "checkpoint",
     "distributed.h": "distributed",

@@ -1,0 +1,185 @@
+"""The recurrences of :mod:`gateloop_cpp.ops` over one sequence that many processes hold.
+
+Each process of a c10d group holds a block of consecutive steps: rank 0 the first, the next rank
+those that follow, and so on. Blocks may differ in length and may be empty. A process passes its
+block and gets its block of the outputs; between processes go states, whatever T is.
+
+All processes of the group call a function together, in the same order, with the same options and
+with the same shapes but for T. If one runs the backward pass of a call, all do.
+
+Arguments that differ from those of :mod:`gateloop_cpp.ops`:
+
+- ``group``: default: all processes.
+- ``initial_state``: before the first step of the whole sequence. The process that reads that step
+  uses it: rank 0, or with ``reverse`` the last rank; the others may leave it out. Its gradient
+  arrives there, and zeros on the other processes that pass it.
+- ``cu_seqlens``: (N + 1), of the whole packed sequence, the same on every process.
+- ``mask``: (B, T) of this process's block.
+
+The final state is that of the whole sequence, the same on every process. As for torch's own
+collectives, the loss is the sum of what the processes call ``backward`` on: a final state that each
+of them uses receives the sum of their gradients.
+
+A block is read about once where the products of its first and of its last few thousand transitions
+underflow to zero, as those of gates below one do; else three times. Infinities and NaN go no
+further than the block whose last steps forget them.
+
+Differentiable once, under autocast and ``torch.utils.checkpoint`` too. ``torch.compile`` leaves the
+calls as they are.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gateloop_cpp import _library as _library  # loads the operators
+
+
+# Between traced programs: what happens in another process is nothing that torch.compile can see.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _call(
+    name: str,
+    sequences: tuple[Tensor, ...],
+    group: dist.ProcessGroup | None,
+    *arguments: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    chosen = dist.group.WORLD if group is None else group
+    if chosen is None:
+        raise ValueError(
+            f"{name}: group must be a process group, got None before"
+            " torch.distributed.init_process_group"
+        )
+    operator = getattr(torch.ops.gateloop, f"time_sharded_{name}")
+    y, final = operator(*sequences, chosen.group_name, *arguments, **options)
+    return y, final
+
+
+def linear_recurrence(
+    a: Tensor,
+    x: Tensor,
+    group: dist.ProcessGroup | None = None,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The linear recurrence h_t = a_t h_{t-1} + x_t over the blocks of a group.
+
+    Args:
+        a, x: (B, T, D), this process's block, see :func:`gateloop_cpp.ops.linear_recurrence`.
+        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        reverse: run from the last step of the whole to its first.
+
+    Returns:
+        h (B, T, D) of this block, and the state after the last step of the whole, (B, D) or (N, D).
+
+    Raises:
+        RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    return _call("linear_recurrence", (a, x), group, initial_state, reverse, cu_seqlens, mask)
+
+
+def gate_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    group: dist.ProcessGroup | None = None,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
+    feature_map: Literal["none", "taylor"] = "none",
+) -> tuple[Tensor, Tensor]:
+    """S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t) over the blocks of a group.
+
+    Args:
+        q, k, v, a, feature_map: this process's block, see :func:`gateloop_cpp.ops.gate_loop`.
+        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        reverse: run from the last step of the whole to its first.
+
+    Returns:
+        y (B, T, D) or (B, T, H, V) of this block, and the state after the last step of the whole in
+        the dtype of a and the shape of initial_state.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    return _call(
+        "gate_loop",
+        (q, k, v, a),
+        group,
+        initial_state,
+        reverse,
+        cu_seqlens,
+        mask,
+        feature_map=feature_map,
+    )
+
+
+def polar_gate_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    z: Tensor,
+    group: dist.ProcessGroup | None = None,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`gate_loop` with max heads from the raw transition, over the blocks of a group.
+
+    Args:
+        q, k, v, z: this process's block, see :func:`gateloop_cpp.ops.polar_gate_loop`.
+        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        reverse: run from the last step of the whole to its first.
+
+    Returns:
+        y (B, T, D) of this block, and the complex state after the last step of the whole, (B, D) or
+        (N, D).
+
+    Raises:
+        RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    return _call("polar_gate_loop", (q, k, v, z), group, initial_state, reverse, cu_seqlens, mask)
+
+
+def simple_gate_loop(
+    q: Tensor,
+    kv: Tensor,
+    z: Tensor,
+    group: dist.ProcessGroup | None = None,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    normalize_input: bool = False,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """h_t = σ(z_t) h_{t-1} + x_t, y_t = q_t h_t over the blocks of a group.
+
+    Args:
+        q, kv, z, normalize_input: this process's block, see
+            :func:`gateloop_cpp.ops.simple_gate_loop`.
+        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        reverse: run from the last step of the whole to its first.
+
+    Returns:
+        y (B, T, D) of this block, and the state after the last step of the whole, (B, D) or (N, D).
+
+    Raises:
+        RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    return _call(
+        "simple_gate_loop",
+        (q, kv, z),
+        group,
+        initial_state,
+        reverse,
+        normalize_input,
+        cu_seqlens,
+        mask,
+    )
