@@ -18,9 +18,10 @@ from jax.interpreters import ad
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks
-from gateloop_jax._linear_recurrence import recurrence
+from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation, bind, primitive, set_transpose, to_complex
+from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 FeatureMap = Literal["none", "taylor"]
 
@@ -36,6 +37,7 @@ def gate_loop(
     feature_map: FeatureMap = "none",
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     """S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t); with `reverse` from the last step on.
 
@@ -48,7 +50,7 @@ def gate_loop(
     feature_map:   "taylor": of heads, with a transition for each, the Taylor features of q and k
                    (arXiv 2312.04927) in place of q and k: their products are 1 + s + s²/2 with s =
                    q · k. States then have 1 + K + K (K + 1) / 2 keys.
-    segment_ids, mask: as linear_recurrence takes them; the output at padding is zero.
+    segment_ids, mask, axis_name: as linear_recurrence takes them; the output at padding is zero.
     Returns (y as v, in the dtype of q, final_state as initial_state is).
 
     With wider heads all states, (B, T, H, K, V), are in memory.
@@ -66,6 +68,7 @@ def gate_loop(
             reverse=bool(reverse),
             feature_map=feature_map,
             packing=packing,
+            axis_name=axis_name,
         )
     q = _checks.sequence(name, "q", q, _checks.REAL)
     if feature_map != "none":
@@ -76,8 +79,8 @@ def gate_loop(
     initial = _checks.state(name, initial_state, a)
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
-        a = packing.transitions(a, reverse)
-    return _read(q, k, v, a, initial, reverse=bool(reverse))
+        a = packing.transitions(a, reverse, axis_name)
+    return _read(q, k, v, a, initial, bool(reverse), axis_name)
 
 
 def _check_transition(name: str, a: Array, q: Array) -> None:
@@ -98,6 +101,7 @@ def _read_heads(
     reverse: bool,
     feature_map: FeatureMap,
     packing: Packing | None,
+    axis_name: AxisName | None,
 ) -> tuple[Array, Array]:
     """gate_loop of q, k (B, T, H, K), v (B, T, H, V), a (B, T, H) or (B, T, H, K)."""
     name, taylor = "gate_loop", feature_map == "taylor"
@@ -114,7 +118,7 @@ def _read_heads(
     _check_transition(name, a, q)
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
-        a = packing.transitions(a, reverse)
+        a = packing.transitions(a, reverse, axis_name)
 
     dtype, wide = q.dtype, accumulation(q.dtype)
     q, k, v = (t.astype(wide) for t in (q, k, v))
@@ -132,11 +136,12 @@ def _read_heads(
             )
         initial = given
     flat = (batch, time, math.prod(state))
-    h, final = recurrence(
+    h, final = carried(
         jnp.broadcast_to(a[..., None] if per_key else a[..., None, None], kv.shape).reshape(flat),
         kv.reshape(flat),
         initial.reshape(batch, -1),
-        reverse=reverse,
+        reverse,
+        axis_name,
     )
     y = jnp.sum(q[..., None] * h.real.reshape(kv.shape), axis=-2).astype(dtype)
     return (y if packing is None else packing.filled(y)), final.reshape(initial.shape)
@@ -159,14 +164,15 @@ def polar_gate_loop(
     *,
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     """gate_loop with max heads and a = polar_gate(z), fused.
 
     q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
     z:             (B, T, 2 D) in the same dtype, (re, im) interleaved per channel.
     initial_state: (B, D), complex64 (complex128 for float64).
-    segment_ids, mask: as gate_loop takes them. With segment_ids it is gate_loop: no z stands for
-                   the transition 0 at which a sequence begins.
+    segment_ids, mask, axis_name: as gate_loop takes them. With segment_ids it is gate_loop: no z
+                   stands for the transition 0 at which a sequence begins.
     Returns (y (B, T, D) in the dtype of q, final_state (B, D) complex).
     """
     name = "polar_gate_loop"
@@ -178,14 +184,22 @@ def polar_gate_loop(
     if packing is not None:
         q, k, v, z = (packing.filled(t) for t in (q, k, v, z))
         if packing.segment_ids is not None:
-            a = packing.transitions(polar_gate(z), reverse)
-            return _read(q, k, v, a, initial, reverse=bool(reverse))
+            a = packing.transitions(polar_gate(z), reverse, axis_name)
+            return _read(q, k, v, a, initial, bool(reverse), axis_name)
         # Where |z| is so large, the transition is 1 in every format.
         holding = jnp.tile(jnp.array([8192, 0], z.dtype), q.shape[2])
         z = packing.filled(z, holding)
     pairs = z.reshape(*q.shape, 2)
-    y, final_state = bind(polar_p, q, k, v, pairs, initial, reverse=bool(reverse))
-    return y, final_state
+
+    def run(state: Array, *inputs: Array) -> tuple[Array, Array]:
+        y, final_state = bind(polar_p, *(inputs or (q, k, v)), pairs, state, reverse=bool(reverse))
+        return y, final_state
+
+    if axis_name is None:
+        return run(initial)
+    zeros = jnp.zeros_like(q)
+    product = run(jnp.ones_like(initial), zeros, zeros, zeros)[1]
+    return run_over_axis(run, product, initial, axis_name, bool(reverse))
 
 
 def polar_gate(z: ArrayLike) -> Array:
@@ -207,11 +221,17 @@ def _polar(pairs: Array) -> Array:
 
 
 def _read(
-    q: Array, k: Array, v: Array, a: Array, initial: Array, *, reverse: bool
+    q: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    initial: Array,
+    reverse: bool,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     real = accumulation(q.dtype)
     x = (k.astype(real) * v.astype(real)).astype(a.dtype)
-    h, final_state = recurrence(a, x, initial, reverse=reverse)
+    h, final_state = carried(a, x, initial, reverse, axis_name)
     return (q.astype(real) * h.real).astype(q.dtype), final_state
 
 
@@ -224,7 +244,7 @@ SAVED_STATE_BLOCK = 16
 def _definition(
     q: Array, k: Array, v: Array, z: Array, initial: Array, *, reverse: bool
 ) -> tuple[Array, Array]:
-    return _read(q, k, v, _polar(z), initial, reverse=reverse)
+    return _read(q, k, v, _polar(z), initial, reverse)
 
 
 def _kept_shape(q: Array) -> tuple[int, ...]:

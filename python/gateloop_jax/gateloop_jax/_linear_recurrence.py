@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from gateloop_jax import _checks
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import bind, flip, primitive, set_transpose
+from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 
 def linear_recurrence(
@@ -24,6 +25,7 @@ def linear_recurrence(
     *,
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     """h_t = a_t h_{t-1} + x_t; with `reverse` from the last step to the first.
 
@@ -32,6 +34,10 @@ def linear_recurrence(
     segment_ids, mask: packed and padded sequences, (B, T) integers and bool. Steps of one number
                    side by side are a sequence, and the state begins at zero where it changes. A
                    step whose mask is false neither decays nor feeds the state; its h is zero.
+    axis_name:     of the mesh axis, or axes, that shard time inside jax.shard_map, where all
+                   sequences are this device's block: those of the first device come first. The
+                   initial state, which the device of the first step read uses, and the final state
+                   are those of the whole. A block is read three times.
     Returns (h (B, T, D) in the dtype of x, final_state (B, D) in the dtype of the state).
     """
     name = "linear_recurrence"
@@ -40,9 +46,26 @@ def linear_recurrence(
     initial = _checks.state(name, initial_state, x)
     packing = Packing.of(name, x.shape[:2], segment_ids, mask)
     if packing is not None:
-        a, x = packing.transitions(packing.filled(a), reverse), packing.filled(x)
-    h, final_state = recurrence(a, x, initial, reverse=bool(reverse))
+        a, x = packing.transitions(packing.filled(a), reverse, axis_name), packing.filled(x)
+    h, final_state = carried(a, x, initial, bool(reverse), axis_name)
     return h if packing is None else packing.filled(h), final_state
+
+
+def carried(
+    a: Array, x: Array, initial_state: Array, reverse: bool, axis_name: AxisName | None
+) -> tuple[Array, Array]:
+    """recurrence(), over the blocks of an axis if there is one."""
+
+    def run(state: Array) -> tuple[Array, Array]:
+        h, final_state = recurrence(a, x, state, reverse=reverse)
+        return h, final_state
+
+    if axis_name is None:
+        return run(initial_state)
+    # What is left of a state of ones: no division, and right derivatives where a is zero.
+    ones = jnp.ones_like(initial_state)
+    product = recurrence(a, jnp.zeros_like(x), ones, reverse=reverse)[1]
+    return run_over_axis(run, product, initial_state, axis_name, reverse)
 
 
 def recurrence(a: Array, x: Array, initial_state: Array, *, reverse: bool) -> list[Array]:

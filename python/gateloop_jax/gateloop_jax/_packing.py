@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from gateloop_jax._time_sharding import AxisName, before_block
+
 
 class Packing(NamedTuple):
     segment_ids: Array | None = None  # (B, T)
@@ -53,9 +55,15 @@ class Packing(NamedTuple):
         edge = jnp.zeros_like(self.segment_ids[:, :1], bool)
         return jnp.concatenate([changes, edge] if reverse else [edge, changes], axis=1)
 
-    def transitions(self, a: Array, reverse: bool) -> Array:
-        """a (B, T, ...): 1 at padding, 0 where a sequence begins."""
+    def transitions(self, a: Array, reverse: bool, axis_name: AxisName | None = None) -> Array:
+        """a (B, T, ...): 1 at padding, 0 where a sequence begins; with axis_name in a block of
+        them, whose first step may begin one too."""
         a, begins = self.filled(a, 1), self.begins(reverse)
+        if axis_name is not None and begins is not None and begins.shape[1] > 0:
+            assert self.segment_ids is not None
+            first = -1 if reverse else 0
+            before, exists = before_block(self.segment_ids, axis_name, reverse)
+            begins = begins.at[:, first].set(exists & (before != self.segment_ids[:, first]))
         return a if begins is None else jnp.where(_along(begins, a), 0, a)
 
     def filled(self, x: Array, value: ArrayLike = 0) -> Array:

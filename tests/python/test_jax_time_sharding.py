@@ -1,0 +1,160 @@
+"""gateloop_jax over blocks of time on the devices of a mesh axis: the same as over the whole."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from gateloop_jax import gate_loop, linear_recurrence, polar_gate_loop
+
+Function = Callable[..., Any]
+
+
+class Case:
+    """A function with arguments of two sequences and TIME steps."""
+
+    def __init__(self, function: Function, dtype: str = "float64", heads: str = "") -> None:
+        self.function, self.dtype, self.heads = function, dtype, heads
+
+    def __str__(self) -> str:
+        return "-".join(word for word in (self.function.__name__, self.dtype, self.heads) if word)
+
+    def arguments(self, time: int, gate: str) -> tuple[list[Array], Array]:
+        """The sequences, and the initial state."""
+        keys = iter(jax.random.split(jax.random.key(0), 9))
+
+        def normal(*shape: int, dtype: str = "float64") -> Array:
+            return jax.random.normal(next(keys), shape, dtype)
+
+        def transitions(*shape: int) -> Array:
+            a = normal(*shape, dtype=self.dtype)
+            a = a / jnp.abs(a)
+            if gate == "zeros":
+                return a * (jax.random.uniform(next(keys), shape) > 0.2)
+            return a if gate == "ones" else a * jax.random.uniform(next(keys), shape, "float64")
+
+        shape = (2, time, 3)
+        if self.function is linear_recurrence:
+            x = normal(*shape, dtype=self.dtype)
+            return [transitions(*shape), x], normal(2, 3, dtype=self.dtype)
+        if self.function is polar_gate_loop:
+            z = normal(2, time, 6) * (1000 if gate == "ones" else 1)
+            return [*(normal(*shape) for _ in "qkv"), z], normal(2, 3, dtype="complex128")
+        if not self.heads:
+            state = normal(2, 3, dtype=self.dtype)
+            return [*(normal(*shape) for _ in "qkv"), transitions(*shape)], state
+        qk = (2, time, 2, 3)
+        a = transitions(*(qk if self.heads == "key" else qk[:3]))
+        keys_of = 10 if self.heads == "taylor" else 3
+        state = normal(2, 2, keys_of, 4, dtype=self.dtype)
+        return [normal(*qk), normal(*qk), normal(2, time, 2, 4), a], state
+
+
+CASES = [
+    Case(linear_recurrence),
+    Case(linear_recurrence, "complex128"),
+    Case(polar_gate_loop),
+    Case(gate_loop),
+    Case(gate_loop, "complex128"),
+    Case(gate_loop, "complex128", "head"),
+    Case(gate_loop, heads="key"),
+    Case(gate_loop, "complex128", "taylor"),
+]
+
+
+@pytest.fixture(autouse=True)
+def double() -> Any:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((2,), ("time",), axis_types=(AxisType.Auto,))
+
+
+def value_and_gradients(call: Function, sequences: list[Array], state: Array, g: Array) -> Any:
+    """A loss of y and the final state, and what it is made of; gradients of all arguments."""
+
+    def loss(sequences: list[Array], state: Array) -> tuple[Array, Any]:
+        y, final = call(sequences, state)
+        weighed = jnp.sum(jnp.sin(y * g.reshape(g.shape + (1,) * (y.ndim - 2))))
+        return jnp.real(weighed + jnp.sum(final * final)), (y, final)
+
+    (_, outputs), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(sequences, state)
+    return outputs, gradients
+
+
+def check(case: Case, mesh: jax.sharding.Mesh, gate: str, time: int = 14, **options: Any) -> None:
+    given = {k: v for k, v in options.items() if k in ("segment_ids", "mask")}
+    rest = {k: v for k, v in options.items() if k not in given}
+    if case.heads == "taylor":
+        rest["feature_map"] = "taylor"
+    sequences, state = case.arguments(time, gate)
+    g = jax.random.normal(jax.random.key(1), (2, time), "float64")
+
+    def whole(sequences: list[Array], state: Array) -> Any:
+        return case.function(*sequences, state, **given, **rest)
+
+    def block(sequences: list[Array], state: Array, given: dict[str, Array]) -> Any:
+        return case.function(*sequences, state, axis_name="time", **given, **rest)
+
+    by_time = P(None, "time")
+    sharded = jax.shard_map(
+        block, mesh=mesh, in_specs=(by_time, P(), by_time), out_specs=(by_time, P())
+    )
+
+    def blocks(sequences: list[Array], state: Array) -> Any:
+        return sharded(sequences, state, given)
+
+    ours = jax.jit(lambda *args: value_and_gradients(blocks, *args))(sequences, state, g)
+    theirs = value_and_gradients(whole, sequences, state, g)
+    for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(our, their, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("reverse", "gate"), [(False, "ordinary"), (True, "ordinary"), (False, "ones"), (True, "zeros")]
+)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_blocks_equal_the_whole(
+    case: Case, reverse: bool, gate: str, mesh: jax.sharding.Mesh
+) -> None:
+    check(case, mesh, gate, reverse=reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_packed_and_padded(case: Case, reverse: bool, mesh: jax.sharding.Mesh) -> None:
+    """Sequences end between blocks, and inside of them."""
+    ids = jnp.array([[0] * 7 + [1] * 7, [0, 0, 1, 1, 1, 1, 1, 1, 1, 3, 3, 3, 2, 2]])
+    mask = jax.random.uniform(jax.random.key(2), (2, 14)) > 0.3
+    check(case, mesh, "ordinary", reverse=reverse, segment_ids=ids)
+    check(case, mesh, "ordinary", reverse=reverse, segment_ids=ids, mask=mask)
+
+
+@pytest.mark.parametrize("time", [0, 2])
+def test_few_steps(time: int, mesh: jax.sharding.Mesh) -> None:
+    for case in CASES:
+        check(case, mesh, "ordinary", time=time)
+
+
+def test_states_travel_and_sequences_do_not(mesh: jax.sharding.Mesh) -> None:
+    """Two states to every device, and one back to all, whatever T is."""
+
+    def block(a: Array, x: Array) -> Any:
+        return linear_recurrence(a, x, axis_name="time")
+
+    by_time = P(None, "time")
+    call = jax.shard_map(block, mesh=mesh, in_specs=(by_time,) * 2, out_specs=(by_time, P()))
+    for time in (10, 1000):
+        program = str(jax.make_jaxpr(call)(*jnp.ones((2, 2, time, 4))))
+        sent = re.findall(r"f64\[([\d,]+)\]\S* = (all_\w+|p\w*sum\w*|ppermute)\[", program)
+        assert [shape for shape, _ in sent] == ["2,2,4", "2,2,4", "2,4"]
