@@ -53,6 +53,9 @@ def launcher(processes: int) -> list[str]:
     # Without it each process has one thread.
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # At others torchrun ends without its processes.
+    names = [signal.Signals(number).name for number in (signal.SIGINT, *RELAYED)]
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(names))
     torchrun = [shown(TORCHRUN), "--standalone", "--nproc-per-node", str(processes)]
     return [*torchrun, "--no-python"]
 
@@ -79,6 +82,7 @@ def gateloop(*arguments: str, processes: int = 1) -> int:
         try:
             status = started[0].wait()
         except KeyboardInterrupt:
+            relayed.append(signal.SIGINT)
             continue
         if relayed and processes > 1:  # torchrun ends with 1
             return 128 + relayed[0]

@@ -2,7 +2,6 @@
 #include <torch/torch.h>
 
 #include <chrono>
-#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -118,12 +117,12 @@ void keep_freed_memory() {
   ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
-/// How `flags` want the run in their directory to begin. After a restart by the launcher (torchrun
-/// --max-restarts, a requeued job) the run that is there goes on.
-training::Start choose_start(TrainFlags& flags, const distributed::Launch& launch) {
+/// How the run in the directory of `flags` begins. Where the launcher has replaced processes that
+/// died (torchrun --max-restarts), theirs goes on.
+training::Start choose_start(TrainFlags& flags, const distributed::Communicator& communicator) {
   const std::filesystem::path dir = flags.dir();
   const bool configured = std::filesystem::exists(dir / "config.json");
-  if (launch.restarts > 0 && configured) flags.resume = true;
+  if (training::launch_trains_in(dir, communicator)) flags.resume = true;
   if (flags.resume) {
     if (!configured) {
       throw UsageError(dir.string() + " holds no run to resume: leave --resume out to start one");
@@ -141,36 +140,38 @@ training::Start choose_start(TrainFlags& flags, const distributed::Launch& launc
 
 distributed::JoinOptions join_options(const TrainFlags& flags) {
   distributed::JoinOptions options;
+  options.on_wait = [](const std::string& text) {
+    std::fprintf(stderr, "gateloop: %s\n", text.c_str());
+  };
   options.backend = flags.backend;
-  options.timeout = std::chrono::milliseconds(std::llround(1e3 * flags.timeout));
+  options.timeout = std::chrono::seconds(flags.timeout);
   return options;
 }
 
 /// As `flags` say on process 0, but for what is this process's own: its device and threads.
-RunConfig agreed_config(const TrainFlags& flags, const distributed::Processes& processes) {
+RunConfig agreed_config(const TrainFlags& flags, const distributed::Communicator& communicator) {
   RunConfig own;
-  const std::string text = processes.decided([&] {
+  const std::string text = communicator.from_main([&] {
     own = configure(flags);
     if (flags.resume) check_resumable(flags, own);
     return training::to_json(own);
   });
-  if (processes.is_main()) return own;
+  if (communicator.is_main()) return own;
   RunConfig config = training::config_from_json(text);
-  std::string& device = config.training.device;
-  device = device.substr(0, device.find(':'));
+  config.training.device = "auto";
   config.training.threads = 0;
   apply_overrides(flags, config);
   return config;
 }
 
-training::Result train(TrainFlags flags, const distributed::Launch& launch,
-                       const distributed::Processes& processes, std::string& data) {
+training::Result train(TrainFlags flags, const distributed::Communicator& communicator,
+                       std::string& data) {
   auto start = training::Start::kResume;  // of no meaning on the others
-  processes.decided([&] { return start = choose_start(flags, launch), std::string(); });
-  RunConfig config = agreed_config(flags, processes);
+  communicator.from_main([&] { return start = choose_start(flags, communicator), std::string(); });
+  RunConfig config = agreed_config(flags, communicator);
   data = choose_data(flags, config);
   const training::Corpus corpus = open_corpus(data, config.training.split);
-  if (processes.is_main()) std::printf("Corpus %s\n", corpus.description().c_str());
+  if (communicator.is_main()) std::printf("Corpus %s\n", corpus.description().c_str());
   keep_freed_memory();  // after the corpus, whose unpacking leaves much of it
   const TrainingOptions options = config.training;
   training::SampleCallback sample;
@@ -179,7 +180,7 @@ training::Result train(TrainFlags flags, const distributed::Launch& launch,
       print_sample(options, corpus, model, step);
     };
   }
-  return training::train(std::move(config), corpus, flags.dir(), start, sample, {}, processes);
+  return training::train(std::move(config), corpus, flags.dir(), start, sample, {}, communicator);
 }
 
 void train(const std::string& program, const TrainFlags& flags) {
@@ -187,15 +188,15 @@ void train(const std::string& program, const TrainFlags& flags) {
   std::signal(SIGPIPE, SIG_IGN);
   training::Result result;
   std::string data;
-  distributed::Processes processes;
+  distributed::Communicator communicator;
   try {
     const distributed::Launch launch = distributed::launch_from_environment();
-    processes = distributed::Processes::join(launch, join_options(flags));
-    processes.watch([&] { result = train(flags, launch, processes, data); });
+    communicator = distributed::Communicator::join(launch, join_options(flags));
+    communicator.report_failures([&] { result = train(flags, communicator, data); });
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());
   }
-  if (processes.is_main()) print_end(program, flags.dir(), result, data);
+  if (communicator.is_main()) print_end(program, flags.dir(), result, data);
   if (result.signal != 0) throw CLI::RuntimeError(128 + result.signal);
 }
 

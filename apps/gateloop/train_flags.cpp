@@ -316,9 +316,11 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
       ->type_name("auto|gloo|nccl")
       ->group(kProcesses);
   command
-      .add_option("--timeout", flags.timeout,
-                  "Seconds that a process waits for another, before all end with an error [600]")
-      ->check(CLI::Range(1.0, 1e6))
+      .add_option(
+          "--timeout", flags.timeout,
+          "Seconds that a process waits for another before all end with an error; more than "
+          "process 0 takes to validate, sample and save [600]")
+      ->check(CLI::Range(1, 1'000'000))
       ->type_name("SECONDS")
       ->group(kProcesses);
   flags.overrides = std::make_shared<Overrides>(command);

@@ -27,7 +27,7 @@ struct TrainFlags {
   bool resume = false;
   bool overwrite = false;
   std::string backend = "auto";
-  double timeout = 600;  ///< seconds
+  int timeout = 600;  ///< seconds
   CLI::Option* preset_given = nullptr;
   CLI::Option* steps_given = nullptr;
   CLI::Option* minutes_given = nullptr;

@@ -10,46 +10,49 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gateloop::distributed {
 
-/// What the launcher says of this process.
+/// This process's place, from its launcher.
 struct Launch {
   int rank = 0;
   int size = 1;        ///< processes in all
   int local_rank = 0;  ///< on this machine
   int local_size = 1;
-  std::string address;           ///< where process 0, or the launcher, keeps the store
+  std::string address;           ///< of the machine with the store, through which processes meet
   std::uint16_t port = 0;        ///< of the store
   bool launcher_stores = false;  ///< torchrun's agent keeps the store, else process 0
-  int restarts = 0;              ///< how often the launcher has begun these processes again
 };
 
 /// Of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
-/// TORCHELASTIC_*), else of a SLURM step (SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID,
-/// SLURM_STEP_NODELIST, SLURM_JOB_ID, SLURM_RESTART_COUNT; MASTER_ADDR and MASTER_PORT overrule the
-/// address), else one process. Throws std::invalid_argument naming a variable that is missing or
-/// out of range.
+/// TORCHELASTIC_USE_AGENT_STORE), else of a SLURM step (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
+/// SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE, SLURM_STEP_NODELIST, SLURM_JOB_ID, SLURM_STEP_ID;
+/// MASTER_ADDR and MASTER_PORT overrule the address), else one process. Throws
+/// std::invalid_argument naming a variable that is missing or out of range.
 Launch launch_from_environment();
 
 struct JoinOptions {
   /// By which tensors on CUDA devices travel: gloo, nccl, or auto: nccl where this build and this
   /// machine have it, else gloo. CPU tensors always travel by gloo.
   std::string backend = "auto";
-  /// How long a process waits for another, before it ends with an error.
+  /// How long a process waits for another, before it ends with an error: longer than process 0
+  /// takes to validate, sample and save.
   std::chrono::milliseconds timeout = std::chrono::minutes(10);
+  /// Called on process 0, once, where others are missing after 10 s.
+  std::function<void(const std::string& text)> on_wait = {};
 };
 
 /// A process's connection to the others. Copies are the same connection. All processes make the
 /// same calls in the same order; one process alone has its values back at once.
-class Processes {
+class Communicator {
  public:
-  /// One process.
-  Processes() = default;
-  /// Meets the others. Throws std::invalid_argument for a backend that is not there,
-  /// std::runtime_error where the others do not come within the time-out.
-  static Processes join(const Launch& launch, const JoinOptions& options = {});
+  /// Of one process.
+  Communicator() = default;
+  /// Connects all processes. Throws std::invalid_argument for a backend that is not there,
+  /// std::runtime_error naming those that do not come within the time-out.
+  static Communicator join(const Launch& launch, const JoinOptions& options = {});
 
   int rank() const;
   int size() const;
@@ -65,24 +68,29 @@ class Processes {
   /// Element r is what process r gave: n numbers each.
   std::vector<std::vector<double>> gather(const std::vector<double>& numbers) const;
   /// The number that process 0 gave.
-  double of_main(double number) const;
+  double from_main(double number) const;
   /// What `decide` returns on process 0, where alone it is called. Where it throws, it throws there
   /// what it threw and elsewhere std::runtime_error with the same words.
-  std::string decided(const std::function<std::string()>& decide) const;
+  std::string from_main(const std::function<std::string()>& decide) const;
   /// `tensors` become those of process `root`. The same shapes and dtypes on every process.
   void broadcast(const std::vector<torch::Tensor>& tensors, int root = 0) const;
   /// `tensor` of process `from` is copied to that of process 0.
   void send_to_main(const torch::Tensor& tensor, int from) const;
 
-  /// Calls `work`. Where it throws, the others learn why from process to process; where a
-  /// connection is lost, std::runtime_error names the process that ended first.
-  void watch(const std::function<void()>& work) const;
+  /// A note that outlives these processes where their launcher keeps the store (torchrun): those
+  /// that it starts in their place read it. Empty where there is none.
+  void leave_note(const std::string& name, const std::string& text) const;
+  std::string note(const std::string& name) const;
 
-  struct Connection;                                                  ///< of src/distributed
-  const Connection* connection() const { return connection_.get(); }  ///< null: one process
+  /// Calls `work`. Where it throws, the other processes are told the error; where a connection is
+  /// lost, std::runtime_error names the process that ended first.
+  void report_failures(const std::function<void()>& work) const;
 
  private:
-  std::shared_ptr<const Connection> connection_;
+  friend class GradientReduction;
+  friend class FailureReport;
+  struct Connection;  // of src/distributed
+  std::shared_ptr<Connection> connection_;
 };
 
 }  // namespace gateloop::distributed

@@ -41,10 +41,10 @@ std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t lengt
 /// Throws std::invalid_argument for a text shorter than two bytes, a byte outside the model's
 /// vocabulary, or options below one.
 ///
-/// Every one of `processes` calls it with the same text; each computes a part of the windows, and
-/// all have the score of the whole.
+/// Every process of `communicator` calls it with the same text; each computes a part of the
+/// windows, and all have the score of the whole.
 Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
                        const EvaluationOptions& options = {},
-                       const distributed::Processes& processes = {});
+                       const distributed::Communicator& communicator = {});
 
 }  // namespace gateloop::training

@@ -172,10 +172,10 @@ enum class Start {
 /// Trains in `dir` and prints as it goes. To resume, take load_config(dir) and change in it what
 /// obstacles_to_resuming() allows.
 ///
-/// Every one of `processes` calls it, inside Processes::watch(). Process 0 has the say: its options
-/// and its corpus are those of the run, it alone reads and writes `dir`, prints, and calls
-/// `sample`; the others take from theirs only device and threads. Each reads its own copy of the
-/// corpus.
+/// Every process of `communicator` calls it, inside report_failures(). The run has the options and
+/// the corpus of process 0, which alone reads and writes `dir`, prints, and calls `sample`. Of
+/// their own options the others take threads, and the number of the device. Each has its copy of
+/// the corpus.
 ///
 /// Throws std::invalid_argument for options that do not fit (as check(), and those of the model),
 /// for a corpus shorter than a window and for kNew where there is a run; std::runtime_error for
@@ -187,6 +187,11 @@ enum class Start {
 /// of earlier processes counts where the run was resumed.
 Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
              const SampleCallback& sample = {}, const Clock& clock = {},
-             const distributed::Processes& processes = {});
+             const distributed::Communicator& communicator = {});
+
+/// Whether the run in `dir` was begun by processes that the same launcher started before these: by
+/// torchrun, which keeps a store while it replaces processes that died. On process 0.
+bool launch_trains_in(const std::filesystem::path& dir,
+                      const distributed::Communicator& communicator);
 
 }  // namespace gateloop::training

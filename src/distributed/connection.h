@@ -1,16 +1,22 @@
 #pragma once
 
 #include <chrono>
+#include <future>
+#include <stdexcept>
+#include <string>
+#include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
+#include <utility>
 
 #include "gateloop/distributed.h"
 
 namespace gateloop::distributed {
 
-struct Processes::Connection {
+struct Communicator::Connection {
   Launch launch;
-  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::Store> launch_store;  // of the launcher or of process 0
+  c10::intrusive_ptr<c10d::Store> store;         // the same, under keys of these processes' life
   c10::intrusive_ptr<c10d::ProcessGroup> group;
 };
 
@@ -27,5 +33,18 @@ Backend make_nccl(const c10::intrusive_ptr<c10d::Store>& store, const Launch& la
 
 /// Of the error's text: libtorch's goes on for a page.
 std::string first_line(const std::exception& error);
+
+/// What `call` returns. Throws std::runtime_error where that takes longer than `limit`: then the
+/// call goes on in its thread. A store on a machine that is cut off returns from no call at all.
+template <class Call>
+auto within(std::chrono::milliseconds limit, Call call) {
+  std::packaged_task<decltype(call())()> task(std::move(call));
+  auto future = task.get_future();
+  std::thread(std::move(task)).detach();
+  if (future.wait_for(limit) != std::future_status::ready) {
+    throw std::runtime_error("no answer within " + std::to_string(limit.count()) + " ms");
+  }
+  return future.get();
+}
 
 }  // namespace gateloop::distributed

@@ -50,12 +50,12 @@ std::vector<torch::Tensor> in_order_of_gradients(const std::vector<torch::Tensor
 
 }  // namespace
 
-GradientReduction::GradientReduction(const Processes& processes,
+GradientReduction::GradientReduction(const Communicator& communicator,
                                      const std::vector<torch::Tensor>& parameters,
                                      torch::ScalarType sent,
                                      const std::function<void()>& backward) {
-  if (processes.size() == 1) return;
-  const Group group = processes.connection()->group;
+  if (communicator.size() == 1) return;
+  const Group group = communicator.connection_->group;
   const std::vector<torch::Tensor> order = in_order_of_gradients(parameters, backward);
   // The first bucket is small, so that the first message leaves early.
   const std::vector<std::size_t> limits = {c10d::kDefaultFirstBucketBytes,
@@ -76,8 +76,8 @@ void GradientReduction::prepare() {
   if (reducer_) reducer_->prepare_for_backward({});
 }
 
-// Reducer takes down the order of every pass until its buckets are laid out anew, which it does
-// once; they stay as they are, for the order is that of the first pass.
+// Reducer records the order of every pass until its buckets are laid out anew, which it does once.
+// They stay as they are, because the order is that of the first pass.
 void GradientReduction::finish() {
   if (reducer_ && reducer_->should_rebuild_buckets()) reducer_->rebuild_buckets();
 }

@@ -24,7 +24,7 @@ class GradientReduction {
  public:
   /// `backward` runs a pass that reaches every parameter that training reaches; its gradients are
   /// dropped. `sent` is the dtype in which gradients travel: kFloat32 as they are, or kBFloat16.
-  GradientReduction(const Processes& processes, const std::vector<torch::Tensor>& parameters,
+  GradientReduction(const Communicator& communicator, const std::vector<torch::Tensor>& parameters,
                     torch::ScalarType sent, const std::function<void()>& backward);
   ~GradientReduction();
   GradientReduction(const GradientReduction&) = delete;

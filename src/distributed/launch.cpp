@@ -45,20 +45,24 @@ constexpr std::int64_t kMostProcesses = 1 << 20;
 
 /// The variables that differ from launcher to launcher.
 struct Names {
-  const char *rank, *size, *local_rank, *local_size, *restarts;
+  const char *rank, *size, *local_rank, *local_size;
 };
+
+/// torchrun's number, or the first of SLURM's "4(x2),3", which is for each machine.
+int local_size(const char* name, int size) {
+  const auto text = variable(name);
+  if (!text) return 1;
+  return static_cast<int>(number(name, text->substr(0, text->find_first_of("(,")), 1, size));
+}
 
 Launch numbered(const Names& names) {
   Launch launch;
   launch.size = static_cast<int>(number(names.size, required(names.size), 1, kMostProcesses));
   launch.rank = static_cast<int>(number(names.rank, required(names.rank), 0, launch.size - 1));
-  const auto optional = [](const char* name, std::int64_t least, std::int64_t most, int otherwise) {
-    const auto text = variable(name);
-    return text ? static_cast<int>(number(name, *text, least, most)) : otherwise;
-  };
-  launch.local_rank = optional(names.local_rank, 0, launch.size - 1, 0);
-  launch.local_size = optional(names.local_size, 1, launch.size, 1);
-  launch.restarts = optional(names.restarts, 0, kMostProcesses, 0);
+  if (const auto text = variable(names.local_rank)) {
+    launch.local_rank = static_cast<int>(number(names.local_rank, *text, 0, launch.size - 1));
+  }
+  launch.local_size = local_size(names.local_size, launch.size);
   return launch;
 }
 
@@ -75,11 +79,13 @@ std::string first_host(const std::string& list) {
   return list.substr(0, open) + list.substr(open + 1, end - open - 1) + after;
 }
 
-/// The same on every process of a job, and seldom that of another job.
-std::uint16_t port_of_job(std::int64_t job) {
+/// The same on every process of a job's step, and seldom that of another.
+std::uint16_t port_of(std::int64_t job, std::int64_t step) {
   constexpr std::int64_t kFirst = 20'000;
   constexpr std::int64_t kPorts = 10'000;
-  return static_cast<std::uint16_t>(kFirst + job % kPorts);
+  constexpr std::int64_t kApart =
+      101;  // jobs on one machine are often numbered one after the other
+  return static_cast<std::uint16_t>(kFirst + (job + kApart * (step % kPorts)) % kPorts);
 }
 
 }  // namespace
@@ -89,10 +95,9 @@ Launch launch_from_environment() {
   const bool slurm = !torchrun && variable("SLURM_STEP_NUM_TASKS") && variable("SLURM_PROCID");
   if (!torchrun && !slurm) return {};
   // SLURM_STEP_NUM_TASKS: srun alone sets it. A batch script has SLURM_NTASKS and is one process.
-  Launch launch = torchrun ? numbered({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
-                                       "TORCHELASTIC_RESTART_COUNT"})
+  Launch launch = torchrun ? numbered({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
                            : numbered({"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID",
-                                       "SLURM_NTASKS_PER_NODE", "SLURM_RESTART_COUNT"});
+                                       "SLURM_STEP_TASKS_PER_NODE"});
   if (launch.size == 1) return launch;
   if (slurm && !variable(kAddress)) {
     launch.address = first_host(required("SLURM_STEP_NODELIST"));
@@ -101,7 +106,9 @@ Launch launch_from_environment() {
   }
   if (slurm && !variable(kPort)) {
     constexpr std::int64_t kMostJobs = std::int64_t{1} << 40;
-    launch.port = port_of_job(number("SLURM_JOB_ID", required("SLURM_JOB_ID"), 0, kMostJobs));
+    const std::int64_t step =
+        number("SLURM_STEP_ID", variable("SLURM_STEP_ID").value_or("0"), 0, kMostJobs);
+    launch.port = port_of(number("SLURM_JOB_ID", required("SLURM_JOB_ID"), 0, kMostJobs), step);
   } else {
     launch.port = static_cast<std::uint16_t>(number(kPort, required(kPort), 1, 65'535));
   }

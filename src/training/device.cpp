@@ -34,7 +34,9 @@ torch::Device device_of(const std::string& name, int local_rank) {
   if (name == "cpu") return torch::kCPU;
   const auto there = static_cast<int>(torch::cuda::device_count());
   if (name == "auto" && there == 0) return torch::kCPU;
-  const int index = name == "auto" || name == "cuda" ? local_rank : index_of(name);
+  // A scheduler may show each process a device of its own.
+  const int own = there == 1 ? 0 : local_rank;
+  const int index = name == "auto" || name == "cuda" ? own : index_of(name);
   if (index >= there) {
     throw std::invalid_argument("device must be one that is there: " +
                                 (there == 0

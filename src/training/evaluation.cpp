@@ -96,7 +96,8 @@ std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t lengt
 }
 
 Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
-                       const EvaluationOptions& options, const distributed::Processes& processes) {
+                       const EvaluationOptions& options,
+                       const distributed::Communicator& communicator) {
   check(model->options(), text, options);
   const auto device = device_of(model);
   const torch::NoGradGuard no_grad;
@@ -104,7 +105,7 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
   const Autocast autocast(device.type(), options.dtype);
 
   const std::vector<Window> all = chosen_windows(text, options);
-  const auto [first, last] = processes.part_of(std::ssize(all));
+  const auto [first, last] = communicator.part_of(std::ssize(all));
   std::span<const Window> left(all.begin() + first, all.begin() + last);
   std::int64_t total = 0;
   for (const Window& window : left) total += window.length;
@@ -123,7 +124,7 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
     if (options.progress) options.progress(score.bytes, total);
   }
   Score whole;
-  for (const auto& part : processes.gather({score.nats, static_cast<double>(score.bytes)})) {
+  for (const auto& part : communicator.gather({score.nats, static_cast<double>(score.bytes)})) {
     whole.nats += part[0];
     whole.bytes += static_cast<std::int64_t>(part[1]);
   }

@@ -18,9 +18,9 @@ std::string exp_avg_sq_name(const std::string& parameter) { return "exp_avg_sq."
 }  // namespace
 
 Optimizer::Optimizer(const torch::nn::Module& model, const TrainingOptions& options,
-                     distributed::Processes processes)
-    : processes_(std::move(processes)),
-      sharded_(options.shard_optimizer && processes_.size() > 1),
+                     distributed::Communicator communicator)
+    : communicator_(std::move(communicator)),
+      sharded_(options.shard_optimizer && communicator_.size() > 1),
       decoupled_decay_(options.optimizer == "adamw"),
       beta1_(options.beta1),
       beta2_(options.beta2),
@@ -47,7 +47,7 @@ Optimizer::Optimizer(const torch::nn::Module& model, const TrainingOptions& opti
 }
 
 bool Optimizer::is_mine(const Parameter& parameter) const {
-  return !sharded_ || parameter.owner == processes_.rank();
+  return !sharded_ || parameter.owner == communicator_.rank();
 }
 
 /// Largest first, each to the process that has least so far.
@@ -57,7 +57,7 @@ void Optimizer::share_out() {
   std::stable_sort(order.begin(), order.end(), [](const Parameter* a, const Parameter* b) {
     return a->value.numel() > b->value.numel();
   });
-  std::vector<std::int64_t> numbers(static_cast<std::size_t>(processes_.size()), 0);
+  std::vector<std::int64_t> numbers(static_cast<std::size_t>(communicator_.size()), 0);
   for (Parameter* parameter : order) {
     const auto least = std::min_element(numbers.begin(), numbers.end());
     *least += parameter->value.numel();
@@ -66,12 +66,12 @@ void Optimizer::share_out() {
 }
 
 void Optimizer::broadcast_parameters() const {
-  for (int owner = 0; owner < processes_.size(); ++owner) {
+  for (int owner = 0; owner < communicator_.size(); ++owner) {
     std::vector<torch::Tensor> values;
     for (const Parameter& parameter : parameters_) {
       if (parameter.owner == owner) values.push_back(parameter.value);
     }
-    if (!values.empty()) processes_.broadcast(values, owner);
+    if (!values.empty()) communicator_.broadcast(values, owner);
   }
 }
 
@@ -132,16 +132,16 @@ void Optimizer::zero_grad() {
 std::map<std::string, torch::Tensor> Optimizer::state() const {
   std::map<std::string, torch::Tensor> tensors;
   for (const Parameter& parameter : parameters_) {
-    if (!processes_.is_main() && !(sharded_ && is_mine(parameter))) continue;
+    if (!communicator_.is_main() && !(sharded_ && is_mine(parameter))) continue;
     torch::Tensor exp_avg = parameter.exp_avg;
     torch::Tensor exp_avg_sq = parameter.exp_avg_sq;
     if (!is_mine(parameter)) {
       exp_avg = torch::empty_like(parameter.value);
       exp_avg_sq = torch::empty_like(parameter.value);
     }
-    processes_.send_to_main(exp_avg, parameter.owner);
-    processes_.send_to_main(exp_avg_sq, parameter.owner);
-    if (!processes_.is_main()) continue;
+    communicator_.send_to_main(exp_avg, parameter.owner);
+    communicator_.send_to_main(exp_avg_sq, parameter.owner);
+    if (!communicator_.is_main()) continue;
     tensors[exp_avg_name(parameter.name)] = exp_avg;
     tensors[exp_avg_sq_name(parameter.name)] = exp_avg_sq;
   }
@@ -166,8 +166,8 @@ void Optimizer::load(const std::map<std::string, torch::Tensor>& state, std::int
   const auto load_one = [&](const std::string& name, const Parameter& parameter,
                             const torch::Tensor& moment) {
     torch::Tensor given = torch::empty_like(parameter.value);
-    if (processes_.is_main()) given.copy_(state.at(name));
-    processes_.broadcast({given});
+    if (communicator_.is_main()) given.copy_(state.at(name));
+    communicator_.broadcast({given});
     if (is_mine(parameter)) moment.copy_(given);
   };
   for (const Parameter& parameter : parameters_) {

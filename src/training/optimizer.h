@@ -20,7 +20,7 @@ namespace gateloop::training {
 class Optimizer {
  public:
   Optimizer(const torch::nn::Module& model, const TrainingOptions& options,
-            distributed::Processes processes = {});
+            distributed::Communicator communicator = {});
 
   /// Global L2 norm of the gradients there are.
   double gradient_norm() const;
@@ -53,7 +53,7 @@ class Optimizer {
   void broadcast_parameters() const;
   void update(bool decaying, double learning_rate, const std::optional<torch::Tensor>& grad_scale);
 
-  distributed::Processes processes_;
+  distributed::Communicator communicator_;
   bool sharded_;
   std::vector<Parameter> parameters_;
   bool decoupled_decay_;

@@ -20,6 +20,9 @@
 namespace gateloop::training {
 namespace {
 
+/// Of the directory in which a launcher's processes train.
+constexpr const char* kRunNote = "run";
+
 /// Keeps a second process from training in the same directory; the kernel lets go when this one
 /// ends, however it ends.
 model::FileDescriptor lock(const std::filesystem::path& dir) {
@@ -58,33 +61,36 @@ void say_where_devices_differ(const std::filesystem::path& dir, const TrainingOp
 
 /// What differs from machine to machine.
 void settle_machine(TrainingOptions& options, const torch::Device& device,
-                    const distributed::Processes& processes) {
+                    const distributed::Communicator& communicator) {
   options.device = device.str();
-  if (options.threads == 0) options.threads = default_threads(processes.local_size());
+  if (options.threads == 0) options.threads = default_threads(communicator.local_size());
   torch::set_num_threads(static_cast<int>(options.threads));
   if (!device.is_cpu()) at::accelerator::setDeviceIndex(device.index());
 }
 
 /// What the options leave open is decided once, at the start of a run, and kept in config.json.
 void settle(RunConfig& config, const Corpus& corpus, const torch::Device& device,
-            const distributed::Processes& processes) {
+            const distributed::Communicator& communicator) {
   TrainingOptions& options = config.training;
   options.data = path_to_text(corpus.path());
   options.split = corpus.split();
-  settle_machine(options, device, processes);
+  settle_machine(options, device, communicator);
   if (options.rows_per_pass == 0) {
-    const std::int64_t available =
-        device.is_cpu() ? model::available_memory() / processes.local_size() : free_memory(device);
-    const auto [first, last] = processes.part_of(options.batch * options.accumulation);
-    options.rows_per_pass = choose_rows_per_pass(config, last - first, available);
+    const std::int64_t available = device.is_cpu()
+                                       ? model::available_memory() / communicator.local_size()
+                                       : free_memory(device);
+    const std::int64_t rows = options.batch * options.accumulation;
+    const std::int64_t most = (rows + communicator.size() - 1) / communicator.size();
+    options.rows_per_pass = choose_rows_per_pass(config, most, available);
   }
 }
 
-void check_rows(const TrainingOptions& options, const distributed::Processes& processes) {
+void check_rows(const TrainingOptions& options, const distributed::Communicator& communicator) {
   const std::int64_t rows = options.batch * options.accumulation;
-  if (rows >= processes.size()) return;
+  if (rows >= communicator.size()) return;
   throw std::invalid_argument("batch x accumulation must be at least the number of processes, " +
-                              std::to_string(processes.size()) + ", not " + std::to_string(rows));
+                              std::to_string(communicator.size()) + ", not " +
+                              std::to_string(rows));
 }
 
 void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
@@ -128,43 +134,56 @@ void prepare(const std::filesystem::path& dir, Start start, const RunConfig& con
   }
 }
 
+/// What process 0 has settled, on this machine.
+RunConfig follow(RunConfig settled, const TrainingOptions& own, const Corpus& corpus,
+                 const distributed::Communicator& communicator) {
+  check_corpus(settled.training, corpus);
+  // The kind of device is that of process 0, "cuda" of "cuda:0"; which of them is this process's
+  // own.
+  const std::string kind = settled.training.device.substr(0, settled.training.device.find(':'));
+  const std::string name = own.device.starts_with(kind + ":") ? own.device : kind;
+  settled.training.threads = own.threads;
+  settle_machine(settled.training, device_of(name, communicator.local_rank()), communicator);
+  return settled;
+}
+
 }  // namespace
 
 Result train(RunConfig config, const Corpus& corpus, const std::filesystem::path& dir, Start start,
              const SampleCallback& sample, const Clock& clock,
-             const distributed::Processes& processes) {
+             const distributed::Communicator& communicator) {
   nn::Transformer model{nullptr};
   model::FileDescriptor locked;
-  const auto device_here = [&] {
-    return device_of(config.training.device, processes.local_rank());
-  };
-  const std::string settled = processes.decided([&] {
+  const std::string settled = communicator.from_main([&] {
     check(config);
-    check_rows(config.training, processes);
+    check_rows(config.training, communicator);
     check_lengths(corpus, config.training);
     check_corpus(config.training, corpus);
-    const torch::Device device = device_here();
+    const torch::Device device = device_of(config.training.device, communicator.local_rank());
     model = make_model(config);
     std::filesystem::create_directories(dir);
     locked = lock(dir);
     prepare(dir, start, config);
+    communicator.leave_note(kRunNote, path_to_text(dir));
     config.training.fingerprint = corpus.fingerprint();
-    settle(config, corpus, device, processes);
+    settle(config, corpus, device, communicator);
     if (start == Start::kResume) say_where_devices_differ(dir, config.training);
     return to_json(config);
   });
-  if (!processes.is_main()) {
-    RunConfig followed = config_from_json(settled);
-    check_corpus(followed.training, corpus);
-    followed.training.threads = config.training.threads;
-    settle_machine(followed.training, device_here(), processes);
-    config = std::move(followed);
+  if (!communicator.is_main()) {
+    config = follow(config_from_json(settled), config.training, corpus, communicator);
     model = make_model(config);
   }
   model->to(device_of(config.training.device));
   return Trainer(std::move(config), std::move(model), corpus, dir, sample,
-                 clock ? clock : steady_seconds, processes)
+                 clock ? clock : steady_seconds, communicator)
       .run();
+}
+
+bool launch_trains_in(const std::filesystem::path& dir,
+                      const distributed::Communicator& communicator) {
+  return communicator.note(kRunNote) == path_to_text(dir) &&
+         std::filesystem::exists(dir / kConfigFile);
 }
 
 }  // namespace gateloop::training

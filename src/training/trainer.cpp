@@ -35,21 +35,21 @@ double final_share(const Corpus& corpus, const TrainingOptions& options) {
 
 Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
                  const std::filesystem::path& dir, const SampleCallback& sample, Clock clock,
-                 distributed::Processes processes)
+                 distributed::Communicator communicator)
     : config_(std::move(config)),
       corpus_(corpus),
       dir_(dir),
       sample_(sample),
-      processes_(std::move(processes)),
+      communicator_(std::move(communicator)),
       model_(std::move(model)),
       device_(device_of(model_)),
-      optimizer_(*model_, options_, processes_),
+      optimizer_(*model_, options_, communicator_),
       batches_(corpus.train(), options_.length, options_.seed),
-      position_(take_up(dir_ / kStateFile, *model_, optimizer_, processes_)),
-      reduction_(processes_, model_->parameters(), scalar_type(options_.gradient_compression),
+      position_(take_up(dir_ / kStateFile, *model_, optimizer_, communicator_)),
+      reduction_(communicator_, model_->parameters(), scalar_type(options_.gradient_compression),
                  [this] { model_->loss(moved(batches_.at(0, 0, 1), device_)).backward(); }),
       budget_(options_, final_share(corpus, options_)),
-      progress_(processes_.is_main()),
+      progress_(communicator_.is_main()),
       clock_(std::move(clock)),
       since_start_(clock_) {
   // config.json may be ahead of the state by some estimates.
@@ -57,9 +57,9 @@ Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
   elapsed_before_ = position_.elapsed_seconds;
   first_step_ = position_.step;
   if (config_.id.empty()) config_.id = model::config_id(config_.model);
-  config_.provenance.push_back(checkpoint::provenance(processes_.size()));
+  config_.provenance.push_back(checkpoint::provenance(communicator_.size()));
   // From here on the directory is a run: what it needs to be resumed lies in it.
-  if (processes_.is_main()) model::save_text(dir_ / kConfigFile, to_json(config_));
+  if (communicator_.is_main()) model::save_text(dir_ / kConfigFile, to_json(config_));
 }
 
 void Trainer::introduce() {
@@ -73,8 +73,8 @@ void Trainer::introduce() {
       device_.is_cpu() ? (std::to_string(options_.threads) + " threads").c_str()
                        : device_.str().c_str());
   progress_.say(line);
-  if (processes_.size() > 1) {
-    progress_.say(std::to_string(processes_.size()) + " processes share each step");
+  if (communicator_.size() > 1) {
+    progress_.say(std::to_string(communicator_.size()) + " processes share each step");
   }
   if (position_.step > 0) {
     progress_.say("Going on after step " + std::to_string(position_.step));
@@ -92,7 +92,7 @@ void Trainer::fail_not_finite(const std::string& what, std::int64_t step) const 
 /// The gradient of the mean loss over all rows of the step, summed over processes, and this
 /// process's part of that loss in nats.
 double Trainer::backward() {
-  const auto [first, last] = processes_.part_of(rows());
+  const auto [first, last] = communicator_.part_of(rows());
   const torch::Tensor ids =
       moved(batches_.at(position_.step, first, last), device_);  // (last - first, T + 1) int64
   const std::vector<torch::Tensor> passes = ids.split(options_.rows_per_pass);
@@ -127,35 +127,52 @@ StepMetrics Trainer::update() {
   StepMetrics metrics;
   metrics.step = position_.step + 1;
   const double part = backward();
+  // The norm is that of process 0: of equal gradients, processors of other kinds have other norms.
+  const auto shared = communicator_.gather({part, optimizer_.gradient_norm()});
   double nats = 0;
-  for (const auto& of_process : processes_.gather({part})) nats += of_process[0];
+  for (const auto& of_process : shared) nats += of_process[0];
   metrics.train_bits_per_byte = nats / std::numbers::ln2;
   metrics.learning_rate = learning_rate(options_, position_.step);
-  metrics.gradient_norm = optimizer_.gradient_norm();
+  metrics.gradient_norm = shared.front()[1];
   if (!std::isfinite(nats)) fail_not_finite("the loss", metrics.step);
   if (!std::isfinite(metrics.gradient_norm)) fail_not_finite("the gradient norm", metrics.step);
   optimizer_.step(metrics.learning_rate, metrics.gradient_norm);
   optimizer_.zero_grad();
   ++position_.step;
-  const auto times = processes_.gather({stopwatch.seconds(), elapsed()}).front();
-  budget_.record_step(times[0]);
-  elapsed_of_main_ = times[1];
-  metrics.tokens_per_second = static_cast<double>(rows() * options_.length) / times[0];
+  const double seconds = stopwatch.seconds();
+  budget_.record_step(seconds);
+  metrics.tokens_per_second = static_cast<double>(rows() * options_.length) / seconds;
   return metrics;
 }
 
 /// The first process's that has one.
 int Trainer::received_signal(const StopSignals& signals) const {
-  for (const auto& of_process : processes_.gather({static_cast<double>(signals.received())})) {
+  for (const auto& of_process : communicator_.gather({static_cast<double>(signals.received())})) {
     if (of_process[0] != 0) return static_cast<int>(of_process[0]);
   }
   return 0;
 }
 
+/// The length that process 0 estimates, where it is another than was planned.
+std::optional<std::int64_t> Trainer::estimated_length() {
+  const bool untimed = !budget_.validation_timed();
+  if (untimed && communicator_.from_main(budget_.ready() ? 1 : 0) != 0) {
+    time_validation_and_saving();
+  }
+  std::optional<std::int64_t> length;
+  if (communicator_.is_main() && budget_.ready()) {
+    length = budget_.new_length(position_.step, steps(), elapsed());
+  }
+  constexpr std::int64_t kUnchanged = -1;
+  const auto decided = static_cast<std::int64_t>(
+      communicator_.from_main(static_cast<double>(length.value_or(kUnchanged))));
+  return decided == kUnchanged ? std::nullopt : std::optional(decided);
+}
+
 void Trainer::validate_now(StepMetrics& metrics) {
   const Stopwatch stopwatch(clock_);
   const double bits = validate(options_.validation_windows).bits_per_byte();
-  budget_.record_validation(processes_.of_main(stopwatch.seconds()));
+  budget_.record_validation(stopwatch.seconds());
   metrics.validation_bits_per_byte = bits;
   const bool best = bits < position_.best_bits_per_byte;
   if (best) {
@@ -175,7 +192,7 @@ Score Trainer::validate(std::int64_t windows) {
   evaluation.length = options_.length;
   evaluation.windows = windows;
   evaluation.dtype = scalar_type(options_.dtype);
-  return evaluate_windows(model_, corpus_.valid(), evaluation, processes_);
+  return evaluate_windows(model_, corpus_.valid(), evaluation, communicator_);
 }
 
 /// The figure to quote. A validation part of reasonable size is read whole, as `gateloop evaluate`
@@ -201,17 +218,17 @@ void Trainer::save_checkpoint() {
   position_.elapsed_seconds = elapsed();
   position_.plan = options_.plan;
   auto moments = optimizer_.state();
-  if (processes_.is_main()) {
+  if (communicator_.is_main()) {
     // Resuming reads the state file alone; the model file after it is for generate and evaluate.
     save_state(dir_ / kStateFile, *model_, std::move(moments), position_);
     save_weights(kLatestFile);
     if (estimates()) model::save_text(dir_ / kConfigFile, to_json(config_));
   }
-  budget_.record_checkpoint(processes_.of_main(stopwatch.seconds()));
+  budget_.record_checkpoint(stopwatch.seconds());
 }
 
 void Trainer::save_weights(const char* file) const {
-  if (!processes_.is_main()) return;
+  if (!communicator_.is_main()) return;
   auto metadata = model::config_metadata(config_.model, config_.id);
   metadata["step"] = std::to_string(position_.step);
   checkpoint::save_safetensors(dir_ / file, {checkpoint::state_dict(*model_), metadata});
@@ -221,20 +238,19 @@ void Trainer::time_validation_and_saving() {
   progress_.clear();
   const Stopwatch validation(clock_);
   validate(options_.validation_windows);
-  budget_.record_validation(processes_.of_main(validation.seconds()));
+  budget_.record_validation(validation.seconds());
   // A whole checkpoint waits until the step is in the log; its state file holds three times as much
   // as the model file.
   const Stopwatch writing(clock_);
   save_weights(kLatestFile);
-  budget_.record_checkpoint(processes_.of_main(4 * writing.seconds()));
+  budget_.record_checkpoint(4 * writing.seconds());
 }
 
 /// --minutes: how many steps fit, where that is not what was planned; `metrics` of the update just
 /// made shows it.
 void Trainer::plan_length(StepMetrics& metrics) {
-  if (estimates() && budget_.ready()) {
-    if (!budget_.validation_timed()) time_validation_and_saving();
-    const auto length = budget_.new_length(position_.step, steps(), elapsed_of_main_);
+  if (estimates()) {
+    const auto length = estimated_length();
     if (length && options_.plan.empty()) {
       char line[96];
       std::snprintf(line, sizeof line, "%g minutes are about %lld steps on this machine",
@@ -249,7 +265,7 @@ void Trainer::plan_length(StepMetrics& metrics) {
 }
 
 void Trainer::sample_now() {
-  if (!sample_ || !processes_.is_main()) return;
+  if (!sample_ || !communicator_.is_main()) return;
   progress_.clear();
   model_->eval();
   sample_(model_, position_.step);
@@ -283,7 +299,7 @@ Result Trainer::result(int signal) const {
 Result Trainer::run() {
   const StopSignals signals;
   std::optional<MetricsLog> log;
-  if (processes_.is_main()) log.emplace(dir_ / kMetricsFile, position_.step);
+  if (communicator_.is_main()) log.emplace(dir_ / kMetricsFile, position_.step);
   model_->train();
   if (finished()) {  // resumed after its end: only say again how it ended
     StepMetrics unused;

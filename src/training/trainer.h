@@ -30,7 +30,7 @@ class Trainer {
   /// times and decisions are those of process 0.
   Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
           const std::filesystem::path& dir, const SampleCallback& sample, Clock clock,
-          distributed::Processes processes);
+          distributed::Communicator communicator);
   Result run();
 
  private:
@@ -47,6 +47,7 @@ class Trainer {
   void save_weights(const char* file) const;
   void time_validation_and_saving();
   void plan_length(StepMetrics& metrics);
+  std::optional<std::int64_t> estimated_length();
   void sample_now();
   Result result(int signal) const;
 
@@ -65,7 +66,7 @@ class Trainer {
   const Corpus& corpus_;
   std::filesystem::path dir_;
   const SampleCallback& sample_;
-  distributed::Processes processes_;
+  distributed::Communicator communicator_;
 
   nn::Transformer model_;
   torch::Device device_;
@@ -78,7 +79,6 @@ class Trainer {
   Clock clock_;
   Stopwatch since_start_;
   double elapsed_before_ = 0;
-  double elapsed_of_main_ = 0;   // when the last update was made
   std::int64_t first_step_ = 0;  // of this process
   Score final_;
 };

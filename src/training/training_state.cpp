@@ -85,14 +85,14 @@ void save_state(const std::filesystem::path& path, const torch::nn::Module& mode
 }
 
 Position take_up(const std::filesystem::path& path, torch::nn::Module& model, Optimizer& optimizer,
-                 const distributed::Processes& processes) {
+                 const distributed::Communicator& communicator) {
   checkpoint::SafeTensors content;
-  const std::string metadata = processes.decided([&] {
+  const std::string metadata = communicator.from_main([&] {
     if (!std::filesystem::exists(path)) return std::string();
     content = load(path, model, optimizer);
     return nlohmann::json(content.metadata).dump();
   });
-  processes.broadcast(model.parameters());
+  communicator.broadcast(model.parameters());
   if (metadata.empty()) return {};
   const auto position =
       position_of(nlohmann::json::parse(metadata).get<std::map<std::string, std::string>>());

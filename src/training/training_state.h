@@ -29,6 +29,6 @@ void save_state(const std::filesystem::path& path, const torch::nn::Module& mode
 /// Every process calls it: they go on from the file that process 0 has, or from process 0's model
 /// where it has none. Throws std::runtime_error naming the path and what does not fit.
 Position take_up(const std::filesystem::path& path, torch::nn::Module& model, Optimizer& optimizer,
-                 const distributed::Processes& processes);
+                 const distributed::Communicator& communicator);
 
 }  // namespace gateloop::training

@@ -20,7 +20,6 @@ ARROWS = {
     "distributed": {"ops"},
     "nn": {"ops", "model", "runtime"},
     "checkpoint": {"nn", "model"},
-    "distributed": set(),
     "training": {"nn", "checkpoint", "distributed", "model", "corpus", "runtime"},
     "app": {"nn", "checkpoint", "distributed", "training", "model", "runtime", "corpus"},
     "jax": {"recurrence", "host", "model"},
@@ -36,7 +35,6 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "runtime": (*SYSTEM, "stddef.h", "stdint.h"),  # the latter: for C
     "host": ("pthread.h", "sys/mman.h"),
     "ops": TORCH,
-    "distributed": TORCH,
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),
     "distributed": TORCH,

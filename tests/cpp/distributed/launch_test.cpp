@@ -16,16 +16,15 @@ constexpr const char* kNames[] = {"RANK",
                                   "LOCAL_WORLD_SIZE",
                                   "MASTER_ADDR",
                                   "MASTER_PORT",
-                                  "TORCHELASTIC_RESTART_COUNT",
                                   "TORCHELASTIC_USE_AGENT_STORE",
                                   "SLURM_PROCID",
                                   "SLURM_STEP_NUM_TASKS",
                                   "SLURM_NTASKS",
                                   "SLURM_LOCALID",
-                                  "SLURM_NTASKS_PER_NODE",
+                                  "SLURM_STEP_TASKS_PER_NODE",
+                                  "SLURM_STEP_ID",
                                   "SLURM_STEP_NODELIST",
-                                  "SLURM_JOB_ID",
-                                  "SLURM_RESTART_COUNT"};
+                                  "SLURM_JOB_ID"};
 
 using Environment = std::map<std::string, std::string>;
 
@@ -62,7 +61,6 @@ TEST(Launch, OfTorchrun) {
                                    {"LOCAL_WORLD_SIZE", "4"},
                                    {"MASTER_ADDR", "node-1"},
                                    {"MASTER_PORT", "29500"},
-                                   {"TORCHELASTIC_RESTART_COUNT", "2"},
                                    {"TORCHELASTIC_USE_AGENT_STORE", "True"},
                                    {"SLURM_PROCID", "0"},
                                    {"SLURM_STEP_NUM_TASKS", "2"}});
@@ -72,13 +70,12 @@ TEST(Launch, OfTorchrun) {
   EXPECT_EQ(launch.local_size, 4);
   EXPECT_EQ(launch.address, "node-1");
   EXPECT_EQ(launch.port, 29500);
-  EXPECT_EQ(launch.restarts, 2);
   EXPECT_TRUE(launch.launcher_stores);
 }
 
 Environment slurm(const std::string& hosts) {
   return {{"SLURM_PROCID", "3"},          {"SLURM_STEP_NUM_TASKS", "4"},
-          {"SLURM_LOCALID", "1"},         {"SLURM_NTASKS_PER_NODE", "2"},
+          {"SLURM_LOCALID", "1"},         {"SLURM_STEP_TASKS_PER_NODE", "2(x2)"},
           {"SLURM_STEP_NODELIST", hosts}, {"SLURM_JOB_ID", "1234567"}};
 }
 
@@ -91,6 +88,9 @@ TEST(Launch, OfSlurm) {
   EXPECT_EQ(launch.address, "gpu01");
   EXPECT_EQ(launch.port, 24567);
   EXPECT_FALSE(launch.launcher_stores);
+  Environment second_step = slurm("gpu01");
+  second_step["SLURM_STEP_ID"] = "1";
+  EXPECT_NE(launch_in(second_step).port, launch.port);
   Environment with_address = slurm("gpu01");
   with_address["MASTER_ADDR"] = "other";
   with_address["MASTER_PORT"] = "1";
@@ -134,17 +134,18 @@ TEST(Launch, NamesWhatIsMissingOrWrong) {
   EXPECT_NE(message(given).find("RANK"), std::string::npos);
 }
 
-TEST(Processes, OneHasItsValuesBack) {
-  const Processes one;
+TEST(Communicator, OneProcessHasItsValuesBack) {
+  const Communicator one;
   EXPECT_TRUE(one.is_main());
   EXPECT_EQ(one.size(), 1);
   EXPECT_EQ(one.part_of(7), (std::pair<std::int64_t, std::int64_t>{0, 7}));
   EXPECT_EQ(one.gather({1, 2}), (std::vector<std::vector<double>>{{1, 2}}));
-  EXPECT_EQ(one.of_main(3), 3);
-  EXPECT_EQ(one.decided([] { return std::string("a"); }), "a");
-  EXPECT_THROW(one.watch([] { throw std::invalid_argument("x"); }), std::invalid_argument);
-  EXPECT_EQ(Processes::join(Launch()).size(), 1);
-  EXPECT_THROW(Processes::join(Launch(), {.backend = "mpi"}), std::invalid_argument);
+  EXPECT_EQ(one.from_main(3), 3);
+  EXPECT_EQ(one.from_main([] { return std::string("a"); }), "a");
+  EXPECT_THROW(one.report_failures([] { throw std::invalid_argument("x"); }),
+               std::invalid_argument);
+  EXPECT_EQ(Communicator::join(Launch()).size(), 1);
+  EXPECT_THROW(Communicator::join(Launch(), {.backend = "mpi"}), std::invalid_argument);
 }
 
 }  // namespace

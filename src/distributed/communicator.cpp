@@ -5,6 +5,7 @@
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include "distributed/connection.h"
+#include "distributed/rendezvous.h"
 
 namespace gateloop::distributed {
 namespace {
@@ -17,12 +18,14 @@ c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch,
   options.port = launch.port;
   options.isServer = launch.rank == 0 && !launch.launcher_stores;
   options.numWorkers = static_cast<std::size_t>(launch.size);
-  options.waitWorkers = false;  // the first collective waits
+  options.waitWorkers = false;  // own_keys() waits
   options.timeout = timeout;
-  auto store = c10::make_intrusive<c10d::TCPStore>(launch.address, options);
-  // The agent's store outlives the processes; each of their lives has keys of its own.
-  return c10::make_intrusive<c10d::PrefixStore>("gateloop/" + std::to_string(launch.restarts),
-                                                std::move(store));
+  // What listens there may be another program, which never answers; the store's own time-out comes
+  // first where it is none.
+  constexpr std::chrono::seconds kLater(5);
+  return within(timeout + kLater, [address = launch.address, options] {
+    return c10::intrusive_ptr<c10d::Store>(c10::make_intrusive<c10d::TCPStore>(address, options));
+  });
 }
 
 torch::Tensor tensor_of(const std::vector<double>& numbers) {
@@ -31,7 +34,7 @@ torch::Tensor tensor_of(const std::vector<double>& numbers) {
 
 }  // namespace
 
-Processes Processes::join(const Launch& launch, const JoinOptions& options) {
+Communicator Communicator::join(const Launch& launch, const JoinOptions& options) {
   if (options.backend != "auto" && options.backend != "gloo" && options.backend != "nccl") {
     throw std::invalid_argument("backend must be auto, gloo or nccl, got " + options.backend);
   }
@@ -46,7 +49,8 @@ Processes Processes::join(const Launch& launch, const JoinOptions& options) {
   try {
     auto connection = std::make_shared<Connection>();
     connection->launch = launch;
-    connection->store = open_store(launch, options.timeout);
+    connection->launch_store = open_store(launch, options.timeout);
+    connection->store = own_keys(connection->launch_store, launch, options);
     connection->group =
         c10::make_intrusive<ProcessGroup>(connection->store, launch.rank, launch.size);
     const auto prefixed = [&](const char* name) {
@@ -62,14 +66,14 @@ Processes Processes::join(const Launch& launch, const JoinOptions& options) {
     } else if (has_cuda) {
       group.setBackend(torch::kCUDA, ProcessGroup::BackendType::GLOO, gloo);
     }
-    Processes processes;
-    processes.connection_ = std::move(connection);
-    return processes;
+    Communicator communicator;
+    communicator.connection_ = std::move(connection);
+    return communicator;
   } catch (const std::invalid_argument&) {
     throw;
   } catch (const std::exception& error) {
     throw std::runtime_error("process " + std::to_string(launch.rank) + " of " +
-                             std::to_string(launch.size) + " did not meet the others at " +
+                             std::to_string(launch.size) + " did not reach the others at " +
                              launch.address + ":" + std::to_string(launch.port) + ": " +
                              first_line(error));
   }
@@ -80,16 +84,16 @@ std::string first_line(const std::exception& error) {
   return text.substr(0, text.find('\n'));
 }
 
-int Processes::rank() const { return connection_ ? connection_->launch.rank : 0; }
-int Processes::size() const { return connection_ ? connection_->launch.size : 1; }
-int Processes::local_rank() const { return connection_ ? connection_->launch.local_rank : 0; }
-int Processes::local_size() const { return connection_ ? connection_->launch.local_size : 1; }
+int Communicator::rank() const { return connection_ ? connection_->launch.rank : 0; }
+int Communicator::size() const { return connection_ ? connection_->launch.size : 1; }
+int Communicator::local_rank() const { return connection_ ? connection_->launch.local_rank : 0; }
+int Communicator::local_size() const { return connection_ ? connection_->launch.local_size : 1; }
 
-std::pair<std::int64_t, std::int64_t> Processes::part_of(std::int64_t count) const {
+std::pair<std::int64_t, std::int64_t> Communicator::part_of(std::int64_t count) const {
   return {count * rank() / size(), count * (rank() + 1) / size()};
 }
 
-std::vector<std::vector<double>> Processes::gather(const std::vector<double>& numbers) const {
+std::vector<std::vector<double>> Communicator::gather(const std::vector<double>& numbers) const {
   if (!connection_) return {numbers};
   std::vector<torch::Tensor> mine = {tensor_of(numbers)};
   std::vector<std::vector<torch::Tensor>> all(1);
@@ -103,14 +107,14 @@ std::vector<std::vector<double>> Processes::gather(const std::vector<double>& nu
   return rows;
 }
 
-double Processes::of_main(double number) const {
+double Communicator::from_main(double number) const {
   if (!connection_) return number;
   const torch::Tensor tensor = tensor_of({number});
   broadcast({tensor});
   return tensor.item<double>();
 }
 
-std::string Processes::decided(const std::function<std::string()>& decide) const {
+std::string Communicator::from_main(const std::function<std::string()>& decide) const {
   if (!connection_) return decide();
   std::string text;
   std::exception_ptr error;
@@ -135,7 +139,7 @@ std::string Processes::decided(const std::function<std::string()>& decide) const
   return text;
 }
 
-void Processes::broadcast(const std::vector<torch::Tensor>& tensors, int root) const {
+void Communicator::broadcast(const std::vector<torch::Tensor>& tensors, int root) const {
   if (!connection_) return;
   // Several small tensors travel as one message; larger buffers gain nothing.
   constexpr std::size_t kBufferBytes = 25 << 20;
@@ -143,7 +147,7 @@ void Processes::broadcast(const std::vector<torch::Tensor>& tensors, int root) c
   c10d::broadcast_coalesced(connection_->group, tensors, kBufferBytes, root);
 }
 
-void Processes::send_to_main(const torch::Tensor& tensor, int from) const {
+void Communicator::send_to_main(const torch::Tensor& tensor, int from) const {
   if (from == 0 || (rank() != 0 && rank() != from)) return;
   constexpr int kTag = 0;
   const torch::NoGradGuard no_grad;
@@ -151,6 +155,16 @@ void Processes::send_to_main(const torch::Tensor& tensor, int from) const {
   (is_main() ? connection_->group->recv(message, from, kTag)
              : connection_->group->send(message, 0, kTag))
       ->wait();
+}
+
+void Communicator::leave_note(const std::string& name, const std::string& text) const {
+  if (connection_) connection_->launch_store->set("gateloop/note/" + name, text);
+}
+
+std::string Communicator::note(const std::string& name) const {
+  const std::string key = "gateloop/note/" + name;
+  if (!connection_ || !connection_->launch_store->check({key})) return "";
+  return connection_->launch_store->get_to_str(key);
 }
 
 }  // namespace gateloop::distributed
