@@ -9,9 +9,7 @@ evaluate` and `gateloop generate` read. FILE may be compressed (.gz, .xz).
 """
 
 import argparse
-import gzip
 import json
-import lzma
 import math
 import time
 from collections.abc import Callable
@@ -21,8 +19,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from byte_batches import batch_at, read, windows
 from jax import Array
 
 from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
@@ -50,46 +48,6 @@ def parse() -> argparse.Namespace:
     flag("--sample-length", type=int, default=256, help="bytes to generate at the end")
     flag("--seed", type=int, default=0)
     return parser.parse_args()
-
-
-# ---- Data ----------------------------------------------------------------------------------------
-
-
-def read(path: Path, split: str | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """What to train on and what to validate on."""
-    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)
-    text = np.frombuffer(unpack(path.read_bytes()), np.uint8)
-    if split is None:
-        valid = len(text) // 20
-        train = len(text) - 2 * valid
-    else:
-        train, valid = map(int, split.split(","))
-    if train + valid > len(text):
-        raise SystemExit(f"{path}: the split is larger than the file of {len(text)} bytes")
-    return text[:train], text[train : train + valid]
-
-
-def mix(x: int) -> int:
-    """The finaliser of SplitMix64."""
-    x = (x + 0x9E3779B97F4A7C15) % 2**64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
-    return x ^ (x >> 31)
-
-
-def batch_at(text: np.ndarray[Any, Any], step: int, rows: int, length: int, seed: int) -> Any:
-    """ids (rows, length + 1), from the places that `gateloop train` takes at this step."""
-    places = len(text) - length
-    starts = [mix(mix(mix(seed) ^ step) ^ row) * places >> 64 for row in range(rows)]
-    return np.stack([text[start : start + length + 1] for start in starts])
-
-
-def windows(text: np.ndarray[Any, Any], count: int, length: int) -> Any:
-    """Evenly spaced, (count, length + 1); always the same."""
-    available = (len(text) - 1) // length
-    count = min(count, available)
-    starts = [i * available // count * length for i in range(count)]
-    return np.stack([text[start : start + length + 1] for start in starts])
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -153,8 +111,8 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
     with (options.out / "metrics.jsonl").open("w", encoding="utf-8") as log:
         for step in range(1, options.steps + 1):
             start = time.perf_counter()
-            ids = batch_at(text, step - 1, options.batch, options.length, options.seed)
-            model, state, nats, norm = update(model, state, ids, optimizer)
+            ids = batch_at(text, step - 1, range(options.batch), options.length, options.seed)
+            model, state, nats, norm = update(model, state, jnp.asarray(ids), optimizer)
             bits = float(nats) / math.log(2)
             if not math.isfinite(bits):
                 raise SystemExit(

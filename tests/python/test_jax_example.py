@@ -1,14 +1,11 @@
 """The JAX programs of examples/ and README.md."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 
 from gateloop_jax import load_checkpoint
@@ -70,26 +67,3 @@ def test_training_learns_and_writes_what_cpp_writes(tmp_path: Path) -> None:
     first = json.loads((tmp_path / "more" / "metrics.jsonl").read_text(encoding="utf-8"))
     assert first["train_bits_per_byte"] < 3
     assert load_checkpoint(out).embedding.shape == (256, 32)
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    path = ROOT / "examples" / "jax_train.py"
-    spec = importlib.util.spec_from_file_location("jax_train", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_batches_and_windows(example: ModuleType) -> None:
-    # The first number of SplitMix64 from seed 0.
-    assert example.mix(0) == 0xE220A8397B1DCDAF
-    text = np.arange(1000, dtype=np.int32)
-    ids = example.batch_at(text, 3, 64, 10, 0)
-    assert ids.shape == (64, 11)
-    np.testing.assert_array_equal(np.diff(ids), 1)
-    assert len(set(ids[:, 0])) > 40
-    spaced = example.windows(text, 4, 10)
-    np.testing.assert_array_equal(spaced[:, 0], [0, 240, 490, 740])
-    assert example.windows(text, 4096, 10).shape == (99, 11)

@@ -1,0 +1,51 @@
+"""Bytes of a file as `gateloop train` takes them, for the Python twins of it: the same windows."""
+
+import gzip
+import lzma
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Bytes: TypeAlias = np.ndarray[Any, Any]  # an array of uint8
+
+
+def read(path: Path, split: str | None) -> tuple[Bytes, Bytes]:
+    """What to train on and what to validate on. FILE may be compressed (.gz, .xz).
+
+    split: how many bytes of each, "N,N"; None: 90 and 5 per cent.
+    """
+    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)
+    text = np.frombuffer(unpack(path.read_bytes()), np.uint8)
+    if split is None:
+        valid = len(text) // 20
+        train = len(text) - 2 * valid
+    else:
+        train, valid = map(int, split.split(","))
+    if train + valid > len(text):
+        raise SystemExit(f"{path}: the split is larger than the file of {len(text)} bytes")
+    return text[:train], text[train : train + valid]
+
+
+def mix(x: int) -> int:
+    """The finaliser of SplitMix64."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+    return x ^ (x >> 31)
+
+
+def batch_at(text: Bytes, step: int, rows: Iterable[int], length: int, seed: int) -> Bytes:
+    """(len(rows), length + 1): these rows of what `gateloop train` takes at this step."""
+    places = len(text) - length
+    starts = [mix(mix(mix(seed) ^ step) ^ row) * places >> 64 for row in rows]
+    return np.stack([text[start : start + length + 1] for start in starts])
+
+
+def windows(text: Bytes, count: int, length: int) -> Bytes:
+    """Evenly spaced, (count or as many as there are, length + 1); always the same."""
+    available = (len(text) - 1) // length
+    count = min(count, available)
+    starts = [i * available // count * length for i in range(count)]
+    return np.stack([text[start : start + length + 1] for start in starts])

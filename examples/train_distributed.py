@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""Trains a GateLoop Transformer on the bytes of a file with PyTorch, in any number of processes.
+
+    torchrun --standalone --nproc-per-node 2 examples/train_distributed.py --data FILE --out DIR
+
+The twin of `gateloop train`: the same batches, schedule and Adam, and what N processes compute on
+their rows is what one computes on all. DIR gets metrics.jsonl, one object a step with the same
+fields, config.json and model.safetensors, which `gateloop generate` and gateloop_cpp.checkpoint
+read, and training_state.pt, from which --resume goes on in any number of processes. FILE may be
+compressed (.gz, .xz).
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from byte_batches import Bytes, batch_at, read, windows
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from gateloop_cpp import Transformer, checkpoint
+
+received = [0]  # the last signal
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag("--data", type=Path, required=True, help="the text; any bytes")
+    flag("--out", type=Path, required=True, help="the directory of the run")
+    flag("--resume", action="store_true", help="go on where DIR holds a checkpoint")
+    flag("--shard", action="store_true", help="FSDP2 instead of DDP: a shard of the model each")
+    flag("--split", help="bytes to train on, validate on: N,N (default: 90 and 5 per cent)")
+    flag("--dim", type=int, default=256)
+    flag("--depth", type=int, default=4)
+    flag("--tie-embeddings", action="store_true")
+    flag("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
+    flag("--steps", type=int, default=1000)
+    flag("--batch", type=int, default=16, help="sequences a step, of all processes together")
+    flag("--length", type=int, default=256, help="bytes a sequence")
+    flag("--learning-rate", type=float, default=4e-3, help="after the warm-up; then falls to zero")
+    flag("--warmup-steps", type=int, default=100)
+    flag("--clip", type=float, default=1.0, help="largest gradient norm")
+    flag("--validate-every", type=int, default=200)
+    flag("--validation-windows", type=int, default=64)
+    flag("--checkpoint-every", type=int, default=500)
+    flag("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.batch % dist.get_world_size():
+        parser.error(f"--batch must be a multiple of the {dist.get_world_size()} processes")
+    return options
+
+
+# ---- Processes -----------------------------------------------------------------------------------
+
+
+def join() -> torch.device:
+    """The processes of torchrun, or this one alone; the device of this one."""
+    cuda = torch.cuda.is_available()
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    )
+    if cuda:
+        torch.cuda.set_device(device)
+    backend = "nccl" if cuda else "gloo"
+    for variable, alone in dict(
+        RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="0"
+    ).items():
+        os.environ.setdefault(variable, alone)
+    dist.init_process_group(backend)
+    return device
+
+
+def total(device: torch.device, *values: float) -> list[float]:
+    """Each summed over the processes."""
+    numbers = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(numbers)
+    return numbers.tolist()
+
+
+def say(line: str) -> None:
+    if dist.get_rank() == 0:
+        print(line, flush=True)
+
+
+# ---- Model ---------------------------------------------------------------------------------------
+
+
+def wrap(model: Transformer, options: argparse.Namespace) -> Any:
+    """What is called for the logits: gradients are then the mean over the processes."""
+    if not options.shard:
+        return DistributedDataParallel(model)
+    # The inputs are ids, and states stay float32.
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if options.dtype == "bfloat16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    layers: Any = model.layers
+    for mixer, feed_forward in layers:
+        fully_shard(mixer, mp_policy=policy)
+        fully_shard(feed_forward, mp_policy=policy)
+    return fully_shard(model, mp_policy=policy)
+
+
+def nats(model: Any, ids: Tensor, options: argparse.Namespace) -> Tensor:
+    """The sum of the next-byte cross-entropies of ids (B, T + 1)."""
+    low = options.dtype == "bfloat16"
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=low):
+        logits = model(ids[:, :-1]).flatten(0, 1)
+    wide = logits.float() if low else logits
+    return F.cross_entropy(wide, ids[:, 1:].flatten(), reduction="sum")
+
+
+def learning_rate(options: argparse.Namespace, step: int) -> float:
+    """Of update ``step``, from 0: linear up, then linear down to zero after the last one."""
+    warmup = options.warmup_steps
+    if step < warmup:
+        return float(options.learning_rate * (step + 1) / warmup)
+    return float(options.learning_rate * (1 - (step - warmup + 1) / (options.steps - warmup + 1)))
+
+
+# ---- The run -------------------------------------------------------------------------------------
+
+
+class Run:
+    """A model in training and its directory."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self.options, self.device = options, device
+        text, held_out = read(options.data, options.split)
+        self.text, self.held_out = text, held_out
+        # The weights come from the seed alone, and are the same in every process.
+        torch.manual_seed(options.seed)
+        wide = torch.float64 if options.dtype == "float64" else torch.float32
+        self.model = Transformer(
+            options.dim, num_tokens=256, depth=options.depth, tie_embeddings=options.tie_embeddings
+        ).to(device, wide)
+        self.wrapped = wrap(self.model, options)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), betas=(0.9, 0.98))
+        self.step = 0
+        self.signals = 0.0  # the sum of what the processes received
+        self.elapsed_before = 0.0
+        self.begin = time.perf_counter()
+        self.load()
+
+    @property
+    def state_file(self) -> Path:
+        return Path(self.options.out / "training_state.pt")
+
+    def load(self) -> None:
+        """The checkpoint, or nothing: the first process reads it, all get their part of it."""
+        first = dist.get_rank() == 0
+        if first:
+            self.options.out.mkdir(parents=True, exist_ok=True)
+        (there,) = total(self.device, first and self.state_file.exists())
+        if there and not self.options.resume:
+            raise SystemExit(f"{self.options.out} holds a run already: pass --resume")
+        if not there:
+            return
+        state = torch.load(self.state_file, "cpu", weights_only=True) if first else {}
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state.get("model", {}),
+            optim_state_dict=state.get("optimizer", {}),
+            options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
+        )
+        step, elapsed = total(self.device, state.get("step", 0), state.get("elapsed", 0.0))
+        self.step, self.elapsed_before = int(step), elapsed
+        say(f"going on after step {self.step}")
+
+    def save(self) -> None:
+        """All processes gather, the first writes; a crash leaves the former checkpoint or this."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
+        if dist.get_rank() == 0:
+            state = {
+                "model": model,
+                "optimizer": optimizer,
+                "step": self.step,
+                "elapsed": self.elapsed(),
+            }
+            temporary = self.state_file.with_suffix(".tmp")
+            torch.save(state, temporary)
+            temporary.replace(self.state_file)
+        if self.options.shard or dist.get_rank() == 0:
+            checkpoint.save(self.model, self.options.out, overwrite=True)
+
+    def elapsed(self) -> float:
+        return self.elapsed_before + time.perf_counter() - self.begin
+
+    def ids(self, windows: Bytes) -> Tensor:
+        return torch.from_numpy(windows).to(self.device, torch.int64)
+
+    def update(self) -> dict[str, float]:
+        options, rank, processes = self.options, dist.get_rank(), dist.get_world_size()
+        start = time.perf_counter()
+        rows = options.batch // processes
+        mine = range(rank * rows, (rank + 1) * rows)
+        ids = self.ids(batch_at(self.text, self.step, mine, options.length, options.seed))
+        loss = nats(self.wrapped, ids, options) / (rows * options.length)
+        loss.backward()
+        # A signal to one process stops all after the same step.
+        mean, self.signals = total(self.device, loss.item() / processes, received[0])
+        norm: Any = clip_grad_norm_(self.model.parameters(), options.clip)
+        rate = learning_rate(options, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.step += 1
+        if not math.isfinite(mean):
+            raise SystemExit(
+                f"the loss is not finite at step {self.step}: try a lower learning rate"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "step": self.step,
+            "train_bits_per_byte": mean / math.log(2),
+            "learning_rate": rate,
+            "gradient_norm": float(norm.full_tensor() if options.shard else norm),
+            "tokens_per_second": options.batch * options.length / (time.perf_counter() - start),
+        }
+
+    @torch.no_grad()
+    def validate(self, count: int) -> float:
+        """Bits per byte of so many windows, of which each process reads its part."""
+        whole = windows(self.held_out, count, self.options.length)
+        # 64 windows at a time: the logits of more would fill the memory. Shards are gathered for a
+        # process without windows too.
+        passes = -(-len(whole) // (64 * dist.get_world_size()))
+        parts = torch.tensor_split(self.ids(whole), passes * dist.get_world_size())
+        mine = parts[dist.get_rank() :: dist.get_world_size()]
+        found = sum(float(nats(self.wrapped, part, self.options)) for part in mine)
+        return total(self.device, found)[0] / (whole.size - len(whole)) / math.log(2)
+
+
+class Log:
+    """DIR/metrics.jsonl, up to the step that the run goes on from; of the first process."""
+
+    def __init__(self, run: Run) -> None:
+        path = run.options.out / "metrics.jsonl"
+        kept = []
+        if run.step > 0:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines[: run.step] if json.loads(line)["step"] <= run.step]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+
+    def append(self, metrics: dict[str, float]) -> None:
+        self.file.write(json.dumps(metrics) + "\n")
+        self.file.flush()
+
+
+def train(run: Run) -> None:
+    options, log = run.options, Log(run) if dist.get_rank() == 0 else None
+    while run.step < options.steps and not run.signals:
+        metrics = run.update()
+        last = run.step == options.steps
+        if last or run.step % options.validate_every == 0:
+            metrics["validation_bits_per_byte"] = run.validate(options.validation_windows)
+            say(f"step {run.step}  {metrics['validation_bits_per_byte']:.4f} bits/byte")
+        if last:
+            metrics["final_validation_bits_per_byte"] = run.validate(4096)
+        metrics["elapsed_seconds"] = run.elapsed()
+        if log:
+            log.append(metrics)
+        if last or run.signals or run.step % options.checkpoint_every == 0:
+            run.save()
+
+
+def main() -> int:
+    device = join()
+    run = Run(parse(), device)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: received.__setitem__(0, number))
+    train(run)
+    say(f"{'stopped' if run.signals else 'ended'} after step {run.step}: {run.options.out}")
+    dist.destroy_process_group()
+    return 128 + (received[0] or signal.SIGTERM) if run.signals else 0
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stderr.flush()
+    # Gloo's threads outlive the group and may hold tensors while the interpreter is taken down,
+    # which then aborts or hangs (github.com/pytorch/pytorch/pull/179291).
+    os._exit(status)

@@ -1,0 +1,210 @@
+"""examples/train_distributed.py in one and two processes, beside the C++ trainer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from byte_batches import batch_at, mix, read, windows
+
+import gateloop_cpp
+from gateloop_cpp import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 60
+SIZES = "--dim 32 --depth 1 --length 64 --batch 4 --seed 3 --warmup-steps 4 --validate-every 25"
+SECONDS = 240  # a run takes three, most of it imports; a machine may be busy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a text in it."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "text").write_bytes(b"".join(b"%d times the gate, " % (i * i) for i in range(900)))
+    return folder
+
+
+@contextmanager
+def started(processes: int, folder: Path, out: str, *arguments: str) -> Iterator[Any]:
+    launch = [sys.executable]
+    if processes > 1:
+        # --standalone: at a free port, as others may be training here.
+        launch += ["-m", "torch.distributed.run", "--standalone"]
+        launch += ["--nproc-per-node", str(processes)]
+    launch += [str(ROOT / "examples" / "train_distributed.py"), "--data", "text", "--out", out]
+    source = str(Path(gateloop_cpp.__file__).parents[1])
+    process = subprocess.Popen(
+        [*launch, *SIZES.split(), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:  # which closes its pipes
+        try:
+            yield process
+        finally:
+            process.terminate()  # torchrun ends its processes with it
+
+
+def run(processes: int, folder: Path, out: str, *arguments: str) -> str:
+    with started(processes, folder, out, *arguments) as process:
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, stderr
+    return str(stdout)
+
+
+def program(build_dir: Path, folder: Path, *arguments: str) -> None:
+    command = [str(build_dir / "gateloop"), *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, timeout=SECONDS)
+    assert result.returncode == 0, result.stderr
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> list[dict[str, Any]]:
+    """What one process writes, in float64."""
+    printed = run(1, folder, "alone", "--steps", str(STEPS), "--dtype", "float64")
+    assert "step 25  " in printed and f"ended after step {STEPS}" in printed
+    return metrics(folder / "alone")
+
+
+def assert_same_losses(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for name in ("train_bits_per_byte", "gradient_norm", "learning_rate"):
+        # float64, sums in another order; Adam magnifies what differs in small gradients.
+        values, expected = ([line[name] for line in lines] for lines in (ours, theirs))
+        assert values == pytest.approx(expected, rel=1e-9), name
+
+
+def test_the_metrics_are_those_of_the_cpp_trainer(alone: list[dict[str, Any]]) -> None:
+    """The fields of src/training/metrics.cpp."""
+    always = {"step", "train_bits_per_byte", "learning_rate", "gradient_norm"}
+    always |= {"tokens_per_second", "elapsed_seconds"}
+    validated = {"validation_bits_per_byte"}
+    assert [line["step"] for line in alone] == list(range(1, STEPS + 1))
+    assert alone[0].keys() == always
+    assert alone[24].keys() == alone[49].keys() == always | validated
+    assert alone[-1].keys() == always | validated | {"final_validation_bits_per_byte"}
+    assert alone[0]["train_bits_per_byte"] > 7.5  # 256 bytes, equally likely: 8 bits
+    assert alone[-1]["final_validation_bits_per_byte"] < 5
+
+
+@pytest.mark.parametrize("flags", [[], ["--shard"]], ids=["DDP", "FSDP2"])
+def test_two_processes_train_as_one(
+    flags: list[str], folder: Path, alone: list[dict[str, Any]], build_dir: Path
+) -> None:
+    out = "-".join(["two", *flags])
+    printed = run(2, folder, out, "--steps", str(STEPS), "--dtype", "float64", *flags)
+    assert printed.count("ended after step") == 1
+    ours = metrics(folder / out)
+    assert_same_losses(ours, alone)
+    for name in ("validation_bits_per_byte", "final_validation_bits_per_byte"):
+        assert ours[-1][name] == pytest.approx(alone[-1][name], rel=1e-9)
+    model, expected = (checkpoint.load(folder / name) for name in (out, "alone"))
+    # Rounded to float32 when they were saved.
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-8)
+    program(build_dir, folder, "generate", "--checkpoint", out, "--length", "5")
+
+
+def children(process: Any) -> list[int]:
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(pid) for task in tasks for pid in task.read_text(encoding="utf-8").split()]
+
+
+def test_a_signal_to_one_process_stops_all_and_others_go_on(
+    folder: Path, alone: list[dict[str, Any]]
+) -> None:
+    """Two replicas until a SIGTERM, then shards in one process, then in two."""
+    common = ("--steps", str(STEPS), "--dtype", "float64", "--resume", "--checkpoint-every", "7")
+    log = folder / "stopped" / "metrics.jsonl"
+    with started(2, folder, "stopped", *common) as process:
+        until = time.monotonic() + SECONDS
+        while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.001)
+        os.kill(children(process)[1], signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert "stopped after step" in stdout, stderr
+    first = metrics(folder / "stopped")
+    assert 3 <= len(first) < STEPS
+    with log.open("a", encoding="utf-8") as file:  # steps after the checkpoint are made again
+        file.write(json.dumps(first[-1] | {"step": len(first) + 1}) + "\n")
+
+    # The schedule is that of the whole run, so a copy stops in the middle by its own length.
+    printed = run(1, folder, "stopped", *common, "--shard")
+    assert f"going on after step {len(first)}" in printed
+    assert_same_losses(metrics(folder / "stopped"), alone)
+
+
+def test_a_run_is_not_begun_twice_unasked(folder: Path, alone: list[dict[str, Any]]) -> None:
+    for arguments, words in (
+        (("--steps", "1"), "holds a run already: pass --resume"),
+        (("--steps", "1", "--batch", "3"), "--batch must be a multiple of the 2 processes"),
+    ):
+        with started(2, folder, "alone", *arguments) as process:
+            _, stderr = process.communicate(timeout=SECONDS)
+        assert process.returncode != 0
+        assert words in stderr
+    assert metrics(folder / "alone") == alone
+
+
+def test_bfloat16_shards_learn(folder: Path, alone: list[dict[str, Any]]) -> None:
+    run(2, folder, "low", "--steps", str(STEPS), "--dtype", "bfloat16", "--shard")
+    ours = metrics(folder / "low")
+    # bfloat16 has 8 bits: a relative error of 2^-9 of logits of order 1, averaged over 256 bytes.
+    assert ours[0]["train_bits_per_byte"] == pytest.approx(
+        alone[0]["train_bits_per_byte"], rel=1e-3
+    )
+    final = "final_validation_bits_per_byte"
+    assert ours[-1][final] == pytest.approx(alone[-1][final], rel=0.02)
+
+
+def test_the_cpp_trainer_trains_the_same(folder: Path, build_dir: Path) -> None:
+    """From the same seed the same weights, windows, schedule and Adam."""
+    run(1, folder, "float32", "--steps", "12")
+    flags = "--preset enwik8 --no-post-ln-norm --gate-loop-heads 32 --accumulation 1 --steps 12"
+    flags += " --schedule linear --learning-rate 4e-3 --clip 1 --beta2 0.98 --dtype float32"
+    program(
+        build_dir, folder, "train", "--data", "text", "--out", "cpp", *flags.split(), *SIZES.split()
+    )
+    ours, theirs = (metrics(folder / out) for out in ("float32", "cpp"))
+    assert ours[-1].keys() == theirs[-1].keys()
+    for name in ("train_bits_per_byte", "gradient_norm", "learning_rate"):
+        # float32 through twelve steps.
+        expected = pytest.approx([line[name] for line in theirs], rel=1e-4)
+        assert [line[name] for line in ours] == expected, name
+
+
+def test_batches_and_windows(tmp_path: Path) -> None:
+    # The first number of SplitMix64 from seed 0.
+    assert mix(0) == 0xE220A8397B1DCDAF
+    text = np.arange(1000, dtype=np.int32)
+    ids = batch_at(text, 3, range(64), 10, 0)
+    assert ids.shape == (64, 11)
+    np.testing.assert_array_equal(np.diff(ids), 1)
+    assert len(set(ids[:, 0])) > 40
+    np.testing.assert_array_equal(batch_at(text, 3, range(16, 24), 10, 0), ids[16:24])
+    spaced = windows(text, 4, 10)
+    np.testing.assert_array_equal(spaced[:, 0], [0, 240, 490, 740])
+    assert windows(text, 4096, 10).shape == (99, 11)
+    (tmp_path / "text").write_bytes(bytes(range(200)))
+    train, valid = read(tmp_path / "text", None)
+    assert (len(train), len(valid), valid[0]) == (180, 10, 180)
+    with pytest.raises(SystemExit, match="larger than the file of 200 bytes"):
+        read(tmp_path / "text", "190,20")
