@@ -216,7 +216,8 @@ def test_the_benchmark_of_gpus_runs_without_one(build_dir: Path, tmp_path: Path)
         "GATELOOP_OPS_LIBRARY": str(build_dir / "lib" / "libgateloop_ops.so"),
         "PYTHONPATH": str(ROOT / "python"),
     }
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--out", file]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny"]
+    command += ["--out", str(file)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["card"] == "CPU"
