@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT, cores, first_line, package, processor
+from benchmarks.measure import environment_of, packages
 from benchmarks.report import table
 
 RECORD = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -172,22 +173,25 @@ def simulated(record: dict[str, Any]) -> Iterator[tuple[Machine, Fabric, Option,
 # ---- Measurements --------------------------------------------------------------------------------
 
 
-def count(processes: int) -> dict[str, Any]:
+def count(processes: int, build: Path) -> dict[str, Any]:
     """In a network namespace, whose loopback interface is its own."""
     worker = shlex.join([sys.executable, "-m", "benchmarks.scaling_counts", str(processes)])
     command = f"ip link set lo up && exec {worker}"
+    variables = environment_of(build, program=False) | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", command],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
-        check=True, timeout=300,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | variables | {"PYTHONPATH": os.pathsep.join(packages(ROOT))},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     return dict(json.loads(done.stdout))
 
 
-def measure() -> dict[str, Any]:
-    from gateloop_cpp import Transformer
-
-    counts = [count(processes) for processes in (2, 3)]
+def measure(build: Path) -> dict[str, Any]:
+    counts = [count(processes, build) for processes in (2, 3)]
     results = ROOT / "benchmarks" / "results"
     cpu = next(
         row["values"]
@@ -200,7 +204,6 @@ def measure() -> dict[str, Any]:
         for row in gpu["rows"]
         if row["contender"] == "ours" and row["problem"] == "training step bfloat16 (8, 2048, 512)"
     )
-    model = Transformer(DIM, num_tokens=256, depth=DEPTH, post_ln_norm=True)
     # Between two processes a byte of a bucket is sent once by each.
     host = counts[0]["bucket_seconds"] / BUCKET
     # A byte is copied three times: read, summed, written.
@@ -213,7 +216,7 @@ def measure() -> dict[str, Any]:
             "revision": first_line("git", "describe", "--always", "--dirty"),
             "load": round(os.getloadavg()[0], 1),
         },
-        "parameters": [p.numel() for p in model.parameters()],
+        "parameters": counts[0].pop("parameters"),
         "counts": counts,
         "machines": [
             {"name": "2 CPU cores", "step": statistics.median(cpu), "batch": 16, "host": host},
@@ -352,8 +355,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--measure", action="store_true", help="count and time first")
-    if parser.parse_args().measure:
-        RECORD.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "release", metavar="DIR")
+    chosen = parser.parse_args()
+    if chosen.measure:
+        record = measure(chosen.build)
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     draw(record, PLOT)
     text = DOCUMENT.read_text(encoding="utf-8")

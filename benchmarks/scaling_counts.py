@@ -37,14 +37,20 @@ def sent() -> int:
     raise RuntimeError("/proc/net/dev: there is no lo")
 
 
-def counted(work: Callable[[], object], barriers: int = 0) -> int:
-    """Bytes of all processes together for one call, less those of the barriers around it."""
+def between_barriers(work: Callable[[], object]) -> int:
+    """Bytes of all processes together for some calls, and for barriers."""
     dist.barrier()
     before = sent()
+    dist.barrier()  # nobody begins before all have read
     for _ in range(REPEATS):
         work()
-        dist.barrier()
-    return (sent() - before) // REPEATS - barriers
+    dist.barrier()
+    return sent() - before
+
+
+def counted(work: Callable[[], object]) -> int:
+    """Bytes of all processes together for one call."""
+    return (between_barriers(work) - between_barriers(lambda: None)) // REPEATS
 
 
 def fastest(work: Callable[[], object], times: int = 12) -> float:
@@ -88,7 +94,6 @@ def step(zero: bool) -> Callable[[], None]:
 
 def measure() -> dict[str, Any]:
     processes = dist.get_world_size()
-    barriers = counted(lambda: None)
     bucket = torch.ones(BUCKET // 4)
     state = torch.ones(2, *STATES, dtype=torch.complex64)
     states = torch.ones(processes * 2, *STATES, dtype=torch.complex64)
@@ -101,11 +106,12 @@ def measure() -> dict[str, Any]:
         "ZeRO-1 step": step(zero=True),
     }
     counts = {
-        name: {"bytes": counted(work, barriers), "collectives": collectives(work)}
+        name: {"bytes": counted(work), "collectives": collectives(work)}
         for name, work in works.items()
     }
     return {
         "processes": processes,
+        "parameters": [p.numel() for p in Transformer(**MODEL).parameters()],
         "counts": counts,
         "bucket_seconds": fastest(works["all-reduce of a bucket"]),
     }
