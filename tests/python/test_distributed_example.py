@@ -22,7 +22,7 @@ from gateloop_cpp import checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
 SIZES = "--dim 32 --depth 1 --length 64 --batch 4 --seed 3 --warmup-steps 4 --validate-every 25"
-SECONDS = 240  # a run takes three, most of it imports; a machine may be busy
+SECONDS = 240  # a run takes five, most of it imports; a machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def children(process: Any) -> list[int]:
 def test_a_signal_to_one_process_stops_all_and_others_go_on(
     folder: Path, alone: list[dict[str, Any]]
 ) -> None:
-    """Two replicas until a SIGTERM, then shards in one process, then in two."""
+    """Two replicas until a SIGTERM, then shards in one process: the losses of an unbroken run."""
     common = ("--steps", str(STEPS), "--dtype", "float64", "--resume", "--checkpoint-every", "7")
     log = folder / "stopped" / "metrics.jsonl"
     with started(2, folder, "stopped", *common) as process:
@@ -146,7 +146,6 @@ def test_a_signal_to_one_process_stops_all_and_others_go_on(
     with log.open("a", encoding="utf-8") as file:  # steps after the checkpoint are made again
         file.write(json.dumps(first[-1] | {"step": len(first) + 1}) + "\n")
 
-    # The schedule is that of the whole run, so a copy stops in the middle by its own length.
     printed = run(1, folder, "stopped", *common, "--shard")
     assert f"going on after step {len(first)}" in printed
     assert_same_losses(metrics(folder / "stopped"), alone)

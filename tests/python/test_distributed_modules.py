@@ -11,7 +11,7 @@ from distributed_cases import CASES, PROCESSES
 
 import gateloop_cpp
 
-# All cases together take about 20 s on two cores; a machine may be busy.
+# All cases together take 27 s of processor time; a machine may be busy.
 SECONDS = 240
 
 
