@@ -9,6 +9,7 @@
 /// and with the same shapes but for T; and all run the backward pass if one does.
 #include <ATen/ATen.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -17,8 +18,8 @@ namespace gateloop::time_sharded {
 
 // Arguments of all functions, where they differ from those in gateloop/ops.h:
 //
-// group:         name of the process group, as c10d::register_process_group() was given it
-//                (Python: group.group_name).
+// group:         name of the process group, as c10d::register_process_group() was given it, which
+//                does not own the group (Python: group.group_name).
 // initial_state: before the first step of the whole sequence. The process that reads that step uses
 //                it: rank 0, or with reverse the last rank. The others may leave it out. Its
 //                gradient arrives there, and zeros on the other processes.
@@ -64,5 +65,13 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop(
     const std::optional<at::Tensor>& initial_state = std::nullopt, bool reverse = false,
     bool normalize_input = false, const std::optional<at::Tensor>& cu_seqlens = std::nullopt,
     const std::optional<at::Tensor>& mask = std::nullopt);
+
+/// What attention over a window reads of the blocks before this one.
+///
+/// last: (B, min(time, steps), ...), the last steps of this block of `time` steps.
+/// Returns (the last min(steps, begin) steps before this block (B, ..., ...), begin: the number of
+/// steps before this block). Differentiable once.
+std::tuple<at::Tensor, std::int64_t> steps_before(const at::Tensor& last, std::int64_t time,
+                                                  std::int64_t steps, const std::string& group);
 
 }  // namespace gateloop::time_sharded

@@ -3,10 +3,11 @@
 >>> from gateloop_cpp import SimpleGateLoopLayer, Transformer
 
 The modules take the reference's arguments and state_dicts. ``gateloop_cpp.ops`` has the recurrences
-alone, ``gateloop_cpp.checkpoint`` reads and writes the model directories of the C++ trainer.
+alone, ``gateloop_cpp.distributed`` the same over processes that hold a block of time each,
+``gateloop_cpp.checkpoint`` reads and writes the model directories of the C++ trainer.
 """
 
-from gateloop_cpp import _library, checkpoint, ops
+from gateloop_cpp import _library, checkpoint, distributed, ops
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.decoder import Decoder, DecoderState
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
@@ -25,5 +26,6 @@ __all__ = [
     "SimpleGateLoopLayer",
     "Transformer",
     "checkpoint",
+    "distributed",
     "ops",
 ]

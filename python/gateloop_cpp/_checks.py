@@ -37,9 +37,16 @@ def expect_wide(function: str, argument: str, state: Tensor) -> None:
 
 
 def expect_packing(
-    function: str, x: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None
+    function: str,
+    x: Tensor,
+    cu_seqlens: Tensor | None,
+    mask: Tensor | None,
+    of_block: bool = False,
 ) -> None:
-    """At most one of the two, and what it says fits x (B, T, ...): see gateloop_cpp.ops."""
+    """At most one of the two, and what it says fits x (B, T, ...): see gateloop_cpp.ops.
+
+    ``of_block``: cu_seqlens is of the whole whose block x is, and ends at T or later.
+    """
     both = cu_seqlens is not None and mask is not None
     expect(not both, function, "mask", "None with cu_seqlens", mask)
     if mask is not None:
@@ -58,5 +65,8 @@ def expect_packing(
     if torch._C._functorch.is_functorch_wrapped_tensor(cu_seqlens):
         return
     cuts = cu_seqlens.tolist()
-    spans = cuts == sorted(cuts) and (cuts[0], cuts[-1]) == (0, x.shape[1])
-    expect(spans, function, "cu_seqlens", f"0 to T = {x.shape[1]}, never decreasing", cuts)
+    time = x.shape[1]
+    ends = cuts[-1] >= time if of_block else cuts[-1] == time
+    spans = cuts == sorted(cuts) and cuts[0] == 0 and ends
+    last = f"T = {time} or more" if of_block else f"T = {time}"
+    expect(spans, function, "cu_seqlens", f"0 to {last}, never decreasing", cuts)

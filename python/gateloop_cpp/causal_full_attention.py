@@ -1,11 +1,14 @@
 """Causal attention, over all steps or a window of them: what GateLoop replaces or helps."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gateloop_cpp._checks import expect, expect_packing, expect_positive, expect_sequence
 from gateloop_cpp._packing import Places, pairs_of_blocks
+from gateloop_cpp.distributed import Group, steps_before
 from gateloop_cpp.rotary_embedding import RotaryEmbedding
 from gateloop_cpp.transition import drop_imaginary, scale_gradient, transition_of
 
@@ -93,6 +96,7 @@ class CausalFullAttention(nn.Module):
         return_cache: bool = False,
         cu_seqlens: Tensor | None = None,
         mask: Tensor | None = None,
+        time_group: Group | None = None,
     ) -> Tensor | tuple[Tensor, KeysValues]:
         """x (B, T, dim) to (B, T, dim), and with return_cache the cache that continues from here.
 
@@ -104,14 +108,22 @@ class CausalFullAttention(nn.Module):
                 window those of its last window - 1 steps, and the number of steps before.
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; without a
                 cache. What comes out at padding says nothing. With a mask a window saves nothing.
+            time_group: the processes that hold a block of time each, see
+                :mod:`gateloop_cpp.distributed`; with a window, whose keys and values come from the
+                blocks before, and without a cache or a mask.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype.
         """
         expect_sequence(_NAME, x, self.dim)
-        places = self._places(x, cu_seqlens, mask, cache, return_cache)
+        expect_packing(_NAME, x, cu_seqlens, mask, of_block=time_group is not None)
+        begin = 0
+        if time_group is not None:
+            self._check_sharded(cache, return_cache, mask)
+            _, begin = steps_before(x[:, :0], x.shape[1], 0, group=time_group)
+        places = self._places(x, cu_seqlens, mask, cache, return_cache, begin)
         q, k, v = self.to_qkv(x).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        past = self._check_cache(cache, k)
+        past = begin + self._check_cache(cache, k)
         if self.rotary_emb is not None:
             positions = past if places is None else places.position
             q, k = self.rotary_emb(q, positions), self.rotary_emb(k, positions)
@@ -121,9 +133,16 @@ class CausalFullAttention(nn.Module):
         steps = past + x.shape[1]
         if cache is not None:
             k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
+        if time_group is not None:
+            k, v = self._with_steps_before(k, v, time_group)
 
         if places is None:
             out = self._attend(q, k, v)
+        elif time_group is not None:
+            assert cu_seqlens is not None
+            before = k.shape[2] - q.shape[2]
+            sequence = Places.of_packed(cu_seqlens, k.transpose(1, 2)[:1], begin - before).sequence
+            out = self._attend_in_blocks(q, k, v, cast(int, self.window), sequence[0])
         else:
             out = self._attend_within(q, k, v, places, blocks=mask is None)
         out = out.transpose(1, 2)  # (B, T, H, D)
@@ -138,6 +157,25 @@ class CausalFullAttention(nn.Module):
         first = k.shape[2] - min(k.shape[2], self.window - 1)
         return out, (k[:, :, first:].clone(), v[:, :, first:].clone(), steps)
 
+    def _check_sharded(
+        self, cache: KeysValues | None, return_cache: bool, mask: Tensor | None
+    ) -> None:
+        expected = "None for attention without a window: it would gather all steps"
+        expect(self.window is not None, _NAME, "time_group", expected, "a group")
+        expect(cache is None, _NAME, "cache", "None over a time_group", cache)
+        expect(not return_cache, _NAME, "return_cache", "False over a time_group", True)
+        expect(mask is None, _NAME, "mask", "None over a time_group", mask)
+
+    def _with_steps_before(self, k: Tensor, v: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        """k, v (B, H, T, D) behind those of the window - 1 steps before this block."""
+        time, steps = k.shape[2], cast(int, self.window) - 1
+        if steps == 0:
+            return k, v
+        last = torch.cat((k[:, :, -steps:], v[:, :, -steps:]), 1)
+        before, _ = steps_before(last.transpose(1, 2), time, steps, group=group)
+        of_keys, of_values = before.transpose(1, 2).chunk(2, 1)
+        return torch.cat((of_keys, k), 2), torch.cat((of_values, v), 2)
+
     @staticmethod
     def _places(
         x: Tensor,
@@ -145,10 +183,10 @@ class CausalFullAttention(nn.Module):
         mask: Tensor | None,
         cache: KeysValues | None,
         return_cache: bool,
+        begin: int,
     ) -> Places | None:
         """Where each step stands, or None in a batch of whole sequences."""
-        expect_packing(_NAME, x, cu_seqlens, mask)
-        places = None if cu_seqlens is None else Places.of_packed(cu_seqlens, x)
+        places = None if cu_seqlens is None else Places.of_packed(cu_seqlens, x, begin)
         if mask is not None:
             places = Places.of_padded(mask)
         if places is not None:
@@ -216,8 +254,8 @@ class CausalFullAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, window: int, sequence: Tensor | None = None
     ) -> Tensor:
         """_attend of more steps than the window: blocks of a window's steps read themselves and the
-        block before, T · 2 window scores a head instead of T². ``sequence`` (T): that of each step,
-        where there are several and no past."""
+        block before, T · 2 window scores a head instead of T². ``sequence`` (S): that of each step,
+        where there are several."""
         # Padding by nothing keeps the strides, which torch.compile has taken for contiguous.
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         time, past = q.shape[2], k.shape[2] - q.shape[2]
@@ -236,7 +274,7 @@ class CausalFullAttention(nn.Module):
         first = torch.arange(blocks, device=q.device).view(-1, 1, 1) == 0
         visible = inside & (real | ~first)
         if sequence is not None:
-            visible = visible & pairs_of_blocks(sequence, blocks, window)
+            visible = visible & pairs_of_blocks(sequence, past, blocks, window)
         out = self._weigh(queries, pairs(k), pairs(v), visible)
         return out.flatten(2, 3)[:, :, :time]
 

@@ -9,7 +9,7 @@ with the same shapes but for T. If one runs the backward pass of a call, all do.
 
 Arguments that differ from those of :mod:`gateloop_cpp.ops`:
 
-- ``group``: default: all processes.
+- ``group``: the processes; default: all.
 - ``initial_state``: before the first step of the whole sequence. The process that reads that step
   uses it: rank 0, or with ``reverse`` the last rank; the others may leave it out. Its gradient
   arrives there, and zeros on the other processes that pass it.
@@ -28,49 +28,54 @@ Differentiable once, under autocast and ``torch.utils.checkpoint`` too. ``torch.
 calls as they are.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gateloop_cpp import _library as _library  # loads the operators
+from gateloop_cpp import ops
+
+Group = dist.ProcessGroup
+
+
+def _name(function: str, group: Group | None) -> str:
+    chosen = dist.group.WORLD if group is None else group
+    if chosen is None:
+        raise ValueError(
+            f"{function}: group must be a process group, got None before"
+            " torch.distributed.init_process_group"
+        )
+    return chosen.group_name
 
 
 # Between traced programs: what happens in another process is nothing that torch.compile can see.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _call(
-    name: str,
-    sequences: tuple[Tensor, ...],
-    group: dist.ProcessGroup | None,
-    *arguments: Any,
-    **options: Any,
+    name: str, group: Group | None, sequences: tuple[Tensor, ...], *rest: Any, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    chosen = dist.group.WORLD if group is None else group
-    if chosen is None:
-        raise ValueError(
-            f"{name}: group must be a process group, got None before"
-            " torch.distributed.init_process_group"
-        )
     operator = getattr(torch.ops.gateloop, f"time_sharded_{name}")
-    y, final = operator(*sequences, chosen.group_name, *arguments, **options)
+    y, final = operator(*sequences, _name(name, group), *rest, **options)
     return y, final
 
 
 def linear_recurrence(
     a: Tensor,
     x: Tensor,
-    group: dist.ProcessGroup | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
     mask: Tensor | None = None,
+    *,
+    group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The linear recurrence h_t = a_t h_{t-1} + x_t over the blocks of a group.
 
     Args:
         a, x: (B, T, D), this process's block, see :func:`gateloop_cpp.ops.linear_recurrence`.
-        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        initial_state, cu_seqlens, mask, group: see :mod:`gateloop_cpp.distributed`.
         reverse: run from the last step of the whole to its first.
 
     Returns:
@@ -79,7 +84,8 @@ def linear_recurrence(
     Raises:
         RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    return _call("linear_recurrence", (a, x), group, initial_state, reverse, cu_seqlens, mask)
+    rest = (initial_state, reverse, cu_seqlens, mask)
+    return _call("linear_recurrence", group, (a, x), *rest)
 
 
 def gate_loop(
@@ -87,18 +93,19 @@ def gate_loop(
     k: Tensor,
     v: Tensor,
     a: Tensor,
-    group: dist.ProcessGroup | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
     mask: Tensor | None = None,
     feature_map: Literal["none", "taylor"] = "none",
+    *,
+    group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
     """S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t) over the blocks of a group.
 
     Args:
         q, k, v, a, feature_map: this process's block, see :func:`gateloop_cpp.ops.gate_loop`.
-        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        initial_state, cu_seqlens, mask, group: see :mod:`gateloop_cpp.distributed`.
         reverse: run from the last step of the whole to its first.
 
     Returns:
@@ -108,16 +115,8 @@ def gate_loop(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    return _call(
-        "gate_loop",
-        (q, k, v, a),
-        group,
-        initial_state,
-        reverse,
-        cu_seqlens,
-        mask,
-        feature_map=feature_map,
-    )
+    rest = (initial_state, reverse, cu_seqlens, mask)
+    return _call("gate_loop", group, (q, k, v, a), *rest, feature_map=feature_map)
 
 
 def polar_gate_loop(
@@ -125,17 +124,18 @@ def polar_gate_loop(
     k: Tensor,
     v: Tensor,
     z: Tensor,
-    group: dist.ProcessGroup | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
     mask: Tensor | None = None,
+    *,
+    group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`gate_loop` with max heads from the raw transition, over the blocks of a group.
 
     Args:
         q, k, v, z: this process's block, see :func:`gateloop_cpp.ops.polar_gate_loop`.
-        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        initial_state, cu_seqlens, mask, group: see :mod:`gateloop_cpp.distributed`.
         reverse: run from the last step of the whole to its first.
 
     Returns:
@@ -145,26 +145,28 @@ def polar_gate_loop(
     Raises:
         RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    return _call("polar_gate_loop", (q, k, v, z), group, initial_state, reverse, cu_seqlens, mask)
+    rest = (initial_state, reverse, cu_seqlens, mask)
+    return _call("polar_gate_loop", group, (q, k, v, z), *rest)
 
 
 def simple_gate_loop(
     q: Tensor,
     kv: Tensor,
     z: Tensor,
-    group: dist.ProcessGroup | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
     normalize_input: bool = False,
     cu_seqlens: Tensor | None = None,
     mask: Tensor | None = None,
+    *,
+    group: Group | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h_t = σ(z_t) h_{t-1} + x_t, y_t = q_t h_t over the blocks of a group.
 
     Args:
         q, kv, z, normalize_input: this process's block, see
             :func:`gateloop_cpp.ops.simple_gate_loop`.
-        group, initial_state, cu_seqlens, mask: see :mod:`gateloop_cpp.distributed`.
+        initial_state, cu_seqlens, mask, group: see :mod:`gateloop_cpp.distributed`.
         reverse: run from the last step of the whole to its first.
 
     Returns:
@@ -173,13 +175,42 @@ def simple_gate_loop(
     Raises:
         RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    return _call(
-        "simple_gate_loop",
-        (q, kv, z),
-        group,
-        initial_state,
-        reverse,
-        normalize_input,
-        cu_seqlens,
-        mask,
+    rest = (initial_state, reverse, normalize_input, cu_seqlens, mask)
+    return _call("simple_gate_loop", group, (q, kv, z), *rest)
+
+
+class Recurrences(NamedTuple):
+    """The functions of this module, of :mod:`gateloop_cpp.ops`."""
+
+    linear_recurrence: Callable[..., tuple[Tensor, Tensor]]
+    gate_loop: Callable[..., tuple[Tensor, Tensor]]
+    polar_gate_loop: Callable[..., tuple[Tensor, Tensor]]
+    simple_gate_loop: Callable[..., tuple[Tensor, Tensor]]
+
+
+_HERE = Recurrences(ops.linear_recurrence, ops.gate_loop, ops.polar_gate_loop, ops.simple_gate_loop)
+_SHARDED = Recurrences(linear_recurrence, gate_loop, polar_gate_loop, simple_gate_loop)
+
+
+def recurrences(group: Group | None) -> Recurrences:
+    """Over the blocks of a group, or without one of this process alone."""
+    if group is None:
+        return _HERE
+    return Recurrences(*(partial(function, group=group) for function in _SHARDED))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def steps_before(last: Tensor, time: int, steps: int, *, group: Group) -> tuple[Tensor, int]:
+    """What attention over a window reads of the blocks before this one.
+
+    Args:
+        last: (B, min(time, steps), ...), the last steps of this block of ``time`` steps.
+
+    Returns:
+        The last min(steps, begin) steps before this block, (B, ..., ...), and begin, the number of
+        steps before this block.
+    """
+    before, begin = torch.ops.gateloop.time_sharded_steps_before(
+        last, time, steps, _name("steps_before", group)
     )
+    return before, begin

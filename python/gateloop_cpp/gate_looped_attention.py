@@ -14,7 +14,7 @@ from gateloop_cpp._checks import (
     expect_wide,
 )
 from gateloop_cpp._packing import Packing
-from gateloop_cpp.ops import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
+from gateloop_cpp.distributed import Group, Recurrences, recurrences
 from gateloop_cpp.transition import drop_imaginary, input_scale, scale_gradient, transition_of
 
 _NAME = "GateLoopedAttention"
@@ -133,6 +133,7 @@ class GateLoopedAttention(nn.Module):
         return_cache: bool = False,
         cu_seqlens: Tensor | None = None,
         mask: Tensor | None = None,
+        time_group: Group | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, T, dim) to (B, T, dim), and with return_cache the cache that continues from here.
 
@@ -145,16 +146,19 @@ class GateLoopedAttention(nn.Module):
                 A sequence cut anywhere and carried through its cache gives what one call gives.
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`. Each of N
                 packed sequences has a row of the cache. What comes out at padding says nothing.
+            time_group: the processes that hold a block of time each, see
+                :mod:`gateloop_cpp.distributed`; the cache is then that of the whole.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype.
         """
         expect_sequence(_NAME, x, self.dim)
-        expect_packing(_NAME, x, cu_seqlens, mask)
+        expect_packing(_NAME, x, cu_seqlens, mask, of_block=time_group is not None)
         self._check_cache(cache, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
         packing = Packing(cu_seqlens=cu_seqlens, mask=mask)
         mix = self._max_heads if len(self.state_shape) == 1 else self._wide_heads
-        y, state = mix(x, ablate_complex, ablate_state_transition, cache, packing)
+        scans = recurrences(time_group)
+        y, state = mix(x, ablate_complex, ablate_state_transition, cache, packing, scans)
         y = self.maybe_sub_ln(y)
         if self.to_gates is not None:
             y = self.to_gates(x) * y
@@ -193,6 +197,7 @@ class GateLoopedAttention(nn.Module):
         ablate_state_transition: bool,
         cache: Tensor | None,
         packing: Packing,
+        scans: Recurrences,
     ) -> tuple[Tensor, Tensor]:
         if self.joint_kv:
             q, k = self.to_qkv(x).chunk(2, dim=-1)
@@ -202,7 +207,7 @@ class GateLoopedAttention(nn.Module):
         if ablate_state_transition:
             # With a = 1, normalize_input would scale every input by zero: the sum stays plain.
             kv = k if self.joint_kv else k * v
-            h, state = linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache, **packing)
+            h, state = scans.linear_recurrence(kv.new_ones(()).expand_as(kv), kv, cache, **packing)
             return q * h, state
         z, dtype = self._transition(x, ablate_complex), q.dtype
         if z.dtype != dtype:  # as of an adapter or a gate kept in float32
@@ -211,12 +216,12 @@ class GateLoopedAttention(nn.Module):
         if self.gate == "sigmoid":
             kv, mean = k if self.joint_kv else k * v, self.normalize_input == "mean"
             kv = kv if mean else self._scaled(kv, z)
-            y, state = simple_gate_loop(q, kv, z, cache, normalize_input=mean, **packing)
+            y, state = scans.simple_gate_loop(q, kv, z, cache, normalize_input=mean, **packing)
         elif self.gate == "polar":
-            y, state = polar_gate_loop(q, self._scaled(k, z), v, z, cache, **packing)
+            y, state = scans.polar_gate_loop(q, self._scaled(k, z), v, z, cache, **packing)
         else:
             a = transition_of(z, self.gate)
-            y, state = gate_loop(q, self._scaled(k, z), v, a, cache, **packing)
+            y, state = scans.gate_loop(q, self._scaled(k, z), v, a, cache, **packing)
         return y.to(dtype), state
 
     def _wide_heads(
@@ -226,6 +231,7 @@ class GateLoopedAttention(nn.Module):
         ablate_state_transition: bool,
         cache: Tensor | None,
         packing: Packing,
+        scans: Recurrences,
     ) -> tuple[Tensor, Tensor]:
         widths = (self.dim_key, self.dim_key, self.dim_inner)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.to_qkv(x).split(widths, dim=-1))
@@ -240,5 +246,5 @@ class GateLoopedAttention(nn.Module):
             k = self._scaled(k, z)
         if self.feature_map == "taylor":
             q = q * q.shape[-1] ** -0.5
-        y, state = gate_loop(q, k, v, a, cache, feature_map=self.feature_map, **packing)
+        y, state = scans.gate_loop(q, k, v, a, cache, feature_map=self.feature_map, **packing)
         return y.flatten(-2), state

@@ -12,8 +12,9 @@ from gateloop_cpp._checks import (
     expect_wide,
 )
 from gateloop_cpp._packing import Packing
+from gateloop_cpp.distributed import Group, recurrences
 from gateloop_cpp.heinsen import heinsen_scan
-from gateloop_cpp.ops import linear_recurrence, simple_gate_loop
+from gateloop_cpp.ops import linear_recurrence
 from gateloop_cpp.rms_norm import RMSNorm
 
 _NAME = "SimpleGateLoopLayer"
@@ -68,6 +69,7 @@ class SimpleGateLoopLayer(nn.Module):
         return_cache: bool = False,
         cu_seqlens: Tensor | None = None,
         mask: Tensor | None = None,
+        time_group: Group | None = None,
     ) -> Tensor | tuple[Tensor, Cache]:
         """x (B, T, dim) to (B, T, dim), and with return_cache the cache that continues from here.
 
@@ -78,6 +80,8 @@ class SimpleGateLoopLayer(nn.Module):
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with the
                 fused operator. The cache of N packed sequences is (N · dim, 1). What comes out at
                 padding says nothing.
+            time_group: the processes that hold a block of time each, see
+                :mod:`gateloop_cpp.distributed`; with the fused operator and without a cache.
 
         Raises:
             ValueError, TypeError: for an x or a cache of another shape or dtype, and for a cache
@@ -86,9 +90,14 @@ class SimpleGateLoopLayer(nn.Module):
         expect_sequence(_NAME, x, self.dim)
         if cache is not None or return_cache:
             expect(not self.reverse, _NAME, "reverse", "False to use a cache", self.reverse)
-        expect_packing(_NAME, x, cu_seqlens, mask)
+        expect_packing(_NAME, x, cu_seqlens, mask, of_block=time_group is not None)
         packing = Packing(cu_seqlens=cu_seqlens, mask=mask)
-        for argument, given in packing.items():
+        if time_group is not None:
+            carries = cache is not None or return_cache
+            expect(
+                not carries, _NAME, "return_cache", "False without cache over a time_group", True
+            )
+        for argument, given in (*packing.items(), ("time_group", time_group)):
             alone = self._scan is None or given is None
             expect(alone, _NAME, argument, "None with another scan than the fused one", given)
         self._check_cache(cache, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
@@ -96,7 +105,8 @@ class SimpleGateLoopLayer(nn.Module):
         initial = None if cache is None else cache[1].view(-1, self.dim).to(wide)
         q, kv, z = self.to_qkva(self.norm(x)).chunk(3, dim=-1)
         if self._scan is None:
-            y, final = simple_gate_loop(q, kv, z, initial, self.reverse, **packing)
+            scan = recurrences(time_group).simple_gate_loop
+            y, final = scan(q, kv, z, initial, self.reverse, **packing)
         else:
             y, final = self._read(self._scan, q, kv, z, initial)
         y = self.maybe_post_ln(y)

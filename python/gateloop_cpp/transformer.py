@@ -10,9 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gateloop_cpp import _spec
 from gateloop_cpp._checks import expect, expect_packing
-from gateloop_cpp._packing import IGNORED, next_tokens
+from gateloop_cpp._packing import IGNORED, next_tokens, next_tokens_over
 from gateloop_cpp._sharded import Shards
 from gateloop_cpp.causal_full_attention import CausalFullAttention
+from gateloop_cpp.distributed import Group
 from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import (
     FeatureMap,
@@ -168,6 +169,7 @@ class Transformer(nn.Module):
         return_cache: bool = False,
         cu_seqlens: Tensor | None = None,
         mask: Tensor | None = None,
+        time_group: Group | None = None,
     ) -> Any:
         """Logits, or the mean loss of predicting each token from those before it.
 
@@ -184,6 +186,11 @@ class Transformer(nn.Module):
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with max
                 heads. A cache then has a row for each sequence; attention has none. Logits at
                 padding say nothing.
+            time_group: the processes that hold a block of time each, see
+                :mod:`gateloop_cpp.distributed`; without a cache, and with attention over windows
+                alone. The last token of a block is given the first of the next one. A process's
+                loss is its share: the sum over processes is the mean loss of the whole, and the sum
+                of their gradients its gradient.
 
         Returns:
             Logits (B, T, num_tokens), or a loss (), or (logits, cache).
@@ -196,12 +203,23 @@ class Transformer(nn.Module):
         if return_loss:
             alone = cache is None and not return_cache
             expect(alone, _NAME, "return_loss", "False with cache or return_cache", True)
-            expect(x.shape[1] >= 2, _NAME, "x", "(B, T) with T >= 2 for a loss", x)
-        expect_packing(_NAME, x, cu_seqlens, mask)
-        packing = {"cu_seqlens": cu_seqlens, "mask": mask}
+            enough = x.shape[1] >= 2 or time_group is not None
+            expect(enough, _NAME, "x", "(B, T) with T >= 2 for a loss", x)
+        expect_packing(_NAME, x, cu_seqlens, mask, of_block=time_group is not None)
+        if time_group is not None:
+            expect(cache is None, _NAME, "cache", "None over a time_group", cache)
+            expect(not return_cache, _NAME, "return_cache", "False over a time_group", True)
+        packing: dict[str, Any] = {
+            "cu_seqlens": cu_seqlens,
+            "mask": mask,
+            "time_group": time_group,
+        }
         # Left out where they say nothing: a layer of somebody else's need not have them.
         packing = {argument: given for argument, given in packing.items() if given is not None}
-        if return_loss:
+        targets = None  # over all processes
+        if return_loss and time_group is not None:
+            labels, targets = next_tokens_over(time_group, x, cu_seqlens, mask)
+        elif return_loss:
             labels = next_tokens(x, cu_seqlens, mask)
             x = x if packing else x[:, :-1]
         layers = len(self.layers)
@@ -224,8 +242,11 @@ class Transformer(nn.Module):
             caches.append(carried)
         logits = self.to_logits(h)
         if return_loss:
-            logits = logits[:, : labels.shape[1]].flatten(0, 1)
-            return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)
+            logits, labels = logits[:, : labels.shape[1]].flatten(0, 1), labels.flatten()
+            if targets is None:
+                return F.cross_entropy(logits, labels, ignore_index=IGNORED)
+            share = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+            return share / targets
         return (logits, tuple(caches)) if return_cache else logits
 
     @property

@@ -323,7 +323,7 @@ def check_subgroups() -> None:
     groups = [dist.new_group([0]), dist.new_group([1, 2])]
     mine = groups[min(rank, 1)]
     a, x = torch.full((1, 4, 1), 0.5, dtype=F64), torch.ones(1, 4, 1, dtype=F64)
-    _, final = distributed.linear_recurrence(a, x, mine)
+    _, final = distributed.linear_recurrence(a, x, group=mine)
     steps = 4 if rank == 0 else 8
     torch.testing.assert_close(final, torch.full((1, 1), 2 - 0.5 ** (steps - 1), dtype=F64))
 
