@@ -1,7 +1,10 @@
 #include "gateloop/nn/causal_full_attention.h"
 
+#include <algorithm>
 #include <cmath>
+#include <tuple>
 
+#include "gateloop/distributed_ops.h"
 #include "nn/common.h"
 #include "nn/kv_cache.h"
 #include "nn/packing.h"
@@ -60,8 +63,10 @@ CausalFullAttentionImpl::CausalFullAttentionImpl(std::int64_t dim, const model::
 Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state,
                                         const Packing& packing) {
   check_sequence(kCausalFullAttention, x, dim_);
-  check_packing(kCausalFullAttention, "x", x, packing);
-  const auto places = Places::of(packing, x);
+  check_packing(kCausalFullAttention, "x", x, packing, state != nullptr);
+  const auto& group = packing.time_group;
+  const auto begin = group.empty() ? 0 : steps_before_block(x, packing);
+  const auto places = Places::of(packing, x, begin);
   TORCH_CHECK(!places || !state, kCausalFullAttention,
               ": state must be null with cu_seqlens or mask, got one at position ",
               state ? state->position : 0);
@@ -72,7 +77,7 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   };
   auto q = split(qkv[0]), k = split(qkv[1]), v = split(qkv[2]);  // (B, T, H, D)
 
-  const auto position = state ? state->position : 0;
+  const auto position = state ? state->position : begin;
   if (rotary_emb_) {
     const auto angles =
         places ? rotary_emb_->angles(places->position) : rotary_emb_->angles(position, x.size(1));
@@ -96,8 +101,17 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
     }
     state->position += x.size(1);
   }
-  auto out = places ? attend_within(q, k, v, *places, /*blocks=*/packing.cu_seqlens.has_value())
-                    : attend(q, k, v);
+  if (!group.empty()) std::tie(k, v) = with_steps_before(k, v, group);
+  Tensor out;
+  if (!places) {
+    out = attend(q, k, v);
+  } else if (group.empty()) {
+    out = attend_within(q, k, v, *places, /*blocks=*/packing.cu_seqlens.has_value());
+  } else {
+    const auto past = k.size(2) - q.size(2);
+    const auto of_all = Places::of(packing, k.transpose(1, 2), begin - past);
+    out = attend_in_blocks(q, k, v, of_all->sequence[0]);
+  }
   out = out.transpose(1, 2).flatten(-2);
   if (to_gates_) out = out * at::silu(to_gates_(in));
   return to_out_(out);
@@ -125,6 +139,31 @@ Tensor CausalFullAttentionImpl::attend(const Tensor& q, const Tensor& k, const T
   return weigh(q, k, v, seen.tril(past).triu(past - window + 1));
 }
 
+/// How many steps come before x (B, T, dim), a block over a time group.
+std::int64_t CausalFullAttentionImpl::steps_before_block(const Tensor& x,
+                                                         const Packing& packing) const {
+  TORCH_CHECK(spec_.window, kCausalFullAttention,
+              ": time_group must be empty for attention without a window, which would gather all "
+              "steps, got '",
+              packing.time_group, "'");
+  TORCH_CHECK(!packing.mask, kCausalFullAttention, ": mask must be absent over a time_group, got ",
+              packing.mask->sizes());
+  return std::get<1>(
+      time_sharded::steps_before(x.narrow(1, 0, 0), x.size(1), 0, packing.time_group));
+}
+
+/// k, v (B, H, T, D) behind those of the window - 1 steps before this block.
+std::pair<Tensor, Tensor> CausalFullAttentionImpl::with_steps_before(
+    const Tensor& k, const Tensor& v, const std::string& group) const {
+  const auto time = k.size(2), steps = *spec_.window - 1, own = std::min(time, steps);
+  if (steps == 0) return {k, v};
+  const auto last = at::cat({k.narrow(2, time - own, own), v.narrow(2, time - own, own)}, 1);
+  const auto before = std::get<0>(
+      time_sharded::steps_before(last.transpose(1, 2), time, steps, group));  // (B, n, 2 H, D)
+  const auto of_both = before.transpose(1, 2).chunk(2, 1);
+  return {at::cat({of_both[0], k}, 2), at::cat({of_both[1], v}, 2)};
+}
+
 /// attend() of q, k, v (B, H, T, D) within sequences, whose steps lie together if `blocks`. With a
 /// mask a window saves nothing.
 Tensor CausalFullAttentionImpl::attend_within(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -149,12 +188,13 @@ Tensor CausalFullAttentionImpl::weigh(const Tensor& q, const Tensor& k, const Te
 }
 
 /// attend() of more steps than the window has. Blocks of a window's steps read themselves and the
-/// block before: T · 2 window scores a head instead of T². `sequence` (T): that of each step, where
-/// there are several and no past.
+/// block before: T · 2 window scores a head instead of T². `sequence` (S): that of each step, where
+/// there are several.
 Tensor CausalFullAttentionImpl::attend_in_blocks(const Tensor& q, const Tensor& k, const Tensor& v,
                                                  const std::optional<Tensor>& sequence) const {
   const auto window = *spec_.window, time = q.size(2), past = k.size(2) - time;
-  const auto blocks = (time + window - 1) / window, missing = blocks * window - time;
+  const auto blocks = std::max<std::int64_t>((time + window - 1) / window, 1);
+  const auto missing = blocks * window - time;
   const auto batch = q.size(0);
   // (B H, blocks, window, D), from the first query on
   const auto queries =
@@ -169,7 +209,7 @@ Tensor CausalFullAttentionImpl::attend_in_blocks(const Tensor& q, const Tensor& 
   auto visible = at::ones({window, 2 * window}, options).triu(1).tril(window);
   visible = visible.expand({blocks, window, 2 * window}).clone();
   visible[0].narrow(1, 0, window - past).zero_();
-  if (sequence) visible = visible.logical_and(pairs_of_blocks(*sequence, blocks, window));
+  if (sequence) visible = visible.logical_and(pairs_of_blocks(*sequence, past, blocks, window));
   return weigh(queries, pairs(k), pairs(v), visible)
       .reshape({batch, spec_.heads, blocks * window, spec_.dim_head})
       .narrow(2, 0, time);

@@ -2,9 +2,9 @@
 
 #include <cmath>
 
-#include "gateloop/ops.h"
 #include "nn/common.h"
 #include "nn/packing.h"
+#include "nn/scans.h"
 #include "nn/transition.h"
 
 namespace gateloop::nn {
@@ -71,7 +71,7 @@ GateLoopedAttentionImpl::GateLoopedAttentionImpl(std::int64_t dim, const model::
 Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state,
                                         const Packing& packing) {
   check_sequence(kGateLoopedAttention, x, dim_);
-  check_packing(kGateLoopedAttention, "x", x, packing);
+  check_packing(kGateLoopedAttention, "x", x, packing, state != nullptr);
   const auto in = cast_once(x);
   auto y = spec_.has_max_heads() ? max_heads(in, ablation, state, packing)
                                  : wide_heads(in, ablation, state, packing);
@@ -107,27 +107,23 @@ Tensor GateLoopedAttentionImpl::max_heads(const Tensor& x, Ablation ablation, Mi
   const auto one = [&] {
     return at::ones({1, 1, spec_.dim_inner}, q.options()).expand_as(q);  // read in place
   };
-  const auto initial = initial_state(state);
-  const auto& [cu_seqlens, mask] = packing;
-  constexpr bool kReverse = false;
+  const Scans scans(packing, initial_state(state), /*reverse=*/false);
 
   Tensor y, final_state;
   if (ablation.state_transition) {
     // With a = 1, normalize_input would scale every input by zero: the sum stays a plain one.
-    std::tie(y, final_state) = linear_recurrence(one(), kv(), initial, kReverse, cu_seqlens, mask);
+    std::tie(y, final_state) = scans.linear_recurrence(one(), kv());
     y = q * y;
   } else if (spec_.gate == Gate::kSigmoid) {
     const auto z = transition(x, ablation);
     const bool mean = spec_.normalize_input == NormalizeInput::kMean;
-    std::tie(y, final_state) = simple_gate_loop(q, mean ? kv() : scaled(kv(), z), z, initial,
-                                                kReverse, mean, cu_seqlens, mask);
+    std::tie(y, final_state) = scans.simple_gate_loop(q, mean ? kv() : scaled(kv(), z), z, mean);
   } else {
     const auto z = transition(x, ablation);
     const auto k = scaled(projected[1], z), v = spec_.joint_kv ? one() : projected[2];
-    std::tie(y, final_state) =
-        spec_.gate == Gate::kPolar
-            ? polar_gate_loop(q, k, v, z, initial, kReverse, cu_seqlens, mask)
-            : gate_loop(q, k, v, transition_of(z, spec_.gate), initial, kReverse, cu_seqlens, mask);
+    std::tie(y, final_state) = spec_.gate == Gate::kPolar
+                                   ? scans.polar_gate_loop(q, k, v, z)
+                                   : scans.gate_loop(q, k, v, transition_of(z, spec_.gate));
   }
   if (state) state->recurrence = final_state.detach();
   return y;
@@ -153,9 +149,8 @@ Tensor GateLoopedAttentionImpl::wide_heads(const Tensor& x, Ablation ablation, M
   }
   const bool maps = spec_.feature_map == FeatureMap::kTaylor;
   if (maps) q = q / std::sqrt(static_cast<double>(spec_.key_channels()));
-  const auto [y, final_state] =
-      gate_loop(q, k, v, a, initial_state(state), /*reverse=*/false, packing.cu_seqlens,
-                packing.mask, "auto", model::name_of(spec_.feature_map));
+  const auto [y, final_state] = Scans(packing, initial_state(state), /*reverse=*/false)
+                                    .gate_loop(q, k, v, a, model::name_of(spec_.feature_map));
   if (state) state->recurrence = final_state.detach();
   return y.flatten(-2);
 }

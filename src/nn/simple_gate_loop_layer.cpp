@@ -1,8 +1,8 @@
 #include "gateloop/nn/simple_gate_loop_layer.h"
 
-#include "gateloop/ops.h"
 #include "nn/common.h"
 #include "nn/packing.h"
+#include "nn/scans.h"
 
 namespace gateloop::nn {
 
@@ -36,7 +36,7 @@ Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) { return forward_packed
 
 Tensor SimpleGateLoopLayerImpl::forward_packed(const Tensor& x, const Packing& packing) {
   check_sequence(kSimpleGateLoopLayer, x, dim_);
-  check_packing(kSimpleGateLoopLayer, "x", x, packing);
+  check_packing(kSimpleGateLoopLayer, "x", x, packing, /*has_state=*/false);
   return run(x, std::nullopt, packing).y;
 }
 
@@ -44,15 +44,15 @@ SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
     const Tensor& x, const std::optional<Tensor>& initial_state, const Packing& packing) {
   const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
   auto [y, final_state] =
-      simple_gate_loop(qkva[0], qkva[1], qkva[2], initial_state, options_.reverse,
-                       /*normalize_input=*/false, packing.cu_seqlens, packing.mask);
+      Scans(packing, initial_state, options_.reverse)
+          .simple_gate_loop(qkva[0], qkva[1], qkva[2], /*normalize_input=*/false);
   return {post_ln_ ? post_ln_(y) : y, qkva[2], final_state};
 }
 
 Tensor SimpleGateLoopLayerImpl::advance(const Tensor& x, Tensor& state, const Packing& packing) {
   check_not_reversed();
   check_sequence(kSimpleGateLoopLayer, x, dim_);
-  check_packing(kSimpleGateLoopLayer, "x", x, packing);
+  check_packing(kSimpleGateLoopLayer, "x", x, packing, /*has_state=*/true);
   std::optional<Tensor> initial;
   if (state.defined()) initial = state;
   const auto steps = run(x, initial, packing);

@@ -27,6 +27,11 @@ void check_ids(const Tensor& ids, std::int64_t num_tokens) {
               num_tokens, "), got ", lowest < 0 ? lowest : highest);
 }
 
+/// Sums of exponentials over the vocabulary lose too much in 8 or 11 bits.
+Tensor widened(const Tensor& logits) {
+  return at::isReducedFloatingType(logits.scalar_type()) ? logits.to(torch::kFloat) : logits;
+}
+
 }  // namespace
 
 TransformerImpl::TransformerImpl(TransformerOptions options)
@@ -57,7 +62,7 @@ TransformerImpl::TransformerImpl(TransformerOptions options)
 Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
                                 std::optional<Ablation> ablation, const Packing& packing) {
   check_ids(ids, spec_.num_tokens);
-  check_packing(kTransformer, "ids", ids, packing);
+  check_packing(kTransformer, "ids", ids, packing, state != nullptr);
   if (state && state->empty()) state->resize(layers_->size());
   TORCH_CHECK(!state || state->size() == layers_->size(), kTransformer,
               ": state must have one entry for each of ", layers_->size(), " layers, got ",
@@ -74,14 +79,18 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
 
 Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation,
                              const Packing& packing) {
-  TORCH_CHECK(ids.dim() == 2 && ids.size(1) >= 2, kTransformer,
+  const bool sharded = !packing.time_group.empty();
+  TORCH_CHECK(ids.dim() == 2 && (sharded || ids.size(1) >= 2), kTransformer,
               ": loss needs ids of shape (B, T + 1) with T >= 1, got ", ids.sizes());
+  if (sharded) {
+    const auto logits = widened(forward(ids, nullptr, ablation, packing)).flatten(0, 1);
+    const auto [next, count] = next_tokens_over_group(ids, packing);
+    return at::cross_entropy_loss(logits, next.flatten(), {}, at::Reduction::Sum) / count;
+  }
   const auto time = ids.size(1) - 1;
   const bool whole = !packing.cu_seqlens && !packing.mask;
   auto logits = forward(whole ? ids.narrow(1, 0, time) : ids, nullptr, ablation, packing);
-  logits = logits.narrow(1, 0, time).flatten(0, 1);
-  // Sums of exponentials over the vocabulary lose too much in 8 or 11 bits.
-  if (at::isReducedFloatingType(logits.scalar_type())) logits = logits.to(torch::kFloat);
+  logits = widened(logits.narrow(1, 0, time).flatten(0, 1));
   return at::cross_entropy_loss(logits, next_tokens(ids, packing).flatten());
 }
 

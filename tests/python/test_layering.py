@@ -18,7 +18,7 @@ ARROWS = {
     "corpus": {"model"},
     "ops": {"recurrence", "host", "model", "runtime"},
     "distributed": {"ops"},
-    "nn": {"ops", "model", "runtime"},
+    "nn": {"ops", "distributed", "model", "runtime"},
     "checkpoint": {"nn", "model"},
     "training": {"nn", "checkpoint", "distributed", "model", "corpus", "runtime"},
     "app": {"nn", "checkpoint", "distributed", "training", "model", "runtime", "corpus"},

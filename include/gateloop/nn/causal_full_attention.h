@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "gateloop/nn/mixer.h"
 
@@ -53,6 +55,10 @@ class CausalFullAttentionImpl : public SpatialMixer {
  private:
   double scale() const;
   torch::Tensor relative_scale(const torch::Tensor& x, Ablation ablation);
+  std::int64_t steps_before_block(const torch::Tensor& x, const Packing& packing) const;
+  std::pair<torch::Tensor, torch::Tensor> with_steps_before(const torch::Tensor& k,
+                                                            const torch::Tensor& v,
+                                                            const std::string& group) const;
   torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k,
                        const torch::Tensor& v) const;
   torch::Tensor weigh(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "gateloop/model.h"
@@ -37,12 +38,16 @@ struct MixerState {
 /// One entry per layer; empty: the start of a sequence.
 using TransformerState = std::vector<MixerState>;
 
-/// Sequences of different lengths in one batch, see gateloop/ops.h; at most one of the two. Each of
-/// N packed sequences has a state of its own: the rows of a MixerState are then N. What comes out
-/// at padding says nothing.
+/// Sequences of different lengths in one batch, see gateloop/ops.h; at most one of the first two.
+/// Each of N packed sequences has a state of its own: the rows of a MixerState are then N. What
+/// comes out at padding says nothing.
 struct Packing {
   std::optional<torch::Tensor> cu_seqlens = std::nullopt;  ///< (N + 1), int32 or int64
   std::optional<torch::Tensor> mask = std::nullopt;        ///< (B, T), bool, false at padding
+  /// Name of the c10d group whose processes hold a block of time each, see
+  /// gateloop/distributed_ops.h; empty: all steps are here. Without a MixerState. Attention needs a
+  /// window, whose keys and values come from the blocks before, and no mask.
+  std::string time_group = {};
 };
 
 /// A layer that mixes along time: GateLoopedAttention or CausalFullAttention.

@@ -25,7 +25,8 @@ class TransformerImpl : public torch::nn::Module {
   /// With `state`, continues from it and updates it: prefill with many steps, decode with one.
   /// `ablation` overrides the options' for this call. Calls its modules, always: for decoding at
   /// full speed see runtime_model().
-  /// `packing`: sequences of different lengths; attention then takes no state.
+  /// `packing`: sequences of different lengths; attention then takes no state. A block of ids over
+  /// a time group gives its block of the logits.
   /// Throws c10::Error for ids that are not (B, T) int64 in [0, num_tokens), for a state of another
   /// model or batch and for a packing that does not fit.
   torch::Tensor forward(const torch::Tensor& ids, TransformerState* state = nullptr,
@@ -35,7 +36,10 @@ class TransformerImpl : public torch::nn::Module {
   /// Mean next-token cross-entropy in nats of ids (B, T + 1): positions 0..T-1 predict 1..T.
   /// Computed in float32 where the logits are bfloat16 or float16. Throws as forward, and for T
   /// < 1. Of packed or padded sequences each token but the first is predicted from those before it
-  /// in its sequence; where no sequence has two, the mean of nothing is NaN.
+  /// in its sequence; where no sequence has two, the mean of nothing is NaN. Over a time group ids
+  /// are the block (B, T) of a process, T may be 0, the last is given the first of the next block,
+  /// and the sum over processes of what this returns is the mean loss, that of gradients its
+  /// gradient.
   torch::Tensor loss(const torch::Tensor& ids, std::optional<Ablation> ablation = std::nullopt,
                      const Packing& packing = {});
 
