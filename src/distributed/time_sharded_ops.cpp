@@ -18,7 +18,10 @@ using Make = std::unique_ptr<LocalRecurrence>;
 /// Under autocast sequences of several precisions are taken to the widest, as by the operators of
 /// one process.
 Tensors widened(Tensors sequences) {
-  if (!at::autocast::is_autocast_enabled(sequences[0].device().type())) return sequences;
+  const auto device = sequences[0].device().type();
+  const bool casts =
+      at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+  if (!casts) return sequences;
   at::ScalarType type = sequences[0].scalar_type();
   for (const auto& t : sequences) type = c10::promoteTypes(type, t.scalar_type());
   for (auto& t : sequences) t = t.to(type);
@@ -42,7 +45,7 @@ States checked_linear_recurrence(const at::Tensor& a, const at::Tensor& x, const
                                  const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   constexpr auto kOp = "gateloop::time_sharded_linear_recurrence";
   const Tensors wide = widened({a, x});
-  ops::check_linear_recurrence(wide[0], wide[1], initial_state, cu_seqlens);
+  ops::check_linear_recurrence(wide[0], wide[1], initial_state, cu_seqlens, kOp);
   ops::check_mask(kOp, "x", x, mask, cu_seqlens);
   const auto run = [&](const Tensors& in) {
     return sharded(kOp, local_linear_recurrence(reverse), group, reverse, cu_seqlens, in,
@@ -60,7 +63,7 @@ States checked_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const a
                                const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   constexpr auto kOp = "gateloop::time_sharded_polar_gate_loop";
   const Tensors wide = widened({q, k, v, z});
-  ops::check_polar_gate_loop(wide[0], wide[1], wide[2], wide[3], initial_state, cu_seqlens);
+  ops::check_polar_gate_loop(wide[0], wide[1], wide[2], wide[3], initial_state, cu_seqlens, kOp);
   ops::check_mask(kOp, "q", q, mask, cu_seqlens);
   const auto run = [&](const Tensors& in) {
     return sharded(kOp, local_polar_gate_loop(reverse), group, reverse, cu_seqlens, in,
@@ -79,7 +82,7 @@ States checked_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const
                                 const OptionalTensor& cu_seqlens, const OptionalTensor& mask) {
   constexpr auto kOp = "gateloop::time_sharded_simple_gate_loop";
   const Tensors wide = widened({q, kv, z});
-  ops::check_simple_gate_loop(wide[0], wide[1], wide[2], initial_state, cu_seqlens);
+  ops::check_simple_gate_loop(wide[0], wide[1], wide[2], initial_state, cu_seqlens, kOp);
   ops::check_mask(kOp, "q", q, mask, cu_seqlens);
   const auto run = [&](const Tensors& in) {
     return sharded(kOp, local_simple_gate_loop(reverse, normalize_input), group, reverse,
@@ -98,8 +101,8 @@ States checked_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Ten
                          const OptionalTensor& cu_seqlens, const OptionalTensor& mask,
                          c10::string_view feature_map) {
   constexpr auto kOp = "gateloop::time_sharded_gate_loop";
-  ops::check_gate_loop(q, k, v, a, initial_state, cu_seqlens,
-                       ops::feature_map_of(kOp, feature_map));
+  ops::check_gate_loop(q, k, v, a, initial_state, cu_seqlens, ops::feature_map_of(kOp, feature_map),
+                       kOp);
   ops::check_mask(kOp, "q", q, mask, cu_seqlens);
   if (ops::is_given(mask)) {
     const ops::Padding padding(*mask);

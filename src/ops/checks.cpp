@@ -164,9 +164,9 @@ void check_mask(const char* op, const char* name, const at::Tensor& sequence,
 }
 
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
-                             const OptionalTensor& initial_state,
-                             const OptionalTensor& cu_seqlens) {
-  Arguments("gateloop::linear_recurrence", "x", x, kRecurrenceTypes)
+                             const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
+                             const char* op) {
+  Arguments(op, "x", x, kRecurrenceTypes)
       .packed(cu_seqlens)
       .sequence("a", a)
       .state("initial_state", initial_state);
@@ -186,8 +186,8 @@ void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTe
 
 void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            const at::Tensor& z, const OptionalTensor& initial_state,
-                           const OptionalTensor& cu_seqlens) {
-  Arguments("gateloop::polar_gate_loop", "q", q, kRealTypes)
+                           const OptionalTensor& cu_seqlens, const char* op) {
+  Arguments(op, "q", q, kRealTypes)
       .with_complex_states()
       .packed(cu_seqlens)
       .sequence("k", k)
@@ -212,8 +212,9 @@ void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTens
 }
 
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                            const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens) {
-  Arguments("gateloop::simple_gate_loop", "q", q, kRealTypes)
+                            const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
+                            const char* op) {
+  Arguments(op, "q", q, kRealTypes)
       .packed(cu_seqlens)
       .sequence("kv", kv)
       .sequence("z", z)
@@ -350,8 +351,8 @@ c10::SymInt state_keys(const at::Tensor& q, FeatureMap map) {
 
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& a, const OptionalTensor& initial_state,
-                     const OptionalTensor& cu_seqlens, FeatureMap map) {
-  GateLoopArguments arguments("gateloop::gate_loop", q, v, /*one_step=*/false, map);
+                     const OptionalTensor& cu_seqlens, FeatureMap map, const char* op) {
+  GateLoopArguments arguments(op, q, v, /*one_step=*/false, map);
   arguments.sequences(k, a);
   arguments.packed(cu_seqlens);
   arguments.state("initial_state", initial_state, a);

@@ -48,29 +48,34 @@ recurrence::FeatureMap feature_map_of(const char* op, c10::string_view name);
 /// Keys of a wide head's state, whose queries are q (..., K).
 c10::SymInt state_keys(const at::Tensor& q, recurrence::FeatureMap map);
 
-/// All that one operator reads, but the mask.
+/// All that one operator reads, but the mask. `op`: its name, or that of another that reads the
+/// same.
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
-                             const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens);
+                             const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
+                             const char* op = "gateloop::linear_recurrence");
 void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTensor& dfinal_state,
                                       const at::Tensor& a, const at::Tensor& h,
                                       const OptionalTensor& initial_state,
                                       const OptionalTensor& cu_seqlens);
 void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            const at::Tensor& z, const OptionalTensor& initial_state,
-                           const OptionalTensor& cu_seqlens);
+                           const OptionalTensor& cu_seqlens,
+                           const char* op = "gateloop::polar_gate_loop");
 void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                     const at::Tensor& z, const at::Tensor& saved_states,
                                     const OptionalTensor& cu_seqlens);
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
-                            const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens);
+                            const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
+                            const char* op = "gateloop::simple_gate_loop");
 void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                      const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
                                      const at::Tensor& saved_states,
                                      const OptionalTensor& cu_seqlens);
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& a, const OptionalTensor& initial_state,
-                     const OptionalTensor& cu_seqlens, recurrence::FeatureMap map);
+                     const OptionalTensor& cu_seqlens, recurrence::FeatureMap map,
+                     const char* op = "gateloop::gate_loop");
 /// See gate_loop_chunks() of the kernels.
 c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens);
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

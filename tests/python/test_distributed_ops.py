@@ -295,6 +295,23 @@ def check_autocast() -> None:
     assert projection.weight.grad is not None
 
 
+def check_compile() -> None:
+    """The compiled program is cut around the call."""
+
+    def run(x: Tensor) -> Tensor:
+        h, final = distributed.linear_recurrence(x.sigmoid(), x)
+        return h.sin().sum() + final.sum()
+
+    x = torch.randn(1, 5, 2, generator=torch.Generator().manual_seed(dist.get_rank()))
+    results = []
+    for function in (run, torch.compile(run, backend="aot_eager")):
+        (leaf,) = leaves([x])
+        loss = function(leaf)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def check_checkpoint() -> None:
     """The forward pass runs, and communicates, again in the backward pass."""
     rank = dist.get_rank()
@@ -336,9 +353,9 @@ def check_errors() -> None:
     with pytest.raises(ValueError, match="group must be the name of a registered process group"):
         torch.ops.gateloop.time_sharded_linear_recurrence(a, a, "nobody")
     # Arguments are checked before anything is sent.
-    with pytest.raises(RuntimeError, match="linear_recurrence: a must be"):
+    with pytest.raises(RuntimeError, match="time_sharded_linear_recurrence: a must be"):
         distributed.linear_recurrence(a[:, 1:], a)
-    with pytest.raises(RuntimeError, match="linear_recurrence: initial_state must be"):
+    with pytest.raises(RuntimeError, match="time_sharded_linear_recurrence: initial_state must be"):
         distributed.linear_recurrence(a, a, initial_state=a)
     with pytest.raises(TypeError, match="mask must be Bool"):
         distributed.linear_recurrence(a, a, mask=torch.ones(1, 4))
@@ -366,6 +383,7 @@ CHECKS: dict[int, list[Callable[[], None]]] = {
         check_that_the_last_steps_alone_are_sent,
         check_autocast,
         check_checkpoint,
+        check_compile,
         check_errors,
     ],
     3: [check_drawn, check_subgroups],

@@ -1,11 +1,12 @@
 """Each operator, private ones too, checks each tensor that it reads and names it in its error."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from gateloop_cpp import ops as _ops  # loads the operators
@@ -40,12 +41,25 @@ def complex_state() -> Tensor:
 
 
 C64 = torch.complex64
-pytestmark = pytest.mark.usefixtures("implementation")
+pytestmark = pytest.mark.usefixtures("implementation", "one_process")
+GROUP = "0"  # torch's name of the first
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """The group of those operators that take one."""
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    assert dist.group.WORLD is not None and dist.group.WORLD.group_name == GROUP
+    yield
+    dist.destroy_process_group()
 
 
 def arguments(name: str) -> dict[str, Any]:
     """What the operator takes, by name; the sequence that the others are checked against first."""
     options: dict[str, Any] = {"reverse": False}
+    if "time_sharded" in name:
+        options["group"] = GROUP
     if "simple" in name:
         options["normalize_input"] = False
         forward = {"q": sequence(), "kv": sequence(), "z": sequence()}
@@ -168,7 +182,11 @@ def test_tensors_without_plain_memory_are_refused(
 
 
 # These are made of other operators, and torch's own read what is not there.
-MADE_OF_OTHERS = ("gateloop::gate_loop", "gateloop::gate_loop_step")
+MADE_OF_OTHERS = (
+    "gateloop::gate_loop",
+    "gateloop::gate_loop_step",
+    "gateloop::time_sharded_gate_loop",
+)
 
 
 @pytest.mark.parametrize(("name", "argument"), [e for e in EACH if e[0] not in MADE_OF_OTHERS])
