@@ -59,9 +59,12 @@ test: test-cpp test-asan test-python  ## Run every test, kernels and runtime und
 test-cpp: build-all  ## C++ tests only
 	ctest --preset release
 
+# Processes of tests side by side: a thread of torch's that waits by spinning takes a core from another.
+PYTEST := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
+
 .PHONY: test-python
 test-python: build-all  ## Python tests only
-	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
 
 .PHONY: test-sanitizers
 test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer (test-asan, test-ubsan, test-tsan)
@@ -76,7 +79,9 @@ $(SANITIZERS:%=test-%): test-%: build/%/configured
 	$(FIXED_ADDRESSES) ctest --preset $*
 
 .PHONY: test-long
-test-long: test test-sanitizers test-architectures fuzz  ## The other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
+test-long: test test-sanitizers test-architectures fuzz  ## The long tests, the other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
+	ctest --preset long
+	$(PYTEST) -m long
 
 # For one architecture alone in the other builds: each takes minutes.
 .PHONY: test-architectures

@@ -1,8 +1,8 @@
 """Writes what the reference peer, the installed gateloop-transformer, computes: golden_test.cpp.
 
-    python make_golden.py OUT [CASE...]
+    python make_golden.py OUT [--long]
 
-One OUT/CASE.safetensors per case. Metadata: kind, options (JSON), seed. Tensors:
+One OUT/CASE.safetensors per case, of LONG or of all others; OUT/stamp last. Metadata: kind, options (JSON), seed. Tensors:
 
     weights/NAME     float32, the weights all runs start from
     initial/NAME     the first values the seed alone gives, before any change made here
@@ -84,7 +84,16 @@ TRANSFORMERS = {
         32,
         50,
     ),
+    "readme_narrow": (
+        dict(num_tokens=256, dim=104, depth=6, use_gate_looped_attn=True),
+        1,
+        1024,
+        16,
+    ),
 }
+
+# Models of 20 and 28 million weights; "train_py_narrow" and "readme_narrow" have their other options.
+LONG = ("train_py", "readme")
 
 # name: options
 SIMPLE_LAYERS = {
@@ -213,28 +222,25 @@ def write_case(out, name, kind, options, seed, build, run):
 
 
 def main():
-    out, only = Path(sys.argv[1]), sys.argv[2:]
+    out, long = Path(sys.argv[1]), sys.argv[2:] == ["--long"]
     out.mkdir(parents=True, exist_ok=True)
     stamp = hashlib.sha256(Path(__file__).read_bytes()).hexdigest() + "".join(
         f" {p}=={version(p)}" for p in ("gateloop-transformer", "rotary-embedding-torch", "torch")
     )
     stamp_file = out / "stamp"
-    if not only and stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
+    if stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == stamp:
         return
-    if not only:
-        stamp_file.unlink(missing_ok=True)
-        for old in out.glob("*.safetensors"):
-            old.unlink()
+    stamp_file.unlink(missing_ok=True)
+    for old in out.glob("*.safetensors"):
+        old.unlink()
     for seed, (name, (options, *sizes)) in enumerate(TRANSFORMERS.items()):
-        if not only or name in only:
+        if (name in LONG) == long:
             build = partial(build_transformer, options, *sizes)
             write_case(out, name, "transformer", options, seed, build, run_transformer)
-    for seed, (name, options) in enumerate(SIMPLE_LAYERS.items(), start=100):
-        if not only or name in only:
-            build = partial(build_simple_layer, options)
-            write_case(out, name, "simple_gate_loop_layer", options, seed, build, run_simple_layer)
-    if not only:
-        stamp_file.write_text(stamp, encoding="utf-8")
+    for seed, (name, options) in enumerate(() if long else SIMPLE_LAYERS.items(), start=100):
+        build = partial(build_simple_layer, options)
+        write_case(out, name, "simple_gate_loop_layer", options, seed, build, run_simple_layer)
+    stamp_file.write_text(stamp, encoding="utf-8")
 
 
 if __name__ == "__main__":
