@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,6 +75,12 @@ def test_requirements_are_pinned() -> None:
 Train = Callable[..., Result]
 
 
+def default_signals() -> None:
+    """A shell cannot trap what it finds ignored: a job in the background, SIGINT and SIGQUIT."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
     """scripts/train.py in a tree whose gateloop writes down how it was called."""
@@ -105,6 +112,7 @@ def train(tmp_path: Path) -> Train:
             text=True,
             errors="surrogateescape",
             timeout=60,
+            preexec_fn=default_signals,
         )
 
     return call
