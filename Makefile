@@ -60,7 +60,8 @@ test-cpp: build-all  ## C++ tests only
 	ctest --preset release
 
 # Processes of tests side by side: a thread of torch's that waits by spinning takes a core from another.
-PYTEST := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
+PYTEST := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile \
+  --no-loadscope-reorder
 
 .PHONY: test-python
 test-python: build-all  ## Python tests only

@@ -29,6 +29,14 @@ HAS_JAX = importlib.util.find_spec("jax") is not None
 collect_ignore_glob = [] if HAS_JAX else ["test_jax_*.py"]
 
 
+# Files of few tests that take minutes. They begin first: one that begins last is waited for by all.
+SLOW_FILES = ("test_wheel.py", "test_benchmarks.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+
+
 def pytest_report_header() -> str | None:
     return None if HAS_JAX else "test_jax_*.py left out: there is no jax in this Python"
 
