@@ -43,12 +43,12 @@ def peak(package: str, checkpointing: str) -> float:
     return float(result.stdout)
 
 
-def test_a_training_step_takes_less_memory_than_the_peers() -> None:
-    ours = peak("gateloop_cpp", "checkpointing")
-    for checkpointing in ("checkpointing", "keeping"):
-        theirs = peak("gateloop_transformer", checkpointing)
-        print(f"ours {ours:.0f} MiB, the peer {checkpointing}: {theirs:.0f} MiB")
-        assert ours < theirs
+# The peer takes less where it recomputes than where it keeps.
+@pytest.mark.parametrize("how", ["checkpointing", pytest.param("keeping", marks=pytest.mark.long)])
+def test_a_training_step_takes_less_memory_than_the_peers(how: str) -> None:
+    ours, theirs = peak("gateloop_cpp", "checkpointing"), peak("gateloop_transformer", how)
+    print(f"ours {ours:.0f} MiB, the peer {how}: {theirs:.0f} MiB")
+    assert ours < theirs
 
 
 def saved_bytes(model: Transformer, ids: Tensor) -> int:
