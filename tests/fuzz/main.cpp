@@ -2,6 +2,7 @@
 //
 // A reader may refuse a file by an exception and by nothing else: a crash, a sanitizer's complaint
 // or another exception ends the program and leaves the file that did it where the last line says.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -29,10 +30,11 @@ std::string bytes_of(const path& file) {
 std::vector<std::string> seeds_of(const Reader& reader, const path& directory) {
   std::filesystem::create_directories(directory);
   reader.write_seeds(directory);
+  const std::filesystem::directory_iterator files(directory);
+  std::vector<path> paths(begin(files), end(files));
+  std::sort(paths.begin(), paths.end());  // a directory has no order of its own
   std::vector<std::string> seeds;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    seeds.push_back(bytes_of(entry.path()));
-  }
+  for (const path& file : paths) seeds.push_back(bytes_of(file));
   return seeds;
 }
 

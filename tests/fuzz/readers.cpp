@@ -1,8 +1,12 @@
 #include "readers.h"
 
+#include <archive.h>
+#include <archive_entry.h>
+
 #include <algorithm>
-#include <cstdlib>
 #include <fstream>
+#include <memory>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -125,14 +129,52 @@ void write_metrics(const path& directory) {
   write(directory / "cut", lines.substr(0, lines.size() - 7));
 }
 
-/// What packs the same text in every format that a corpus may have; those absent here are left out.
-void write_texts(const path& directory) {
-  write(directory / "plain", std::string(200, 'a') + "\nplain text\n");
-  for (const char* command : {"gzip -k -S .gz", "bzip2 -k", "xz -k", "zstd -q -k",
-                              "zip -q plain.zip", "tar cf plain.tar"}) {
-    const std::string line = "cd '" + directory.string() + "' && " + command + " plain 2>/dev/null";
-    if (std::system(line.c_str()) != 0) continue;
+/// `text` in a file, packed by libarchive. Throws where this libarchive lacks a format.
+void pack(const path& file, int (*format)(archive*), int (*filter)(archive*),
+          const std::string& text) {
+  const std::unique_ptr<archive, int (*)(archive*)> out(archive_write_new(), archive_write_free);
+  const std::unique_ptr<archive_entry, void (*)(archive_entry*)> entry(archive_entry_new(),
+                                                                       archive_entry_free);
+  archive_entry_set_pathname(entry.get(), "plain");
+  archive_entry_set_filetype(entry.get(), AE_IFREG);
+  archive_entry_set_perm(entry.get(), 0644);
+  archive_entry_set_mtime(entry.get(), 0, 0);
+  archive_entry_set_size(entry.get(), static_cast<la_int64_t>(text.size()));
+  const auto written = static_cast<la_ssize_t>(text.size());
+  // A filter by a program beside libarchive is a warning, not ARCHIVE_OK.
+  if (format(out.get()) != ARCHIVE_OK || filter(out.get()) != ARCHIVE_OK ||
+      archive_write_set_bytes_in_last_block(out.get(), 1) != ARCHIVE_OK ||
+      archive_write_open_filename(out.get(), file.c_str()) != ARCHIVE_OK ||
+      archive_write_header(out.get(), entry.get()) != ARCHIVE_OK ||
+      archive_write_data(out.get(), text.data(), text.size()) != written ||
+      archive_write_close(out.get()) != ARCHIVE_OK) {
+    const char* const reason = archive_error_string(out.get());
+    throw std::runtime_error("pack: cannot write " + file.string() + ": " +
+                             (reason == nullptr ? "no reason given" : reason));
   }
+}
+
+/// The same text in every format that a corpus may have.
+void write_texts(const path& directory) {
+  std::string text(200, 'a');
+  text += "\nplain text\n";
+  write(directory / "plain", text);
+  const auto raw = [&](const char* name, int (*filter)(archive*)) {
+    pack(directory / name, archive_write_set_format_raw, filter, text);
+  };
+  raw("gz", archive_write_add_filter_gzip);
+  raw("bz2", archive_write_add_filter_bzip2);
+  raw("xz", archive_write_add_filter_xz);
+  raw("zst", archive_write_add_filter_zstd);
+  raw("lz", archive_write_add_filter_lzip);
+  raw("lz4", archive_write_add_filter_lz4);
+  raw("Z", archive_write_add_filter_compress);
+  const auto whole = [&](const char* name, int (*format)(archive*)) {
+    pack(directory / name, format, archive_write_add_filter_none, text);
+  };
+  whole("tar", archive_write_set_format_ustar);
+  whole("zip", archive_write_set_format_zip);
+  whole("7z", archive_write_set_format_7zip);
 }
 
 }  // namespace
