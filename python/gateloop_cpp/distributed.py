@@ -51,7 +51,7 @@ def _name(function: str, group: Group | None) -> str:
     return chosen.group_name
 
 
-# Between traced programs: what happens in another process is nothing that torch.compile can see.
+# torch.compile traces no collective inside an operator: programs are cut around the call.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _call(
     name: str, group: Group | None, sequences: tuple[Tensor, ...], *rest: Any, **options: Any

@@ -16,7 +16,7 @@ using torch::autograd::variable_list;
 
 constexpr auto kOp = "gateloop::time_sharded_steps_before";
 
-/// Who sends which of its last steps to whom.
+/// Which of the last steps of each block go to which rank.
 struct Exchange : torch::CustomClassHolder {
   /// `begins`: (processes + 1) of the blocks, in the whole.
   Exchange(c10::intrusive_ptr<c10d::ProcessGroup> processes,

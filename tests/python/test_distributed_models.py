@@ -96,6 +96,26 @@ def check_models() -> None:
                     raise AssertionError(what) from error
 
 
+def check_autocast() -> None:
+    """bfloat16 keys, values and gates between processes."""
+    torch.manual_seed(0)
+    model = Transformer(8, num_tokens=11, depth=2, simple_gate_loop=True, **MODELS["window"])
+    ids = torch.randint(11, (2, TIME))
+    steps = slice(0, 10) if dist.get_rank() == 0 else slice(10, TIME)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        share = model(ids[:, steps], return_loss=True, time_group=dist.group.WORLD)
+        loss = model(ids, return_loss=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(loss, trained, materialize_grads=True)
+    share.backward()
+    total = share.detach()
+    dist.all_reduce(total)
+    # bfloat16 has steps of 0.8 %; blocks round partial sums of gradients once more.
+    torch.testing.assert_close(total, loss.detach(), rtol=0.01, atol=0)
+    for ours, theirs in zip(summed(model), expected, strict=True):
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+
+
 def check_reversed_layer() -> None:
     torch.manual_seed(0)
     layer = SimpleGateLoopLayer(6, reverse=True, post_ln=True).double()
@@ -135,7 +155,13 @@ def check_state_of_the_whole() -> None:
 
 
 CHECKS: dict[int, list[Callable[[], None]]] = {
-    2: [check_models, check_reversed_layer, check_refusals, check_state_of_the_whole],
+    2: [
+        check_models,
+        check_autocast,
+        check_reversed_layer,
+        check_refusals,
+        check_state_of_the_whole,
+    ],
     3: [check_models],
 }
 
