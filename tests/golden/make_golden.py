@@ -2,7 +2,8 @@
 
     python make_golden.py OUT [--long]
 
-One OUT/CASE.safetensors per case, of LONG or of all others; OUT/stamp last. Metadata: kind, options (JSON), seed. Tensors:
+One OUT/CASE.safetensors per case, of LONG or of all others; OUT/stamp last. Metadata: kind, options
+(JSON), seed. Tensors:
 
     weights/NAME     float32, the weights all runs start from
     initial/NAME     the first values the seed alone gives, before any change made here
@@ -92,7 +93,8 @@ TRANSFORMERS = {
     ),
 }
 
-# Models of 20 and 28 million weights; "train_py_narrow" and "readme_narrow" have their other options.
+# Models of 20 and 28 million weights; "train_py_narrow" and "readme_narrow" have their other
+# options.
 LONG = ("train_py", "readme")
 
 # name: options

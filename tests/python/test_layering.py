@@ -127,7 +127,7 @@ def test_examples_use_public_headers_only(file: Path) -> None:
 
 
 def test_the_python_package_knows_torch_only() -> None:
-    """And JAX in the one file that is asked for it, safetensors in those that read files, trackers."""
+    """And what some files need for what they alone do: JAX, safetensors, trackers."""
     allowed = {"torch", "gateloop_cpp", *sys.stdlib_module_names}
     extra = {
         "jax_scan.py": {"jax"},
