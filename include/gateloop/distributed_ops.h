@@ -33,7 +33,7 @@ namespace gateloop::time_sharded {
 // A block sends a state and the product of its transitions, and the gradient of a state and one
 // more product on the way back, in the dtype of states, whatever T is. Where the products of the
 // first and of the last steps of a block underflow to zero, as gates below one make them, these
-// steps alone are read twice. Else the block is read three times.
+// steps alone are read twice. Else the block is read three times, and twice on the way back.
 //
 // Differentiable once. Throws c10::Error naming the operator and the argument.
 

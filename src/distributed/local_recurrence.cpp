@@ -9,9 +9,11 @@
 namespace gateloop::distributed {
 namespace {
 
-/// (B, T, D) zeros as `like` is, of one row of memory.
+/// (B, T, ...) zeros as `like` is, of one row of memory.
 at::Tensor zeros_as(const at::Tensor& like) {
-  return at::zeros({1, 1, like.size(2)}, like.options()).expand(like.sizes());
+  auto row = like.sizes().vec();
+  row[0] = row[1] = 1;
+  return at::zeros(row, like.options()).expand(like.sizes());
 }
 
 /// A state of ones (B or N, D) of a sequence (B, T, D).
@@ -23,18 +25,18 @@ at::Tensor ones_state(const at::Tensor& like, at::ScalarType dtype,
 
 class LinearRecurrence final : public LocalRecurrence {
  public:
-  explicit LinearRecurrence(bool reverse) : reverse_(reverse) {}
+  using LocalRecurrence::LocalRecurrence;
 
   Outputs forward(const Tensors& in, const OptionalTensor& initial, const OptionalTensor& cu,
                   bool keep) const override {
-    auto [h, final_state] = linear_recurrence(in[0], in[1], initial, reverse_, cu);
+    auto [h, final_state] = linear_recurrence(in[0], in[1], initial, reverse(), cu);
     return {h, final_state, keep ? Tensors{h} : Tensors{}};
   }
   Tensors backward(const OptionalTensor& dy, const OptionalTensor& dfinal, const Tensors& in,
                    const OptionalTensor& initial, const Tensors& saved,
                    const OptionalTensor& cu) const override {
     auto [da, dx, dinitial] =
-        ops::linear_recurrence_backward(dy, dfinal, in[0], saved[0], initial, reverse_, cu);
+        ops::linear_recurrence_backward(dy, dfinal, in[0], saved[0], initial, reverse(), cu);
     return {da, dx, dinitial};
   }
   at::Tensor product(const Tensors& in, const OptionalTensor& cu) const override {
@@ -44,28 +46,31 @@ class LinearRecurrence final : public LocalRecurrence {
   }
 
  private:
-  bool reverse_;
+  at::Tensor run_back(const Tensors& in, const at::Tensor&, const at::Tensor& dy,
+                      const OptionalTensor& initial) const override {
+    return std::get<1>(linear_recurrence(in[0], dy, initial, !reverse()));
+  }
 };
 
 class PolarGateLoop final : public LocalRecurrence {
  public:
-  explicit PolarGateLoop(bool reverse) : reverse_(reverse) {}
+  using LocalRecurrence::LocalRecurrence;
 
   Outputs forward(const Tensors& in, const OptionalTensor& initial, const OptionalTensor& cu,
                   bool keep) const override {
     if (!keep) {
-      auto [y, final_state] = polar_gate_loop(in[0], in[1], in[2], in[3], initial, reverse_, cu);
+      auto [y, final_state] = polar_gate_loop(in[0], in[1], in[2], in[3], initial, reverse(), cu);
       return {y, final_state, {}};
     }
     auto [y, final_state, states] =
-        ops::polar_gate_loop_forward(in[0], in[1], in[2], in[3], initial, reverse_, cu);
+        ops::polar_gate_loop_forward(in[0], in[1], in[2], in[3], initial, reverse(), cu);
     return {y, final_state, {states}};
   }
   Tensors backward(const OptionalTensor& dy, const OptionalTensor& dfinal, const Tensors& in,
                    const OptionalTensor&, const Tensors& saved,
                    const OptionalTensor& cu) const override {
     auto [dq, dk, dv, dz, dinitial] = ops::polar_gate_loop_backward(dy, dfinal, in[0], in[1], in[2],
-                                                                    in[3], saved[0], reverse_, cu);
+                                                                    in[3], saved[0], reverse(), cu);
     return {dq, dk, dv, dz, dinitial};
   }
   at::Tensor product(const Tensors& in, const OptionalTensor& cu) const override {
@@ -76,30 +81,33 @@ class PolarGateLoop final : public LocalRecurrence {
   }
 
  private:
-  bool reverse_;
+  at::Tensor run_back(const Tensors& in, const at::Tensor& q, const at::Tensor& dy,
+                      const OptionalTensor& initial) const override {
+    return std::get<1>(polar_gate_loop(zeros_as(q), q, dy, in[3], initial, !reverse()));
+  }
 };
 
 class SimpleGateLoop final : public LocalRecurrence {
  public:
   SimpleGateLoop(bool reverse, bool normalize_input)
-      : reverse_(reverse), normalize_input_(normalize_input) {}
+      : LocalRecurrence(reverse), normalize_input_(normalize_input) {}
 
   Outputs forward(const Tensors& in, const OptionalTensor& initial, const OptionalTensor& cu,
                   bool keep) const override {
     if (!keep) {
       auto [y, final_state] =
-          simple_gate_loop(in[0], in[1], in[2], initial, reverse_, normalize_input_, cu);
+          simple_gate_loop(in[0], in[1], in[2], initial, reverse(), normalize_input_, cu);
       return {y, final_state, {}};
     }
-    auto [y, final_state, states] =
-        ops::simple_gate_loop_forward(in[0], in[1], in[2], initial, reverse_, normalize_input_, cu);
+    auto [y, final_state, states] = ops::simple_gate_loop_forward(in[0], in[1], in[2], initial,
+                                                                  reverse(), normalize_input_, cu);
     return {y, final_state, {states}};
   }
   Tensors backward(const OptionalTensor& dy, const OptionalTensor& dfinal, const Tensors& in,
                    const OptionalTensor&, const Tensors& saved,
                    const OptionalTensor& cu) const override {
     auto [dq, dkv, dz, dinitial] = ops::simple_gate_loop_backward(
-        dy, dfinal, in[0], in[1], in[2], saved[0], reverse_, normalize_input_, cu);
+        dy, dfinal, in[0], in[1], in[2], saved[0], reverse(), normalize_input_, cu);
     return {dq, dkv, dz, dinitial};
   }
   at::Tensor product(const Tensors& in, const OptionalTensor& cu) const override {
@@ -110,30 +118,38 @@ class SimpleGateLoop final : public LocalRecurrence {
   }
 
  private:
-  bool reverse_, normalize_input_;
+  at::Tensor run_back(const Tensors& in, const at::Tensor& q, const at::Tensor& dy,
+                      const OptionalTensor& initial) const override {
+    // The product is no sequence of bfloat16: it is as wide as the state.
+    const auto type = ops::accumulation_type(q.scalar_type());
+    const at::Tensor kv = q.to(type) * dy.to(type);
+    return std::get<1>(simple_gate_loop(zeros_as(kv), kv, in[2].to(type), initial, !reverse()));
+  }
+
+  bool normalize_input_;
 };
 
 class WideGateLoop final : public LocalRecurrence {
  public:
   WideGateLoop(bool reverse, std::string feature_map)
-      : reverse_(reverse), map_(std::move(feature_map)) {}
+      : LocalRecurrence(reverse), map_(std::move(feature_map)) {}
 
   Outputs forward(const Tensors& in, const OptionalTensor& initial, const OptionalTensor& cu,
                   bool keep) const override {
     if (!keep) {
       auto [y, final_state] =
-          ops::chunked_gate_loop(in[0], in[1], in[2], in[3], initial, reverse_, cu, map_);
+          ops::chunked_gate_loop(in[0], in[1], in[2], in[3], initial, reverse(), cu, map_);
       return {y, final_state, {}};
     }
     auto [y, final_state, states] =
-        ops::chunked_gate_loop_forward(in[0], in[1], in[2], in[3], initial, reverse_, cu, map_);
+        ops::chunked_gate_loop_forward(in[0], in[1], in[2], in[3], initial, reverse(), cu, map_);
     return {y, final_state, {states}};
   }
   Tensors backward(const OptionalTensor& dy, const OptionalTensor& dfinal, const Tensors& in,
                    const OptionalTensor&, const Tensors& saved,
                    const OptionalTensor& cu) const override {
     auto [dq, dk, dv, da, dinitial] = ops::chunked_gate_loop_backward(
-        dy, dfinal, in[0], in[1], in[2], in[3], saved[0], reverse_, cu, map_);
+        dy, dfinal, in[0], in[1], in[2], in[3], saved[0], reverse(), cu, map_);
     return {dq, dk, dv, da, dinitial};
   }
   /// (B or N, H, 1, 1), or (B or N, H, K, 1) of transitions for each key.
@@ -147,11 +163,41 @@ class WideGateLoop final : public LocalRecurrence {
   }
 
  private:
-  bool reverse_;
+  at::Tensor run_back(const Tensors& in, const at::Tensor& q, const at::Tensor& dy,
+                      const OptionalTensor& initial) const override {
+    return std::get<1>(ops::chunked_gate_loop(zeros_as(q), q, dy, in[3], initial, !reverse(),
+                                              /*cu_seqlens=*/{}, map_));
+  }
+
   std::string map_;
 };
 
 }  // namespace
+
+at::Tensor LocalRecurrence::initial_state_gradient(const at::Tensor& dy,
+                                                   const Tensors& sequences) const {
+  // g_t = d_t + conj(a_{t+1}) g_{t+1} and conj(a_1) g_1, all conjugated: the transitions are one
+  // step ahead of the inputs.
+  const std::int64_t time = dy.size(1);
+  const at::Tensor conjugate = dy.conj().resolve_conj(), &first = sequences[0];
+  const auto steps = [&](const at::Tensor& t, std::int64_t from, std::int64_t count) {
+    return t.narrow(1, reverse_ ? time - from - count : from, count);
+  };
+  const auto all = [&](std::int64_t from, std::int64_t count) {
+    Tensors parts;
+    for (const auto& t : sequences) parts.push_back(steps(t, from, count));
+    return parts;
+  };
+  const auto run = [&](std::int64_t from, std::int64_t inputs_from, std::int64_t count,
+                       const OptionalTensor& state) {
+    return run_back(all(from, count), steps(first, inputs_from, count),
+                    steps(conjugate, inputs_from, count), state);
+  };
+  at::Tensor state = run(time - 1, time - 1, 1, {});  // of nothing: the input of the last step
+  if (time > 1) state = run(1, 0, time - 1, state);
+  state = run_back(all(0, 1), steps(first, 0, 1), at::zeros_like(steps(dy, 0, 1)), state);
+  return state.conj().resolve_conj();
+}
 
 std::unique_ptr<LocalRecurrence> local_linear_recurrence(bool reverse) {
   return std::make_unique<LinearRecurrence>(reverse);

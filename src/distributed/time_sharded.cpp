@@ -104,6 +104,10 @@ at::Tensor gather_ends(const TimeBlock& block, const at::Tensor& final_state) {
 at::Tensor gradient_through(const Call& call, const Piece& first, const at::Tensor& dy,
                             const Tensors& sequences, const at::Tensor& state,
                             const Tensors& saved) {
+  if (first.steps() == 0) return at::zeros_like(state);
+  if (!call.block.packed()) {
+    return call.recurrence->initial_state_gradient(first.of(dy), first.of(sequences));
+  }
   if (first == call.block.whole()) {
     const auto cu_seqlens = call.block.cu_seqlens(first);
     return call.recurrence->backward(dy, {}, sequences, state, saved, cu_seqlens).back();
