@@ -88,7 +88,7 @@ def test_the_source_distribution_holds_what_is_built(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     rooms = {"/".join(name.split("/")[:2]) for name in names if "/" in name}
-    assert rooms >= {"src/host", "src/ops", "src/recurrence", "include/gateloop"}
+    assert rooms >= {"src/distributed", "src/host", "src/ops", "src/recurrence", "include/gateloop"}
     assert {name for name in names if "/" not in name} == {
         "CMakeLists.txt", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml",
     }  # fmt: skip
