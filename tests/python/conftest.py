@@ -47,6 +47,15 @@ def build_dir() -> Path:
     return BUILD
 
 
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """JAX in double precision."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(params=["kernels", "definitions"])
 def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """The kernels of the CPU, then the definitions that other devices take."""

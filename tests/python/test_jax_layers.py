@@ -3,7 +3,6 @@
 import functools
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ KEY = jax.random.key(0)
 # XLA compiles three programs for each. They have every mixer with each of its options on and off.
 SPECS = (2, 22, 271, 850, 951, 1118, 1122, 1457, 2689, 2720, 2789)
 PIECE = 11  # longer than some windows, as long as one, shorter than others
-
-
-@pytest.fixture
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def widened(model: GateLoopTransformer) -> GateLoopTransformer:

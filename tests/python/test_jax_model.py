@@ -5,7 +5,6 @@ import math
 import re
 import subprocess
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +39,6 @@ def loss(model: Any, ids: Any) -> Array:
 def leaves(tree: Any) -> dict[str, Array]:
     named, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in named}
-
-
-@pytest.fixture
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def widened(model: Any) -> Any:

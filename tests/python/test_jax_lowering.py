@@ -1,0 +1,121 @@
+"""What gateloop_jax's functions become: handlers where the library has them, else plain XLA."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import pytest
+from jax import Array
+from test_jax_ops import (
+    COMPLEX,
+    POLAR,
+    REAL,
+    Case,
+    assert_all_close,
+    kernel_cases,
+    values_and_gradients,
+)
+
+from gateloop_jax import _gate_loop, _library, _linear_recurrence, linear_recurrence
+from gateloop_jax._primitive import primitive
+
+
+def lowered(f: Callable[..., Any], arguments: list[Array], *platforms: str) -> str:
+    return str(jax.jit(f).trace(*arguments).lower(lowering_platforms=platforms).as_text())
+
+
+def called(program: str) -> set[str]:
+    return set(re.findall(r"custom_call @(gateloop_\w+)", program))
+
+
+@kernel_cases
+def test_kernels_where_the_library_has_them_and_plain_xla_elsewhere(case: Case) -> None:
+
+    def f(*arguments: Array) -> Any:
+        return values_and_gradients(case.ours, list(arguments))
+
+    kernel = "linear_recurrence" if case.function is linear_recurrence else "polar_gate_loop"
+    both = {f"gateloop_{kernel}", f"gateloop_{kernel}_backward"}
+    for platform in ("cpu", "cuda", "tpu"):
+        program = lowered(f, case.arguments(1, 40, 3, wide=False), platform)
+        assert called(program) == (both if platform in _library.platforms() else set())
+        assert ("custom_call" in program) == (platform in _library.platforms())
+
+
+@pytest.mark.parametrize("kernels", [("cpu",), ("cpu", "cuda")], ids=["cpu", "cuda"])
+def test_each_platform_of_a_program_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, kernels: tuple[str, ...]
+) -> None:
+    """With a library that has kernels for CUDA, and with one that has none, whichever is here."""
+    monkeypatch.setattr(_library, "platforms", lambda: kernels)
+    p = primitive(
+        "a_recurrence",
+        _linear_recurrence._definition,
+        lambda a, x, initial: [(x.shape, x.dtype), (initial.shape, initial.dtype)],
+        kernel="linear_recurrence",
+    )
+
+    def f(*arguments: Array) -> Any:
+        return p.bind(*arguments, reverse=False)
+
+    # A step of decoding has a handler of its own on CUDA, which needs no scratch.
+    for time, on_cuda in (
+        (1, "gateloop_linear_recurrence_step"),
+        (2, "gateloop_linear_recurrence"),
+    ):
+        arguments = REAL.arguments(1, time, 3, wide=False)
+        cuda = {on_cuda} if "cuda" in kernels else set()
+        assert called(lowered(f, arguments, "cpu")) == {"gateloop_linear_recurrence"}
+        assert called(lowered(f, arguments, "cuda")) == cuda
+        program = lowered(f, arguments, "cpu", "cuda", "tpu")
+        assert called(program) == {"gateloop_linear_recurrence"} | cuda
+        assert program.count("custom_call @gateloop_") == len(kernels)
+
+
+KERNELS = [
+    _linear_recurrence.recurrence_p,
+    _linear_recurrence.adjoint_p,
+    _gate_loop.polar_p,
+    _gate_loop.adjoint_p,
+]
+DEFINITIONS: list[Callable[..., Any]] = [
+    _linear_recurrence._definition,
+    _linear_recurrence._adjoint,
+    _gate_loop._definition,
+    _gate_loop._adjoint,
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_runs_elsewhere_equals_the_kernels(x64: None, reverse: bool) -> None:
+    linear, polar = COMPLEX.arguments(2, 37, 3), POLAR.arguments(2, 37, 3)
+    polar[3] = polar[3].reshape(2, 37, 3, 2)
+    kept = _gate_loop.keeping_p.bind(*polar, reverse=reverse)[2]
+    arguments = [linear, [*linear, *linear[1:]], polar, [*polar, kept, polar[0], polar[4]]]
+    for p, definition, args in zip(KERNELS, DEFINITIONS, arguments, strict=True):
+        ours, theirs = (
+            p.bind(*args, reverse=reverse),
+            jax.jit(partial(definition, reverse=reverse))(*args),
+        )
+        assert_all_close(list(ours), list(theirs), 1e-11)
+
+
+def test_no_copies_at_the_boundary() -> None:
+    for case in (REAL, POLAR):
+        arguments = case.arguments(2, 64, 8, wide=False)
+        program = str(jax.jit(case.ours).lower(*arguments).compile().as_text())
+        assert program.count("custom-call(") == 1
+        for operation in (" copy(", " transpose(", " fusion("):
+            assert operation not in program
+
+
+def test_needs_no_torch() -> None:
+    program = "import sys, gateloop_jax; sys.exit('torch' in sys.modules)"
+    path = ":".join(sys.path)
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path = {path!r}.split(':'); {program}"], check=True
+    )
