@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,12 +74,6 @@ def test_requirements_are_pinned() -> None:
 Train = Callable[..., Result]
 
 
-def default_signals() -> None:
-    """A shell cannot trap what it finds ignored: a job in the background, SIGINT and SIGQUIT."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-
-
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
     """scripts/train.py in a tree whose gateloop writes down how it was called."""
@@ -104,7 +97,8 @@ def train(tmp_path: Path) -> Train:
 
     def call(*arguments: str, stop: bool = False, stdout: int = subprocess.PIPE) -> Result:
         return subprocess.run(
-            [sys.executable, "scripts/train.py", *arguments],
+            # A shell cannot trap what it finds ignored: a job in the background, SIGQUIT.
+            ["env", "--default-signal", sys.executable, "scripts/train.py", *arguments],
             cwd=tmp_path,
             env=os.environ | {"STOP": "yes" if stop else ""},
             stdout=stdout,
@@ -112,7 +106,6 @@ def train(tmp_path: Path) -> Train:
             text=True,
             errors="surrogateescape",
             timeout=60,
-            preexec_fn=default_signals,
         )
 
     return call
