@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -57,14 +56,13 @@ class Job:
         prefixes = prefixes or [()] * len(environments)
         self.processes = [
             subprocess.Popen(
-                [*prefix, *map(str, command)],
+                # Whoever runs the tests may ignore some signals.
+                [*prefix, "env", "--default-signal", *map(str, command)],
                 env=variables,
                 cwd=cwd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                # Whoever runs the tests may ignore some signals.
-                preexec_fn=restore_signals,
             )
             for prefix, variables in zip(prefixes, environments, strict=True)
         ]
@@ -95,11 +93,6 @@ class Job:
         outcomes = self.outcomes()
         assert [code for code, _, _ in outcomes] == [0] * len(outcomes), outcomes
         return [out for _, out, _ in outcomes]
-
-
-def restore_signals() -> None:
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def records(run: Path) -> list[dict[str, float]]:
