@@ -232,7 +232,8 @@ def test_minutes_are_those_of_process_0(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(3, run, "--minutes", "0.05", "--validate-every", "50").check()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["elapsed_seconds"] == pytest.approx(3, abs=0.5)
+    # Steps are timed on a machine that other tests share.
+    assert lines[-1]["elapsed_seconds"] == pytest.approx(3, abs=1.5)
     assert (
         lines[-1]["step"]
         == json.loads((run / "config.json").read_text())["training"]["plan"][-1][1]
