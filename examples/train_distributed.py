@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -286,28 +286,34 @@ def train(run: Run) -> None:
             run.save()
 
 
-def main() -> int:
+def leave(status: int) -> NoReturn:
+    """Ends the process as it is.
+
+    Gloo's threads may hold tensors while DistributedDataParallel's last reference to the group is
+    dropped, which then waits for them for ever (github.com/pytorch/pytorch/pull/179291).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def main() -> NoReturn:
     device = join()
     run = Run(parse(), device)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: received.__setitem__(0, number))
     train(run)
     say(f"{'stopped' if run.signals else 'ended'} after step {run.step}: {run.options.out}")
-    dist.destroy_process_group()
-    return 128 + (received[0] or signal.SIGTERM) if run.signals else 0
+    leave(128 + (received[0] or signal.SIGTERM) if run.signals else 0)
 
 
 if __name__ == "__main__":
     try:
-        status = main()
+        main()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-        status = end.code if isinstance(end.code, int) else 1
+        leave(end.code if isinstance(end.code, int) else 1)
     except Exception:
         traceback.print_exc()
-        status = 1
-    sys.stderr.flush()
-    # Gloo's threads outlive the group and may hold tensors while the interpreter is taken down,
-    # which then aborts or hangs (github.com/pytorch/pytorch/pull/179291).
-    os._exit(status)
+        leave(1)
