@@ -26,8 +26,8 @@ namespace gateloop::training {
 class Trainer {
  public:
   /// `config` has every option settled; `model` is on its device. Goes on from the state in `dir`
-  /// where there is one, and makes the directory a run. Every one of `processes` has a Trainer;
-  /// times and decisions are those of process 0.
+  /// where there is one, and makes the directory a run. Every process of `communicator`
+  /// has a Trainer; lengths, norms and signals are settled between them.
   Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
           const std::filesystem::path& dir, const SampleCallback& sample, Clock clock,
           distributed::Communicator communicator);

@@ -58,8 +58,8 @@ void differentiate_in_spans(const char* op, const Definition& definition,
 at::Tensor states_before_blocks(const at::Tensor& h, const at::Tensor& initial_state,
                                 std::int64_t block, bool reverse);
 
-/// In log2(T) passes over the sequence. What is differentiated in other ways than this one is
-/// computed by blocked_scan().
+/// In log2(T) passes over the sequence, each of which torch can differentiate: for the derivatives
+/// that needs_pieces() names. All else is computed by blocked_scan(), in fewer passes.
 Definition linear_recurrence_definition(const at::Tensor& x, bool reverse);
 Definition polar_gate_loop_definition(const at::Tensor& q, bool reverse);
 Definition simple_gate_loop_definition(const at::Tensor& q, bool reverse, bool normalize_input);
