@@ -95,6 +95,13 @@ class Job:
         return [out for _, out, _ in outcomes]
 
 
+def start(command: Sequence[object], size: int) -> Job:
+    """`size` processes on this machine, as torchrun starts them; one alone without a launcher."""
+    port = free_port()
+    several = [torchrun_environment(rank, size, port) for rank in range(size)]
+    return Job(command, several if size > 1 else [environment()])
+
+
 def records(run: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl, without what a clock put into them."""
     lines = (run / "metrics.jsonl").read_text().splitlines()

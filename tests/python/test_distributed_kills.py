@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Job, free_port, records, torchrun_environment, wait_for_step
+from processes import Job, records, start, wait_for_step
 
 pytestmark = pytest.mark.long
 
@@ -24,27 +24,25 @@ SMALL = (
 
 
 @pytest.fixture
-def start(build_dir: Path, tmp_path: Path) -> Callable[..., Job]:
+def train(build_dir: Path, tmp_path: Path) -> Callable[..., Job]:
     text = tmp_path / "text"
     chooser = random.Random(1)
     text.write_text("".join(chooser.choice(("gate ", "loop ", "over\n")) for _ in range(9000)))
 
-    def start(run: Path, *flags: str) -> Job:
-        port = free_port()
-        environments = [torchrun_environment(rank, SIZE, port) for rank in range(SIZE)]
+    def train(run: Path, *flags: str) -> Job:
         command = (build_dir / "gateloop", "train", "--data", text, "--out", run, *SMALL, *flags)
-        return Job(command, environments)
+        return start(command, SIZE)
 
-    return start
+    return train
 
 
-def test_fifty_kills(start: Callable[..., Job], tmp_path: Path) -> None:
+def test_fifty_kills(train: Callable[..., Job], tmp_path: Path) -> None:
     run, unbroken = tmp_path / "run", tmp_path / "unbroken"
     chooser = random.Random(0)
     for kill in range(KILLS):
         # Resumed as soon as it is a run; killed before that, it is begun again.
         begun = (run / "config.json").exists()
-        with start(run, *(("--resume",) if begun else ("--steps", "1000000000"))) as job:
+        with train(run, *(("--resume",) if begun else ("--steps", "1000000000"))) as job:
             time.sleep(chooser.uniform(0, 3))
             victim = kill % SIZE
             job.signal(victim, signal.SIGKILL)
@@ -52,14 +50,14 @@ def test_fifty_kills(start: Callable[..., Job], tmp_path: Path) -> None:
         expected = [-signal.SIGKILL if rank == victim else 1 for rank in range(SIZE)]
         assert codes == expected
 
-    with start(run, "--resume") as job:
+    with train(run, "--resume") as job:
         # The log of a broken run may be ahead of its checkpoint: it is cut back on resuming.
         time.sleep(2)
         wait_for_step(run, 200, job)
         job.signal(1, signal.SIGTERM)
         assert [code for code, _, _ in job.outcomes()] == [128 + signal.SIGTERM] * SIZE
     steps = int(records(run)[-1]["step"])
-    with start(unbroken, "--steps", str(steps)) as job:
+    with train(unbroken, "--steps", str(steps)) as job:
         job.check()
     # The last step of a finished run has a validation more.
     assert records(run)[:-1] == records(unbroken)[:-1]

@@ -17,6 +17,7 @@ from processes import (
     environment,
     free_port,
     records,
+    start,
     torchrun,
     torchrun_environment,
     wait_for_step,
@@ -52,15 +53,11 @@ def binary(build_dir: Path) -> Path:
 def train(text: Path, binary: Path) -> Iterator[Train]:
     with contextlib.ExitStack() as jobs:
 
-        def start(size: int, out: Path, *flags: str, small: tuple[str, ...] = SMALL) -> Job:
-            port = free_port()
-            environments = [torchrun_environment(rank, size, port) for rank in range(size)]
-            if size == 1:
-                environments = [environment()]
+        def train(size: int, out: Path, *flags: str, small: tuple[str, ...] = SMALL) -> Job:
             command = (binary, "train", "--data", text, "--out", out, *small, *flags)
-            return jobs.enter_context(Job(command, environments))
+            return jobs.enter_context(start(command, size))
 
-        yield start
+        yield train
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +437,7 @@ def test_two_hosts_and_a_cut_cable(
 ) -> None:
     run = tmp_path / "run"
 
-    def start(*flags: str) -> Job:
+    def begin(*flags: str) -> Job:
         port = free_port()
         environments = [torchrun_environment(rank, 2, port) for rank in range(2)]
         for variables in environments:
@@ -450,7 +447,7 @@ def test_two_hosts_and_a_cut_cable(
         return Job(command, environments, prefixes)
 
     flags = ("--validate-every", "20", "--checkpoint-every", "50", "--steps", "200")
-    with start(*SMALL, *flags, "--timeout", "4") as job:
+    with begin(*SMALL, *flags, "--timeout", "4") as job:
         wait_for_step(run, 60, job)
         cut = ("ip", "-n", hosts[1], "link", "set", "cable", "down")
         subprocess.run(cut, check=True)
@@ -461,6 +458,6 @@ def test_two_hosts_and_a_cut_cable(
     assert name in outcomes[0][2]
     assert keeper in outcomes[1][2]
     subprocess.run((*cut[:-1], "up"), check=True)
-    with start("--resume") as job:
+    with begin("--resume") as job:
         job.check()
     assert records(run) == records(unbroken[2])
