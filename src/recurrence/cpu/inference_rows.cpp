@@ -23,7 +23,7 @@ void LayerNormOfRow(const float* x, const float* gain, const float* bias, std::i
                     float* to) {
   LayerNormRow(x, gain, bias, n, to);
 }
-void GeluOfRow(float* x, std::int64_t n) { Gelu(x, n); }
+void GeluOfRow(float* x, std::int64_t n) { GeluRow(x, n); }
 void SwishOfRow(float* x, std::int64_t n) { Swish(x, n); }
 void AddToRow(const float* from, float* to, std::int64_t n) { AddRow(from, to, n); }
 void MultiplyIntoRow(const float* from, float* to, std::int64_t n) { MultiplyRow(from, to, n); }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <utility>
 
 #include "recurrence/cpu/gates-inl.h"
 #include "recurrence/cpu/vectors-inl.h"
@@ -85,18 +86,25 @@ void RmsNormRow(const X* x, const S* gain, std::int64_t n, X* to) {
   });
 }
 
-/// torch's LayerNorm with its ε of 1e-5.
-template <class S>
-void LayerNormRow(const Accumulation<S>* x, const S* gain, const S* bias, std::int64_t n,
-                  Accumulation<S>* to) {
-  using T = Accumulation<S>;
+/// The mean of n numbers, and 1 / √(their variance + ε), ε being the 1e-5 of torch's LayerNorm.
+template <class T>
+std::pair<T, T> LayerStatistics(const T* x, std::int64_t n) {
   const T sum = SumOf<T>(n, [&](auto d, std::int64_t c) HWY_ATTR { return hn::LoadU(d, x + c); });
   const T mean = sum / static_cast<T>(n);
   const T squares = SumOf<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
     const auto apart = hn::Sub(hn::LoadU(d, x + c), hn::Set(d, mean));
     return hn::Mul(apart, apart);
   });
-  const T scale = T(1) / std::sqrt(squares / static_cast<T>(n) + T(1e-5));
+  return {mean, T(1) / std::sqrt(squares / static_cast<T>(n) + T(1e-5))};
+}
+
+/// torch's LayerNorm.
+template <class S>
+void LayerNormRow(const Accumulation<S>* x, const S* gain, const S* bias, std::int64_t n,
+                  Accumulation<S>* to) {
+  using T = Accumulation<S>;
+  const std::pair<T, T> statistics = LayerStatistics(x, n);
+  const T mean = statistics.first, scale = statistics.second;
   ForEachVector<T>(n, [&](auto d, std::int64_t c) HWY_ATTR {
     const auto apart = hn::Sub(hn::LoadU(d, x + c), hn::Set(d, mean));
     const auto scaled = hn::Mul(apart, hn::Set(d, scale));
@@ -112,6 +120,8 @@ void Swish(T* x, std::int64_t n) {
     hn::StoreU(hn::Mul(value.re, MakeSigmoidGate(d, value).a.re), d, x + c);
   });
 }
+
+inline constexpr double kSqrtHalf = 0.707106781186547524;
 
 /// erf(x)/x on [-kErfOne, kErfOne] as a quotient of polynomials in x², each from the constant term
 /// on: of degree 5 both, its largest relative error is 1.9e-8, a third of half an ulp. Beyond, erf
@@ -129,24 +139,48 @@ HWY_INLINE hn::Vec<D> Polynomial(D d, const float (&coefficients)[6], hn::Vec<D>
   return sum;
 }
 
-/// x Φ(x) in place, Φ the normal distribution's.
-inline void Gelu(float* x, std::int64_t n) {
-  constexpr float kSqrtHalf = 0.70710678f;
-  ForEachVector<float>(n, [&](auto d, std::int64_t c) HWY_ATTR {
-    const auto value = hn::LoadU(d, x + c);
-    const auto bound = hn::Set(d, kErfOne), one = hn::Set(d, 1.0f);
-    const auto r = hn::Mul(value, hn::Set(d, kSqrtHalf));
-    const auto u = hn::Mul(r, r);
+/// Within 2 ulp in float32; in float64 the standard library's, lane by lane.
+template <class D>
+HWY_INLINE hn::Vec<D> Erf(D d, hn::Vec<D> x) {
+  if constexpr (std::is_same_v<hn::TFromD<D>, double>) {
+    HWY_ALIGN double lanes[HWY_MAX_BYTES / sizeof(double)];
+    hn::StoreU(x, d, lanes);
+    for (std::size_t i = 0; i < hn::Lanes(d); ++i) lanes[i] = std::erf(lanes[i]);
+    return hn::LoadU(d, lanes);
+  } else {
+    const auto square = hn::Mul(x, x);
     const auto inner =
-        hn::Div(hn::Mul(r, Polynomial(d, kErfAbove, u)), Polynomial(d, kErfBelow, u));
-    // The quotient is 1 but for its rounding near the bound, which a large x would magnify.
-    const auto erf = hn::IfThenElse(hn::Ge(hn::Abs(r), bound), hn::CopySign(one, r), inner);
-    const auto half = hn::Mul(value, hn::Set(d, 0.5f));
-    hn::StoreU(hn::MulAdd(half, erf, half), d, x + c);
-  });
+        hn::Div(hn::Mul(x, Polynomial(d, kErfAbove, square)), Polynomial(d, kErfBelow, square));
+    // The quotient is 1 but for its rounding near the bound, which a large factor would magnify.
+    const auto is_one = hn::Ge(hn::Abs(x), hn::Set(d, kErfOne));
+    return hn::IfThenElse(is_one, hn::CopySign(hn::Set(d, 1.0f), x), inner);
+  }
 }
-inline void Gelu(double* x, std::int64_t n) {
-  for (std::int64_t c = 0; c < n; ++c) x[c] *= 0.5 * (1 + std::erf(x[c] * std::sqrt(0.5)));
+
+/// x Φ(x), Φ the normal distribution's.
+template <class D>
+HWY_INLINE hn::Vec<D> GeluValue(D d, hn::Vec<D> x) {
+  using T = hn::TFromD<D>;
+  const auto half = hn::Mul(x, hn::Set(d, T(0.5)));
+  return hn::MulAdd(half, Erf(d, hn::Mul(x, hn::Set(d, T(kSqrtHalf)))), half);
+}
+
+/// Φ(x) + x φ(x), φ its density.
+template <class D>
+HWY_INLINE hn::Vec<D> GeluSlope(D d, hn::Vec<D> x) {
+  using T = hn::TFromD<D>;
+  constexpr double kDensityAtZero = 0.398942280401432678;  // 1/√(2π)
+  const auto half = hn::Set(d, T(0.5));
+  const auto below = hn::MulAdd(half, Erf(d, hn::Mul(x, hn::Set(d, T(kSqrtHalf)))), half);
+  const auto decay = ExpDecay(d, ClampDecay(d, hn::Mul(hn::Mul(x, x), half)));
+  return hn::MulAdd(hn::Mul(x, hn::Set(d, T(kDensityAtZero))), decay.e, below);
+}
+
+/// In place.
+template <class T>
+void GeluRow(T* x, std::int64_t n) {
+  ForEachVector<T>(n, [&](auto d, std::int64_t c)
+                          HWY_ATTR { hn::StoreU(GeluValue(d, hn::LoadU(d, x + c)), d, x + c); });
 }
 
 }  // namespace HWY_NAMESPACE
