@@ -12,7 +12,7 @@ namespace {
 using std::chrono::steady_clock;
 using Store = c10::intrusive_ptr<c10d::Store>;
 
-constexpr std::chrono::milliseconds kPoll(10);
+constexpr std::chrono::milliseconds kStorePoll(10);
 constexpr std::chrono::seconds kSilence(10);
 
 std::string random_name() {
@@ -60,7 +60,7 @@ std::string gather_life(const Store& store, const Launch& launch, const JoinOpti
                       std::to_string(launch.size));
       said = true;
     }
-    std::this_thread::sleep_for(kPoll);
+    std::this_thread::sleep_for(kStorePoll);
   }
   return life;
 }
@@ -75,7 +75,7 @@ std::string ask_for_life(const Store& store, const Launch& launch, const JoinOpt
     if (steady_clock::now() > deadline) {
       throw std::runtime_error("process 0 did not come within the time-out");
     }
-    std::this_thread::sleep_for(kPoll);
+    std::this_thread::sleep_for(kStorePoll);
   }
   const std::string life = store->get_to_str(key);
   store->set(joined_key(launch.rank, life), std::string());
