@@ -4,6 +4,7 @@
 
 #include "gateloop/nn/causal_full_attention.h"
 #include "gateloop/nn/gate_looped_attention.h"
+#include "ops/residual_norm.h"
 
 namespace gateloop::nn {
 namespace {
@@ -34,8 +35,22 @@ Residual::Residual(std::int64_t dim, std::shared_ptr<torch::nn::Module> fn, bool
   }
 }
 
+void Residual::finish(Stream& stream, const torch::Tensor& y) {
+  const auto [x, input] =
+      ops::add_then_layer_norm(stream.x, y, post_norm_->weight, post_norm_->bias);
+  stream = {.x = x, .added = {}, .input = input};
+}
+
+torch::Tensor normalise(Stream& stream, const RMSNorm& norm) {
+  const auto [x, input] = ops::add_then_rms_norm(stream.x, stream.added, norm->gamma());
+  stream = {.x = x, .added = {}, .input = {}};
+  return input;
+}
+
 Block::Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm)
-    : mixer_(make_mixer(dim, spec.mixer)), feed_forward_(dim, spec.ff_mult) {
+    : is_post_norm_(post_norm),
+      mixer_(make_mixer(dim, spec.mixer)),
+      feed_forward_(dim, spec.ff_mult) {
   if (mixer_) {
     around_mixer_ = register_module("0", std::make_shared<Residual>(dim, mixer_, post_norm));
   }
@@ -48,18 +63,19 @@ Block::Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm)
   }
 }
 
-torch::Tensor Block::forward(const torch::Tensor& input, Ablation ablation, MixerState* state,
-                             const Packing& packing) {
-  auto x = input;
+void Block::forward(Stream& stream, Ablation ablation, MixerState* state, const Packing& packing) {
   if (simple_gate_loop_) {
-    x = x + (state ? simple_gate_loop_->advance(x, state->simple_gate_loop, packing)
-                   : simple_gate_loop_->forward_packed(x, packing));
+    stream.settle();
+    stream.added = state ? simple_gate_loop_->advance(stream.x, state->simple_gate_loop, packing)
+                         : simple_gate_loop_->forward_packed(stream.x, packing);
+    if (is_post_norm_) stream.settle();
   }
   if (mixer_) {
-    x = around_mixer_->forward(
-        x, [&](const torch::Tensor& t) { return mixer_->forward(t, ablation, state, packing); });
+    around_mixer_->forward(stream, [&](const torch::Tensor& x) {
+      return mixer_->forward(x, ablation, state, packing);
+    });
   }
-  return around_feed_forward_->forward(x, [&](const torch::Tensor& t) { return feed_forward_(t); });
+  around_feed_forward_->forward(stream, [&](const torch::Tensor& x) { return feed_forward_(x); });
 }
 
 }  // namespace gateloop::nn

@@ -12,6 +12,20 @@
 
 namespace gateloop::nn {
 
+/// What flows from residual connection to residual connection.
+struct Stream {
+  torch::Tensor x;      ///< (B, T, dim)
+  torch::Tensor added;  ///< what a layer has yet to add to x; undefined: nothing
+  torch::Tensor input;  ///< behind a post-norm: x as the next layer reads it; undefined: x itself
+
+  const torch::Tensor& read() const { return input.defined() ? input : x; }
+  /// Adds what is to be added.
+  void settle() { *this = {.x = added.defined() ? x + added : x, .added = {}, .input = {}}; }
+};
+
+/// The norm of the stream, in which nothing is left to add.
+torch::Tensor normalise(Stream& stream, const RMSNorm& norm);
+
 /// A residual connection and its norm around a layer `fn`: fn(RMSNorm(x)) + x, or with post-norm
 /// LayerNorm(fn(x) + x). Children: fn, norm.
 class Residual : public torch::nn::Module {
@@ -20,11 +34,17 @@ class Residual : public torch::nn::Module {
 
   /// `call` runs the layer, with its further arguments.
   template <typename Call>
-  torch::Tensor forward(const torch::Tensor& x, const Call& call) {
-    return pre_norm_ ? call(pre_norm_(x)) + x : post_norm_(call(x) + x);
+  void forward(Stream& stream, const Call& call) {
+    if (pre_norm_) {
+      stream.added = call(normalise(stream, pre_norm_));
+    } else {
+      finish(stream, call(stream.read()));
+    }
   }
 
  private:
+  void finish(Stream& stream, const torch::Tensor& y);
+
   RMSNorm pre_norm_{nullptr};
   torch::nn::LayerNorm post_norm_{nullptr};
 };
@@ -35,11 +55,10 @@ class Block : public torch::nn::Module {
  public:
   Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm);
 
-  /// x (B, T, dim) -> (B, T, dim).
-  torch::Tensor forward(const torch::Tensor& input, Ablation ablation, MixerState* state,
-                        const Packing& packing);
+  void forward(Stream& stream, Ablation ablation, MixerState* state, const Packing& packing);
 
  private:
+  bool is_post_norm_;
   SimpleGateLoopLayer simple_gate_loop_{nullptr};
   std::shared_ptr<SpatialMixer> mixer_;
   FeedForward feed_forward_;

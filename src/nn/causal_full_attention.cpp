@@ -10,6 +10,7 @@
 #include "nn/packing.h"
 #include "nn/rotary_embedding.h"
 #include "nn/transition.h"
+#include "ops/activations.h"
 
 namespace gateloop::nn {
 
@@ -113,7 +114,7 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
     out = attend_in_blocks(q, k, v, of_all->sequence[0]);
   }
   out = out.transpose(1, 2).flatten(-2);
-  if (to_gates_) out = out * at::silu(to_gates_(in));
+  if (to_gates_) out = ops::swish_gate(to_gates_(in), out);
   return to_out_(out);
 }
 

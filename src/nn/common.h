@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "gateloop/model.h"
+#include "gateloop/nn/linear.h"
 
 namespace gateloop::nn {
 
@@ -36,8 +37,8 @@ inline void check_mixer(const model::MixerSpec& mixer) {
   as_torch_error([&] { model::check(mixer); });
 }
 
-inline torch::nn::Linear linear(std::int64_t in, std::int64_t out, bool bias) {
-  return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(bias));
+inline Linear linear(std::int64_t in, std::int64_t out, bool bias) {
+  return Linear(torch::nn::LinearOptions(in, out).bias(bias));
 }
 
 /// Up to three projections read x, and under autocast each would cast it anew; this casts it once.

@@ -6,6 +6,7 @@
 #include "nn/packing.h"
 #include "nn/scans.h"
 #include "nn/transition.h"
+#include "ops/activations.h"
 
 namespace gateloop::nn {
 
@@ -77,7 +78,7 @@ Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
                                  : wide_heads(in, ablation, state, packing);
   if (state) state->position += x.size(1);
   if (sub_ln_) y = sub_ln_(y);
-  if (to_gates_) y = at::silu(to_gates_(in)) * y;
+  if (to_gates_) y = ops::swish_gate(to_gates_(in), y);
   return to_out_ ? to_out_(y) : y;
 }
 

@@ -7,6 +7,7 @@
 #include "nn/block.h"
 #include "nn/common.h"
 #include "nn/packing.h"
+#include "ops/linear.h"
 
 namespace gateloop::nn {
 
@@ -69,12 +70,12 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
               state->size());
   const auto active = ablation.value_or(spec_.ablation);
 
-  auto x = token_emb_(ids);
+  Stream stream{.x = token_emb_(ids), .added = {}, .input = {}};
   for (std::size_t i = 0; i < layers_->size(); ++i) {
-    x = layers_->at<Block>(i).forward(x, active, state ? &(*state)[i] : nullptr, packing);
+    layers_->at<Block>(i).forward(stream, active, state ? &(*state)[i] : nullptr, packing);
   }
-  if (final_norm_) x = final_norm_(x);
-  return to_logits_ ? to_logits_(x) : at::linear(x, token_emb_->weight);
+  const auto x = final_norm_ ? normalise(stream, final_norm_) : stream.read();
+  return to_logits_ ? to_logits_(x) : ops::linear(x, token_emb_->weight);
 }
 
 Tensor TransformerImpl::loss(const Tensor& ids, std::optional<Ablation> ablation,

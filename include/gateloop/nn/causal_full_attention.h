@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "gateloop/nn/linear.h"
 #include "gateloop/nn/mixer.h"
 
 namespace gateloop::nn {
@@ -72,7 +73,7 @@ class CausalFullAttentionImpl : public SpatialMixer {
   std::int64_t dim_;
   model::AttentionSpec spec_;
   std::shared_ptr<RotaryEmbedding> rotary_emb_;
-  torch::nn::Linear to_qkv_{nullptr}, to_a_{nullptr}, to_gates_{nullptr}, to_out_{nullptr};
+  Linear to_qkv_{nullptr}, to_a_{nullptr}, to_gates_{nullptr}, to_out_{nullptr};
 };
 TORCH_MODULE(CausalFullAttention);
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "gateloop/nn/linear.h"
+
 namespace gateloop::nn {
 
 /// The channel mixer: Linear(dim, dim · mult), exact GELU, Linear(dim · mult, dim).
@@ -16,7 +18,7 @@ class FeedForwardImpl : public torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& x);
 
  private:
-  torch::nn::Linear expand_{nullptr}, contract_{nullptr};
+  Linear expand_{nullptr}, contract_{nullptr};
 };
 TORCH_MODULE(FeedForward);
 

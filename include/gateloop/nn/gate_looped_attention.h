@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "gateloop/nn/linear.h"
 #include "gateloop/nn/mixer.h"
 
 namespace gateloop::nn {
@@ -62,7 +63,7 @@ class GateLoopedAttentionImpl : public SpatialMixer {
 
   std::int64_t dim_;
   model::GateLoopSpec spec_;
-  torch::nn::Linear to_qkv_{nullptr}, to_a_{nullptr}, to_gates_{nullptr}, to_out_{nullptr};
+  Linear to_qkv_{nullptr}, to_a_{nullptr}, to_gates_{nullptr}, to_out_{nullptr};
   torch::nn::LayerNorm sub_ln_{nullptr};
 };
 TORCH_MODULE(GateLoopedAttention);

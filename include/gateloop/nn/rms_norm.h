@@ -15,6 +15,7 @@ class RMSNormImpl : public torch::nn::Module {
 
   /// x (..., dim), any floating dtype -> the same shape.
   torch::Tensor forward(const torch::Tensor& x);
+  const torch::Tensor& gamma() const { return gamma_; }
 
  private:
   torch::Tensor gamma_;

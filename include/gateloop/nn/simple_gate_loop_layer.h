@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "gateloop/nn/linear.h"
 #include "gateloop/nn/mixer.h"
 #include "gateloop/nn/rms_norm.h"
 
@@ -62,7 +63,7 @@ class SimpleGateLoopLayerImpl : public torch::nn::Module {
   std::int64_t dim_;
   SimpleGateLoopLayerOptions options_;
   RMSNorm norm_{nullptr};
-  torch::nn::Linear to_qkva_{nullptr};
+  Linear to_qkva_{nullptr};
   torch::nn::LayerNorm post_ln_{nullptr};
 };
 TORCH_MODULE(SimpleGateLoopLayer);

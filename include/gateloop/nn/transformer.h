@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "gateloop/model.h"
+#include "gateloop/nn/linear.h"
 #include "gateloop/nn/mixer.h"
 #include "gateloop/nn/rms_norm.h"
 
@@ -52,7 +53,7 @@ class TransformerImpl : public torch::nn::Module {
   torch::nn::Embedding token_emb_{nullptr};
   torch::nn::ModuleList layers_{nullptr};
   RMSNorm final_norm_{nullptr};  ///< pre-norm only: post-norm blocks leave a normalised output
-  torch::nn::Linear to_logits_{nullptr};  ///< none with tied embeddings
+  Linear to_logits_{nullptr};    ///< none with tied embeddings
 };
 TORCH_MODULE(Transformer);
 

@@ -146,5 +146,11 @@ template void run_kernel(const recurrence::GateLoop&, c10::Device);
 template void run_kernel(const recurrence::GateLoopBackward&, c10::Device);
 template void run_kernel(const recurrence::RmsNorm&, c10::Device);
 template void run_kernel(const recurrence::RmsNormBackward&, c10::Device);
+template void run_kernel(const recurrence::ResidualNorm&, c10::Device);
+template void run_kernel(const recurrence::ResidualNormBackward&, c10::Device);
+template void run_kernel(const recurrence::Gelu&, c10::Device);
+template void run_kernel(const recurrence::GeluBackward&, c10::Device);
+template void run_kernel(const recurrence::SwishGate&, c10::Device);
+template void run_kernel(const recurrence::SwishGateBackward&, c10::Device);
 
 }  // namespace gateloop::ops

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "gateloop/recurrence.h"
+#include "recurrence/training.h"
 
 namespace gateloop::ops {
 
@@ -51,6 +52,12 @@ extern template void run_kernel(const recurrence::GateLoop&, c10::Device);
 extern template void run_kernel(const recurrence::GateLoopBackward&, c10::Device);
 extern template void run_kernel(const recurrence::RmsNorm&, c10::Device);
 extern template void run_kernel(const recurrence::RmsNormBackward&, c10::Device);
+extern template void run_kernel(const recurrence::ResidualNorm&, c10::Device);
+extern template void run_kernel(const recurrence::ResidualNormBackward&, c10::Device);
+extern template void run_kernel(const recurrence::Gelu&, c10::Device);
+extern template void run_kernel(const recurrence::GeluBackward&, c10::Device);
+extern template void run_kernel(const recurrence::SwishGate&, c10::Device);
+extern template void run_kernel(const recurrence::SwishGateBackward&, c10::Device);
 
 /// Calls register_all(torch::Library&) for each dispatch key whose devices have the kernel.
 #ifdef GATELOOP_CUDA_KERNELS

@@ -1,0 +1,170 @@
+#include "ops/residual_norm.h"
+
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+
+#include "ops/autograd/gradients.h"
+#include "ops/checks.h"
+#include "ops/kernels/executor.h"
+#include "ops/rms_norm.h"
+#include "recurrence/training.h"
+
+namespace gateloop::ops {
+namespace {
+
+using recurrence::Norm;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+void* data_of(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
+const void* numbers_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+/// norm(sum) in the dtype `narrow`, and of LayerNorm, where that is another, before it is rounded.
+variable_list norm_of(const at::Tensor& sum, const at::Tensor& gain, const at::Tensor& bias,
+                      at::ScalarType narrow) {
+  if (!bias.defined()) return {rms_norm(sum, gain).to(narrow)};
+  const at::Tensor wide = at::layer_norm(sum, gain.sizes(), gain, bias, /*eps=*/1e-5);
+  return narrow == wide.scalar_type() ? variable_list{wide} : variable_list{wide.to(narrow), wide};
+}
+
+/// Results: normalised; sum where there is y; normalised_wide of a LayerNorm that is rounded.
+struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x,
+                               const OptionalTensor& added, const at::Tensor& gain,
+                               const OptionalTensor& shift, at::ScalarType narrow) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor y = added.value_or(at::Tensor()), bias = shift.value_or(at::Tensor());
+    const at::Tensor x_ = contiguous(x), y_ = contiguous(y), gain_ = contiguous(gain),
+                     bias_ = contiguous(bias);
+    const auto empty = [&](at::ScalarType dtype) {
+      return at::empty(x.sizes(), x.options().dtype(dtype));
+    };
+    variable_list results = {empty(narrow)};
+    if (y.defined()) results.push_back(empty(x.scalar_type()));
+    const at::Tensor sum = y.defined() ? results[1] : x;
+    const bool has_wide = bias.defined() && narrow != x.scalar_type();
+    if (has_wide) results.push_back(empty(x.scalar_type()));
+    run_kernel(recurrence::ResidualNorm{.dtype = kernel_dtype(narrow),
+                                        .norm = bias.defined() ? Norm::kLayer : Norm::kRms,
+                                        .rows = x.numel() / gain.numel(),
+                                        .columns = gain.numel(),
+                                        .x = x_.const_data_ptr(),
+                                        .y = numbers_of(y_),
+                                        .gain = gain_.const_data_ptr(),
+                                        .bias = numbers_of(bias_),
+                                        .sum = y.defined() ? sum.mutable_data_ptr() : nullptr,
+                                        .normalised = results[0].mutable_data_ptr(),
+                                        .normalised_wide =
+                                            has_wide ? results.back().mutable_data_ptr() : nullptr},
+               x.device());
+    ctx->save_for_backward({sum, gain, bias});
+    ctx->saved_data["narrow"] = static_cast<std::int64_t>(narrow);
+    ctx->saved_data["has_y"] = y.defined();
+    ctx->set_materialize_grads(false);
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &sum = saved[0], &gain = saved[1], &bias = saved[2];
+    const auto narrow = static_cast<at::ScalarType>(ctx->saved_data["narrow"].toInt());
+    const bool has_y = ctx->saved_data["has_y"].toBool();
+    const at::Tensor dnormalised = grads[0], dsum = has_y ? grads[1] : at::Tensor();
+    const at::Tensor dwide = grads.size() > 1 + std::size_t{has_y} ? grads.back() : at::Tensor();
+    variable_list result(5);  // x, y, gain, bias, narrow
+    if (!dnormalised.defined() && !dwide.defined()) {
+      result[0] = dsum;
+      if (has_y && dsum.defined()) result[1] = dsum.to(narrow);
+      return result;
+    }
+    if (needs_differentiable_backward()) {
+      const auto found = differentiate(
+          [&](const variable_list& in) { return norm_of(in[0], in[1], in[2], narrow); },
+          {sum, gain, bias}, {dnormalised, dwide});
+      result = {dsum.defined() ? dsum + found[0] : found[0], {}, found[1], found[2], {}};
+      if (has_y) result[1] = result[0].to(narrow);
+      return result;
+    }
+    const at::Tensor sum_ = contiguous(sum), gain_ = contiguous(gain), dsum_ = contiguous(dsum),
+                     dnormalised_ = contiguous(dnormalised), dwide_ = contiguous(dwide);
+    const at::Tensor dx = at::empty(sum.sizes(), sum.options());
+    const bool is_rounded = has_y && narrow != sum.scalar_type();
+    const at::Tensor dy = is_rounded ? at::empty(sum.sizes(), sum.options().dtype(narrow)) : dx;
+    const at::Tensor dgain = at::empty_like(gain_);
+    const at::Tensor dbias = bias.defined() ? at::empty_like(gain_) : at::Tensor();
+    run_kernel(recurrence::ResidualNormBackward{.dtype = kernel_dtype(narrow),
+                                                .norm = bias.defined() ? Norm::kLayer : Norm::kRms,
+                                                .rows = sum.numel() / gain.numel(),
+                                                .columns = gain.numel(),
+                                                .sum = sum_.const_data_ptr(),
+                                                .gain = gain_.const_data_ptr(),
+                                                .dsum = numbers_of(dsum_),
+                                                .dnormalised = numbers_of(dnormalised_),
+                                                .dnormalised_wide = numbers_of(dwide_),
+                                                .dx = dx.mutable_data_ptr(),
+                                                .dy = is_rounded ? dy.mutable_data_ptr() : nullptr,
+                                                .dgain = dgain.mutable_data_ptr(),
+                                                .dbias = data_of(dbias)},
+               sum.device());
+    return {dx, has_y ? dy : at::Tensor(), dgain, dbias, {}};
+  }
+};
+
+/// The dtype of autocast where that is enabled, else x's.
+at::ScalarType narrow_type(const at::Tensor& x) {
+  const auto device = x.device().type();
+  return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device)
+                                                   : x.scalar_type();
+}
+
+/// Whether the kernel takes them: x and gain wide, y in `narrow`, whose accumulations are x's.
+bool is_served(const at::Tensor& x, const at::Tensor& y, const at::Tensor& gain,
+               const at::Tensor& bias, at::ScalarType narrow) {
+  const auto is_wide = [&](const at::Tensor& t) {
+    return is_plain_cpu(t) && t.scalar_type() == x.scalar_type();
+  };
+  return is_wide(x) && x.numel() > 0 && is_wide(gain) && (!bias.defined() || is_wide(bias)) &&
+         std::ranges::find(kRealTypes, narrow) != kRealTypes.end() &&
+         accumulation_type(narrow) == x.scalar_type() &&
+         (!y.defined() ||
+          (is_plain_cpu(y) && y.scalar_type() == narrow && y.sizes() == x.sizes())) &&
+         !needs_pieces({x, y, gain, bias});
+}
+
+/// Normalised, sum, and normalised before it is rounded: the same where nothing is.
+struct Results {
+  at::Tensor normalised, sum, wide;
+};
+
+Results residual_norm(const at::Tensor& x, const at::Tensor& y, const at::Tensor& gain,
+                      const at::Tensor& bias) {
+  const at::ScalarType narrow = narrow_type(x);
+  if (!is_served(x, y, gain, bias, narrow)) {
+    const at::Tensor sum = y.defined() ? x + y : x;
+    const auto normalised = norm_of(sum, gain, bias, narrow);
+    return {normalised.front(), sum, normalised.back()};
+  }
+  const auto given = [](const at::Tensor& t) {
+    return t.defined() ? OptionalTensor(t) : std::nullopt;
+  };
+  const auto results = ResidualNormFunction::apply(x, given(y), gain, given(bias), narrow);
+  return {results.front(), y.defined() ? results[1] : x,
+          bias.defined() && narrow != x.scalar_type() ? results.back() : results.front()};
+}
+
+}  // namespace
+
+Normalised add_then_rms_norm(const at::Tensor& x, const at::Tensor& y, const at::Tensor& gamma) {
+  const auto results = residual_norm(x, y, gamma, {});
+  return {.stream = results.sum, .input = results.normalised};
+}
+
+Normalised add_then_layer_norm(const at::Tensor& x, const at::Tensor& y, const at::Tensor& weight,
+                               const at::Tensor& bias) {
+  const auto results = residual_norm(x, y, weight, bias);
+  return {.stream = results.wide, .input = results.normalised};
+}
+
+}  // namespace gateloop::ops

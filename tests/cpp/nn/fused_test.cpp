@@ -1,0 +1,188 @@
+// What blocks fuse, against the torch operators that it stands for: values, gradients, gradients of
+// gradients, and the dtypes under autocast.
+#include <ATen/autocast_mode.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <functional>
+#include <vector>
+
+#include "compare.h"
+#include "ops/activations.h"
+#include "ops/linear.h"
+#include "ops/residual_norm.h"
+#include "ops/rms_norm.h"
+
+namespace {
+
+using torch::Tensor;
+using Tensors = std::vector<Tensor>;
+using Function = std::function<Tensors(const Tensors&)>;
+
+// Sums of 40 numbers in another order.
+constexpr double kFloat64 = 1e-12, kFloat32 = 1e-5;
+
+Tensors leaves(const Tensors& tensors) {
+  Tensors copies;
+  for (const auto& t : tensors) copies.push_back(t.detach().clone().requires_grad_());
+  return copies;
+}
+
+/// Results, gradients of their weighted sums, and gradients of a function of the gradients.
+Tensors everything(const Function& function, const Tensors& arguments) {
+  const auto in = leaves(arguments);
+  auto all = function(in);
+  Tensor total = torch::zeros({}, in[0].options());
+  for (const auto& t : all)
+    total = total + (t * torch::linspace(-1, 2, t.numel(), t.options()).view_as(t)).pow(2).sum();
+  auto gradients = torch::autograd::grad({total}, in, {}, /*retain_graph=*/true);
+  all.insert(all.end(), gradients.begin(), gradients.end());
+  gradients = torch::autograd::grad({total}, in, {}, /*retain_graph=*/true, /*create_graph=*/true);
+  Tensor again = torch::zeros({}, in[0].options());
+  for (const auto& t : gradients) again = again + t.pow(2).sum();
+  gradients = torch::autograd::grad({again}, in);
+  all.insert(all.end(), gradients.begin(), gradients.end());
+  return all;
+}
+
+void expect_equal(const Function& fused, const Function& pieces, const Tensors& arguments,
+                  double tolerance) {
+  const auto a = everything(fused, arguments), b = everything(pieces, arguments);
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(a[i].scalar_type(), b[i].scalar_type());
+    expect_close(a[i], b[i], tolerance);
+  }
+}
+
+/// (B, T, dim), rows apart in memory.
+Tensor strided(std::int64_t dim, const torch::TensorOptions& options) {
+  return torch::randn({2, 5, 2 * dim}, options).narrow(2, dim, dim);
+}
+
+class OfDtype : public ::testing::TestWithParam<torch::Dtype> {
+ protected:
+  OfDtype() { torch::manual_seed(11); }
+  const torch::TensorOptions options_ = torch::dtype(GetParam());
+  const double tolerance_ = GetParam() == torch::kDouble ? kFloat64 : kFloat32;
+};
+INSTANTIATE_TEST_SUITE_P(Fused, OfDtype, ::testing::Values(torch::kDouble, torch::kFloat));
+
+TEST_P(OfDtype, RmsNormBehindAResidual) {
+  const Tensors arguments = {strided(40, options_), strided(40, options_),
+                             torch::randn({40}, options_)};
+  expect_equal(
+      [](const Tensors& in) -> Tensors {
+        const auto n = gateloop::ops::add_then_rms_norm(in[0], in[1], in[2]);
+        return {n.stream, n.input};
+      },
+      [](const Tensors& in) -> Tensors {
+        const auto sum = in[0] + in[1];
+        return {sum, gateloop::ops::rms_norm_composite(sum, in[2])};
+      },
+      arguments, tolerance_);
+  expect_equal(
+      [](const Tensors& in) -> Tensors {
+        return {gateloop::ops::add_then_rms_norm(in[0], {}, in[1]).input};
+      },
+      [](const Tensors& in) -> Tensors {
+        return {gateloop::ops::rms_norm_composite(in[0], in[1])};
+      },
+      {arguments[0], arguments[2]}, tolerance_);
+}
+
+TEST_P(OfDtype, LayerNormBehindAResidual) {
+  expect_equal(
+      [](const Tensors& in) -> Tensors {
+        const auto n = gateloop::ops::add_then_layer_norm(in[0], in[1], in[2], in[3]);
+        EXPECT_TRUE(n.stream.is_same(n.input));
+        return {n.stream};
+      },
+      [](const Tensors& in) -> Tensors {
+        return {torch::layer_norm(in[0] + in[1], {40}, in[2], in[3])};
+      },
+      {strided(40, options_), strided(40, options_), torch::randn({40}, options_),
+       torch::randn({40}, options_)},
+      tolerance_);
+}
+
+TEST_P(OfDtype, Gelu) {
+  expect_equal([](const Tensors& in) -> Tensors { return {gateloop::ops::gelu(in[0])}; },
+               [](const Tensors& in) -> Tensors { return {torch::gelu(in[0])}; },
+               {strided(40, options_)}, tolerance_);
+}
+
+TEST_P(OfDtype, SwishGate) {
+  expect_equal(
+      [](const Tensors& in) -> Tensors { return {gateloop::ops::swish_gate(in[0], in[1])}; },
+      [](const Tensors& in) -> Tensors { return {torch::silu(in[0]) * in[1]}; },
+      {strided(40, options_), strided(40, options_)}, tolerance_);
+}
+
+TEST_P(OfDtype, Linear) {
+  expect_equal(
+      [](const Tensors& in) -> Tensors {
+        return {gateloop::ops::linear(in[0], in[1], in[2]), gateloop::ops::linear(in[0], in[1])};
+      },
+      [](const Tensors& in) -> Tensors {
+        return {torch::linear(in[0], in[1], in[2]), torch::linear(in[0], in[1])};
+      },
+      {strided(40, options_), torch::randn({24, 40}, options_), torch::randn({24}, options_)},
+      tolerance_);
+}
+
+TEST(Fused, LinearRefusesWhatTorchRefuses) {
+  const auto x = torch::randn({2, 3}), weight = torch::randn({5, 4});
+  EXPECT_THROW(gateloop::ops::linear(x, weight), c10::Error);
+  EXPECT_EQ(gateloop::ops::linear(torch::randn({0, 4}), weight).sizes(),
+            (std::vector<std::int64_t>{0, 5}));
+  EXPECT_EQ(gateloop::ops::linear(torch::randn({4}), weight).sizes(),
+            (std::vector<std::int64_t>{5}));
+}
+
+class Autocast {
+ public:
+  Autocast() {
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+  }
+  ~Autocast() { at::autocast::set_autocast_enabled(at::kCPU, false); }
+};
+
+/// Of float32 x and bfloat16 y: streams stay float32, what products read is bfloat16.
+TEST(Fused, NormsUnderAutocast) {
+  torch::manual_seed(12);
+  const auto x = torch::randn({2, 5, 40}), y = torch::randn({2, 5, 40}).to(torch::kBFloat16);
+  const auto gain = torch::randn({40}), bias = torch::randn({40});
+  for (const bool is_layer : {false, true}) {
+    SCOPED_TRACE(is_layer);
+    auto in = leaves({x, y, gain, bias});
+    const auto normalised = [&] {
+      const Autocast autocast;
+      return is_layer ? gateloop::ops::add_then_layer_norm(in[0], in[1], in[2], in[3])
+                      : gateloop::ops::add_then_rms_norm(in[0], in[1], in[2]);
+    }();
+    EXPECT_EQ(normalised.stream.scalar_type(), torch::kFloat);
+    EXPECT_EQ(normalised.input.scalar_type(), torch::kBFloat16);
+    const auto weight = torch::randn({2, 5, 40});
+    (normalised.stream * weight + normalised.input.to(torch::kFloat) * 2 * weight).sum().backward();
+
+    auto wide = leaves({x.to(torch::kDouble), y.to(torch::kDouble), gain.to(torch::kDouble),
+                        bias.to(torch::kDouble)});
+    const auto sum = wide[0] + wide[1];
+    const auto norm = is_layer ? torch::layer_norm(sum, {40}, wide[2], wide[3])
+                               : gateloop::ops::rms_norm_composite(sum, wide[2]);
+    ((is_layer ? norm : sum) * weight + norm * 2 * weight).sum().backward();
+    expect_close(normalised.stream, is_layer ? norm : sum, 1e-6);
+    expect_close(normalised.input, norm, 0x1p-9);
+    for (const std::size_t i : {0, 1, 2, 3}) {
+      if (i == 3 && !is_layer) continue;
+      SCOPED_TRACE(i);
+      EXPECT_EQ(in[i].grad().scalar_type(), in[i].scalar_type());
+      expect_close(in[i].grad(), wide[i].grad(), 0x1p-8);  // gradients arrive in bfloat16
+    }
+  }
+}
+
+}  // namespace
