@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks import oracle, peer, program
 from benchmarks.contenders import Array, Contender, Pass, Problem
-from benchmarks.floors import floor, linear_shapes, products
+from benchmarks.floors import floor, linear_shapes, onednn_products, products
 from benchmarks.torch_passes import compiled, numpy_of, our_package
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -184,6 +184,18 @@ def matrix_products(rows: int, backward: bool, data: Inputs) -> Mapping[str, Pas
     return {name: Pass(products(rows, shapes, dtype, backward)) for name, dtype in DTYPES.items()}
 
 
+def onednn_matrix_products(rows: int, backward: bool, data: Inputs) -> Mapping[str, Pass]:
+    shapes = linear_shapes(data.weights)
+    return {"float32": Pass(onednn_products(rows, shapes, backward))}
+
+
+def floors(rows: int, backward: bool) -> list[Contender]:
+    return [
+        floor("matrix products", partial(matrix_products, rows, backward)),
+        floor("matrix products, oneDNN", partial(onednn_matrix_products, rows, backward)),
+    ]
+
+
 def training(size: Size, compile_peers: bool) -> Problem:
     rows = size.batch * size.length
 
@@ -199,7 +211,7 @@ def training(size: Size, compile_peers: bool) -> Problem:
         ),
         contender("gateloop-transformer", size.micro_batches),
         contender("gateloop-transformer, whole batch", 1),
-        floor("matrix products", partial(matrix_products, rows, True)),
+        *floors(rows, True),
     ]
     if compile_peers:
         contenders.append(
@@ -252,7 +264,7 @@ def prefill(size: Size) -> Problem:
             Contender(
                 "gateloop-transformer", "peer", "peer", partial(prefill_passes, theirs, size)
             ),
-            floor("matrix products", partial(matrix_products, size.prompt, False)),
+            *floors(size.prompt, False),
         ],
     )
 
