@@ -59,30 +59,33 @@ std::string printable(std::span<const std::uint8_t> bytes) {
   return text;
 }
 
-/// Continues a piece of the validation text, another one at each step.
-void print_sample(const TrainingOptions& options, const training::Corpus& corpus,
-                  nn::Transformer& model, std::int64_t step) {
+/// Continues a piece of the validation text, another one at each step, and prints it meanwhile.
+training::Sample print_sample(const TrainingOptions& options, const training::Corpus& corpus,
+                              nn::Transformer& model, std::int64_t step) {
   const auto valid = corpus.valid();
   const auto prime_length =
       std::min<std::size_t>(static_cast<std::size_t>(options.sample_prime), valid.size());
   const std::size_t start =
       static_cast<std::size_t>(step) * 7919 % (valid.size() - prime_length + 1);
-  const std::string prime = printable(valid.subspan(start, prime_length));
+  const std::string_view prime(reinterpret_cast<const char*>(valid.data() + start), prime_length);
+  training::Sample sample{std::string(prime), {}};
 
   std::printf("--- sample at step %lld: %zu bytes of validation text | then the model\n%s|",
-              static_cast<long long>(step), prime_length, prime.c_str());
+              static_cast<long long>(step), prime_length,
+              printable(valid.subspan(start, prime_length)).c_str());
   runtime::Session session(nn::runtime_model(model));
   generation::GenerateOptions generate;
   generate.length = options.sample_length;
   generate.seed = options.seed + static_cast<std::uint64_t>(step);
-  const std::string_view raw(reinterpret_cast<const char*>(valid.data() + start), prime_length);
-  generation::generate(session, generation::encode_prompt(raw), 1, generate, [](auto tokens) {
+  generation::generate(session, generation::encode_prompt(prime), 1, generate, [&](auto tokens) {
     const auto byte = static_cast<std::uint8_t>(tokens.front());
     std::fputs(printable({&byte, 1}).c_str(), stdout);
+    sample.text += static_cast<char>(byte);
     return true;
   });
   std::puts("\n---");
   std::fflush(stdout);
+  return sample;
 }
 
 void print_end(const std::string& program, const std::filesystem::path& dir,
@@ -177,7 +180,7 @@ training::Result train(TrainFlags flags, const distributed::Communicator& commun
   training::SampleCallback sample;
   if (options.sample_length > 0) {
     sample = [&](nn::Transformer& model, std::int64_t step) {
-      print_sample(options, corpus, model, step);
+      return print_sample(options, corpus, model, step);
     };
   }
   return training::train(std::move(config), corpus, flags.dir(), start, sample, {}, communicator);

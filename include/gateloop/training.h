@@ -8,7 +8,7 @@
 ///   model.best.safetensors      weights at the best validation
 ///   training_state.safetensors  all that resuming needs, in one file: a kill between two files
 ///                               cannot mix two steps
-///   metrics.jsonl               one JSON object per step
+///   metrics.jsonl               one JSON object per step, in ASCII
 /// A resumed run repeats, bit for bit, what the unbroken one would have done, on the same machine
 /// with the same number of threads. With `minutes` the length, and so the decay, depends on the
 /// clock: `plan` says how.
@@ -144,9 +144,17 @@ std::optional<std::int64_t> planned_steps(const TrainingOptions& options, std::i
 /// shortens what is left of the decay.
 double learning_rate(const TrainingOptions& options, std::int64_t step);
 
+/// Bytes that the model continued, and their continuation. In the log each is text: a byte that is
+/// no UTF-8 is there as U+FFFD.
+struct Sample {
+  std::string prime;
+  std::string text;
+};
+
 /// Called after updates that the options choose, with the model in eval mode; `step` counts
-/// updates.
-using SampleCallback = std::function<void(nn::Transformer& model, std::int64_t step)>;
+/// updates. What it returns is in the log, in the record of that step.
+using SampleCallback =
+    std::function<std::optional<Sample>(nn::Transformer& model, std::int64_t step)>;
 
 /// Seconds since any fixed moment. Empty: the system's steady clock.
 using Clock = std::function<double()>;

@@ -52,7 +52,12 @@ std::string to_json_line(const StepMetrics& metrics) {
   if (metrics.final_validation_bits_per_byte) {
     object["final_validation_bits_per_byte"] = *metrics.final_validation_bits_per_byte;
   }
-  return object.dump() + '\n';
+  if (metrics.sample) {
+    object["sample_prime"] = metrics.sample->prime;
+    object["sample"] = metrics.sample->text;
+  }
+  constexpr int kOneLine = -1;
+  return object.dump(kOneLine, ' ', /*ensure_ascii=*/true, json::error_handler_t::replace) + '\n';
 }
 
 MetricsLog::MetricsLog(std::filesystem::path path, std::int64_t step) : path_(std::move(path)) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "gateloop/training.h"
 #include "model/file.h"
 
 namespace gateloop::training {
@@ -20,8 +21,10 @@ struct StepMetrics {
   std::optional<std::int64_t> planned_steps;  ///< where the planned length changes here
   std::optional<double> validation_bits_per_byte;
   std::optional<double> final_validation_bits_per_byte;
+  std::optional<Sample> sample;
 };
 
+/// In ASCII, with the newline: no character of a sample is a line's end to any reader.
 std::string to_json_line(const StepMetrics& metrics);
 
 /// metrics.jsonl, appended to. Each line is one write: a kill leaves whole lines.

@@ -203,7 +203,7 @@ void Trainer::evaluate_at_end(StepMetrics& metrics) {
 }
 
 /// The update may have carried a finite gradient to an infinite weight; such weights shall not
-/// replace a good checkpoint.
+/// replace a good checkpoint, and give no distribution to draw from.
 void Trainer::check_weights() const {
   if (std::isfinite(
           torch::stack(at::_foreach_norm(model_->parameters(), 2)).sum().item<double>())) {
@@ -264,12 +264,14 @@ void Trainer::plan_length(StepMetrics& metrics) {
   }
 }
 
-void Trainer::sample_now() {
-  if (!sample_ || !communicator_.is_main()) return;
+std::optional<Sample> Trainer::sample_now() {
+  if (!sample_ || !communicator_.is_main()) return std::nullopt;
+  check_weights();
   progress_.clear();
   model_->eval();
-  sample_(model_, position_.step);
+  std::optional<Sample> sample = sample_(model_, position_.step);
   model_->train();
+  return sample;
 }
 
 std::optional<double> Trainer::seconds_left() const {
@@ -313,6 +315,7 @@ Result Trainer::run() {
     if (due(options_.validate_every) || finished()) validate_now(metrics);
     if (finished()) evaluate_at_end(metrics);
     metrics.elapsed_seconds = elapsed();
+    if (due(options_.sample_every) || finished()) metrics.sample = sample_now();
     if (log) log->append(metrics);
     progress_.update(metrics, steps(), seconds_left());
 
@@ -321,7 +324,6 @@ Result Trainer::run() {
       if (log) log->flush();  // before the state: the log is never behind it
       save_checkpoint();
     }
-    if (due(options_.sample_every) || finished()) sample_now();
     if (finished() || signal != 0) {
       progress_.clear();
       return result(finished() ? 0 : signal);

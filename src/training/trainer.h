@@ -48,7 +48,7 @@ class Trainer {
   void time_validation_and_saving();
   void plan_length(StepMetrics& metrics);
   std::optional<std::int64_t> estimated_length();
-  void sample_now();
+  std::optional<Sample> sample_now();
   Result result(int signal) const;
 
   /// Of this process alone.

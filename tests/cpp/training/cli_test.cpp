@@ -177,7 +177,13 @@ TEST_F(CommandTest, TrainsAndSaysHowToGoOn) {
         "run/model.safetensors", "generate --checkpoint run", "sample at step 12"}) {
     EXPECT_NE(outcome.out.find(expected), std::string::npos) << expected << "\n" << outcome.out;
   }
-  EXPECT_EQ(losses_of(dir_ / "run").size(), 12U);
+  const auto lines = losses_of(dir_ / "run");
+  ASSERT_EQ(lines.size(), 12U);
+  const auto last = nlohmann::json::parse(lines.back());
+  const auto prime = last.at("sample_prime").get<std::string>();
+  EXPECT_EQ(prime.size(), 8U);
+  EXPECT_NE(outcome.out.find("\n" + prime + "|"), std::string::npos) << prime << outcome.out;
+  EXPECT_NE(last.at("sample"), "");
 
   const Outcome again = run(train({"--steps", "12"}));
   EXPECT_EQ(again.code, 2);

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <csignal>
 #include <functional>
 #include <limits>
@@ -20,6 +21,8 @@ namespace {
 using test::losses_of;
 using test::read_bytes;
 using test::TemporaryDirectory;
+
+std::optional<Sample> stop(nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); }
 
 /// A model and a run that take milliseconds a step, on a corpus of its own.
 class TrainerTest : public ::testing::Test {
@@ -97,6 +100,7 @@ TEST_F(TrainerTest, TheWeightsSavedAreThoseValidated) {
   const Result result = train(config_, *corpus_, dir_ / "run", Start::kNew,
                               [&](nn::Transformer& model, std::int64_t step) {
                                 sampled[step] = checkpoint::state_dict(*model);
+                                return std::nullopt;
                               });
   const auto lines = losses_of(dir_ / "run");
   const auto check = [&](checkpoint::Weights weights, std::int64_t step) {
@@ -132,13 +136,15 @@ TEST_F(TrainerTest, ResumesBitForBitAfterASignal) {
     const std::string broken = std::string("broken.") + dtype;
     const auto unbroken = run(whole, config_);
     config_.training.sample_every = 6;
-    // The signal comes after step 6 was saved or not; the next step is finished and saved.
     const Result stopped = train(config_, *corpus_, dir_ / broken, Start::kNew,
-                                 [](nn::Transformer&, std::int64_t) { std::raise(SIGTERM); });
+                                 [](nn::Transformer&, std::int64_t) -> std::optional<Sample> {
+                                   std::raise(SIGTERM);
+                                   return std::nullopt;
+                                 });
     EXPECT_EQ(stopped.signal, SIGTERM);
-    EXPECT_EQ(stopped.step, 7);
+    EXPECT_EQ(stopped.step, 6);
     EXPECT_FALSE(stopped.final_bits_per_byte);
-    EXPECT_EQ(losses_of(dir_ / broken).size(), 7U);
+    EXPECT_EQ(losses_of(dir_ / broken).size(), 6U);
     train(load_config(dir_ / broken), *corpus_, dir_ / broken, Start::kResume);
     EXPECT_EQ(losses_of(dir_ / broken), unbroken) << dtype;
     EXPECT_EQ(read_bytes(dir_ / broken / "model.safetensors"),
@@ -150,25 +156,62 @@ TEST_F(TrainerTest, ResumesBitForBitAfterASignal) {
 TEST_F(TrainerTest, ResumesFromTheCheckpointAndDropsLaterLines) {
   const auto unbroken = run("whole", config_);
   config_.training.sample_every = 6;
-  // An error after step 6; the last checkpoint is of step 4.
+  // An error before step 6 is in the log; the last checkpoint is of step 4.
+  EXPECT_EQ(message_of([&] { train(config_, *corpus_, dir_ / "broken", Start::kNew, stop); }),
+            "stop");
+  EXPECT_EQ(losses_of(dir_ / "broken").size(), 5U);
+  std::ofstream(dir_ / "broken" / "metrics.jsonl", std::ios::app) << "{\"step\": 6, \"tra";
+  train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken", Start::kResume);
+  EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
+}
+
+TEST_F(TrainerTest, TheLogHasEverySampleAsText) {
+  config_.training.sample_every = 5;
+  // Invalid: a byte that continues nothing, and a character cut short. U+2028 ends a line for some.
+  const std::string bytes = "\x80 \xe2\x80\xa8\n\"\x01 \xc3\xa9 \xe2\x80";
+  const std::string text = "\uFFFD \u2028\n\"\u0001 \u00e9 \uFFFD";
+  const SampleCallback sample = [&](nn::Transformer&, std::int64_t step) {
+    // The state may be saved only after the record.
+    EXPECT_EQ(std::ssize(losses_of(dir_ / "run")), step - 1);
+    return Sample{"prime " + std::to_string(step), bytes};
+  };
+  train(config_, *corpus_, dir_ / "run", Start::kNew, sample);
+  const std::string log = read_bytes(dir_ / "run" / "metrics.jsonl");
+  EXPECT_TRUE(std::ranges::all_of(log, [](char c) { return c == '\n' || (c >= ' ' && c < 0x7f); }));
+  const auto lines = losses_of(dir_ / "run");
+  ASSERT_EQ(lines.size(), 12U);
+  for (std::size_t step = 1; step <= lines.size(); ++step) {
+    const auto line = nlohmann::json::parse(lines[step - 1]);
+    const bool sampled = step == 5 || step == 10 || step == 12;
+    ASSERT_EQ(line.contains("sample"), sampled) << step;
+    if (!sampled) continue;
+    EXPECT_EQ(line["sample"], text) << step;
+    EXPECT_EQ(line["sample_prime"], "prime " + std::to_string(step));
+  }
+}
+
+TEST_F(TrainerTest, SamplesOfAResumedRunAreThoseOfTheUnbroken) {
+  config_.training.sample_every = 3;
+  const SampleCallback sample = [](nn::Transformer& model, std::int64_t) {
+    return Sample{"", std::to_string(model->parameters().front().sum().item<float>())};
+  };
+  train(config_, *corpus_, dir_ / "whole", Start::kNew, sample);
+  const auto unbroken = losses_of(dir_ / "whole");
   EXPECT_EQ(message_of([&] {
               train(config_, *corpus_, dir_ / "broken", Start::kNew,
-                    [](nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); });
+                    [&](nn::Transformer& model, std::int64_t step) {
+                      return step == 9 ? stop(model, step) : sample(model, step);
+                    });
             }),
             "stop");
-  EXPECT_EQ(losses_of(dir_ / "broken").size(), 6U);
-  std::ofstream(dir_ / "broken" / "metrics.jsonl", std::ios::app) << "{\"step\": 7, \"tra";
-  train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken", Start::kResume);
+  train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken", Start::kResume, sample);
   EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
 }
 
 TEST_F(TrainerTest, ResumesFromTheSeedWhereNothingWasSaved) {
   const auto unbroken = run("whole", config_);
   config_.training.sample_every = 2;
-  EXPECT_EQ(message_of([&] {
-              train(config_, *corpus_, dir_ / "broken", Start::kNew,
-                    [](nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); });
-            }),
+  EXPECT_EQ(message_of([&] { train(config_, *corpus_, dir_ / "broken", Start::kNew, stop); }),
             "stop");
   EXPECT_FALSE(std::filesystem::exists(dir_ / "broken" / "training_state.safetensors"));
   train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken", Start::kResume);
@@ -211,12 +254,8 @@ TEST_F(TrainerTest, AResumedRunKeepsItsPlan) {
   config_.training.checkpoint_every = 50;
   config_.training.sample_every = 120;
   // An error after step 120: config.json and the state are of step 100.
-  EXPECT_EQ(message_of([&] {
-              train(
-                  config_, *corpus_, dir_ / "run", Start::kNew,
-                  [](nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); },
-                  faster_from(2));
-            }),
+  EXPECT_EQ(message_of(
+                [&] { train(config_, *corpus_, dir_ / "run", Start::kNew, stop, faster_from(2)); }),
             "stop");
   const auto before = load_config(dir_ / "run").training.plan;
   ASSERT_GE(before.size(), 2U);
@@ -260,9 +299,11 @@ TEST_F(TrainerTest, MicroBatchesTogetherAndOneByOneAgree) {
 
 TEST_F(TrainerTest, ANonFiniteLossStopsAndKeepsTheCheckpoint) {
   config_.training.sample_every = 8;
-  train(config_, *corpus_, dir_ / "run", Start::kNew, [](nn::Transformer&, std::int64_t step) {
-    if (step == 8) std::raise(SIGINT);
-  });
+  train(config_, *corpus_, dir_ / "run", Start::kNew,
+        [](nn::Transformer&, std::int64_t step) -> std::optional<Sample> {
+          if (step == 8) std::raise(SIGINT);
+          return std::nullopt;
+        });
   const std::filesystem::path state = dir_ / "run" / "training_state.safetensors";
   // A weight that is infinite: every loss from here on is not finite.
   auto content = checkpoint::load_safetensors(state);
@@ -273,10 +314,10 @@ TEST_F(TrainerTest, ANonFiniteLossStopsAndKeepsTheCheckpoint) {
   const std::string before = read_bytes(state);
   const std::string message =
       message_of([&] { train(load_config(dir_ / "run"), *corpus_, dir_ / "run", Start::kResume); });
-  EXPECT_NE(message.find("the loss is not finite at step 10"), std::string::npos) << message;
+  EXPECT_NE(message.find("the loss is not finite at step 9"), std::string::npos) << message;
   EXPECT_NE(message.find("is whole"), std::string::npos) << message;
   EXPECT_EQ(read_bytes(state), before);
-  EXPECT_EQ(losses_of(dir_ / "run").size(), 9U);
+  EXPECT_EQ(losses_of(dir_ / "run").size(), 8U);
 }
 
 TEST_F(TrainerTest, InfiniteWeightsDoNotReplaceACheckpoint) {
@@ -289,6 +330,17 @@ TEST_F(TrainerTest, InfiniteWeightsDoNotReplaceACheckpoint) {
   EXPECT_NE(message.find("is not finite at step 1"), std::string::npos) << message;
   EXPECT_NE(message.find("no checkpoint had been saved"), std::string::npos) << message;
   EXPECT_FALSE(std::filesystem::exists(dir_ / "run" / "training_state.safetensors"));
+}
+
+TEST_F(TrainerTest, InfiniteWeightsAreNotSampledFrom) {
+  config_.training.schedule = "constant";
+  config_.training.warmup_steps = 0;
+  config_.training.learning_rate = 1e39;  // beyond float32
+  config_.training.sample_every = 1;
+  EXPECT_NE(message_of([&] {
+              train(config_, *corpus_, dir_ / "run", Start::kNew, stop);
+            }).find("a weight is not finite at step 1"),
+            std::string::npos);
 }
 
 TEST_F(TrainerTest, RefusesWhatDoesNotFitTheDirectory) {
@@ -330,6 +382,7 @@ TEST_F(TrainerTest, RefusesASecondTrainerInTheDirectory) {
   train(config_, *corpus_, dir_ / "run", Start::kNew, [&](nn::Transformer&, std::int64_t) {
     message = message_of(
         [&] { train(load_config(dir_ / "run"), *corpus_, dir_ / "run", Start::kResume); });
+    return std::nullopt;
   });
   EXPECT_NE(message.find("another process is training there"), std::string::npos) << message;
 }
