@@ -17,136 +17,17 @@ import contextlib
 import html
 import importlib.util
 import json
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateloop_cpp import _files
+from gateloop_cpp._runs import MARK, METRICS, Log, Record, Run, read_run
 
-METRICS = "metrics.jsonl"
 POLL_SECONDS = 1.0
-# Every record has it, and it is sent last of its record: a tracker that has it has the record.
-MARK = "train/bits_per_byte"
-NAMES = {
-    "train_bits_per_byte": MARK,
-    "gradient_norm": "train/gradient_norm",
-    "learning_rate": "train/learning_rate",
-    "planned_steps": "train/planned_steps",
-    "validation_bits_per_byte": "validation/bits_per_byte",
-    "final_validation_bits_per_byte": "validation/final_bits_per_byte",
-    "tokens_per_second": "speed/tokens_per_second",
-    "elapsed_seconds": "speed/elapsed_seconds",
-}
-FINAL = "final_validation_bits_per_byte"
-
-
-@dataclass
-class Record:
-    """One line of metrics.jsonl."""
-
-    step: int
-    elapsed_seconds: float
-    scalars: dict[str, float]  # by the tracker's names, MARK last
-    texts: dict[str, str]
-    is_final: bool
-
-
-@dataclass
-class Log:
-    """The records of a metrics.jsonl, also while a trainer writes it.
-
-    A resumed run cuts its log back to the last checkpoint and repeats, bit for bit, the steps after
-    it: those are not given again.
-    """
-
-    path: Path
-    last_step: int = 0  # given so far
-    _file: tuple[int, int] = (0, 0)
-    _offset: int = 0
-
-    def new_records(self) -> list[Record]:
-        """What whole lines have come since the last call; none while there is no file.
-
-        Raises ValueError naming the file and the line that is no record.
-        """
-        try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
-                    self._file, self._offset = (status.st_dev, status.st_ino), 0
-                file.seek(self._offset)
-                text = file.read()
-        except FileNotFoundError:
-            return []
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        records = [self._record(line) for line in whole.splitlines()]
-        new = [record for record in records if record.step > self.last_step]
-        self.last_step = max([self.last_step, *(record.step for record in new)])
-        return new
-
-    def _record(self, line: bytes) -> Record:
-        try:
-            values = json.loads(line)
-            step, elapsed = int(values.pop("step")), float(values.get("elapsed_seconds", 0))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            shown = line[:80].decode("utf-8", "replace")
-            raise ValueError(f"{self.path}: not a record of a run: {shown}") from error
-        scalars: dict[str, float] = {}
-        texts: dict[str, str] = {}
-        for name, value in values.items():
-            if isinstance(value, str):
-                texts[name] = value
-            elif isinstance(value, int | float) and math.isfinite(value):
-                scalars[NAMES.get(name, name)] = value
-        if MARK in scalars:
-            scalars[MARK] = scalars.pop(MARK)
-        return Record(step, elapsed, scalars, texts, FINAL in values)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a tracker shows of a run besides its records."""
-
-    folder: Path
-    id: str
-    config: dict[str, Any]  # model, training, parameters
-    began: float  # seconds since 1970
-
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
-
-
-def read_run(folder: Path) -> Run:
-    """Raises FileNotFoundError or ValueError naming the file."""
-    path = folder / _files.CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        config = {key: content[key] for key in ("model", "training")}
-        provenance = content.get("provenance", [])
-        dates = [datetime.fromisoformat(entry["date"]).timestamp() for entry in provenance]
-        run_id = str(content.get("id", folder.resolve().name))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not the configuration of a run: {error}") from error
-    weights = folder / _files.WEIGHTS["latest"]
-    if weights.exists():
-        config["parameters"] = count_parameters(weights)
-    return Run(folder, run_id, config, dates[0] if dates else path.stat().st_mtime)
-
-
-def count_parameters(weights: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="numpy") as content:
-        names = list(content.keys())
-        return sum(math.prod(content.get_slice(name).get_shape()) for name in names)
 
 
 class Tracker(Protocol):

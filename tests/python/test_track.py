@@ -12,57 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from small_runs import PARAMETERS, SAMPLE, STEPS, write_run, write_steps
 
 from gateloop_cpp import track
+from gateloop_cpp._runs import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 40
-SAMPLE = "a sample <b>\nof text"
-
-
-def line(step: int, last: int = STEPS) -> str:
-    values: dict[str, Any] = {
-        "step": step,
-        "train_bits_per_byte": 8 / step,
-        "learning_rate": 1e-3,
-        "gradient_norm": 0.5 + step,
-        "tokens_per_second": 1000.0,
-        "elapsed_seconds": 0.5 * step,
-    }
-    if step % 10 == 0:
-        values["validation_bits_per_byte"] = 7 / step
-        values["sample"] = SAMPLE
-    if step == last:
-        values["final_validation_bits_per_byte"] = 6 / step
-    return json.dumps(values) + "\n"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run's directory with no step made yet."""
-    folder = tmp_path / "runs" / "small"
-    folder.mkdir(parents=True)
-    config = {
-        "format": 1,
-        "id": "0123abcd",
-        "model": {"dim": 8},
-        "training": {"steps": STEPS},
-        "provenance": [{"date": "2026-01-02T03:04:05Z"}],
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file(
-        {"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)},
-        folder / "model.safetensors",
-    )
-    return folder
-
-
-def write(run: Path, first: int, last: int) -> None:
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(line(step) for step in range(first, last + 1))
+    return write_run(tmp_path / "runs" / "small")
 
 
 EXPECTED = {
@@ -82,7 +44,7 @@ def in_tensorboard(out: Path) -> dict[str, list[tuple[int, float]]]:
     assert [text.step for text in texts] == [10, 20, 30, 40]
     assert texts[0].tensor_proto.string_val[0].decode() == SAMPLE
     shown = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert '"parameters": 17' in shown
+    assert f'"parameters": {PARAMETERS}' in shown
     return {
         name: [(event.step, event.value) for event in events.Scalars(name)]
         for name in events.Tags()["scalars"]
@@ -132,7 +94,10 @@ def in_mlflow(out: Path) -> dict[str, list[tuple[int, float]]]:
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     (experiment,) = [e for e in client.search_experiments() if e.name == "gateloop"]
     (found,) = client.search_runs([experiment.experiment_id])
-    assert found.data.params == {"model.dim": "8", "training.steps": "40", "parameters": "17"}
+    params = found.data.params
+    assert params["model.dim"] == "8"
+    assert params["training.steps"] == str(STEPS)
+    assert params["parameters"] == str(PARAMETERS)
     return {
         name: [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, name)]
         for name in found.data.metrics
@@ -183,7 +148,7 @@ Start = Callable[[], subprocess.Popen[bytes]]
 
 
 def test_history(run: Path, to: str, start: Start, tmp_path: Path) -> None:
-    write(run, 1, STEPS)
+    write_steps(run, 1, STEPS)
     assert start().wait(timeout=90) == 0
     assert_whole(READERS[to](tmp_path / "out"))
 
@@ -192,14 +157,14 @@ def test_a_live_run_and_a_follower_that_is_killed(
     run: Path, to: str, start: Start, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    write(run, 1, 15)
+    write_steps(run, 1, 15)
     follower = start()
     wait_until_sent(15, to, out, follower)
     follower.send_signal(signal.SIGKILL)
     follower.wait(timeout=90)
-    write(run, 16, 25)
+    write_steps(run, 16, 25)
     follower = start()
-    write(run, 26, STEPS)
+    write_steps(run, 26, STEPS)
     assert follower.wait(timeout=90) == 0
     assert_whole(READERS[to](out))
 
@@ -214,15 +179,15 @@ def has_arrived(step: int, to: str, out: Path) -> bool:
         if not (out / "small").is_dir():
             return False
         events = EventAccumulator(str(out / "small")).Reload()
-        known = track.MARK in events.Tags()["scalars"]
-        return known and events.Scalars(track.MARK)[-1].step == step
+        known = MARK in events.Tags()["scalars"]
+        return known and events.Scalars(MARK)[-1].step == step
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("gateloop")
     runs = client.search_runs([experiment.experiment_id]) if experiment else []
-    ids = [found.info.run_id for found in runs if track.MARK in found.data.metrics]
-    return any(client.get_metric_history(run, track.MARK)[-1].step == step for run in ids)
+    ids = [found.info.run_id for found in runs if MARK in found.data.metrics]
+    return any(client.get_metric_history(run, MARK)[-1].step == step for run in ids)
 
 
 def wait_until_sent(step: int, to: str, out: Path, follower: subprocess.Popen[bytes]) -> None:
@@ -231,50 +196,6 @@ def wait_until_sent(step: int, to: str, out: Path, follower: subprocess.Popen[by
         assert follower.poll() is None
         assert time.monotonic() < deadline, f"step {step} did not arrive"
         time.sleep(0.2)
-
-
-class TestLog:
-    @pytest.fixture
-    def log(self, run: Path) -> Iterator[track.Log]:
-        yield track.Log(run / "metrics.jsonl")
-
-    def test_no_file_yet(self, log: track.Log) -> None:
-        assert log.new_records() == []
-
-    def test_a_line_being_written_waits_for_its_end(self, log: track.Log, run: Path) -> None:
-        write(run, 1, 2)
-        half = line(3)
-        with log.path.open("a", encoding="utf-8") as file:
-            file.write(half[:30])
-        assert [record.step for record in log.new_records()] == [1, 2]
-        with log.path.open("a", encoding="utf-8") as file:
-            file.write(half[30:])
-        assert [record.step for record in log.new_records()] == [3]
-
-    @pytest.mark.parametrize("replaced", [False, True])
-    def test_a_log_cut_back_by_resuming(self, log: track.Log, run: Path, replaced: bool) -> None:
-        write(run, 1, 9)
-        assert len(log.new_records()) == 9
-        kept = "".join(line(step) for step in range(1, 6))
-        if replaced:
-            other = run / "other"
-            other.write_text(kept, encoding="utf-8")
-            other.replace(log.path)
-        else:
-            log.path.write_text(kept, encoding="utf-8")
-        assert log.new_records() == []
-        write(run, 6, 12)
-        assert [record.step for record in log.new_records()] == [10, 11, 12]
-
-    def test_what_is_no_record_is_named(self, log: track.Log) -> None:
-        log.path.write_text('{"loss": 1}\n', encoding="utf-8")
-        with pytest.raises(ValueError, match=r"metrics.jsonl: not a record of a run: .*loss"):
-            log.new_records()
-
-    def test_numbers_that_are_not_finite_are_left_out(self, log: track.Log) -> None:
-        log.path.write_text('{"step": 1, "gradient_norm": NaN, "train_bits_per_byte": 1}\n')
-        (record,) = log.new_records()
-        assert record.scalars == {track.MARK: 1}
 
 
 def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

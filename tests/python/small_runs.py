@@ -1,0 +1,60 @@
+"""Directories of runs as ``gateloop train`` leaves them, without training."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+STEPS = 40
+PARAMETERS = 17
+PRIME = "prime|"
+SAMPLE = "a sample <b>\nof text"
+
+
+def write_run(
+    folder: Path, training: Mapping[str, Any] | None = None, model: Mapping[str, Any] | None = None
+) -> Path:
+    """A run's directory with no step made yet."""
+    folder.mkdir(parents=True)
+    options = {"steps": STEPS, "batch": 2, "accumulation": 3, "length": 4, "seed": 0}
+    config = {
+        "format": 1,
+        "id": "0123abcd",
+        "model": {"dim": 8, **(model or {})},
+        "training": options | dict(training or {}),
+        "provenance": [{"date": "2026-01-02T03:04:05Z", "processor": "one of a test"}],
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "metrics.jsonl").touch()
+    save_file(
+        {"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)},
+        folder / "model.safetensors",
+    )
+    return folder
+
+
+def line(step: int, last: int = STEPS, scale: float = 1) -> str:
+    """The record of a step; losses are proportional to `scale`."""
+    values: dict[str, Any] = {
+        "step": step,
+        "train_bits_per_byte": scale * 8 / step,
+        "learning_rate": 1e-3,
+        "gradient_norm": 0.5 + step,
+        "tokens_per_second": 1000.0,
+        "elapsed_seconds": 0.5 * step,
+    }
+    if step % 10 == 0:
+        values["validation_bits_per_byte"] = scale * 7 / step
+        values["sample_prime"] = PRIME
+        values["sample"] = SAMPLE
+    if step == last:
+        values["final_validation_bits_per_byte"] = scale * 6 / step
+    return json.dumps(values) + "\n"
+
+
+def write_steps(run: Path, first: int, last: int, scale: float = 1) -> None:
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(line(step, scale=scale) for step in range(first, last + 1))

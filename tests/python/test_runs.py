@@ -1,0 +1,90 @@
+"""What is read of a run's directory, also while a trainer writes it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_runs import PARAMETERS, line, write_run, write_steps
+
+from gateloop_cpp import _runs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "runs" / "small")
+
+
+class TestLog:
+    @pytest.fixture
+    def log(self, run: Path) -> Iterator[_runs.Log]:
+        yield _runs.Log(run / "metrics.jsonl")
+
+    def test_no_file_yet(self, log: _runs.Log) -> None:
+        assert log.new_records() == []
+
+    def test_a_line_being_written_waits_for_its_end(self, log: _runs.Log, run: Path) -> None:
+        write_steps(run, 1, 2)
+        half = line(3)
+        with log.path.open("a", encoding="utf-8") as file:
+            file.write(half[:30])
+        assert [record.step for record in log.new_records()] == [1, 2]
+        with log.path.open("a", encoding="utf-8") as file:
+            file.write(half[30:])
+        assert [record.step for record in log.new_records()] == [3]
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_a_log_cut_back_by_resuming(self, log: _runs.Log, run: Path, replaced: bool) -> None:
+        write_steps(run, 1, 9)
+        assert len(log.new_records()) == 9
+        kept = "".join(line(step) for step in range(1, 6))
+        if replaced:
+            other = run / "other"
+            other.write_text(kept, encoding="utf-8")
+            other.replace(log.path)
+        else:
+            log.path.write_text(kept, encoding="utf-8")
+        assert log.new_records() == []
+        write_steps(run, 6, 12)
+        assert [record.step for record in log.new_records()] == [10, 11, 12]
+
+    def test_what_is_no_record_is_named(self, log: _runs.Log) -> None:
+        log.path.write_text('{"loss": 1}\n', encoding="utf-8")
+        with pytest.raises(ValueError, match=r"metrics.jsonl: not a record of a run: .*loss"):
+            log.new_records()
+
+    def test_numbers_that_are_not_finite_are_left_out(self, log: _runs.Log) -> None:
+        log.path.write_text('{"step": 1, "gradient_norm": NaN, "train_bits_per_byte": 1}\n')
+        (record,) = log.new_records()
+        assert record.scalars == {_runs.MARK: 1}
+
+
+def test_a_run_is_described(run: Path) -> None:
+    read = _runs.read_run(run)
+    assert (read.name, read.id) == ("small", "0123abcd")
+    assert read.config["model"] == {"dim": 8}
+    assert read.config["parameters"] == PARAMETERS
+    assert read.machine == {"processor": "one of a test"}
+    assert read.began == 1767323045
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"model": {}', '{"model": {}, "training": 3}'])
+def test_what_is_no_configuration_is_named(run: Path, text: str) -> None:
+    (run / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config.json: not the configuration of a run"):
+        _runs.read_run(run)
+
+
+class TestFindRuns:
+    def test_runs_and_folders_of_runs(self, run: Path, tmp_path: Path) -> None:
+        other = write_run(tmp_path / "runs" / "other")
+        (tmp_path / "runs" / "no run").mkdir()
+        both = [other, run] if other < run else [run, other]
+        assert _runs.find_runs([tmp_path / "runs"]) == both
+        assert _runs.find_runs([run, tmp_path / "runs"]) == [run, other]
+
+    def test_a_folder_without_runs_is_named(self, run: Path) -> None:
+        (run / "metrics.jsonl").unlink()
+        with pytest.raises(ValueError, match=r"small: no run, nor a folder of runs"):
+            _runs.find_runs([run])
+        with pytest.raises(FileNotFoundError, match=r"none: no such folder"):
+            _runs.find_runs([run / "none"])
