@@ -23,7 +23,8 @@ help:  ## Show this list
 	@echo "  PROCESSES=N   train in N processes that share each step (default: 1)"
 	@echo "  PRESET=NAME   quick (default) or enwik8"
 	@echo "  OUT=DIR       where the model goes (default: runs/PRESET)"
-	@echo "  ARGS='...'    more flags for 'gateloop train' or for the benchmark (ARGS=--help lists them)"
+	@echo "  RUNS='DIR …'  'make report' compares these runs, or the runs in these folders (default: runs)"
+	@echo "  ARGS='...'    more flags for 'gateloop train', the report or the benchmark (ARGS=--help lists them)"
 	@echo "  BASE=REVISION 'make bench' compares with this git revision"
 	@echo "  JOBS=N        compile N files at once (default: all cores; a file takes up to 2 GB)"
 
@@ -119,6 +120,12 @@ train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
 	  $(if $(OUT),--out=$(call quoted,$(OUT))) $(if $(DATA),--data=$(call quoted,$(DATA))) \
 	  $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) \
 	  $(if $(PROCESSES),--processes=$(call quoted,$(PROCESSES))) $(ARGS)
+
+# The folders are words of their own.
+.PHONY: report
+report: build  ## Compare the runs in runs/ on one HTML page: runs/report.html
+	@GATELOOP_OPS_LIBRARY=build/release/lib/libgateloop_ops.so PYTHONPATH=python \
+	  .venv/bin/python -m gateloop_cpp.report $(or $(RUNS),runs) --out runs $(ARGS)
 
 .PHONY: bench
 bench: build-all  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it

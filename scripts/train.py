@@ -128,6 +128,14 @@ def make_command(options: argparse.Namespace, flags: str) -> str:
     return shlex.join(["make", "train", *(word.replace("$", "$$") for word in words), flags])
 
 
+def report_command(run: Path) -> str:
+    """The 'make report' whose page has the run."""
+    if run.resolve().parent == ROOT / "runs":
+        return "make report"
+    words = shlex.quote(shown(run)).replace("$", "$$")
+    return shlex.join(["make", "report", f"RUNS={words}"])
+
+
 def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names are any bytes
@@ -163,6 +171,7 @@ def main() -> int:
         f"\n  {binary} generate --checkpoint {model} --prompt 'Your text' --length 2000"
         f"\n  {binary} evaluate --checkpoint {model} --data FILE"
         f"\n  {binary} info --checkpoint {model}"
+        f"\n  {report_command(run):42} its curves, figures and samples on one page"
         f"\n  make train MINUTES=30 OUT=runs/longer      a longer run, better figures"
         f"\n  make train PRESET=enwik8                   the reference's experiment (days on a CPU)"
     )

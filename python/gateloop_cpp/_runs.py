@@ -127,11 +127,15 @@ def read_run(folder: Path) -> Run:
 
 
 def count_parameters(weights: Path) -> int:
-    from safetensors import safe_open
+    """Raises ValueError naming the file."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(weights, framework="numpy") as content:
-        names = list(content.keys())
-        return sum(math.prod(content.get_slice(name).get_shape()) for name in names)
+    try:
+        with safe_open(weights, framework="numpy") as content:
+            names = list(content.keys())
+            return sum(math.prod(content.get_slice(name).get_shape()) for name in names)
+    except SafetensorError as error:
+        raise ValueError(f"{weights}: not a valid safetensors file: {error}") from error
 
 
 def is_run(folder: Path) -> bool:

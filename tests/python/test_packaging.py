@@ -186,6 +186,31 @@ def test_make_train_takes_names_as_they_are(train: Train, tmp_path: Path) -> Non
     ], result.stderr
 
 
+@pytest.mark.parametrize(
+    ("out", "runs"),
+    [("runs/quick", "runs"), ("two words", "two words"), ("it's a $run", "it's a $run")],
+)
+def test_train_names_the_report_of_its_run(
+    train: Train, tmp_path: Path, out: str, runs: str
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    script = '#!/usr/bin/env bash\nprintf "<%s>" "$@"\n'
+    executable(tmp_path / ".venv" / "bin" / "python", script)
+    printed = train("--data=text", f"--out={out}").stdout
+    command = re.search(r"^  (make report.*?) +its curves", printed, re.MULTILINE)
+    assert command
+    result = subprocess.run(
+        f"{command[1]} --assume-old=build",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout == f"<-m><gateloop_cpp.report><{runs}><--out><runs>", result.stderr
+
+
 def test_train_without_a_reader(train: Train, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -1,0 +1,144 @@
+"""Whole runs of ``gateloop train``, and what plots and reports show of them."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateloop_cpp import _runs
+from gateloop_cpp._files import CONFIG
+from gateloop_cpp._runs import Log, Record, Run
+
+VALIDATION = "validation/bits_per_byte"
+FINAL = _runs.NAMES[_runs.FINAL]
+SPEED = "speed/tokens_per_second"
+PLANNED = "train/planned_steps"
+# Steps over which a mean forgets: single batches jump by 0.2 bits.
+LEAST_MEMORY = 20
+MEMORY_SHARE = 1 / 50  # of the run
+
+Point = tuple[Record, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    step: int
+    bits_per_byte: float
+
+
+@dataclass
+class History:
+    """A run and all its records; without any where no step is made yet."""
+
+    run: Run
+    log: Log
+    name: str
+    records: list[Record] = field(default_factory=list)
+
+    def advance(self) -> None:
+        """Reads the records that have come. Raises ValueError naming the file."""
+        self.records += self.log.new_records()
+
+    @property
+    def last(self) -> Record:
+        """IndexError where there is none."""
+        return self.records[-1]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return self.run.config["training"]
+
+    @property
+    def bytes_per_step(self) -> int:
+        return math.prod(int(self.training[key]) for key in ("batch", "accumulation", "length"))
+
+    @property
+    def seed(self) -> int:
+        return int(self.training.get("seed") or 0)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Where the length follows from a time, the latest estimate."""
+        if self.training.get("steps"):
+            return int(self.training["steps"])
+        estimates = [r.scalars[PLANNED] for r in self.records if PLANNED in r.scalars]
+        return int(estimates[-1]) if estimates else None
+
+    def values(self, name: str) -> list[tuple[Record, float]]:
+        return [(r, r.scalars[name]) for r in self.records if name in r.scalars]
+
+    @property
+    def final(self) -> float | None:
+        """Of a finished run. A run may have gone on after an earlier end."""
+        return self.last.scalars.get(FINAL)
+
+    @property
+    def best(self) -> Score | None:
+        scores = [Score(record.step, value) for record, value in self.values(VALIDATION)]
+        return min(scores, key=lambda score: score.bits_per_byte, default=None)
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """The median over steps: the pause of one step does not count."""
+        speeds = [value for _, value in self.values(SPEED)]
+        return statistics.median(speeds) if speeds else None
+
+
+def read(folder: Path) -> History:
+    """Raises OSError or ValueError naming the file."""
+    run = _runs.read_run(folder)
+    history = History(run, Log(folder / _runs.METRICS), run.name)
+    try:
+        _ = history.bytes_per_step, history.planned_steps, history.seed
+    except (KeyError, TypeError, ValueError) as error:
+        options = "batch, accumulation, length, steps and seed"
+        raise ValueError(f"{folder / CONFIG}: no numbers for {options}: {error}") from error
+    history.advance()
+    return history
+
+
+def tell_apart(histories: Sequence[History]) -> None:
+    """Where two folders have the same name, their paths are the names."""
+    names = [history.run.name for history in histories]
+    for history in histories:
+        if names.count(history.run.name) > 1:
+            history.name = str(history.run.folder)
+
+
+@dataclass(frozen=True)
+class Axis:
+    name: str
+    label: str
+    title: str
+    value: Callable[[History, Record], float]
+
+
+def axes(histories: Sequence[History]) -> list[Axis]:
+    longest = max(history.last.elapsed_seconds for history in histories)
+    unit, seconds = next(
+        (unit for unit in (("hours", 3600.0), ("minutes", 60.0)) if longest >= 2 * unit[1]),
+        ("seconds", 1.0),
+    )
+    return [
+        Axis("step", "steps", "steps", lambda _, record: record.step),
+        Axis("bytes", "bytes", "bytes seen", lambda h, record: record.step * h.bytes_per_step),
+        Axis("time", "time", f"{unit} of training", lambda _, r: r.elapsed_seconds / seconds),
+    ]
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Exponential means; at first of all values so far, so that they begin at the first."""
+    memory = max(LEAST_MEMORY, round(MEMORY_SHARE * len(points)))
+    mean, result = 0.0, []
+    for count, (record, value) in enumerate(points, 1):
+        mean += (value - mean) / min(count, memory)
+        result.append((record, mean))
+    return result
+
+
+def si(value: float) -> str:
+    """Three digits: 26.6k."""
+    exponent = min(4, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
+    return f"{value / 1000**exponent:.3g}{['', 'k', 'M', 'G', 'T'][exponent]}"

@@ -1,0 +1,67 @@
+"""Write one HTML page that compares runs of ``gateloop train``.
+
+    python -m gateloop_cpp.report runs --out runs        # then open runs/report.html
+
+The page has the differences of configuration, curves against steps, bytes or time, the final
+figures and the samples. Runs that differ by their seed alone are one line with its range. The page
+holds all it shows, and loads nothing from a network.
+"""
+
+import argparse
+import importlib.util
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateloop_cpp import _histories, _runs
+from gateloop_cpp.report import _groups, _page
+
+NAME = "report.html"
+LIBRARY = "plotly"
+
+
+def write(folders: Sequence[Path], out: Path) -> tuple[Path, int]:
+    """The page and how many runs are in it. Raises OSError or ValueError naming the file."""
+    found = [_histories.read(folder) for folder in _runs.find_runs(folders)]
+    runs = [history for history in found if history.records]
+    if not runs:
+        raise ValueError(f"{found[0].log.path}: no step in it yet")
+    text = _page.render(_groups.groups(runs))
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / NAME
+    part = page.with_suffix(".part")
+    part.write_text(text, encoding="utf-8", errors="replace")  # names of files are any bytes
+    part.replace(page)  # a reader sees the old page or the new one
+    return page, len(runs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gateloop_cpp.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, or of runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help=f"folder of {NAME} [.]"
+    )
+    chosen = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    if importlib.util.find_spec(LIBRARY) is None:
+        print(f"report: needs the package {LIBRARY}: pip install {LIBRARY}", file=sys.stderr)
+        return 1
+    try:
+        page, count = write(chosen.runs, chosen.out)
+    except (OSError, ValueError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    print(f"report: {count} {'run' if count == 1 else 'runs'} in {page}: open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

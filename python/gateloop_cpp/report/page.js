@@ -1,0 +1,172 @@
+"use strict";
+(() => {
+  const COLOURS = 8; // of page.css
+  const DASHES = ["solid", "dash", "dot", "dashdot"]; // where there are more groups than colours
+  const FADED = 0.35;
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const shown = new Set(data.groups.keys());
+  let axis = data.axes[0];
+  let scale = "linear";
+
+  function element(tag, options = {}, ...children) {
+    const made = Object.assign(document.createElement(tag), options);
+    made.append(...children);
+    return made;
+  }
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const colourOf = (group) => colour(`--c${group % COLOURS}`);
+  // Plotly reads its texts as HTML of a few tags.
+  const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+  // ---- Curves ----
+
+  /** Where the longest of the lines shown ends. */
+  function longest() {
+    const lines = data.panels.flatMap((panel) => panel.lines.filter((line) => shown.has(line.group)));
+    return lines.reduce((end, line) => Math.max(end, ...line.x[axis.name]), 0) || 1;
+  }
+
+  function traces(panel) {
+    const common = (line) => ({
+      type: "scatter",
+      x: line.x[axis.name],
+      name: escaped(line.name),
+      visible: shown.has(line.group),
+      hoverinfo: "skip",
+      line: { color: colourOf(line.group), width: 2, dash: DASHES[Math.floor(line.group / COLOURS) % DASHES.length] },
+    });
+    // A few points far apart are measurements that one wants to see.
+    const mode = (line) => (line.y.length <= 40 ? "lines+markers" : "lines");
+    return panel.lines.flatMap((line) => {
+      const own = common(line);
+      if (!line.seeds) {
+        if (!line.alone) {
+          return [{ ...own, y: line.y, mode: "lines", opacity: FADED, line: { ...own.line, width: 1 } }];
+        }
+        const hovertemplate = `%{y:${panel.digits}}`;
+        return [{ ...own, y: line.y, mode: mode(line), marker: { size: 5 }, hoverinfo: "all", hovertemplate }];
+      }
+      const edge = { ...own, mode: "lines", line: { width: 0, color: own.line.color } };
+      const range = line.low.map((low, i) => [low, line.high[i]]);
+      const format = panel.digits;
+      return [
+        { ...edge, y: line.low },
+        { ...edge, y: line.high, fill: "tonexty", fillcolor: own.line.color + "26" },
+        {
+          ...own, y: line.y, mode: mode(line), marker: { size: 5 }, hoverinfo: "all", customdata: range,
+          hovertemplate: `%{y:${format}} <i>(%{customdata[0]:${format}} – %{customdata[1]:${format}})</i>`,
+        },
+      ];
+    });
+  }
+
+  function layout(panel) {
+    const line = { gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, automargin: true };
+    return {
+      margin: { l: 48, r: 10, t: 8, b: 40 },
+      showlegend: false,
+      hovermode: "x unified",
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--quiet") },
+      hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--text") } },
+      xaxis: {
+        ...line, type: scale, title: { text: axis.title, standoff: 8 }, showline: true, nticks: 7,
+        ...(scale === "linear" ? { range: [0, 1.01 * longest()] } : {}),
+        tickformat: axis.name === "time" ? "~g" : "~s",
+        unifiedhovertitle: { text: `<b>%{x:${axis.name === "time" ? ".4~g" : ",.0f"}}</b> ${escaped(axis.title)}` },
+      },
+      yaxis: { ...line, nticks: 7, rangemode: panel.from_zero ? "tozero" : "normal" },
+    };
+  }
+
+  const plots = data.panels.map((panel, index) => {
+    const plot = element("div", { className: "plot" });
+    const title = element("h3", {}, panel.title, " ", element("small", { textContent: panel.unit }));
+    const className = index < 2 ? "panel large" : "panel";
+    document.getElementById("panels").append(element("div", { className }, title, plot));
+    return { panel, plot };
+  });
+
+  const draw = () => {
+    const options = { displayModeBar: false, responsive: true };
+    for (const { panel, plot } of plots) Plotly.react(plot, traces(panel), layout(panel), options);
+  };
+
+  // ---- Controls ----
+
+  /** Buttons of which one is pressed. */
+  function choice(holder, labels, chosen, choose) {
+    const buttons = labels.map((label, index) => {
+      const button = element("button", { type: "button", textContent: label });
+      button.addEventListener("click", () => press(index));
+      return button;
+    });
+    const press = (pressed) => {
+      buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === pressed)));
+      choose(pressed);
+    };
+    holder.replaceChildren(...buttons);
+    press(chosen);
+  }
+
+  function legend() {
+    const buttons = data.groups.map((group, index) => {
+      const swatch = element("i", { className: `swatch c${index % COLOURS}` });
+      const seeds = group.runs > 1 ? element("small", { textContent: `${group.runs} seeds` }) : "";
+      const button = element("button", { type: "button" }, swatch, element("span", { textContent: group.name }), seeds);
+      button.addEventListener("click", () => show(shown.has(index) ? [...shown].filter((i) => i !== index) : [...shown, index]));
+      button.addEventListener("dblclick", () => show(shown.size === 1 && shown.has(index) ? data.groups.keys() : [index]));
+      return button;
+    });
+    const mark = () => buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(shown.has(i))));
+    const show = (groups) => {
+      const wanted = [...groups];
+      shown.clear();
+      wanted.forEach((group) => shown.add(group));
+      mark();
+      draw();
+    };
+    mark();
+    document.getElementById("legend").append(...buttons);
+  }
+
+  // ---- Samples ----
+
+  function samples() {
+    if (data.samples.length === 0) return;
+    document.getElementById("samples").hidden = false;
+    const select = document.getElementById("sample-run");
+    const text = document.getElementById("sample-text");
+    select.append(...data.samples.map((entry) => element("option", { textContent: entry.run })));
+    const slider = document.getElementById("sample-index");
+    const list = () => data.samples[select.selectedIndex].samples;
+    const showSample = () => {
+      const { step, prime, text: drawn } = list()[slider.valueAsNumber];
+      document.getElementById("sample-step").textContent = step.toLocaleString("en");
+      text.replaceChildren(element("span", { className: "prime", textContent: prime }), drawn);
+    };
+    const showRun = () => {
+      slider.max = list().length - 1;
+      slider.value = slider.max;
+      slider.disabled = list().length === 1;
+      showSample();
+    };
+    select.addEventListener("change", showRun);
+    slider.addEventListener("input", showSample);
+    showRun();
+  }
+
+  legend();
+  choice(document.getElementById("axis"), data.axes.map((each) => each.label), 0, (index) => {
+    axis = data.axes[index];
+    draw();
+  });
+  choice(document.getElementById("scale"), ["linear", "log"], 0, (index) => {
+    scale = ["linear", "log"][index];
+    draw();
+  });
+  samples();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+})();
