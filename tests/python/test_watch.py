@@ -1,0 +1,191 @@
+"""Loss curves in the terminal: what is drawn, once and while runs go on."""
+
+import contextlib
+import itertools
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from small_runs import STEPS, write_run, write_steps
+
+from gateloop_cpp import _histories, watch
+
+pytest.importorskip("plotille")
+pytest.importorskip("rich")
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES_SCREEN = "\x1b[?1049l"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    write_steps(write_run(folder / "first"), 1, STEPS)
+    write_steps(write_run(folder / "[red]second", {"steps": None}), 1, 30)
+    write_run(folder / "third")
+    return folder
+
+
+@pytest.fixture
+def picture(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "30")
+
+    def draw(*flags: str) -> str:
+        assert watch.main([str(runs), *flags]) == 0
+        return capsys.readouterr().out
+
+    return draw
+
+
+def canvas(picture: str) -> list[str]:
+    """The rows between the axes, from the top."""
+    return [
+        line.partition("| ")[2] for line in picture.splitlines() if re.match(r" *\d.* \| ", line)
+    ]
+
+
+def test_a_picture_is_plain_text(picture: Callable[..., str]) -> None:
+    text = picture()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(text.splitlines()) <= 30
+
+
+def test_rows_of_the_table(picture: Callable[..., str]) -> None:
+    table = picture().splitlines()[-4:-1]
+    first = "B first 40/40 0.6809 0.1750 0.1500 1k finished"
+    assert " ".join(table[1].split()) == first
+    assert re.fullmatch(r" A +\[red\]second +30 +\S+ +0.2333 +– +1k +\S.*", table[0].rstrip())
+    assert table[2].split() == ["C", "third", "no", "step", "yet"]
+
+
+def test_letters_are_at_the_validations(picture: Callable[..., str]) -> None:
+    rows = canvas(picture())
+    # The other run, whose letters would be in the same places, is drawn first.
+    marks = [(m.start(), y) for y, row in enumerate(rows) for m in re.finditer("B", row)]
+    columns, heights = zip(*sorted(marks), strict=True)
+    assert len(columns) == 4
+    assert list(heights) == sorted(heights)  # a loss that falls goes down
+    distances = [after - before for before, after in itertools.pairwise(columns)]
+    assert max(distances) - min(distances) <= 1  # of ten steps each
+
+
+def test_ticks_are_round(picture: Callable[..., str]) -> None:
+    ticks = next(line for line in picture().splitlines() if re.match(r" +\| 0 ", line))
+    assert ticks.split() == ["|", "0", "6", "12", "18", "24", "30", "36", "42"]
+    assert "(bytes)" in picture("--against", "bytes")
+    assert "(seconds)" in picture("--against", "time")
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks", "expected"),
+    [
+        ([0, 300], 6, (0, 300)),
+        ([0, 301], 6, (0, 360)),
+        ([2.31, 2.97], 10, (2.24, 3.04)),
+        ([1, 1], 5, (1, 1.001)),
+    ],
+)
+def test_limits(values: list[float], ticks: int, expected: tuple[float, float]) -> None:
+    assert watch.limits(values, ticks) == pytest.approx(expected)
+
+
+def test_what_a_run_does(runs: Path) -> None:
+    history = _histories.read(runs / "first")
+    assert watch.state(history, time.time()) == "finished"
+    history.records = history.records[:30]  # in 15 s, of 40 steps
+    written = history.log.path.stat().st_mtime
+    assert watch.state(history, written + 1) == "0:05 left"
+    assert watch.state(history, written + 3723) == "quiet 1:02:03"
+
+
+class Terminal:
+    """A watch that writes to a terminal of its own."""
+
+    def __init__(self, *arguments: Path) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateloop_cpp.watch", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT / "python"), "TERM": "xterm", "COLUMNS": "90", "LINES": "30"},
+        )
+        os.close(theirs)
+        self.text = ""
+
+    def read(self) -> bool:
+        """Whether there was more."""
+        try:
+            part = os.read(self._ours, 1 << 16)
+        except OSError:  # its other end is closed
+            return False
+        self.text += part.decode("utf-8", "replace")
+        return bool(part)
+
+    def wait_for(self, text: str) -> None:
+        while text not in self.text:
+            assert self.read(), self.text
+
+    def code(self) -> int:
+        while self.read():
+            pass
+        return self.process.wait(timeout=60)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        with contextlib.suppress(OSError):
+            os.close(self._ours)
+
+
+@pytest.fixture
+def terminal(runs: Path) -> Iterator[Terminal]:
+    opened = Terminal(runs)
+    yield opened
+    opened.close()
+
+
+def test_goes_on_until_all_are_finished(runs: Path, terminal: Terminal) -> None:
+    terminal.wait_for("no step yet")
+    write_steps(runs / "third", 1, 25)
+    terminal.wait_for("25/40")
+    write_steps(runs / "third", 26, STEPS)
+    write_steps(runs / "[red]second", 31, STEPS)
+    assert terminal.code() == 0
+    last = terminal.text.rpartition(LEAVES_SCREEN)[2]
+    assert last.count("finished") == 3  # it stays when the screen is left
+
+
+def test_ctrl_c_leaves_the_screen_and_the_picture(terminal: Terminal) -> None:
+    terminal.wait_for("no step yet")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.code() == 130
+    assert "no step yet" in terminal.text.rpartition(LEAVES_SCREEN)[2]
+    assert "Traceback" not in terminal.text
+
+
+def test_errors_are_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert watch.main([str(runs / "none")]) == 1
+    assert capsys.readouterr().err == f"watch: {runs / 'none'}: no such folder\n"
+    (runs / "first" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    assert watch.main([str(runs)]) == 1
+    assert "metrics.jsonl: not a record of a run" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert watch.main([str(runs)]) == 1
+    assert capsys.readouterr().err == (
+        "watch: needs the packages plotille rich: pip install plotille rich\n"
+    )
