@@ -99,11 +99,17 @@ def test_the_source_distribution_holds_what_is_built(sdist: Path) -> None:
     assert names >= {str(file.relative_to(ROOT)) for file in kernels.iterdir()}
 
 
+def files_in(folder: Path) -> set[str]:
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    return {name for name in files if "__pycache__" not in name}
+
+
 def test_nothing_else_is_installed(installed: Path, tmp_path: Path) -> None:
     package = installed / "gateloop_cpp"
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"gateloop_cpp"}
-    ours = {p.name for p in (ROOT / "python" / "gateloop_cpp").iterdir() if p.is_file()}
-    assert {p.name for p in package.iterdir() if p.is_file()} == ours | {"libgateloop_ops.so"}
+    ours = files_in(ROOT / "python" / "gateloop_cpp")
+    assert "report/page.html" in ours
+    assert files_in(package) == ours | {"libgateloop_ops.so"}
     where = run(installed, "-c", "import gateloop_cpp as g; print(g.__file__)", cwd=tmp_path)
     assert where.strip() == str(package / "__init__.py")
 

@@ -22,11 +22,12 @@ class Panel:
     digits: str  # d3's format of a value
     is_smoothed: bool
     from_zero: bool = False
+    falls: bool = False  # steeply at first
 
 
 PANELS = [
-    Panel(VALIDATION, "Validation loss", "bits per byte", ".4f", False),
-    Panel(MARK, "Training loss", "bits per byte", ".4f", True),
+    Panel(VALIDATION, "Validation loss", "bits per byte", ".4f", False, falls=True),
+    Panel(MARK, "Training loss", "bits per byte", ".4f", True, falls=True),
     Panel(SPEED, "Speed", "bytes per second", ".3s", True, from_zero=True),
     Panel("train/gradient_norm", "Gradient norm", "before clipping", ".3g", True),
     Panel("train/learning_rate", "Learning rate", "", ".3g", False),
@@ -80,6 +81,7 @@ def panel(panel: Panel, groups: Sequence[Group]) -> dict[str, Any]:
         "unit": panel.unit,
         "digits": panel.digits,
         "from_zero": panel.from_zero,
+        "falls": panel.falls,
         "lines": lines,
     }
 

@@ -3,6 +3,7 @@
   const COLOURS = 8; // of page.css
   const DASHES = ["solid", "dash", "dot", "dashdot"]; // where there are more groups than colours
   const FADED = 0.35;
+  const FIRST_SHARE = 0.05; // of the longest run
   const data = JSON.parse(document.getElementById("data").textContent);
   const shown = new Set(data.groups.keys());
   let axis = data.axes[0];
@@ -25,6 +26,19 @@
   function longest() {
     const lines = data.panels.flatMap((panel) => panel.lines.filter((line) => shown.has(line.group)));
     return lines.reduce((end, line) => Math.max(end, ...line.x[axis.name]), 0) || 1;
+  }
+
+  /** Of losses on a linear axis: without the first steps, whose fall would flatten the rest. */
+  function lateRange(panel) {
+    if (!panel.falls || scale !== "linear") return {};
+    const begin = FIRST_SHARE * longest();
+    const lines = panel.lines.filter((line) => shown.has(line.group));
+    const values = lines.flatMap((line) => line.y.filter((_, i) => line.x[axis.name][i] > begin));
+    if (values.length === 0) return {};
+    const low = values.reduce((a, b) => Math.min(a, b));
+    const high = values.reduce((a, b) => Math.max(a, b));
+    const margin = 0.06 * (high - low || 1);
+    return { range: [low - margin, high + margin] };
   }
 
   function traces(panel) {
@@ -77,7 +91,7 @@
         tickformat: axis.name === "time" ? "~g" : "~s",
         unifiedhovertitle: { text: `<b>%{x:${axis.name === "time" ? ".4~g" : ",.0f"}}</b> ${escaped(axis.title)}` },
       },
-      yaxis: { ...line, nticks: 7, rangemode: panel.from_zero ? "tozero" : "normal" },
+      yaxis: { ...line, nticks: 7, rangemode: panel.from_zero ? "tozero" : "normal", ...lateRange(panel) },
     };
   }
 
