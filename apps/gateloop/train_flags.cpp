@@ -158,7 +158,7 @@ void add_training_flags(Overrides& flags) {
   flags.add("weight-decay", TRAINING_FIELD(weight_decay), "Weight decay, of matrices only");
   flags.add("clip", TRAINING_FIELD(clip), "Largest gradient norm; 0: no limit");
 
-  flags.group("Validation, samples, checkpoints");
+  flags.group("Validation, samples, checkpoints, diagnostics");
   flags.add("validate-every", TRAINING_FIELD(validate_every), "Steps; 0: only at the end");
   flags.add("validation-windows", TRAINING_FIELD(validation_windows),
             "Sequences per validation, evenly spaced and always the same");
@@ -169,6 +169,8 @@ void add_training_flags(Overrides& flags) {
   flags.add("sample-length", TRAINING_FIELD(sample_length), "Bytes to draw; 0: no samples");
   flags.add("checkpoint-every", TRAINING_FIELD(checkpoint_every),
             "Steps; 0: only at the end and when stopped");
+  flags.add("diagnostics-every", TRAINING_FIELD(diagnostics_every),
+            "Steps; what each layer does and how it learns, in metrics.jsonl; 0: never");
 }
 
 void add_process_flags(Overrides& flags) {

@@ -98,6 +98,8 @@ struct TrainingOptions {
   std::int64_t sample_prime = 128;
   std::int64_t sample_length = 512;
   std::int64_t checkpoint_every = 500;  ///< 0: only at the end and when stopped
+  /// 0: never. What the layers do and how they learn, into the log; see docs/runs.md.
+  std::int64_t diagnostics_every = 0;
 };
 
 /// Where the corpus of a run lay.

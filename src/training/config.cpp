@@ -103,6 +103,7 @@ void for_each_field(Options& options, Visitor&& visit) {
   visit("sample_prime", options.sample_prime);
   visit("sample_length", options.sample_length);
   visit("checkpoint_every", options.checkpoint_every);
+  visit("diagnostics_every", options.diagnostics_every);
 }
 
 namespace {
@@ -117,7 +118,7 @@ bool may_change(const std::string& name, const TrainingOptions& stored) {
   // The corpus is told by its fingerprint, not by where it lies.
   for (const char* free :
        {"data", "fingerprint", "threads", "device", "sample_every", "shard_optimizer",
-        "sample_prime", "sample_length", "checkpoint_every"}) {
+        "sample_prime", "sample_length", "checkpoint_every", "diagnostics_every"}) {
     if (name == free) return true;
   }
   return name == "steps" && stored.schedule == "constant";
@@ -156,6 +157,7 @@ void check(const RunConfig& config) {
   at_least("final_windows", training.final_windows, 1);
   at_least("sample_every", training.sample_every, 0);
   at_least("checkpoint_every", training.checkpoint_every, 0);
+  at_least("diagnostics_every", training.diagnostics_every, 0);
   std::int64_t rows = 0;
   std::int64_t bytes = 0;
   if (__builtin_mul_overflow(training.batch, training.accumulation, &rows) ||
@@ -204,6 +206,7 @@ std::string to_json(const RunConfig& config) {
   if (config.training.plan.empty()) training.erase("plan");
   if (config.training.gradient_compression == "none") training.erase("gradient_compression");
   if (!config.training.shard_optimizer) training.erase("shard_optimizer");
+  if (config.training.diagnostics_every == 0) training.erase("diagnostics_every");
   if (!config.id.empty()) object["id"] = config.id;
   for (const std::string& text : config.provenance) {
     object["provenance"].push_back(json::parse(text));

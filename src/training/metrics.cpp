@@ -36,6 +36,25 @@ std::string lines_until(const std::filesystem::path& path, std::int64_t step) {
   return kept;
 }
 
+json to_json(const LayerDiagnostics& layer) {
+  json object = {{"gradient_norm", layer.gradient_norm},
+                 {"update_norm", layer.update_norm},
+                 {"weight_norm", layer.weight_norm},
+                 {"inactive_units", layer.inactive_units}};
+  if (const auto& transitions = layer.transitions) {
+    object["transition_magnitude"] = transitions->magnitudes;
+    object["half_life"] = transitions->half_lives;  // null where infinite
+    if (transitions->phases) object["transition_phase"] = *transitions->phases;
+  }
+  return object;
+}
+
+json to_json(const Diagnostics& layers) {
+  json object = {{"quantiles", kQuantiles}, {"layers", json::array()}};
+  for (const LayerDiagnostics& layer : layers) object["layers"].push_back(to_json(layer));
+  return object;
+}
+
 }  // namespace
 
 std::string to_json_line(const StepMetrics& metrics) {
@@ -56,6 +75,7 @@ std::string to_json_line(const StepMetrics& metrics) {
     object["sample_prime"] = metrics.sample->prime;
     object["sample"] = metrics.sample->text;
   }
+  if (metrics.diagnostics) object["diagnostics"] = to_json(*metrics.diagnostics);
   constexpr int kOneLine = -1;
   return object.dump(kOneLine, ' ', /*ensure_ascii=*/true, json::error_handler_t::replace) + '\n';
 }

@@ -7,6 +7,7 @@
 
 #include "gateloop/training.h"
 #include "model/file.h"
+#include "training/diagnostics.h"
 
 namespace gateloop::training {
 
@@ -22,6 +23,7 @@ struct StepMetrics {
   std::optional<double> validation_bits_per_byte;
   std::optional<double> final_validation_bits_per_byte;
   std::optional<Sample> sample;
+  std::optional<Diagnostics> diagnostics;
 };
 
 /// In ASCII, with the newline: no character of a sample is a line's end to any reader.

@@ -14,6 +14,7 @@
 #include "model/file.h"
 #include "training/autocast.h"
 #include "training/device.h"
+#include "training/diagnostics.h"
 #include "training/files.h"
 
 namespace gateloop::training {
@@ -136,12 +137,17 @@ StepMetrics Trainer::update() {
   metrics.gradient_norm = shared.front()[1];
   if (!std::isfinite(nats)) fail_not_finite("the loss", metrics.step);
   if (!std::isfinite(metrics.gradient_norm)) fail_not_finite("the gradient norm", metrics.step);
+  const bool diagnosed = communicator_.is_main() && options_.diagnostics_every > 0 &&
+                         metrics.step % options_.diagnostics_every == 0;
+  std::optional<UpdateDiagnosis> diagnosis;
+  if (diagnosed) diagnosis.emplace(model_);
   optimizer_.step(metrics.learning_rate, metrics.gradient_norm);
   optimizer_.zero_grad();
   ++position_.step;
   const double seconds = stopwatch.seconds();
   budget_.record_step(seconds);
   metrics.tokens_per_second = static_cast<double>(rows() * options_.length) / seconds;
+  if (diagnosis) metrics.diagnostics = diagnosis->diagnose(corpus_.valid(), options_.length);
   return metrics;
 }
 

@@ -93,6 +93,19 @@ def test_losses_are_those_of_one_process(unbroken: dict[int, Path], size: int) -
     assert ours != one  # they did share the rows
 
 
+def test_diagnostics_are_those_of_one_process(train: Train, tmp_path: Path) -> None:
+    flags = ("--steps", "3", "--diagnostics-every", "3", "--shard-optimizer")
+    layers = []
+    for size in (1, 2):
+        train(size, tmp_path / str(size), *flags).check()
+        last = json.loads((tmp_path / str(size) / "metrics.jsonl").read_text().splitlines()[-1])
+        layers.append(last["diagnostics"]["layers"])
+    for one, two in zip(*layers, strict=True):
+        assert two.keys() == one.keys()
+        for name, expected in one.items():
+            assert two[name] == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING), name
+
+
 def test_the_log_says_how_many_trained(unbroken: dict[int, Path]) -> None:
     for size, run in unbroken.items():
         provenance = json.loads((run / "config.json").read_text())["provenance"]

@@ -144,6 +144,8 @@ TEST(Config, ChecksNameTheOption) {
             "schedule must be one of constant, linear, cosine, not \"step\"");
   EXPECT_EQ(message([](RunConfig& c) { c.training.rows_per_pass = -1; }),
             "rows_per_pass must be 0 or more");
+  EXPECT_EQ(message([](RunConfig& c) { c.training.diagnostics_every = -1; }),
+            "diagnostics_every must be 0 or more");
   EXPECT_EQ(message([](RunConfig& c) { c.training.gradient_compression = "fp8"; }),
             "gradient_compression must be one of none, bfloat16, not \"fp8\"");
   for (const char* name : {"gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", ""}) {
