@@ -77,12 +77,13 @@ class Log:
         try:
             values = json.loads(line)
             step, elapsed = int(values.pop("step")), float(values.get("elapsed_seconds", 0))
+            layers = _of_layers(values.pop("diagnostics", None))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             shown = line[:80].decode("utf-8", "replace")
             raise ValueError(f"{self.path}: not a record of a run: {shown}") from error
         scalars: dict[str, float] = {}
         texts: dict[str, str] = {}
-        for name, value in values.items():
+        for name, value in (values | layers).items():
             if isinstance(value, str):
                 texts[name] = value
             elif isinstance(value, int | float) and math.isfinite(value):
@@ -90,6 +91,23 @@ class Log:
         if MARK in scalars:
             scalars[MARK] = scalars.pop(MARK)
         return Record(step, elapsed, scalars, texts, FINAL in values)
+
+
+def _of_layers(diagnostics: Any) -> dict[str, Any]:
+    """By names such as layers/0/gradient_norm and, of lists, layers/0/half_life/q50."""
+    if diagnostics is None:
+        return {}
+    suffixes = [f"q{round(100 * quantile):02}" for quantile in diagnostics["quantiles"]]
+    found: dict[str, Any] = {}
+    for index, layer in enumerate(diagnostics["layers"]):
+        for name, value in layer.items():
+            path = f"layers/{index}/{name}"
+            if isinstance(value, list):
+                named = zip(suffixes, value, strict=True)
+                found |= {f"{path}/{suffix}": each for suffix, each in named}
+            else:
+                found[path] = value
+    return found
 
 
 @dataclass(frozen=True)

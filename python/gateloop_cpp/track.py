@@ -8,7 +8,8 @@ Started again, it goes on after what the tracker holds already.
 
 Scalars have the step as their step: train/bits_per_byte, train/gradient_norm, train/learning_rate,
 validation/bits_per_byte, validation/final_bits_per_byte, speed/tokens_per_second,
-speed/elapsed_seconds. Also the configuration, the number of parameters,
+speed/elapsed_seconds, and where the run has diagnostics such as layers/0/gradient_norm and
+layers/0/half_life/q50, the median. Also the configuration, the number of parameters,
 and what texts a record has.
 """
 

@@ -55,6 +55,13 @@ def line(step: int, last: int = STEPS, scale: float = 1) -> str:
     return json.dumps(values) + "\n"
 
 
+def diagnostics(step: int) -> dict[str, Any]:
+    """Of a layer of GateLoop, one channel of which never forgets, and of another."""
+    norms = {"gradient_norm": 0.5, "update_norm": 0.01 * step, "weight_norm": 2.0}
+    first = norms | {"inactive_units": 0.25, "half_life": [1.5 * step, 4.0 * step, None]}
+    return {"quantiles": [0.05, 0.5, 0.95], "layers": [first, norms | {"inactive_units": 0.0}]}
+
+
 def write_steps(run: Path, first: int, last: int, scale: float = 1) -> None:
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(line(step, scale=scale) for step in range(first, last + 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import SAMPLE, STEPS, line, write_run, write_steps
+from small_runs import SAMPLE, STEPS, diagnostics, line, write_run, write_steps
 
 from gateloop_cpp import _histories
 from gateloop_cpp.report import _curves, _groups, _page
@@ -164,6 +164,48 @@ class TestNumbers:
         assert (curve["x"]["step"][0], curve["x"]["step"][-1]) == (1, steps)
 
 
+@pytest.fixture
+def diagnosed(runs: Path) -> Path:
+    """The log of a run with diagnostics at its first two steps."""
+    records = [json.loads(line(step)) for step in range(1, 4)]
+    for record in records[:2]:
+        record["diagnostics"] = diagnostics(record["step"])
+    log = runs / "wide" / "metrics.jsonl"
+    log.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return log
+
+
+class TestLayers:
+    def test_curves_of_each_layer(self, runs: Path, diagnosed: Path) -> None:
+        (layers,) = data_of(page_of(runs))["layers"]
+        assert (layers["run"], layers["depth"]) == ("wide", 2)
+        panels = {panel["title"]: panel["lines"] for panel in layers["panels"]}
+        # No transition is complex.
+        assert list(panels) == [
+            "Half-life of the state",
+            "Gradient norm",
+            "Update",
+            "Inactive units",
+        ]
+        first, second = panels["Half-life of the state"]
+        assert (first["x"]["step"], first["x"]["bytes"]) == ([1, 2], [24, 48])
+        assert first["y"] == [4, 8]
+        assert first["range"] == [[1.5, None], [3, None]]
+        assert second["y"] == []
+        assert panels["Update"][1]["y"] == [0.005, 0.01]
+        assert panels["Inactive units"][0]["y"] == [0.25, 0.25]
+
+    def test_runs_without_have_none(self, runs: Path) -> None:
+        assert data_of(page_of(runs))["layers"] == []
+
+    def test_weights_of_norm_zero(self, runs: Path, diagnosed: Path) -> None:
+        log = diagnosed.read_text(encoding="utf-8")
+        log = log.replace('"weight_norm": 2.0', '"weight_norm": 0')
+        diagnosed.write_text(log, encoding="utf-8")
+        (layers,) = data_of(page_of(runs))["layers"]
+        assert "Update" not in [panel["title"] for panel in layers["panels"]]
+
+
 class TestGroups:
     def group_names(self, *folders: Path) -> list[str]:
         for folder in folders:
@@ -274,6 +316,16 @@ class TestInBrowser:
         assert "<title>GateLoop: 4 training runs</title>" in document
         assert f'<output id="sample-step">{STEPS}</output>' in document
         assert html.escape(HOSTILE, quote=False) in document
+
+    def test_shows_the_layers(self, runs: Path, diagnosed: Path) -> None:
+        page = page_of(runs)
+        document, console = self.load(runs / "report.html")
+        assert console == []
+        shown = re.findall(r'<div class="plot js-plotly-plot"', document)
+        assert len(shown) == len(data_of(page)["panels"]) + len(
+            data_of(page)["layers"][0]["panels"]
+        )
+        assert '<section id="layers">' in document
 
     def test_an_error_would_be_seen(self, runs: Path) -> None:
         page = page_of(runs)

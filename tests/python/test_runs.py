@@ -1,10 +1,11 @@
 """What is read of a run's directory, also while a trainer writes it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_runs import PARAMETERS, line, write_run, write_steps
+from small_runs import PARAMETERS, diagnostics, line, write_run, write_steps
 
 from gateloop_cpp import _runs
 
@@ -56,6 +57,27 @@ class TestLog:
         log.path.write_text('{"step": 1, "gradient_norm": NaN, "train_bits_per_byte": 1}\n')
         (record,) = log.new_records()
         assert record.scalars == {_runs.MARK: 1}
+
+    def test_diagnostics_are_scalars_by_layer(self, log: _runs.Log) -> None:
+        record = json.loads(line(3)) | {"diagnostics": diagnostics(3)}
+        log.path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        (read,) = log.new_records()
+        layers = {name: value for name, value in read.scalars.items() if name[:7] == "layers/"}
+        assert layers["layers/0/half_life/q05"] == 4.5
+        assert layers["layers/0/half_life/q50"] == 12
+        assert "layers/0/half_life/q95" not in layers  # infinite
+        assert layers["layers/1/update_norm"] == 0.03
+        assert list(read.scalars)[-1] == _runs.MARK
+
+    @pytest.mark.parametrize(
+        "broken",
+        [3, [], {"layers": []}, {"quantiles": [0.5], "layers": [3]},
+         {"quantiles": [0.5], "layers": [{"half_life": [1, 2]}]}],
+    )  # fmt: skip
+    def test_broken_diagnostics_are_named(self, log: _runs.Log, broken: object) -> None:
+        log.path.write_text(json.dumps({"step": 1, "diagnostics": broken}) + "\n")
+        with pytest.raises(ValueError, match=r"metrics.jsonl: not a record of a run"):
+            log.new_records()
 
 
 def test_a_run_is_described(run: Path) -> None:

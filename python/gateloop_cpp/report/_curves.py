@@ -48,15 +48,15 @@ def _stride(group: Group, panel: Panel) -> int:
     return math.ceil(max(history.last.step for history in group.histories) / POINTS)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
 def _line(
     group: int, name: str, xs: dict[str, list[float]], ys: Sequence[float], **more: object
 ) -> dict[str, Any]:
-    rounded = {axis: [_rounded(x) for x in values] for axis, values in xs.items()}
-    return {"group": group, "name": name, "x": rounded, "y": [_rounded(y) for y in ys], **more}
+    places = {axis: [rounded(x) for x in values] for axis, values in xs.items()}
+    return {"group": group, "name": name, "x": places, "y": [rounded(y) for y in ys], **more}
 
 
 def panel(panel: Panel, groups: Sequence[Group]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _mean_line(
     }
     return _line(
         index, name, xs, [statistics.mean(each) for each in values],
-        low=[_rounded(min(each)) for each in values],
-        high=[_rounded(max(each)) for each in values],
+        low=[rounded(min(each)) for each in values],
+        high=[rounded(max(each)) for each in values],
         seeds=len(curves),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from gateloop_cpp import _histories
 from gateloop_cpp._histories import History
-from gateloop_cpp.report import _curves, _groups
+from gateloop_cpp.report import _curves, _groups, _layers
 from gateloop_cpp.report._groups import Group
 
 # Of the browser: nothing is fetched from anywhere, whatever the page holds.
@@ -52,17 +52,20 @@ def in_script(data: object) -> str:
 def _data(groups: Sequence[Group]) -> dict[str, Any]:
     histories = [history for group in groups for history in group.histories]
     panels = [_curves.panel(panel, groups) for panel in _curves.PANELS]
+    axes = _histories.axes(histories)
     return {
         "groups": [{"name": group.name, "runs": len(group.histories)} for group in groups],
-        "axes": [
-            {"name": axis.name, "label": axis.label, "title": axis.title}
-            for axis in _histories.axes(histories)
-        ],
+        "axes": [{"name": axis.name, "label": axis.label, "title": axis.title} for axis in axes],
         "panels": [panel for panel in panels if any(line["y"] for line in panel["lines"])],
         "samples": [
             {"run": history.name, "samples": samples}
             for history in histories
             if (samples := _samples(history))
+        ],
+        "layers": [
+            {"run": history.name, "depth": _layers.depth(history), "panels": layer_panels}
+            for history in histories
+            if (layer_panels := _layers.panels(history, axes))
         ],
     }
 

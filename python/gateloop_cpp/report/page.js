@@ -75,6 +75,28 @@
     });
   }
 
+  /** Along the spectrum from the first layer to the last. */
+  function colourOfLayer(layer, depth) {
+    const hue = 230 - 205 * (depth > 1 ? layer / (depth - 1) : 0);
+    return `hsl(${hue}, 65%, ${colour("--layer-lightness")})`;
+  }
+
+  /** Three digits; what is in no record is infinite. */
+  const short = (value) => (value === null ? "∞" : String(Number(value.toPrecision(3))));
+
+  function layerTraces(panel, depth) {
+    return panel.lines.map((line) => ({
+      type: "scatter",
+      mode: "lines",
+      x: line.x[axis.name],
+      y: line.y,
+      text: line.range?.map((range) => `(${range.map(short).join(" – ")})`),
+      name: `layer ${line.layer + 1}`,
+      line: { color: colourOfLayer(line.layer, depth), width: 1.8 },
+      hovertemplate: line.range ? "%{y:.3~g} <i>%{text}</i>" : "%{y:.3~g}",
+    }));
+  }
+
   function layout(panel) {
     const line = { gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, automargin: true };
     return {
@@ -91,22 +113,38 @@
         tickformat: axis.name === "time" ? "~g" : "~s",
         unifiedhovertitle: { text: `<b>%{x:${axis.name === "time" ? ".4~g" : ",.0f"}}</b> ${escaped(axis.title)}` },
       },
-      yaxis: { ...line, nticks: 7, rangemode: panel.from_zero ? "tozero" : "normal", ...lateRange(panel) },
+      yaxis: {
+        ...line, nticks: 7, rangemode: panel.from_zero ? "tozero" : "normal", ...lateRange(panel),
+        ...(panel.log ? { type: "log", tickformat: "~g" } : {}),
+      },
     };
   }
 
-  const plots = data.panels.map((panel, index) => {
-    const plot = element("div", { className: "plot" });
-    const title = element("h3", {}, panel.title, " ", element("small", { textContent: panel.unit }));
-    const className = index < 2 ? "panel large" : "panel";
-    document.getElementById("panels").append(element("div", { className }, title, plot));
-    return { panel, plot };
-  });
+  /** A plot for each panel, in a card of its own. */
+  function cards(holder, panels, className) {
+    return panels.map((panel, index) => {
+      const plot = element("div", { className: "plot" });
+      const title = element("h3", {}, panel.title, " ", element("small", { textContent: panel.unit }));
+      holder.append(element("div", { className: className(index) }, title, plot));
+      return { panel, plot };
+    });
+  }
 
-  const draw = () => {
-    const options = { displayModeBar: false, responsive: true };
+  const options = { displayModeBar: false, responsive: true };
+  const plots = cards(document.getElementById("panels"), data.panels, (index) => (index < 2 ? "panel large" : "panel"));
+  let layers = { plots: [], depth: 0 };
+
+  function drawLayers() {
+    const { depth } = layers;
+    for (const { panel, plot } of layers.plots) Plotly.react(plot, layerTraces(panel, depth), layout(panel), options);
+    const stops = [0, 1, 2, 3, 4].map((stop) => colourOfLayer(stop, 5));
+    document.getElementById("layers-scale").style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
+  }
+
+  function draw() {
     for (const { panel, plot } of plots) Plotly.react(plot, traces(panel), layout(panel), options);
-  };
+    drawLayers();
+  }
 
   // ---- Controls ----
 
@@ -146,6 +184,25 @@
     document.getElementById("legend").append(...buttons);
   }
 
+  // ---- Layers ----
+
+  function layerSection() {
+    if (data.layers.length === 0) return;
+    document.getElementById("layers").hidden = false;
+    const select = document.getElementById("layers-run");
+    const holder = document.getElementById("layers-panels");
+    select.append(...data.layers.map((entry) => element("option", { textContent: entry.run })));
+    const showRun = () => {
+      const { panels, depth } = data.layers[select.selectedIndex];
+      layers.plots.forEach(({ plot }) => Plotly.purge(plot));
+      holder.replaceChildren();
+      layers = { plots: cards(holder, panels, () => "panel"), depth };
+      drawLayers();
+    };
+    select.addEventListener("change", showRun);
+    showRun();
+  }
+
   // ---- Samples ----
 
   function samples() {
@@ -181,6 +238,7 @@
     scale = ["linear", "log"][index];
     draw();
   });
+  layerSection();
   samples();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 })();
