@@ -23,8 +23,8 @@ help:  ## Show this list
 	@echo "  PROCESSES=N   train in N processes that share each step (default: 1)"
 	@echo "  PRESET=NAME   quick (default) or enwik8"
 	@echo "  OUT=DIR       where the model goes (default: runs/PRESET)"
-	@echo "  RUNS='DIR …'  'make report' compares these runs, or the runs in these folders (default: runs)"
-	@echo "  ARGS='...'    more flags for 'gateloop train', the report or the benchmark (ARGS=--help lists them)"
+	@echo "  RUNS='DIR …'  'make report' and 'make watch' show these runs, or the runs in these folders (default: runs)"
+	@echo "  ARGS='...'    more flags for 'gateloop train', report, watch or the benchmark (ARGS=--help lists them)"
 	@echo "  BASE=REVISION 'make bench' compares with this git revision"
 	@echo "  JOBS=N        compile N files at once (default: all cores; a file takes up to 2 GB)"
 
@@ -121,11 +121,17 @@ train: build $(if $(DATA),,corpus)  ## Train a model, then sample from it
 	  $(if $(MINUTES),--minutes=$(call quoted,$(MINUTES))) \
 	  $(if $(PROCESSES),--processes=$(call quoted,$(PROCESSES))) $(ARGS)
 
+GATELOOP_CPP := GATELOOP_OPS_LIBRARY=build/release/lib/libgateloop_ops.so PYTHONPATH=python \
+  .venv/bin/python -m gateloop_cpp
+
 # The folders are words of their own.
 .PHONY: report
 report: build  ## Compare the runs in runs/ on one HTML page: runs/report.html
-	@GATELOOP_OPS_LIBRARY=build/release/lib/libgateloop_ops.so PYTHONPATH=python \
-	  .venv/bin/python -m gateloop_cpp.report $(or $(RUNS),runs) --out runs $(ARGS)
+	@$(GATELOOP_CPP).report $(or $(RUNS),runs) --out runs $(ARGS)
+
+.PHONY: watch
+watch: build  ## Draw the losses of the runs in runs/ in the terminal, while they go on
+	@$(GATELOOP_CPP).watch $(or $(RUNS),runs) $(ARGS)
 
 .PHONY: bench
 bench: build-all  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it

@@ -115,6 +115,14 @@ class TestNumbers:
         assert lines["small"]["x"]["step"] == [10, 20]
         assert lines["small-seed0"]["x"]["step"] == [10, 20, 30, 40]
 
+    def test_seeds_without_a_step_in_common_stand_alone(self, runs: Path) -> None:
+        log = runs / "small-seed1" / "metrics.jsonl"
+        log.write_text("".join(line(step) for step in range(1, 8)), encoding="utf-8")
+        lines = lines_of(page_of(runs), "Validation loss")
+        assert "small" not in lines
+        assert lines["small-seed0"]["alone"]
+        assert not lines_of(page_of(runs), "Training loss")["small-seed0"]["alone"]
+
     def test_training_loss_is_smoothed(self, runs: Path) -> None:
         values = [8 / step for step in range(1, STEPS + 1)]
         expected = [statistics.mean(values[:n]) for n in range(1, _histories.LEAST_MEMORY + 1)]

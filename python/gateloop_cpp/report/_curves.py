@@ -69,12 +69,15 @@ def panel(panel: Panel, groups: Sequence[Group]) -> dict[str, Any]:
         curves: list[tuple[History, list[Point]]] = []
         for history in group.histories:
             points = history.values(panel.name)
-            points = thinned(smoothed(points) if panel.is_smoothed else points, stride)
-            curves.append((history, points))
+            curves.append(
+                (history, thinned(smoothed(points) if panel.is_smoothed else points, stride))
+            )
+        mean = _mean_line(index, group.name, curves, used_axes) if len(curves) > 1 else None
+        for history, points in curves:
             xs = {a.name: [a.value(history, record) for record, _ in points] for a in used_axes}
-            alone = len(group.histories) == 1
-            lines.append(_line(index, history.name, xs, [y for _, y in points], alone=alone))
-        if len(curves) > 1 and (mean := _mean_line(index, group.name, curves, used_axes)):
+            ys = [y for _, y in points]
+            lines.append(_line(index, history.name, xs, ys, alone=mean is None))
+        if mean:
             lines.append(mean)
     return {
         "title": panel.title,
