@@ -59,16 +59,17 @@ TransitionDiagnostics diagnose_transitions(Tensor z, const model::GateLoopSpec& 
   return result;
 }
 
-/// One layer on `x` (B, T, dim) -> its output; what it does is added to `result`.
-Tensor pass_through(torch::nn::Module& block, const model::LayerSpec& spec, Tensor x,
-                    const nn::Ablation& ablation, LayerDiagnostics& result) {
+/// One layer on what flows through the model; what the layer does is added to `result`.
+void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::Stream& stream,
+                  const nn::Ablation& ablation, LayerDiagnostics& result) {
   auto children = block.named_children();
   if (children.contains("2")) {
-    x = x + children["2"]->as<nn::SimpleGateLoopLayer>()->forward(x);
+    stream.settle();
+    stream.x = stream.x + children["2"]->as<nn::SimpleGateLoopLayer>()->forward(stream.x);
   }
   if (children.contains("0")) {
     auto mixer = std::dynamic_pointer_cast<nn::SpatialMixer>(children["0"]->named_children()["fn"]);
-    x = children["0"]->as<nn::Residual>()->forward(x, [&](const Tensor& in) {
+    children["0"]->as<nn::Residual>()->forward(stream, [&](const Tensor& in) {
       const auto* gate_loop = std::get_if<model::GateLoopSpec>(&spec.mixer);
       if (gate_loop && !ablation.state_transition) {
         const auto to_a = mixer->named_children()["to_a"]->named_children()["0"];
@@ -79,7 +80,7 @@ Tensor pass_through(torch::nn::Module& block, const model::LayerSpec& spec, Tens
     });
   }
   auto* feed_forward = children["1"]->named_children()["fn"]->as<nn::FeedForward>();
-  return children["1"]->as<nn::Residual>()->forward(x, [&](const Tensor& in) {
+  children["1"]->as<nn::Residual>()->forward(stream, [&](const Tensor& in) {
     const auto expand = feed_forward->named_children()["0"];
     const Tensor hidden = expand->as<torch::nn::Linear>()->forward(in);
     const Tensor inactive = (hidden.flatten(0, -2).amax(0) < 0).to(torch::kDouble);
@@ -119,7 +120,8 @@ Diagnostics UpdateDiagnosis::diagnose(std::span<const std::uint8_t> text,
   nn::Transformer model = model_;
   const model::ModelSpec& spec = model->spec();
   const Tensor ids = first_windows(text, length, device_of(model));
-  Tensor x = model->named_children()["token_emb"]->as<torch::nn::Embedding>()->forward(ids);
+  auto* embedding = model->named_children()["token_emb"]->as<torch::nn::Embedding>();
+  nn::Stream stream{.x = embedding->forward(ids), .added = {}, .input = {}};
   Diagnostics result(before_.size());
   for (std::size_t i = 0; i < result.size(); ++i) {
     torch::nn::Module& block = *layers_of(model)[i];
@@ -128,7 +130,7 @@ Diagnostics UpdateDiagnosis::diagnose(std::span<const std::uint8_t> text,
     layer.gradient_norm = gradient_norms_[i];
     layer.update_norm = norm_of(at::_foreach_sub(after, before_[i]));
     layer.weight_norm = norm_of(after);
-    x = pass_through(block, spec.layers[i], x, spec.ablation, layer);
+    pass_through(block, spec.layers[i], stream, spec.ablation, layer);
   }
   return result;
 }
