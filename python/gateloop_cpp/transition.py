@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -44,11 +45,14 @@ def transition_of(z: Tensor, gate: str) -> Tensor:
     give float32 and complex64.
     """
     raw = _raw_numbers(z, gate)
-    modulus = _logit(raw, gate).sigmoid()
-    if gate == "sigmoid":
-        return modulus
-    phase = torch.view_as_complex(raw).angle() if gate == "polar" else raw[..., 1]
-    return torch.polar(modulus, phase)
+    modulus, phase = _logit(raw, gate).sigmoid(), _phase(raw, gate)
+    return modulus if phase is None else torch.polar(modulus, phase)
+
+
+def rate_and_phase(z: Tensor, gate: str) -> tuple[Tensor, Tensor | None]:
+    """-ln|a|, exact where |a| is near 1, and the phase of a: (..., C) each; a real a has none."""
+    raw = _raw_numbers(z, gate)
+    return F.softplus(-_logit(raw, gate)), _phase(raw, gate)
 
 
 def input_scale(z: Tensor, gate: str, normalize: str) -> Tensor:
@@ -64,6 +68,12 @@ def _raw_numbers(z: Tensor, gate: str) -> Tensor:
     """z in float32 at least, and a gate of two numbers' as (..., C, 2)."""
     wide = z if z.dtype == torch.float64 else z.float()
     return wide if gate == "sigmoid" else wide.unflatten(-1, (-1, 2))
+
+
+def _phase(raw: Tensor, gate: str) -> Tensor | None:
+    if gate == "sigmoid":
+        return None
+    return torch.view_as_complex(raw).angle() if gate == "polar" else raw[..., 1]
 
 
 def _logit(raw: Tensor, gate: str) -> Tensor:
