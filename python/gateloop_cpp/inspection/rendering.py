@@ -2,8 +2,10 @@
 
 import base64
 import json
+import os
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from importlib import resources
 from typing import Any
@@ -39,7 +41,7 @@ def render(measured: Measurements, title: str, source: str, whole_bytes: int | N
         "least_share": f"{codes.LEAST_SHARE:.1%}",
         # In a script no text ends it, nor opens a comment, without this character.
         "meta": json.dumps(meta).replace("<", "\\u003c"),
-        "arrays": "\n".join(arrays.elements),
+        "arrays": "\n".join(arrays.elements()),
         "script": "\n".join(_file(name) for name in _SCRIPTS),
     }
     html = _file("page.html")
@@ -65,7 +67,19 @@ class _Arrays:
     """Script elements that hold arrays, deflated, in base64."""
 
     def __init__(self) -> None:
-        self.elements: list[str] = []
+        self._contents: list[bytes] = []
+
+    def elements(self) -> list[str]:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            texts = list(threads.map(_packed, self._contents))
+        return [
+            f'<script type="text/plain" id="{self._name(i)}">{text}</script>'
+            for i, text in enumerate(texts)
+        ]
+
+    @staticmethod
+    def _name(i: int) -> str:
+        return f"array-{i}"
 
     def add(self, t: Tensor | bytes | None) -> dict[str, str] | None:
         if t is None:
@@ -77,11 +91,13 @@ class _Arrays:
             array = t.contiguous().numpy()
             content = (array if sys.byteorder == "little" else array.byteswap()).tobytes()
             kind = str(array.dtype)
-        name = f"array-{len(self.elements)}"
-        # Level 1 saves a third; level 6 saves 2 per cent more in twice the time.
-        text = base64.b64encode(zlib.compress(content, 1)).decode("ascii")
-        self.elements.append(f'<script type="text/plain" id="{name}">{text}</script>')
-        return {"id": name, "type": kind}
+        self._contents.append(content)
+        return {"id": self._name(len(self._contents) - 1), "type": kind}
+
+
+def _packed(content: bytes) -> str:
+    # Level 1 saves a third; level 6 saves 2 per cent more in one and a half the time.
+    return base64.b64encode(zlib.compress(content, 1)).decode("ascii")
 
 
 def _meta(measured: Measurements, arrays: _Arrays) -> dict[str, Any]:
