@@ -100,8 +100,8 @@ def test_the_source_distribution_holds_what_is_built(sdist: Path) -> None:
 
 
 def files_in(folder: Path) -> set[str]:
-    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    return {name for name in files if "__pycache__" not in name}
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {str(path) for path in files if "__pycache__" not in path.parts}
 
 
 def test_nothing_else_is_installed(installed: Path, tmp_path: Path) -> None:
