@@ -112,7 +112,12 @@ function leaningBars(i, view) {
     const name = make("b", {}, nameAt(byte));
     return { name: [near(start - 4, start), name, near(start + 1, start + 5)], value: share, shown: percent(share) };
   });
-  return [make("h3", {}, `This prediction leans on (${influenceName(view)})`), bars(rows, "influence")];
+  const rest = Math.max(0, all.reduce((left, [, share]) => left - share, 1));
+  return [
+    make("h3", {}, `This prediction leans on (${influenceName(view)})`),
+    bars(rows, "influence"),
+    make("p", { class: "quiet" }, `and ${percent(rest)} on other bytes`),
+  ];
 }
 
 function influenceName(view) {
