@@ -36,7 +36,7 @@ def max_head_sizes(query: Tensor, key: Tensor, rate: Tensor, phase: Tensor | Non
     and cos² x = (1 + cos 2x) / 2 makes each a sum of products of a factor of t and one of s.
     """
     queries, keys = _features(query, key, phase)
-    rate = rate.clamp(max=_MAX_RATE) * 2
+    rate = rate.clamp(max=_MAX_RATE).mul_(2)
     if phase is not None:
         rate = rate.repeat(1, 3)
     squares = _decayed_products(queries, keys, rate)
