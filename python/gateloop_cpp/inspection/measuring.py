@@ -5,7 +5,7 @@ Memory is bounded by a chunk's activations and by what is kept of a byte, in cod
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -101,18 +101,20 @@ def measure(
     ids = torch.frombuffer(bytearray(text), dtype=torch.uint8).long().unsqueeze(0)
     most = _channels_within(len(text), sources) if channels is None else channels
     readings = [_Reading(source, most) for source in sources]
-    predictions: list[tuple[Tensor, Tensor, Tensor]] = []
+    predictions: list[Future[tuple[Tensor, Tensor, Tensor]]] = []
+    measured: list[Future[None]] = []
     cache = None
-    with torch.inference_mode(), recording(sources) as steps_of, _side_by_side() as pool:
+    with torch.inference_mode(), recording(sources) as recorded, _threads_beside() as pool:
         for begin in range(0, len(text), CHUNK):
             end = min(begin + CHUNK, len(text))
             logits, cache = model(ids[:, begin:end], cache=cache, return_cache=True)
-            predicted = pool.submit(_predictions, logits[0], ids[0, begin + 1 : end + 1])
-            measured = [pool.submit(reading.read, steps_of) for reading in readings]
-            predictions.append(predicted.result())
-            for future in measured:
-                future.result()
-    bits, tokens, probabilities = (torch.cat(parts) for parts in zip(*predictions, strict=True))
+            _wait(measured)  # a chunk is measured after the one before it
+            following = ids[0, begin + 1 : end + 1]
+            predictions.append(pool.submit(_predictions, logits[0], following))
+            measured = [pool.submit(r.read, recorded(r.source)) for r in readings]
+        _wait(measured)
+    parts = zip(*(predicted.result() for predicted in predictions), strict=True)
+    bits, tokens, probabilities = (torch.cat(part) for part in parts)
     return Measurements(
         text,
         _delayed(bits),
@@ -156,16 +158,25 @@ def _channels_within(steps: int, sources: Sequence[Source]) -> int:
     return max(1, _KEPT_STEPS // (steps * with_transitions))
 
 
+def _wait(tasks: Sequence[Future[None]]) -> None:
+    for task in tasks:
+        task.result()
+
+
 @contextmanager
-def _side_by_side() -> Iterator[ThreadPoolExecutor]:
-    """Threads of one core each, for what has many short operations: on all cores they would meet
-    after each, and wait for a core that is busy."""
+def _threads_beside() -> Iterator[ThreadPoolExecutor]:
+    """Threads of one core each, on half of the cores; the other half is this thread's.
+
+    The model reads a chunk while the mixers of the one before are measured side by side. On all
+    cores their thousands of short operations would meet after each, and wait for a busy core.
+    """
     cores = torch.get_num_threads()
+    workers = max(1, cores // 2)
     try:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            torch.set_num_threads(max(1, cores - workers))
             yield pool
     finally:
-        # This thread's number is as it was, but threads to come would have one core.
         torch.set_num_threads(cores)
 
 
@@ -183,9 +194,9 @@ class _Reading:
         self._tracks: list[list[Track]] = []
 
     @torch.inference_mode()
-    def read(self, steps_of: Callable[[Source], Steps]) -> None:
+    def read(self, recorded: Callable[[], Steps]) -> None:
         """Whole blocks, but for the last call."""
-        steps = steps_of(self.source)
+        steps = recorded()
         if steps.rate is not None:
             self._read_transitions(steps, steps.rate)
         time = steps.query.shape[0]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -63,6 +64,9 @@ class _Record:
 
     options: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def copy(self) -> "_Record":
+        return _Record(dict(self.options), dict(self.outputs))
 
 
 def find_sources(model: Transformer) -> tuple[list[Source], list[NotShown]]:
@@ -172,8 +176,11 @@ def _wide(t: Tensor) -> Tensor:
 
 
 @contextmanager
-def recording(sources: list[Source]) -> Iterator[Callable[[Source], Steps]]:
-    """While it is open, a function that gives a source's steps in the model's last call."""
+def recording(sources: list[Source]) -> Iterator[Callable[[Source], Callable[[], Steps]]]:
+    """While it is open, a function that takes what the model's last call left of a source.
+
+    What it takes is a function to the steps, which may be called during the model's next call.
+    """
     records = {id(source): _Record() for source in sources}
     handles = []
     for source in sources:
@@ -194,7 +201,7 @@ def recording(sources: list[Source]) -> Iterator[Callable[[Source], Steps]]:
 
             handles.append(getattr(source.module, name).register_forward_hook(note_output))
     try:
-        yield lambda source: source.steps(records[id(source)])
+        yield lambda source: partial(source.steps, records[id(source)].copy())
     finally:
         for handle in handles:
             handle.remove()
