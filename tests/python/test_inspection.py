@@ -202,6 +202,8 @@ def test_bad_arguments() -> None:
         measure(small_model(), b"a")
     with pytest.raises(ValueError, match=r"measure: text .* below 100, .* got 116"):
         measure(small_model(num_tokens=100), b"at")
+    with pytest.raises(ValueError, match=r"measure: model must .* mixers are attention"):
+        measure(small_model(layers="attention", window=9), TEXT)
     with pytest.raises(ValueError, match="measure: channels must be 1 or more, got 0"):
         measure(small_model(), TEXT, channels=0)
 

@@ -75,11 +75,7 @@ class Measurements:
         return float(self.bits.sum()) / (len(self.text) - 1)
 
 
-def measure(
-    model: Transformer,
-    text: bytes,
-    channels: int | None = None,
-) -> Measurements:
+def measure(model: Transformer, text: bytes, channels: int | None = None) -> Measurements:
     """Read a text, its state carried from chunk to chunk.
 
     Args:
@@ -95,9 +91,8 @@ def measure(
     sources, not_shown = find_sources(model)
     if not any(source.has_transitions for source in sources):
         reasons = "; ".join(f"layer {o.layer + 1}, {o.kind}: {o.reason}" for o in not_shown)
-        raise ValueError(
-            f"measure: model must have a GateLoop that can be shown: {reasons or 'no'}"
-        )
+        found = reasons or "its mixers are attention"
+        raise ValueError(f"measure: model must have a GateLoop that can be shown, but {found}")
     ids = torch.frombuffer(bytearray(text), dtype=torch.uint8).long().unsqueeze(0)
     most = _channels_within(len(text), sources) if channels is None else channels
     readings = [_Reading(source, most) for source in sources]
