@@ -49,8 +49,8 @@ class Residual : public torch::nn::Module {
   torch::nn::LayerNorm post_norm_{nullptr};
 };
 
-/// One layer of the Transformer: a simple gate loop where asked for, a spatial mixer but in layers
-/// without, then a feed-forward. Children: 2, 0, 1, the reference's two under its names.
+/// One layer of the Transformer: a simple gate loop and a spatial mixer, each where the spec has
+/// one, then a feed-forward. Children: 2, 0, 1, the reference's two under its names.
 class Block : public torch::nn::Module {
  public:
   Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm);

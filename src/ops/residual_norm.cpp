@@ -112,11 +112,13 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
   }
 };
 
-/// The dtype of autocast where that is enabled, else x's.
+/// The dtype of autocast where that is enabled, else x's. Autocast leaves float64 alone.
 at::ScalarType narrow_type(const at::Tensor& x) {
   const auto device = x.device().type();
-  return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device)
-                                                   : x.scalar_type();
+  const bool casts = x.scalar_type() != at::kDouble &&
+                     at::autocast::is_autocast_available(device) &&
+                     at::autocast::is_autocast_enabled(device);
+  return casts ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
 }
 
 /// Whether the kernel takes them: x and gain wide, y in `narrow`, whose accumulations are x's.
@@ -125,7 +127,9 @@ bool is_served(const at::Tensor& x, const at::Tensor& y, const at::Tensor& gain,
   const auto is_wide = [&](const at::Tensor& t) {
     return is_plain_cpu(t) && t.scalar_type() == x.scalar_type();
   };
-  return is_wide(x) && x.numel() > 0 && is_wide(gain) && (!bias.defined() || is_wide(bias)) &&
+  return is_wide(x) && x.numel() > 0 && is_wide(gain) && x.dim() > 0 &&
+         gain.sizes() == x.sizes().slice(x.dim() - 1) &&
+         (!bias.defined() || (is_wide(bias) && bias.sizes() == gain.sizes())) &&
          std::ranges::find(kRealTypes, narrow) != kRealTypes.end() &&
          accumulation_type(narrow) == x.scalar_type() &&
          (!y.defined() ||

@@ -28,8 +28,8 @@ struct ResidualNorm {
   void* normalised_wide = nullptr;  ///< before it is rounded to dtype; null: not written
 };
 
-/// Adjoint of ResidualNorm; the statistics of rows are computed again. Nothing flows through a
-/// Euclidean norm below RmsNorm's ε.
+/// Adjoint of ResidualNorm; the statistics of rows are computed again. A Euclidean norm below
+/// RmsNorm's ε counts as constant.
 struct ResidualNormBackward {
   DType dtype = DType::kFloat32;
   Norm norm = Norm::kRms;
@@ -63,7 +63,8 @@ struct GeluBackward {
   void* dx = nullptr;
 };
 
-/// y = g σ(g) x, not rounded between. All of (elements), contiguous, in `dtype`, not complex.
+/// y = g σ(g) x, not rounded between; σ is at least 1e-38 in float32. All of (elements),
+/// contiguous, in `dtype`, not complex.
 struct SwishGate {
   DType dtype = DType::kFloat32;
   std::int64_t elements = 0;

@@ -18,8 +18,7 @@ namespace {
 
 using torch::Tensor;
 
-// Bounds the time of a diagnosis, and the numbers of which a quantile is taken: torch takes 2^24,
-// those of 8192 transitions.
+// Bounds the time of a diagnosis.
 constexpr std::int64_t kMostBytes = 2048;
 
 torch::nn::ModuleListImpl& layers_of(nn::Transformer& model) {
@@ -35,7 +34,10 @@ double norm_of(const std::vector<Tensor>& tensors) {
 Quantiles quantiles_of(const Tensor& values) {
   const Tensor at =
       torch::tensor(std::vector<double>(kQuantiles.begin(), kQuantiles.end()), values.options());
-  const Tensor found = at::quantile(values.flatten(), at).to(torch::kCPU, torch::kDouble);
+  // torch takes 2^24 numbers at most: of more, every n-th.
+  const std::int64_t n = values.numel() / (std::int64_t{1} << 24) + 1;
+  const Tensor numbers = values.flatten().slice(/*dim=*/0, /*start=*/0, std::nullopt, n);
+  const Tensor found = at::quantile(numbers, at).to(torch::kCPU, torch::kDouble);
   Quantiles quantiles{};
   std::copy_n(found.const_data_ptr<double>(), quantiles.size(), quantiles.begin());
   return quantiles;

@@ -151,7 +151,7 @@ HWY_INLINE hn::Vec<D> Erf(D d, hn::Vec<D> x) {
     const auto square = hn::Mul(x, x);
     const auto inner =
         hn::Div(hn::Mul(x, Polynomial(d, kErfAbove, square)), Polynomial(d, kErfBelow, square));
-    // The quotient is 1 but for its rounding near the bound, which a large factor would magnify.
+    // Beyond the bound the quotient differs from 1 by its rounding. A large factor would show it.
     const auto is_one = hn::Ge(hn::Abs(x), hn::Set(d, kErfOne));
     return hn::IfThenElse(is_one, hn::CopySign(hn::Set(d, 1.0f), x), inner);
   }
@@ -172,8 +172,10 @@ HWY_INLINE hn::Vec<D> GeluSlope(D d, hn::Vec<D> x) {
   constexpr double kDensityAtZero = 0.398942280401432678;  // 1/√(2π)
   const auto half = hn::Set(d, T(0.5));
   const auto below = hn::MulAdd(half, Erf(d, hn::Mul(x, hn::Set(d, T(kSqrtHalf)))), half);
-  const auto decay = ExpDecay(d, ClampDecay(d, hn::Mul(hn::Mul(x, x), half)));
-  return hn::MulAdd(hn::Mul(x, hn::Set(d, T(kDensityAtZero))), decay.e, below);
+  const auto exponent = hn::Mul(hn::Mul(x, x), half);
+  const auto is_near = hn::Le(exponent, hn::Set(d, ExpConstants<T>::kHighest));
+  const auto decay = hn::IfThenElseZero(is_near, ExpDecay(d, ClampDecay(d, exponent)).e);
+  return hn::MulAdd(hn::Mul(x, hn::Set(d, T(kDensityAtZero))), decay, below);
 }
 
 /// In place.

@@ -132,6 +132,76 @@ TEST_P(OfDtype, Linear) {
       tolerance_);
 }
 
+/// Large enough for oneDNN's products.
+struct LargeLinear {
+  Tensor x = torch::randn({4, 64, 80}), weight = torch::randn({96, 80}), bias = torch::randn({96});
+};
+
+TEST(Fused, LinearOfManyRows) {
+  torch::manual_seed(13);
+  const LargeLinear of;
+  expect_equal(
+      [](const Tensors& in) -> Tensors { return {gateloop::ops::linear(in[0], in[1], in[2])}; },
+      [](const Tensors& in) -> Tensors { return {torch::linear(in[0], in[1], in[2])}; },
+      {of.x, of.weight, of.bias}, kFloat32);
+}
+
+/// Negated without a copy, as imaginary parts of conjugates are.
+TEST(Fused, LinearOfLazilyNegatedNumbers) {
+  torch::manual_seed(14);
+  const LargeLinear of;
+  const auto x = of.x.clone().requires_grad_(), weight = of.weight.clone().requires_grad_();
+  const auto y = gateloop::ops::linear(at::_neg_view(x), at::_neg_view(weight), of.bias);
+  expect_close(y, torch::linear(of.x, of.weight, of.bias), kFloat32);
+  const auto dy = torch::randn_like(y);
+  const auto gradients = torch::autograd::grad({y}, {x, weight}, {at::_neg_view(dy)});
+  expect_close(gradients[0], -dy.matmul(of.weight), kFloat32);
+  expect_close(gradients[1], -dy.flatten(0, 1).t().matmul(of.x.flatten(0, 1)), kFloat32);
+}
+
+/// What is not needed backwards is not kept, and may change.
+TEST(Fused, LinearOfFrozenOperands) {
+  torch::manual_seed(15);
+  const LargeLinear of;
+  const auto x = of.x.clone().requires_grad_(), weight = of.weight.clone().requires_grad_();
+  auto input = x * 1;
+  auto y = gateloop::ops::linear(input, of.weight, of.bias);
+  input.zero_();
+  y.sum().backward();  // of ones that are one number in memory
+  expect_close(x.grad(), of.weight.sum(0).expand_as(x), kFloat32);
+
+  auto constant = of.x.clone();
+  auto used = weight * 1;
+  y = gateloop::ops::linear(constant, used);
+  used.zero_();
+  y.sum().backward();
+  expect_close(weight.grad(), of.x.sum({0, 1}).expand_as(weight), kFloat32);
+}
+
+TEST(Fused, NormsRefuseWhatTorchRefuses) {
+  const auto x = torch::randn({2, 40});
+  EXPECT_THROW(gateloop::ops::add_then_rms_norm(x, x, torch::ones({20})), c10::Error);
+  EXPECT_THROW(gateloop::ops::add_then_layer_norm(x, x, torch::ones({40}), torch::ones({3})),
+               c10::Error);
+  EXPECT_THROW(gateloop::ops::add_then_rms_norm(x, torch::randn({2, 39}), torch::ones({40})),
+               c10::Error);
+}
+
+/// The same tensor on both sides has both parts of the gradient.
+TEST(Fused, ResidualOfATensorWithItself) {
+  torch::manual_seed(16);
+  const Tensors arguments = {torch::randn({3, 40}, torch::kDouble),
+                             torch::randn({40}, torch::kDouble)};
+  expect_equal(
+      [](const Tensors& in) -> Tensors {
+        return {gateloop::ops::add_then_rms_norm(in[0], in[0], in[1]).input};
+      },
+      [](const Tensors& in) -> Tensors {
+        return {gateloop::ops::rms_norm_composite(in[0] + in[0], in[1])};
+      },
+      arguments, kFloat64);
+}
+
 TEST(Fused, LinearRefusesWhatTorchRefuses) {
   const auto x = torch::randn({2, 3}), weight = torch::randn({5, 4});
   EXPECT_THROW(gateloop::ops::linear(x, weight), c10::Error);
@@ -149,6 +219,15 @@ class Autocast {
   }
   ~Autocast() { at::autocast::set_autocast_enabled(at::kCPU, false); }
 };
+
+/// Autocast leaves float64 alone.
+TEST(Fused, NormsOfFloat64UnderAutocast) {
+  const auto x = torch::randn({2, 40}, torch::kDouble), gain = torch::ones({40}, torch::kDouble);
+  const Autocast autocast;
+  EXPECT_EQ(gateloop::ops::add_then_rms_norm(x, x, gain).input.scalar_type(), torch::kDouble);
+  EXPECT_EQ(gateloop::ops::add_then_layer_norm(x, x, gain, gain).input.scalar_type(),
+            torch::kDouble);
+}
 
 /// Of float32 x and bfloat16 y: streams stay float32, what products read is bfloat16.
 TEST(Fused, NormsUnderAutocast) {

@@ -221,6 +221,25 @@ Numbers arguments(std::int64_t n) {
 
 constexpr std::int64_t kLengths[] = {0, 1, 5, 31, 64, 4095, 4097, 20'001};
 
+/// Nothing is left of the density far out, where x would make it large again.
+TEST(Gelu, HasItsLimitsFarOut) {
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    const Dims dims{1, 1, 4};
+    Tensor x(DType::kFloat32, dims), dy(DType::kFloat32, dims), dx(DType::kFloat32, dims);
+    x.set(Numbers{-1e38, -1e20, 1e20, 1e38});
+    dy.set(Numbers{1, 1, 1, 1});
+    execute(recurrence::GeluBackward{.dtype = DType::kFloat32,
+                                     .elements = 4,
+                                     .x = x.data(),
+                                     .dy = dy.data(),
+                                     .dx = dx.data()},
+            1);
+    EXPECT_EQ(dx.get(), (Numbers{0, 0, 1, 1})) << target;
+  }
+  recurrence::cpu::force_target("");
+}
+
 struct Operands {
   Operands(DType dtype, std::int64_t n)
       : dims{1, 1, n},
