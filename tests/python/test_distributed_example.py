@@ -183,7 +183,7 @@ def test_the_cpp_trainer_trains_the_same(folder: Path, build_dir: Path) -> None:
         build_dir, folder, "train", "--data", "text", "--out", "cpp", *flags.split(), *SIZES.split()
     )
     ours, theirs = (metrics(folder / out) for out in ("float32", "cpp"))
-    assert ours[-1].keys() == theirs[-1].keys()
+    assert ours[-1].keys() == theirs[-1].keys() - {"sample", "sample_prime"}
     for name in ("train_bits_per_byte", "gradient_norm", "learning_rate"):
         # float32 through twelve steps.
         expected = pytest.approx([line[name] for line in theirs], rel=1e-4)

@@ -111,6 +111,14 @@ def train(tmp_path: Path) -> Train:
     return call
 
 
+def pasted(command: str, folder: Path) -> Result:
+    """Of a make command in a shell. The variables of a make around these tests would print more."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=outside, capture_output=True, text=True, timeout=60
+    )
+
+
 def called(result: Result) -> list[str]:
     return re.findall(r"^called: (.*)$", result.stdout, re.MULTILINE)
 
@@ -173,14 +181,7 @@ def test_make_train_takes_names_as_they_are(train: Train, tmp_path: Path) -> Non
     train(*options)
     command = re.search(r"train anew: (.*)", train(*options).stdout)
     assert command
-    result = subprocess.run(
-        f"{command[1]} --assume-old=build",
-        shell=True,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = pasted(f"{command[1]} --assume-old=build", tmp_path)
     assert called(result)[:1] == [
         "train --out it's a $run --preset quick --data my text --overwrite"
     ], result.stderr
@@ -200,14 +201,7 @@ def test_train_names_the_report_of_its_run(
     printed = train("--data=text", f"--out={out}").stdout
     command = re.search(r"^  (make report.*?) +its curves", printed, re.MULTILINE)
     assert command
-    result = subprocess.run(
-        f"{command[1]} --assume-old=build",
-        shell=True,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = pasted(f"{command[1]} --assume-old=build", tmp_path)
     assert result.stdout == f"<-m><gateloop_cpp.report><{runs}><--out><runs>", result.stderr
 
 
