@@ -48,9 +48,7 @@ torch::Tensor normalise(Stream& stream, const RMSNorm& norm) {
 }
 
 Block::Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm)
-    : is_post_norm_(post_norm),
-      mixer_(make_mixer(dim, spec.mixer)),
-      feed_forward_(dim, spec.ff_mult) {
+    : mixer_(make_mixer(dim, spec.mixer)), feed_forward_(dim, spec.ff_mult) {
   if (mixer_) {
     around_mixer_ = register_module("0", std::make_shared<Residual>(dim, mixer_, post_norm));
   }
@@ -68,7 +66,6 @@ void Block::forward(Stream& stream, Ablation ablation, MixerState* state, const 
     stream.settle();
     stream.added = state ? simple_gate_loop_->advance(stream.x, state->simple_gate_loop, packing)
                          : simple_gate_loop_->forward_packed(stream.x, packing);
-    if (is_post_norm_) stream.settle();
   }
   if (mixer_) {
     around_mixer_->forward(stream, [&](const torch::Tensor& x) {

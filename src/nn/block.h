@@ -20,7 +20,9 @@ struct Stream {
 
   const torch::Tensor& read() const { return input.defined() ? input : x; }
   /// Adds what is to be added.
-  void settle() { *this = {.x = added.defined() ? x + added : x, .added = {}, .input = {}}; }
+  void settle() {
+    if (added.defined()) *this = {.x = x + added, .added = {}, .input = {}};
+  }
 };
 
 /// The norm of the stream, in which nothing is left to add.
@@ -38,6 +40,7 @@ class Residual : public torch::nn::Module {
     if (pre_norm_) {
       stream.added = call(normalise(stream, pre_norm_));
     } else {
+      stream.settle();
       finish(stream, call(stream.read()));
     }
   }
@@ -58,7 +61,6 @@ class Block : public torch::nn::Module {
   void forward(Stream& stream, Ablation ablation, MixerState* state, const Packing& packing);
 
  private:
-  bool is_post_norm_;
   SimpleGateLoopLayer simple_gate_loop_{nullptr};
   std::shared_ptr<SpatialMixer> mixer_;
   FeedForward feed_forward_;

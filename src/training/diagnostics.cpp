@@ -67,7 +67,7 @@ void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::St
   auto children = block.named_children();
   if (children.contains("2")) {
     stream.settle();
-    stream.x = stream.x + children["2"]->as<nn::SimpleGateLoopLayer>()->forward(stream.x);
+    stream.added = children["2"]->as<nn::SimpleGateLoopLayer>()->forward(stream.x);
   }
   if (children.contains("0")) {
     auto mixer = std::dynamic_pointer_cast<nn::SpatialMixer>(children["0"]->named_children()["fn"]);
