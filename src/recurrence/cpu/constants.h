@@ -2,6 +2,7 @@
 
 /// Every tunable of the CPU kernels, with the measurement that chose it.
 /// Machine: AMD EPYC (Zen 5), 2 cores, 48 KiB L1d, 1 MiB L2, 32 MiB L3, float32 unless said.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -33,6 +34,9 @@ inline constexpr std::int64_t kInlineElements = 16 * 1024;
 /// Rows whose part of a gain's gradient is summed together, whatever the number of threads: the
 /// sums are a 128th as many as the rows. Not measured.
 inline constexpr std::int64_t kNormRows = 128;
+inline std::int64_t norm_groups(std::int64_t rows) {
+  return (std::max<std::int64_t>(0, rows) + kNormRows - 1) / kNormRows;
+}
 
 /// How often a thread that is done with its part of a phase looks for the others before it offers
 /// help or its core: some 20 us, while phases take 5 to 100. Not measured: it matters only where

@@ -170,16 +170,12 @@ namespace gateloop::recurrence {
 namespace cpu {
 HWY_EXPORT(RunResidualNorm);
 HWY_EXPORT(RunResidualNormBackward);
-
-std::int64_t groups_of(const ResidualNormBackward& p) {
-  return (std::max<std::int64_t>(0, p.rows) + kNormRows - 1) / kNormRows;
-}
 }  // namespace cpu
 
 std::size_t scratch_bytes(const ResidualNorm&, int) { return 0; }
 
 std::size_t scratch_bytes(const ResidualNormBackward& p, int threads) {
-  const std::int64_t rows = 2 * cpu::groups_of(p) + std::max(1, threads);
+  const std::int64_t rows = 2 * cpu::norm_groups(p.rows) + std::max(1, threads);
   return static_cast<std::size_t>(rows * std::max<std::int64_t>(0, p.columns)) *
          cpu::accumulation_bytes(p.dtype);
 }
@@ -195,7 +191,7 @@ void run(const ResidualNormBackward& p, const Executor& executor, void* scratch)
   using namespace cpu;
   check("ResidualNormBackward", {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
   HWY_DYNAMIC_DISPATCH(RunResidualNormBackward)
-  (p, groups_of(p), slots_for(p.rows * p.columns, executor.threads), executor, scratch);
+  (p, norm_groups(p.rows), slots_for(p.rows * p.columns, executor.threads), executor, scratch);
 }
 
 }  // namespace gateloop::recurrence

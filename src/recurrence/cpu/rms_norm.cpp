@@ -88,16 +88,13 @@ namespace gateloop::recurrence {
 namespace cpu {
 HWY_EXPORT(RunRmsNorm);
 HWY_EXPORT(RunRmsNormBackward);
-
-std::int64_t groups_of(const RmsNormBackward& p) {
-  return (std::max<std::int64_t>(0, p.rows) + kNormRows - 1) / kNormRows;
-}
 }  // namespace cpu
 
 std::size_t scratch_bytes(const RmsNorm&, int) { return 0; }
 
 std::size_t scratch_bytes(const RmsNormBackward& p, int) {
-  return static_cast<std::size_t>((cpu::groups_of(p) + 1) * std::max<std::int64_t>(0, p.columns)) *
+  return static_cast<std::size_t>((cpu::norm_groups(p.rows) + 1) *
+                                  std::max<std::int64_t>(0, p.columns)) *
          cpu::accumulation_bytes(p.dtype);
 }
 
@@ -111,7 +108,7 @@ void run(const RmsNormBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
   check("RmsNormBackward", {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
   HWY_DYNAMIC_DISPATCH(RunRmsNormBackward)
-  (p, groups_of(p), slots_for(p.rows * p.columns, executor.threads), executor, scratch);
+  (p, norm_groups(p.rows), slots_for(p.rows * p.columns, executor.threads), executor, scratch);
 }
 
 }  // namespace gateloop::recurrence
