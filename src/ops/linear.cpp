@@ -46,7 +46,6 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const bool needs_x = weight.requires_grad(), needs_weight = x.requires_grad();
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({needs_x ? x : at::Tensor(), needs_weight ? weight : at::Tensor()});
-    ctx->saved_data["sizes"] = x.sizes().vec();
     ctx->saved_data["bias_needs_gradient"] = is_given(bias) && bias->requires_grad();
     at::Tensor y = product(as_rows(x), weight.t());
     if (is_given(bias)) y.add_(*bias);
@@ -64,7 +63,9 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     };
     variable_list result(3);
     if (weight.defined()) {
-      result[0] = times(dy, weight).view(ctx->saved_data["sizes"].toIntVector());
+      auto sizes = grads[0].sizes().vec();
+      sizes.back() = weight.size(1);
+      result[0] = times(dy, weight).view(sizes);
     }
     if (x.defined()) result[1] = times(dy.t(), as_rows(x));
     if (ctx->saved_data["bias_needs_gradient"].toBool()) result[2] = dy.sum(0);

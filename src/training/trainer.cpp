@@ -137,8 +137,7 @@ StepMetrics Trainer::update() {
   metrics.gradient_norm = shared.front()[1];
   if (!std::isfinite(nats)) fail_not_finite("the loss", metrics.step);
   if (!std::isfinite(metrics.gradient_norm)) fail_not_finite("the gradient norm", metrics.step);
-  const bool diagnosed = communicator_.is_main() && options_.diagnostics_every > 0 &&
-                         metrics.step % options_.diagnostics_every == 0;
+  const bool diagnosed = communicator_.is_main() && due(options_.diagnostics_every, metrics.step);
   std::optional<UpdateDiagnosis> diagnosis;
   if (diagnosed) diagnosis.emplace(model_);
   optimizer_.step(metrics.learning_rate, metrics.gradient_norm);

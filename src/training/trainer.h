@@ -55,7 +55,8 @@ class Trainer {
   double elapsed() const { return elapsed_before_ + since_start_.seconds(); }
   std::int64_t rows() const { return options_.batch * options_.accumulation; }
   std::optional<double> seconds_left() const;
-  bool due(std::int64_t every) const { return every > 0 && position_.step % every == 0; }
+  static bool due(std::int64_t every, std::int64_t step) { return every > 0 && step % every == 0; }
+  bool due(std::int64_t every) const { return due(every, position_.step); }
   std::optional<std::int64_t> steps() const { return planned_steps(options_, position_.step); }
   bool finished() const { return steps() && position_.step >= *steps(); }
   /// The length is estimated, not given.
