@@ -1,5 +1,6 @@
 """The runs of ``gateloop train`` as they lie on the disk, finished or under way."""
 
+import argparse
 import json
 import math
 import os
@@ -154,6 +155,17 @@ def count_parameters(weights: Path) -> int:
             return sum(math.prod(content.get_slice(name).get_shape()) for name in names)
     except SafetensorError as error:
         raise ValueError(f"{weights}: not a valid safetensors file: {error}") from error
+
+
+def run_parser(module: str, description: str | None, runs: str) -> argparse.ArgumentParser:
+    """Of a program that reads runs; ``runs`` says what its arguments are."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m gateloop_cpp.{module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=runs)
+    return parser
 
 
 def is_run(folder: Path) -> bool:

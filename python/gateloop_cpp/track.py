@@ -13,7 +13,6 @@ layers/0/half_life/q50, the median. Also the configuration, the number of parame
 and what texts a record has.
 """
 
-import argparse
 import contextlib
 import html
 import importlib.util
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateloop_cpp._runs import MARK, METRICS, Log, Record, Run, read_run
+from gateloop_cpp._runs import MARK, METRICS, Log, Record, Run, read_run, run_parser
 
 POLL_SECONDS = 1.0
 
@@ -213,12 +212,7 @@ def opened(folders: Sequence[Path], to: str, out: Path | None) -> Iterator[list[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m gateloop_cpp.track",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
+    parser = run_parser("track", __doc__, "directory of a run")
     parser.add_argument("--to", required=True, choices=TRACKERS)
     parser.add_argument("--out", type=Path, help="folder of its files [TO, beside the run]")
     parser.add_argument("--once", action="store_true", help="send what there is, do not follow")

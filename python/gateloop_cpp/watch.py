@@ -7,7 +7,6 @@ while the runs go on, and ends when all are finished; Ctrl-C ends it, not the ru
 where the output is no terminal, it is drawn once.
 """
 
-import argparse
 import importlib.util
 import io
 import math
@@ -15,7 +14,6 @@ import string
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateloop_cpp import _histories, _runs
@@ -182,14 +180,7 @@ def follow(picture: Picture, console: "Console") -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m gateloop_cpp.watch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, or of runs"
-    )
+    parser = _runs.run_parser("watch", __doc__, "directory of a run, or of runs")
     parser.add_argument(
         "--against", choices=("step", "bytes", "time"), default="step", help="the axis [step]"
     )

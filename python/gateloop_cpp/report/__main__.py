@@ -7,7 +7,6 @@ figures and the samples. Runs that differ by their seed alone are one line with 
 holds all it shows, and loads nothing from a network.
 """
 
-import argparse
 import importlib.util
 import io
 import sys
@@ -37,14 +36,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m gateloop_cpp.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, or of runs"
-    )
+    parser = _runs.run_parser("report", __doc__, "directory of a run, or of runs")
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help=f"folder of {NAME} [.]"
     )
