@@ -83,7 +83,8 @@ class Communicator {
   std::string note(const std::string& name) const;
 
   /// Calls `work`. Where it throws, the other processes are told the error; where a connection is
-  /// lost, std::runtime_error names the process that ended first.
+  /// lost, std::runtime_error names the process that ended first. After that the group is closed,
+  /// and SIGTERM is ignored: launchers send it before this process has printed the error.
   void report_failures(const std::function<void()>& work) const;
 
  private:

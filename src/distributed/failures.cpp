@@ -44,18 +44,6 @@ std::string symptom_of(const std::exception& error) {
 
 bool is_timeout(const std::string& symptom) { return symptom.starts_with("Timed out"); }
 
-/// A launcher that sees one process end sends SIGTERM to the others, which still have to say why.
-class IgnoredSigterm {
- public:
-  IgnoredSigterm() : before_(std::signal(SIGTERM, SIG_IGN)) {}
-  ~IgnoredSigterm() { std::signal(SIGTERM, before_); }
-  IgnoredSigterm(const IgnoredSigterm&) = delete;
-  IgnoredSigterm& operator=(const IgnoredSigterm&) = delete;
-
- private:
-  void (*before_)(int);
-};
-
 }  // namespace
 
 /// By the store, which is there when connections between processes are not.
@@ -67,13 +55,14 @@ class FailureReport {
   /// Leaves this process's own error for the others.
   void publish(const std::string& error) const {
     set(kEnded, error);
-    connection_->group.reset();  // closes connections: the others notice
+    close_connections();
     leave(/*all=*/true);
   }
 
   /// Which process ended first, as far as it can be told.
   std::string first_failure(const std::string& symptom) const {
     set(kWaiting, symptom);
+    close_connections();
     const auto deadline = steady_clock::now() + kGrace;
     std::string silent;
     std::string text;
@@ -102,6 +91,15 @@ class FailureReport {
   }
 
  private:
+  /// So that a process that waits for this one notices, not the neighbours of the ended one alone.
+  void close_connections() const {
+    try {
+      // Waits for the collectives under way: they end with the connections of the ended process.
+      within(kGrace, [connection = connection_] { connection->group.reset(); });
+    } catch (const std::exception&) {  // they are closed when this process ends
+    }
+  }
+
   /// Where all are alive, one was slower than another would wait.
   std::string failure_of_living(const std::string& symptom) const {
     std::string slow;
@@ -148,13 +146,14 @@ class FailureReport {
 
 void Communicator::report_failures(const std::function<void()>& work) const {
   if (!connection_) return work();
-  constexpr auto kLimit = 2 * kGrace + std::chrono::seconds(1);
+  constexpr auto kLimit = 3 * kGrace + std::chrono::seconds(1);
   try {
     work();
   } catch (const LostProcess&) {
     throw;
   } catch (const std::exception& error) {
-    const IgnoredSigterm ignored;
+    // A launcher that sees one process end sends it to the others, which have yet to print why.
+    std::signal(SIGTERM, SIG_IGN);
     const FailureReport report(connection_);
     if (!is_lost_connection(error)) {
       try {
