@@ -1,6 +1,7 @@
 #include "ops/activations.h"
 
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include <algorithm>
 
@@ -19,12 +20,15 @@ using torch::autograd::variable_list;
 bool are_plain_alike(std::initializer_list<at::Tensor> tensors) {
   const at::Tensor& first = *tensors.begin();
   return std::ranges::find(kRealTypes, first.scalar_type()) != kRealTypes.end() &&
-         std::ranges::all_of(tensors,
-                             [&](const at::Tensor& t) {
-                               return is_plain_cpu(t) && t.scalar_type() == first.scalar_type() &&
-                                      t.sizes() == first.sizes();
-                             }) &&
-         !needs_pieces({first, *(tensors.end() - 1)});
+         std::ranges::all_of(tensors, [&](const at::Tensor& t) {
+           return is_plain_cpu(t) && t.scalar_type() == first.scalar_type() &&
+                  t.sizes() == first.sizes() && !needs_pieces({t});
+         });
+}
+
+/// Gradients may be wrapped for torch.func, and hooks may save another dtype.
+bool needs_pieces_backward(std::initializer_list<at::Tensor> tensors) {
+  return needs_differentiable_backward() || is_watched() || !are_plain_alike(tensors);
 }
 
 at::Tensor empty_as(const at::Tensor& t) { return at::empty(t.sizes(), t.options()); }
@@ -33,6 +37,7 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x});
+    if (is_watched()) return at::gelu(x);
     const at::Tensor from = contiguous(x);
     at::Tensor y = empty_as(x);
     run_kernel(recurrence::Gelu{.dtype = kernel_dtype(x.scalar_type()),
@@ -45,7 +50,7 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const at::Tensor x = ctx->get_saved_variables()[0];
-    if (needs_differentiable_backward()) return {at::gelu_backward(grads[0], x)};
+    if (needs_pieces_backward({x, grads[0]})) return {at::gelu_backward(grads[0], x)};
     const at::Tensor from = contiguous(x), dy = contiguous(grads[0]);
     at::Tensor dx = empty_as(x);
     run_kernel(recurrence::GeluBackward{.dtype = kernel_dtype(x.scalar_type()),
@@ -62,6 +67,7 @@ struct SwishGateFunction : torch::autograd::Function<SwishGateFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& g, const at::Tensor& x) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({g, x});
+    if (is_watched()) return at::silu(g) * x;
     const at::Tensor gate = contiguous(g), from = contiguous(x);
     at::Tensor y = empty_as(x);
     run_kernel(recurrence::SwishGate{.dtype = kernel_dtype(x.scalar_type()),
@@ -76,10 +82,9 @@ struct SwishGateFunction : torch::autograd::Function<SwishGateFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &g = saved[0], &x = saved[1];
-    if (needs_differentiable_backward()) {
-      return differentiate(
-          [](const variable_list& in) -> variable_list { return {at::silu(in[0]) * in[1]}; },
-          {g, x}, grads);
+    if (needs_pieces_backward({g, x, grads[0]})) {
+      const at::Tensor s = g.sigmoid(), swish = g * s;
+      return {(s + swish * (1 - s)) * x * grads[0], swish * grads[0]};
     }
     const at::Tensor gate = contiguous(g), from = contiguous(x), dy = contiguous(grads[0]);
     at::Tensor dg = empty_as(g), dx = empty_as(x);
@@ -103,6 +108,16 @@ at::Tensor gelu(const at::Tensor& x) {
 
 at::Tensor swish_gate(const at::Tensor& g, const at::Tensor& x) {
   return are_plain_alike({g, x}) ? SwishGateFunction::apply(g, x) : at::silu(g) * x;
+}
+
+TORCH_LIBRARY_FRAGMENT(gateloop, m) {
+  m.def("gelu(Tensor x) -> Tensor", gelu, {at::Tag::pt2_compliant_tag});
+  m.def("swish_gate(Tensor g, Tensor x) -> Tensor", swish_gate, {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(gateloop, FuncTorchBatchedDecomposition, m) {
+  m.impl("gelu", gelu);
+  m.impl("swish_gate", swish_gate);
 }
 
 }  // namespace gateloop::ops

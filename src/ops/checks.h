@@ -3,6 +3,7 @@
 /// The checks of the operators' arguments. Each error names the operator, the argument, what was
 /// expected and what came. The sizes may be symbolic: CPU and Meta kernels share the checks.
 #include <ATen/ATen.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <initializer_list>
 #include <optional>
@@ -33,6 +34,10 @@ inline bool is_plain_cpu(const at::Tensor& t) {
   return t.is_cpu() && t.has_storage() &&
          !t.key_set().has_any(c10::DispatchKeySet({Python, Functionalize, ZeroTensor}));
 }
+
+/// Whether a mode of Python's sees torch's operators, and would not see a kernel. What is saved for
+/// a backward pass must not depend on it: torch.utils.checkpoint may be watched in one pass alone.
+inline bool is_watched() { return c10::impl::TorchDispatchModeTLS::any_modes_set(); }
 
 /// Of arguments of `op` beside `sequence`, (B, T, ...), which it calls `name`; they may be absent.
 /// cu_seqlens packs N sequences along the time of a batch of one: (N + 1) int32 or int64 on the

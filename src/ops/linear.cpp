@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
@@ -32,12 +33,17 @@ bool is_faster_than_mkl() {
 
 /// a (M, K) times b (K, N).
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
+  if (is_watched()) return at::mm(a, b);
   at::Tensor result = at::empty({a.size(0), b.size(1)}, a.options());
   at::native::mkldnn_matmul(a.resolve_neg(), b.resolve_neg(), result, /*beta=*/0, /*alpha=*/1);
   return result;
 }
 
 at::Tensor as_rows(const at::Tensor& t) { return t.reshape({-1, t.size(-1)}); }
+
+bool is_plain_float(const at::Tensor& t) {
+  return is_plain_cpu(t) && t.scalar_type() == at::kFloat && t.numel() > 0;
+}
 
 /// Saves x where weight needs a gradient, and weight where x does.
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
@@ -58,8 +64,11 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor dy = as_rows(grads[0]);
+    // Gradients may be wrapped for torch.func, and hooks may save another dtype.
     const auto times = [](const at::Tensor& a, const at::Tensor& b) {
-      return needs_differentiable_backward() ? at::mm(a, b) : product(a, b);
+      const bool served = !needs_differentiable_backward() && is_plain_float(a) &&
+                          is_plain_float(b) && !any_has_tangent({a, b});
+      return served ? product(a, b) : at::mm(a, b);
     };
     variable_list result(3);
     if (weight.defined()) {
@@ -72,10 +81,6 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     return result;
   }
 };
-
-bool is_plain_float(const at::Tensor& t) {
-  return is_plain_cpu(t) && t.scalar_type() == at::kFloat && t.numel() > 0;
-}
 
 // A call of oneDNN takes some 12 us whatever its size, MKL's 1: they meet near 2^20 multiply-adds.
 constexpr std::int64_t kLeastWork = 1 << 20;
@@ -91,5 +96,12 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalT
                       !needs_pieces({x, weight, bias});
   return served ? LinearFunction::apply(x, weight, bias) : at::linear(x, weight, bias);
 }
+
+TORCH_LIBRARY_FRAGMENT(gateloop, m) {
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", linear,
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(gateloop, FuncTorchBatchedDecomposition, m) { m.impl("linear", linear); }
 
 }  // namespace gateloop::ops

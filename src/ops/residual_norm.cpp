@@ -2,6 +2,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include <algorithm>
 
@@ -24,9 +25,12 @@ const void* numbers_of(const at::Tensor& t) { return t.defined() ? t.const_data_
 /// norm(sum) in the dtype `narrow`, and of LayerNorm, where that is another, before it is rounded.
 variable_list norm_of(const at::Tensor& sum, const at::Tensor& gain, const at::Tensor& bias,
                       at::ScalarType narrow) {
-  if (!bias.defined()) return {rms_norm(sum, gain).to(narrow)};
-  const at::Tensor wide = at::layer_norm(sum, gain.sizes(), gain, bias, /*eps=*/1e-5);
-  return narrow == wide.scalar_type() ? variable_list{wide} : variable_list{wide.to(narrow), wide};
+  const bool is_rms = !bias.defined();
+  const at::Tensor wide =
+      is_rms ? rms_norm(sum, gain)
+             : at::layer_norm_symint(sum, gain.sym_sizes(), gain, bias, /*eps=*/1e-5);
+  if (narrow == wide.scalar_type()) return {wide};
+  return is_rms ? variable_list{wide.to(narrow)} : variable_list{wide.to(narrow), wide};
 }
 
 /// Results: normalised; sum where there is y; normalised_wide of a LayerNorm that is rounded.
@@ -36,6 +40,16 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
                                const OptionalTensor& shift, at::ScalarType narrow) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const at::Tensor y = added.value_or(at::Tensor()), bias = shift.value_or(at::Tensor());
+    ctx->saved_data["narrow"] = static_cast<std::int64_t>(narrow);
+    ctx->saved_data["has_y"] = y.defined();
+    ctx->set_materialize_grads(false);
+    if (is_watched()) {
+      const at::Tensor sum = y.defined() ? x + y : x;
+      ctx->save_for_backward({sum, gain, bias});
+      variable_list results = norm_of(sum, gain, bias, narrow);
+      if (y.defined()) results.insert(results.begin() + 1, sum);
+      return results;
+    }
     const at::Tensor x_ = contiguous(x), y_ = contiguous(y), gain_ = contiguous(gain),
                      bias_ = contiguous(bias);
     const auto empty = [&](at::ScalarType dtype) {
@@ -60,9 +74,6 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
                                             has_wide ? results.back().mutable_data_ptr() : nullptr},
                x.device());
     ctx->save_for_backward({sum, gain, bias});
-    ctx->saved_data["narrow"] = static_cast<std::int64_t>(narrow);
-    ctx->saved_data["has_y"] = y.defined();
-    ctx->set_materialize_grads(false);
     return results;
   }
 
@@ -79,7 +90,15 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
       if (has_y && dsum.defined()) result[1] = dsum.to(narrow);
       return result;
     }
-    if (needs_differentiable_backward()) {
+    // Gradients may be wrapped for torch.func, and hooks may save another dtype.
+    const auto is = [](const at::Tensor& t, at::ScalarType dtype) {
+      return !t.defined() || (is_plain_cpu(t) && t.scalar_type() == dtype && !any_has_tangent({t}));
+    };
+    const at::ScalarType wide = accumulation_type(narrow);
+    const bool served = !needs_differentiable_backward() && !is_watched() && is(sum, wide) &&
+                        is(gain, wide) && is(bias, wide) && is(dnormalised, narrow) &&
+                        is(dsum, wide) && is(dwide, wide);
+    if (!served) {
       const auto found = differentiate(
           [&](const variable_list& in) { return norm_of(in[0], in[1], in[2], narrow); },
           {sum, gain, bias}, {dnormalised, dwide});
@@ -169,6 +188,38 @@ Normalised add_then_layer_norm(const at::Tensor& x, const at::Tensor& y, const a
                                const at::Tensor& bias) {
   const auto results = residual_norm(x, y, weight, bias);
   return {.stream = results.wide, .input = results.normalised};
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> rms_norm_of_sum(const at::Tensor& x, const at::Tensor& y,
+                                                   const at::Tensor& gamma) {
+  const auto [stream, input] = add_then_rms_norm(x, y, gamma);
+  return {stream, input};
+}
+
+/// No tensor twice: results of an operator may not share memory.
+std::vector<at::Tensor> layer_norm_of_sum(const at::Tensor& x, const at::Tensor& y,
+                                          const at::Tensor& weight, const at::Tensor& bias) {
+  const auto [stream, input] = add_then_layer_norm(x, y, weight, bias);
+  if (input.is_same(stream)) return {stream};
+  return {stream, input};
+}
+
+}  // namespace
+
+// For Python's modules. Here y is given, so that no result is an argument.
+TORCH_LIBRARY_FRAGMENT(gateloop, m) {
+  m.def("add_then_rms_norm(Tensor x, Tensor y, Tensor gamma) -> (Tensor stream, Tensor input)",
+        rms_norm_of_sum, {at::Tag::pt2_compliant_tag});
+  // [stream], and under autocast [stream, input].
+  m.def("add_then_layer_norm(Tensor x, Tensor y, Tensor weight, Tensor bias) -> Tensor[]",
+        layer_norm_of_sum, {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(gateloop, FuncTorchBatchedDecomposition, m) {
+  m.impl("add_then_rms_norm", rms_norm_of_sum);
+  m.impl("add_then_layer_norm", layer_norm_of_sum);
 }
 
 }  // namespace gateloop::ops
