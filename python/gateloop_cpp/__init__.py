@@ -10,6 +10,7 @@ alone, ``gateloop_cpp.distributed`` the same over processes that hold a block of
 from gateloop_cpp import _library, checkpoint, distributed, ops
 from gateloop_cpp.causal_full_attention import CausalFullAttention
 from gateloop_cpp.decoder import Decoder, DecoderState
+from gateloop_cpp.fusion import fuse, unfuse
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
 from gateloop_cpp.sampling import Sampler
 from gateloop_cpp.simple_gate_loop_layer import SimpleGateLoopLayer
@@ -27,5 +28,7 @@ __all__ = [
     "Transformer",
     "checkpoint",
     "distributed",
+    "fuse",
     "ops",
+    "unfuse",
 ]

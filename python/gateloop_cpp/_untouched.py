@@ -4,13 +4,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as nn_module
 
-# What a library may replace for all modules, as it was when this package was imported.
-_CLASSES = (nn.Embedding, nn.LayerNorm, nn.Linear, nn.GELU, nn.SiLU, nn.Sequential)
-_FUNCTIONS = {(cls, "forward"): cls.forward for cls in _CLASSES} | {
-    (nn.Module, "__call__"): nn.Module.__call__
-}
+from gateloop_cpp import _watchers
+from gateloop_cpp.fusion import plain_class
+
 # Attributes without effect on a result: weights and children, compared by themselves; the mode of
 # layers that have none; recomputation; hooks on loading and saving.
 _WITHOUT_EFFECT = {
@@ -31,9 +28,9 @@ def difference(model: Any, cls: type[Any]) -> str | None:
     An untouched model is a ``cls`` with the modules, types and attributes that its ``options`` give
     it. It has no hooks, local or global, no ``forward`` of an instance, and plain parameters of one
     dtype on the CPU. It is called outside of autocast and of torch's transforms and modes. Values
-    of parameters, ties between them and ``train()`` make no difference.
+    of parameters, ties between them, ``train()`` and ``fuse()`` make no difference.
     """
-    if type(model) is not cls:
+    if plain_class(type(model)) is not cls:
         return f"the type {type(model).__qualname__}"
     with torch.device("meta"):
         plain = cls(**model.options)
@@ -44,18 +41,11 @@ def difference(model: Any, cls: type[Any]) -> str | None:
 
 
 def _of_place() -> str | None:
-    if nn_module._has_any_global_hook():
-        return "hooks on all modules"
-    for (cls, name), function in _FUNCTIONS.items():
-        if getattr(cls, name) is not function:
-            return f"another {cls.__name__}.{name}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast"
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return "a transform of torch"
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return "a mode that sees torch's operators"
-    return None
+    return _watchers.of_all_modules()
 
 
 def _of_modules(model: nn.Module, plain: nn.Module) -> str | None:
@@ -64,7 +54,7 @@ def _of_modules(model: nn.Module, plain: nn.Module) -> str | None:
         return f"the modules {sorted(modules.keys() ^ expected.keys())}"
     for name, module in modules.items():
         ours, theirs = vars(module), vars(expected[name])
-        if type(module) is not type(expected[name]):
+        if plain_class(type(module)) is not type(expected[name]):
             return f"{name}, of type {type(module).__qualname__}"
         for key in (ours.keys() | theirs.keys()) - _WITHOUT_EFFECT:
             if key not in ours or key not in theirs or ours[key] != theirs[key]:

@@ -146,9 +146,7 @@ class CausalFullAttention(nn.Module):
         else:
             out = self._attend_within(q, k, v, places, blocks=mask is None)
         out = out.transpose(1, 2)  # (B, T, H, D)
-        if self.to_gates is not None:
-            out = out * self.to_gates(x)
-        out = self.to_out(out)
+        out = self.to_out(self._gated(x, out))
         if not return_cache:
             return out
         if self.window is None:
@@ -156,6 +154,10 @@ class CausalFullAttention(nn.Module):
         # Copies: a slice would hold the memory of all steps.
         first = k.shape[2] - min(k.shape[2], self.window - 1)
         return out, (k[:, :, first:].clone(), v[:, :, first:].clone(), steps)
+
+    def _gated(self, x: Tensor, out: Tensor) -> Tensor:
+        """out (B, T, H, D)"""
+        return out if self.to_gates is None else out * self.to_gates(x)
 
     def _check_sharded(
         self, cache: KeysValues | None, return_cache: bool, mask: Tensor | None

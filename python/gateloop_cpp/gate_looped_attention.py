@@ -1,6 +1,6 @@
 """GateLoop as a spatial mixer."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,10 +160,11 @@ class GateLoopedAttention(nn.Module):
         scans = recurrences(time_group)
         y, state = mix(x, ablate_complex, ablate_state_transition, cache, packing, scans)
         y = self.maybe_sub_ln(y)
-        if self.to_gates is not None:
-            y = self.to_gates(x) * y
-        y = self.to_out(y)
+        y = self.to_out(self._gated(x, y))
         return (y, state) if return_cache else y
+
+    def _gated(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if self.to_gates is None else cast(Tensor, self.to_gates(x) * y)
 
     def _check_cache(self, cache: Tensor | None, sequences: int) -> None:
         if cache is None:

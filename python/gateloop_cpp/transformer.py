@@ -234,13 +234,13 @@ class Transformer(nn.Module):
             **packing,
         }
 
-        h = self.token_emb(x)
+        h: Any = self.token_emb(x)  # the residual stream, as _run takes and gives it
         caches = []
         for i, block in enumerate(self.layers):
             before = None if cache is None else cache[i]
             h, carried = self._layer(cast(nn.ModuleList, block), h, before, options)
             caches.append(carried)
-        logits = self.to_logits(h)
+        logits = self._logits(h)
         if return_loss:
             logits, labels = logits[:, : labels.shape[1]].flatten(0, 1), labels.flatten()
             if targets is None:
@@ -255,8 +255,8 @@ class Transformer(nn.Module):
         return "to_logits.weight" if self.options["post_ln_norm"] else "to_logits.1.weight"
 
     def _layer(
-        self, block: nn.ModuleList, h: Tensor, cache: Any, options: dict[str, Any]
-    ) -> tuple[Tensor, Any]:
+        self, block: nn.ModuleList, h: Any, cache: Any, options: dict[str, Any]
+    ) -> tuple[Any, Any]:
         """h after one layer, and the layer's cache, None unless it is asked for."""
         mix, feed, *simple = block
         if simple:
@@ -267,20 +267,26 @@ class Transformer(nn.Module):
             shared = {k: v for k, v in options.items() if not k.startswith("ablate")}
             y = self._run(simple[0], h, cache=before, **shared)
             y, before = y if kept else (y, None)
-            h = h + y
+            h = self._add(h, y)
         carried = None
         if isinstance(mix, nn.Identity):
-            h = mix(h)
+            h = self._run(mix, h)
         else:
             h = self._run(mix, h, cache=cache, **options)
             if options["return_cache"]:
                 h, carried = h
         return self._run(feed, h), (before, carried) if simple else carried
 
-    def _run(self, block: nn.Module, x: Tensor, **options: Any) -> Any:
+    def _run(self, block: nn.Module, x: Any, **options: Any) -> Any:
         if self.checkpoint_blocks and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False, **options)
         return block(x, **options)
+
+    def _add(self, x: Any, y: Tensor) -> Any:
+        return x + y
+
+    def _logits(self, x: Any) -> Tensor:
+        return cast(Tensor, self.to_logits(x))
 
     @torch.no_grad()
     def generate(

@@ -33,7 +33,13 @@ from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from gateloop_cpp import CausalFullAttention, Decoder, GateLoopedAttention, SimpleGateLoopLayer
+from gateloop_cpp import (
+    CausalFullAttention,
+    Decoder,
+    GateLoopedAttention,
+    SimpleGateLoopLayer,
+    fuse,
+)
 from gateloop_cpp.residual import PreNorm
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -238,6 +244,12 @@ def recomputation_trains(sharded: bool, wrapper: bool) -> None:
         apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, PreNorm))
     wrapped = wrap(model, sharded)
     assert_trains_as_one(model, wrapped, make("hybrid"))
+
+
+@case(*product(MODELS, (False, True)))
+def fused_trains(name: str, sharded: bool) -> None:
+    model = fuse(make(name))
+    assert_trains_as_one(model, wrap(model, sharded), make(name))
 
 
 @case((False,), (True,))

@@ -1,4 +1,7 @@
-"""A module's result is what calling its submodules gives, whatever was done to them."""
+"""A module's result is what calling its submodules gives, whatever was done to them.
+
+Of plain models, and of those that were fused before.
+"""
 
 import copy
 from collections import Counter
@@ -15,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.testing._internal.two_tensor import TwoTensor
 
 import gateloop_cpp
-from gateloop_cpp import Decoder, SimpleGateLoopLayer, Transformer
+from gateloop_cpp import Decoder, SimpleGateLoopLayer, Transformer, fuse
 
 SIMPLE: dict[str, Any] = dict(dim=16, post_ln=True)
 MODELS: dict[str, dict[str, Any]] = {
@@ -33,14 +36,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def make(package: Any, name: str) -> nn.Module:
+def make(package: Any, name: str, fused: bool = False) -> nn.Module:
     """float64, in which two orders of summation agree to about twelve digits."""
     made: nn.Module = (
         package.SimpleGateLoopLayer(**SIMPLE)
         if name == "simple"
         else package.Transformer(**MODELS[name])
     )
-    return made.double()
+    return fuse(made).double() if fused else made.double()
 
 
 def given(name: str, time: int = 12) -> Tensor:
@@ -96,6 +99,7 @@ def uses(name: str) -> list[str]:
 
 
 CASES = [(name, use) for name in ("simple", *MODELS) for use in uses(name)]
+FUSED = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 
 # ---- Hooks ---------------------------------------------------------------------------------------
 
@@ -113,9 +117,10 @@ def calls(model: nn.Module, run: Callable[[], object]) -> Counter[str]:
     return seen
 
 
+@FUSED
 @pytest.mark.parametrize(("name", "use"), CASES)
-def test_hooks_fire_on_every_module(name: str, use: str) -> None:
-    model, x = make(gateloop_cpp, name), given(name)
+def test_hooks_fire_on_every_module(name: str, use: str, fused: bool) -> None:
+    model, x = make(gateloop_cpp, name, fused), given(name)
     seen = calls(model, lambda: USES[use](model, x))
     called = {n for n, m in model.named_modules() if not isinstance(m, nn.ModuleList)}
     assert seen.keys() == called
@@ -124,10 +129,11 @@ def test_hooks_fire_on_every_module(name: str, use: str) -> None:
     assert set(seen.values()) == {passes}
 
 
+@FUSED
 @pytest.mark.parametrize("name", ["simple", *MODELS])
-def test_a_hook_changes_what_it_changes_in_the_peer(name: str) -> None:
+def test_a_hook_changes_what_it_changes_in_the_peer(name: str, fused: bool) -> None:
     """Each output doubled in turn, in both: layouts differ, doubling acts on each number alone."""
-    theirs, ours = make(peer, name), make(gateloop_cpp, name)
+    theirs, ours = make(peer, name), make(gateloop_cpp, name, fused)
     ours.load_state_dict(theirs.state_dict())
     x = given(name)
     common = dict(theirs.named_modules()).keys() & dict(ours.named_modules()).keys()
@@ -149,9 +155,10 @@ def test_a_hook_changes_what_it_changes_in_the_peer(name: str) -> None:
     assert without_effect - {f"layers.{MODELS.get(name, SIMPLE).get('depth', 0) - 1}.1"} <= lists
 
 
+@FUSED
 @pytest.mark.parametrize("use", ["stepwise", "generation", "generation together"])
-def test_hooks_on_all_modules_fire(use: str) -> None:
-    model, x = make(gateloop_cpp, "gate_loop"), given("gate_loop")
+def test_hooks_on_all_modules_fire(use: str, fused: bool) -> None:
+    model, x = make(gateloop_cpp, "gate_loop", fused), given("gate_loop")
     seen: list[nn.Module] = []
     handle = nn.modules.module.register_module_forward_hook(lambda m, _x, _y: seen.append(m))
     try:
@@ -161,8 +168,11 @@ def test_hooks_on_all_modules_fire(use: str) -> None:
     assert sum(m is model.get_submodule("token_emb") for m in seen) >= 8
 
 
-def test_a_linear_layer_replaced_for_everyone_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: Any = make(gateloop_cpp, "gate_loop")
+@FUSED
+def test_a_linear_layer_replaced_for_everyone_is_called(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = make(gateloop_cpp, "gate_loop", fused)
     x, seen = given("gate_loop"), list[int]()
 
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
@@ -273,10 +283,11 @@ CHANGES = {
 }
 
 
+@FUSED
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(("name", "use"), CASES)
-def test_changed_layers_count_in_every_use(name: str, use: str, change: str) -> None:
-    model, x = make(gateloop_cpp, name), given(name)
+def test_changed_layers_count_in_every_use(name: str, use: str, change: str, fused: bool) -> None:
+    model, x = make(gateloop_cpp, name, fused), given(name)
     if change == "offloading" and use == "training":
         model.requires_grad_(False)
         x = x.requires_grad_() if x.is_floating_point() else x
@@ -311,8 +322,11 @@ def test_a_parameter_of_another_class_is_left_to_itself() -> None:
             torch.testing.assert_close(y.b, doubled(x))
 
 
-def test_a_gate_in_float32_beside_bfloat16() -> None:
+@FUSED
+def test_a_gate_in_float32_beside_bfloat16(fused: bool) -> None:
     model = Transformer(16, num_tokens=32, depth=1).bfloat16()
+    if fused:
+        fuse(model)
     to_a: Any = model.get_submodule("layers.0.0.fn.to_a").float()
     plain = to_a.forward
     to_a.forward = lambda x: plain(x.float())
@@ -374,10 +388,13 @@ TOUCHED: dict[str, tuple[Callable[[Any], object], str]] = {
 }
 
 
+@FUSED
 @pytest.mark.parametrize("which", TOUCHED)
-def test_a_decoder_refuses_a_touched_model(which: str) -> None:
+def test_a_decoder_refuses_a_touched_model(which: str, fused: bool) -> None:
     change, named = TOUCHED[which]
     model = Transformer(**MODELS["gate_loop"])
+    if fused:
+        fuse(model)
     Decoder(model)
     change(model)
     with pytest.raises(ValueError, match=rf"Decoder: model must be an untouched.*{named}"):
@@ -402,12 +419,15 @@ def in_a_dispatch_mode() -> Iterator[None]:
         yield
 
 
+@FUSED
 @pytest.mark.parametrize(
     "place",
     [lambda: torch.autocast("cpu", torch.bfloat16), in_a_function_mode, in_a_dispatch_mode],
 )
-def test_modules_are_called_where_others_watch(place: Callable[[], Any]) -> None:
+def test_modules_are_called_where_others_watch(place: Callable[[], Any], fused: bool) -> None:
     model = Transformer(**MODELS["gate_loop"])
+    if fused:
+        fuse(model)
     with place(), pytest.raises(ValueError, match="untouched"):
         Decoder(model)
     with place():
