@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import oracle, peer, program
-from benchmarks.contenders import Array, Contender, Pass, Problem
+from benchmarks.contenders import AbsentError, Array, Contender, Pass, Problem
 from benchmarks.floors import floor, linear_shapes, onednn_products, products
 from benchmarks.torch_passes import compiled, numpy_of, our_package
 
@@ -76,6 +76,14 @@ def build(module: Callable[..., nn.Module], size: Size, data: Inputs) -> nn.Modu
 
 def ours(**options: Any) -> nn.Module:
     model: nn.Module = our_package().Transformer(**options)
+    return model
+
+
+def ours_fused(**options: Any) -> nn.Module:
+    package = our_package()
+    if not hasattr(package, "fuse"):
+        raise AbsentError("this revision fuses no Python modules")
+    model: nn.Module = package.fuse(package.Transformer(**options))
     return model
 
 
@@ -205,6 +213,12 @@ def training(size: Size, compile_peers: bool) -> Problem:
 
     contenders = [
         Contender("gateloop_cpp", "ours", "ours", partial(training_passes, ours, size, 1, True)),
+        Contender(
+            "gateloop_cpp, fused",
+            "ours",
+            "ours",
+            partial(training_passes, ours_fused, size, 1, True),
+        ),
         Contender("gateloop train", "ours", "ours", partial(program_training, size, 1)),
         Contender(
             "gateloop train, two processes", "ours", "ours", partial(program_training, size, 2)
@@ -261,6 +275,9 @@ def prefill(size: Size) -> Problem:
         prefill_oracle,
         [
             Contender("gateloop_cpp", "ours", "ours", partial(prefill_passes, ours, size)),
+            Contender(
+                "gateloop_cpp, fused", "ours", "ours", partial(prefill_passes, ours_fused, size)
+            ),
             Contender(
                 "gateloop-transformer", "peer", "peer", partial(prefill_passes, theirs, size)
             ),
