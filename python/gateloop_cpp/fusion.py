@@ -37,14 +37,18 @@ def fuse(model: Module) -> Module:
     """Fuse what stands between the matrix products of ``model``, in place.
 
     The numbers stay, to the rounding of their dtype, and so do parameters, state_dict, caches,
-    ``generate`` and files. Layers and projections are still called as modules. Four things are not,
-    each for as long as no module of the part that it is in has a hook or another class, forward or
-    compiled call: PreNorm and PostNorm, their norms, the SiLU of gates with its Sequential, and the
-    one around the last norm. Where there is something, or where hooks on all modules, a mode or a
-    transform of torch (``torch.func``, ``torch.compile``) would miss something, the part's modules
-    are called instead. Under autocast a fused norm passes autocast's dtype on.
+    ``generate`` and files. Layers and projections are still called as modules. Looked past are the
+    residual connections with their norms (PreNorm, PostNorm, the Identity of a layer without a
+    mixer), the Sequential and the norm in front of the logits, and the SiLU of gates.
 
-    So fuse first and wrap, shard, hook or compile then. Undo it by :func:`unfuse`.
+    Each of these parts is called as before where any module in it has hooks, a forward of its own,
+    a compiled call or another class, whenever it got that; and all of them under hooks on all
+    modules, modes that see torch's functions, ``torch.compile`` and the transforms of
+    ``torch.func``. With ``checkpoint_blocks`` residual connections are called too. Under autocast a
+    norm passes its dtype on, and layers read that.
+
+    So fuse first and wrap, shard, hook or quantise then. Tools that look for the class nn.Linear
+    itself, not for its instances, miss a fused one: :func:`unfuse` before.
 
     Args:
         model: an untouched Transformer, GateLoopedAttention, CausalFullAttention or

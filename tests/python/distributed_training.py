@@ -252,6 +252,13 @@ def fused_trains(name: str, sharded: bool) -> None:
     assert_trains_as_one(model, wrap(model, sharded), make(name))
 
 
+@case(*product(("hybrid", "post_norm")))
+def fused_shards_of_the_root_train(name: str) -> None:
+    """Whose parts are looked past."""
+    model = fuse(make(name))
+    assert_trains_as_one(model, fully_shard(model), make(name))
+
+
 @case((False,), (True,))
 def compiled_trains(sharded: bool) -> None:
     model = make()

@@ -1,5 +1,6 @@
 """Models on one sequence over many processes: losses and gradients, summed, are the whole's."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,13 @@ import torch.distributed as dist
 from processes_in_group import in_group
 from torch import Tensor, nn
 
-from gateloop_cpp import CausalFullAttention, GateLoopedAttention, SimpleGateLoopLayer, Transformer
+from gateloop_cpp import (
+    CausalFullAttention,
+    GateLoopedAttention,
+    SimpleGateLoopLayer,
+    Transformer,
+    fuse,
+)
 
 TIME = 23
 
@@ -58,24 +65,25 @@ def check_model(name: str, ends: list[int], packing: dict[str, Tensor]) -> None:
     rows = 1 if "cu_seqlens" in packing else 2
     ids = torch.randint(11, (rows, TIME))
 
-    def run(ids: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    def run(model: Transformer, ids: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         model.zero_grad(set_to_none=True)
         logits = model(ids, **options)
         loss: Tensor = model(ids, return_loss=True, **options)
         loss.backward()
         return logits.detach(), loss.detach()
 
-    logits, loss = run(ids, **packing)
+    logits, loss = run(model, ids, **packing)
     expected = [p.grad for p in model.parameters() if p.requires_grad]
     mine = {k: t[:, steps] if k == "mask" else t for k, t in packing.items()}
-    ours, share = run(ids[:, steps], **mine, time_group=dist.group.WORLD)
-    dist.all_reduce(share)
     close: Callable[..., None] = torch.testing.assert_close
     real = packing["mask"][:, steps] if "mask" in packing else torch.ones_like(ids[:, steps]).bool()
-    close(ours[real], logits[:, steps][real], rtol=1e-10, atol=1e-10)
-    close(share, loss, rtol=1e-10, atol=1e-10)
-    for grad, whole in zip(summed(model), expected, strict=True):
-        close(grad, torch.zeros_like(grad) if whole is None else whole, rtol=1e-10, atol=1e-10)
+    for each in (model, fuse(copy.deepcopy(model))):
+        ours, share = run(each, ids[:, steps], **mine, time_group=dist.group.WORLD)
+        dist.all_reduce(share)
+        close(ours[real], logits[:, steps][real], rtol=1e-10, atol=1e-10)
+        close(share, loss, rtol=1e-10, atol=1e-10)
+        for grad, whole in zip(summed(each), expected, strict=True):
+            close(grad, torch.zeros_like(grad) if whole is None else whole, rtol=1e-10, atol=1e-10)
 
 
 def check_models() -> None:
