@@ -20,7 +20,7 @@ from test_ops import CASES, Case, call, inputs
 from torch import Tensor
 from torch.utils.backend_registration import rename_privateuse1_backend
 
-from gateloop_cpp import SimpleGateLoopLayer, Transformer, checkpoint
+from gateloop_cpp import SimpleGateLoopLayer, Transformer, checkpoint, fuse
 from gateloop_cpp.ops import gate_loop
 
 
@@ -127,6 +127,8 @@ def test_low_precision(ops: Ops) -> None:
 def test_models(seed: int, tmp_path: Path) -> None:
     here = drawn_model(seed).double()
     there = copy.deepcopy(here).to(DEVICE)
+    if seed % 2:
+        fuse(there)
     ids, mask = drawn_ids(seed), torch.arange(29) > torch.tensor([[0], [4]])
     for given in ({}, {"mask": mask}):
         losses = []
