@@ -272,9 +272,9 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   flags.preset_given =
       command
           .add_option("--preset", flags.preset,
-                      "quick: a small model, minutes on two cores; hybrid: the same with simple "
-                      "gate loops and local attention; enwik8: the reference's experiment, days "
-                      "on a CPU [quick]")
+                      "quick: a small model, minutes on two cores; hybrid: the same with local "
+                      "attention in its last layer; enwik8: the reference's experiment, days on a "
+                      "CPU [quick]")
           ->check(CLI::IsMember(training::preset_names()))
           ->type_name(names);
   add_corpus_flags(command, flags.corpus,

@@ -8,16 +8,14 @@
 namespace gateloop::training {
 namespace {
 
-/// 2 cores, 5 minutes, 1.45 M parameters. So short a run sees the more text the smaller the model
-/// is: on a Zen 4 dim 256 of depth 4 ended at 2.25 bits per byte after 1,675 steps, 192 of 5
-/// at 2.20 after 2,158, 128 of 6 at 2.14 after 3,485, and 96 of 8 no lower. After 3,750 steps, seed
-/// 0, weight decay 0.1 and 0.3 ended at 2.123 and 2.119; after 3,400 none and 0.1 at 2.160 and
-/// 2.152; with batches of 4 as many bytes ended no lower.
+/// 2 cores, 5 minutes, 1.45 M parameters: GateLoop behind a simple gate loop. The runs that chose
+/// it are in docs/presets.md.
 RunConfig quick() {
   RunConfig config;
   nn::TransformerOptions& model = config.model;
   model.dim = 128;
-  model.depth = 6;
+  model.depth = 5;
+  model.simple_gate_loop = model::SimpleGateLoopSpec{};
   model.gate = nn::Gate::kSigmoid;
   model.normalize_input = model::NormalizeInput::kMean;
   model.transition_bias = {-1.0, 5.0};
@@ -42,15 +40,11 @@ RunConfig quick() {
   return config;
 }
 
-/// 2 cores, 5 minutes, as many parameters as quick: a simple gate loop in front of every mixer,
-/// four layers of GateLoop, and local attention in the last. The runs that chose it, and those
-/// beside quick, are in docs/hybrid.md.
+/// quick with local attention instead of GateLoop in the last layer; as many parameters.
 RunConfig hybrid() {
   RunConfig config = quick();
   nn::TransformerOptions& model = config.model;
-  model.depth = 5;
   model.layer_pattern = "gate_loop*4,attention";
-  model.simple_gate_loop = model::SimpleGateLoopSpec{};
   model.heads = 4;
   model.dim_head = 32;
   model.window = 64;
