@@ -295,7 +295,7 @@ def main() -> int:
         get(parser.parse_args())
     except (CorpusError, UnreachableError, OSError) as error:
         print(f"corpus: error: {error}", file=sys.stderr)
-        print("corpus: any other file will do too: gateloop train --data FILE", file=sys.stderr)
+        print("corpus: any other file will do too: gateloop train --data PATH", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ncorpus: stopped; run this again to go on", file=sys.stderr)

@@ -142,7 +142,7 @@ def main() -> int:
             stream.reconfigure(errors="surrogateescape")
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--preset", default="quick", help="quick (default) or enwik8")
-    parser.add_argument("--data", help="train on this file (default: what is in data/)")
+    parser.add_argument("--data", help="train on this file or folder (default: what is in data/)")
     parser.add_argument("--minutes", help="how long (default: what the preset says)")
     parser.add_argument("--out", type=Path, help="where the model goes (default: runs/PRESET)")
     parser.add_argument("--processes", type=int, default=1, help="share each step among so many")
@@ -169,7 +169,7 @@ def main() -> int:
     put(
         f"\n\nThe model is in {model}. To go on:"
         f"\n  {binary} generate --checkpoint {model} --prompt 'Your text' --length 2000"
-        f"\n  {binary} evaluate --checkpoint {model} --data FILE"
+        f"\n  {binary} evaluate --checkpoint {model} --data PATH"
         f"\n  {binary} info --checkpoint {model}"
         f"\n  {report_command(run):42} its curves, figures and samples on one page"
         f"\n  make train MINUTES=30 OUT=runs/longer      a longer run, better figures"

@@ -1,17 +1,40 @@
 #include "corpus_flags.h"
 
+#include <cstdio>
 #include <stdexcept>
+#include <utility>
 
 #include "commands.h"
 
 namespace gateloop::app {
+
+corpus::Sources CorpusFlags::sources() const {
+  corpus::Sources sources;
+  sources.paths.assign(data.begin(), data.end());
+  return sources;
+}
 
 std::optional<corpus::Split> CorpusFlags::parts() const {
   if (split.empty()) return std::nullopt;
   return corpus::Split{.train = split[0], .valid = split[1], .test = split[2]};
 }
 
-CLI::Option* add_corpus_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help) {
+CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help) {
+  constexpr int kMostPaths = 1'000'000;
+  return command
+      .add_option("--data", flags.data,
+                  data_help +
+                      "; several are read one after another, folders with all text files in them; "
+                      ".gz, .bz2, .xz, .zst, .lz4, .lz and .Z are unpacked, and .zip, .tar, .7z "
+                      "and .rar that hold one file")
+      // With extra arguments, or without a bound, CLI11 takes a path "[a, b]" for a list.
+      ->expected(1, kMostPaths)
+      ->allow_extra_args(false)
+      ->check(CLI::ExistingPath)
+      ->type_name("PATH...");
+}
+
+void add_split_flag(CLI::App& command, CorpusFlags& flags) {
   command
       .add_option("--split", flags.split,
                   "Bytes to train, validate and test on, from the text's start "
@@ -20,21 +43,19 @@ CLI::Option* add_corpus_flags(CLI::App& command, CorpusFlags& flags, const std::
       ->expected(3)
       ->check(CLI::NonNegativeNumber)
       ->type_name("TRAIN,VALID,TEST");
-  return command
-      .add_option("--data", flags.data,
-                  data_help +
-                      "; .gz, .bz2, .xz, .zst, .lz4, .lz and .Z are unpacked, and .zip, .tar, .7z "
-                      "and .rar that hold one file")
-      ->check(CLI::ExistingFile)
-      ->type_name("FILE");
 }
 
-corpus::Corpus open_corpus(const std::string& data, const std::optional<corpus::Split>& split) {
+corpus::Corpus open_corpus(corpus::Sources sources, const std::optional<corpus::Split>& split) {
   try {
-    return corpus::Corpus(data, split);
-  } catch (const std::runtime_error& error) {  // the file or the split: either is a flag's value
+    return corpus::Corpus(std::move(sources), split);
+  } catch (const std::runtime_error& error) {  // the files or the split: either is a flag's value
     throw UsageError(error.what());
   }
+}
+
+void report_left_out(const corpus::Corpus& corpus) {
+  const std::string files = corpus.left_out();
+  if (!files.empty()) std::fprintf(stderr, "gateloop: left out %s\n", files.c_str());
 }
 
 }  // namespace gateloop::app

@@ -12,16 +12,21 @@
 namespace gateloop::app {
 
 struct CorpusFlags {
-  std::string data;
+  std::vector<std::string> data;
   std::vector<std::int64_t> split;
 
+  corpus::Sources sources() const;
   std::optional<corpus::Split> parts() const;
 };
 
-/// --data, whose help is `data_help` and what can be read, and --split. Returns --data.
-CLI::Option* add_corpus_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help);
+/// --data, whose help is `data_help` and what can be read.
+CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help);
+void add_split_flag(CLI::App& command, CorpusFlags& flags);
 
-/// Throws UsageError where the file or the split does not fit.
-corpus::Corpus open_corpus(const std::string& data, const std::optional<corpus::Split>& split);
+/// Throws UsageError where the text or the split does not fit.
+corpus::Corpus open_corpus(corpus::Sources sources,
+                           const std::optional<corpus::Split>& split = std::nullopt);
+/// Says on standard error which files of folders were left out.
+void report_left_out(const corpus::Corpus& corpus);
 
 }  // namespace gateloop::app

@@ -59,7 +59,7 @@ Bytes part_of(const corpus::Corpus& corpus, const Flags& flags) {
   if (flags.part == "test") text = corpus.test();
   text = text.first(std::min(text.size(), flags.first));
   if (text.size() < 2)
-    throw UsageError("--part " + flags.part + " of " + flags.corpus.data + " has " +
+    throw UsageError("--part " + flags.part + " of " + corpus.name() + " has " +
                      std::to_string(text.size()) + " bytes: at least 2 are needed");
   return text;
 }
@@ -76,7 +76,8 @@ void print_score(const char* name, const std::string& meaning, runtime::Session&
 }
 
 void run(const Flags& flags) {
-  const auto corpus = open_corpus(flags.corpus.data, flags.corpus.parts());
+  const auto corpus = open_corpus(flags.corpus.sources(), flags.corpus.parts());
+  report_left_out(corpus);
   const auto text = part_of(corpus, flags);
   auto session = open_session(flags.model);
   const bool bounded = model::has_bounded_state(session.model().spec());
@@ -106,7 +107,8 @@ void add_evaluate_command(CLI::App& app) {
       "Bits per byte of a text: in windows, as in training, and as one stream with the state "
       "carried. Both predict every byte but the first once.");
   add_checkpoint_flags(*command, flags->model);
-  add_corpus_flags(*command, flags->corpus, "Text (required)")->required();
+  add_data_flags(*command, flags->corpus, "Text (required)")->required();
+  add_split_flag(*command, flags->corpus);
   command->add_option("--part", flags->part, "Part of the text to evaluate (default all)")
       ->check(CLI::IsMember({"train", "valid", "test", "all"}))
       ->type_name("train|valid|test|all");

@@ -20,7 +20,7 @@ struct Flags {
   std::string checkpoint;
   std::string out;
   runtime::Format format = runtime::Format::kInt8;
-  std::string data;
+  CorpusFlags corpus;
   std::size_t last = 100'000;
   int threads = 0;
 };
@@ -47,12 +47,13 @@ void run(const Flags& flags) {
     throw UsageError("--out must be another directory than --checkpoint");
   std::optional<corpus::Corpus> corpus;
   Bytes text;
-  if (!flags.data.empty()) {
-    corpus.emplace(open_corpus(flags.data, std::nullopt));
+  if (!flags.corpus.data.empty()) {
+    corpus.emplace(open_corpus(flags.corpus.sources()));
+    report_left_out(*corpus);
     text = corpus->bytes();
     text = text.last(std::min(text.size(), flags.last));
     if (text.size() < 2)
-      throw UsageError(flags.data + " has " + std::to_string(text.size()) +
+      throw UsageError(corpus->name() + " has " + std::to_string(text.size()) +
                        " bytes: at least 2 are needed");
   }
   runtime::quantize(from, to, flags.format);
@@ -65,7 +66,7 @@ void run(const Flags& flags) {
   print_size("after", to, after);
   if (corpus)
     std::printf("loss   %+.4f bits per byte over the last %zu bytes of %s\n", *after - *before,
-                text.size(), flags.data.c_str());
+                text.size(), corpus->name().c_str());
   flush_output();
 }
 
@@ -86,11 +87,7 @@ void add_quantize_command(CLI::App& app) {
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, Format>{{"int8", Format::kInt8}, {"bfloat16", Format::kBFloat16}}))
       ->type_name("int8|bfloat16");
-  command
-      ->add_option("--data", flags->data,
-                   "Text to measure bits per byte on, before and after; compressed too")
-      ->check(CLI::ExistingFile)
-      ->type_name("FILE");
+  add_data_flags(*command, flags->corpus, "Text to measure bits per byte on, before and after");
   command
       ->add_option("--last", flags->last,
                    "Only so many bytes from the end of the text (default 100000)")

@@ -35,18 +35,22 @@ void check_resumable(const TrainFlags& flags, const RunConfig& config) {
                    ": leave those flags out to resume it, or train anew in another --out");
 }
 
-std::string choose_data(const TrainFlags& flags, const RunConfig& config) {
-  if (!flags.corpus.data.empty()) return flags.corpus.data;
+corpus::Sources choose_sources(const TrainFlags& flags, const RunConfig& config) {
+  if (!flags.corpus.data.empty()) return flags.corpus.sources();
   if (flags.resume && !config.training.data.empty()) {
-    const std::filesystem::path data = training::data_path(config.training);
-    if (std::filesystem::exists(data)) return data;
-    throw UsageError("the corpus of this run, " + data.string() +
-                     ", is gone: say where it is with --data FILE");
+    corpus::Sources sources = training::sources(config.training);
+    for (const std::filesystem::path& path : sources.paths) {
+      if (std::filesystem::exists(path)) continue;
+      throw UsageError("the corpus of this run, " + path.string() +
+                       ", is gone: say where it is with --data PATH");
+    }
+    return sources;
   }
   for (const char* known : {"data/enwik8", "data/wiki_sample"}) {
-    if (std::filesystem::exists(known)) return known;
+    if (std::filesystem::exists(known)) return {.paths = {known}};
   }
-  throw UsageError("no text to train on: run `make corpus`, or give any file with --data FILE");
+  throw UsageError(
+      "no text to train on: run `make corpus`, or give any file or folder with --data PATH");
 }
 
 /// Text for a terminal: control characters, which could garble it, become '?'.
@@ -89,7 +93,7 @@ training::Sample print_sample(const TrainingOptions& options, const training::Co
 }
 
 void print_end(const std::string& program, const std::filesystem::path& dir,
-               const training::Result& result, const std::filesystem::path& data) {
+               const training::Result& result, const corpus::Sources& sources) {
   const std::string command = shell_path(program);
   const std::string run = shell_path(dir);
   if (result.signal != 0) {
@@ -109,8 +113,10 @@ void print_end(const std::string& program, const std::filesystem::path& dir,
   std::printf("\n  losses        %s/metrics.jsonl\n\nTo go on:\n", dir.c_str());
   std::printf("  %s generate --checkpoint %s --prompt 'The ' --length 1000\n", command.c_str(),
               run.c_str());
-  std::printf("  %s evaluate --checkpoint %s --data %s\n", command.c_str(), run.c_str(),
-              shell_path(data).c_str());
+  std::string data;
+  for (const std::filesystem::path& path : sources.paths) data += " " + shell_path(path);
+  std::printf("  %s evaluate --checkpoint %s --data%s\n", command.c_str(), run.c_str(),
+              data.c_str());
 }
 
 /// Every step allocates and frees the same activations. glibc would give them back to the system
@@ -168,13 +174,16 @@ RunConfig agreed_config(const TrainFlags& flags, const distributed::Communicator
 }
 
 training::Result train(TrainFlags flags, const distributed::Communicator& communicator,
-                       std::string& data) {
+                       corpus::Sources& sources) {
   auto start = training::Start::kResume;  // of no meaning on the others
   communicator.from_main([&] { return start = choose_start(flags, communicator), std::string(); });
   RunConfig config = agreed_config(flags, communicator);
-  data = choose_data(flags, config);
-  const training::Corpus corpus = open_corpus(data, config.training.split);
-  if (communicator.is_main()) std::printf("Corpus %s\n", corpus.description().c_str());
+  sources = choose_sources(flags, config);
+  const training::Corpus corpus = open_corpus(sources, config.training.split);
+  if (communicator.is_main()) {
+    std::printf("Corpus %s\n", corpus.description().c_str());
+    report_left_out(corpus);
+  }
   keep_freed_memory();  // after the corpus, whose unpacking leaves much of it
   const TrainingOptions options = config.training;
   training::SampleCallback sample;
@@ -190,16 +199,16 @@ void train(const std::string& program, const TrainFlags& flags) {
   // A reader of our output that goes away must not end the run.
   std::signal(SIGPIPE, SIG_IGN);
   training::Result result;
-  std::string data;
+  corpus::Sources sources;
   distributed::Communicator communicator;
   try {
     const distributed::Launch launch = distributed::launch_from_environment();
     communicator = distributed::Communicator::join(launch, join_options(flags));
-    communicator.report_failures([&] { result = train(flags, communicator, data); });
+    communicator.report_failures([&] { result = train(flags, communicator, sources); });
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());
   }
-  if (communicator.is_main()) print_end(program, flags.dir(), result, data);
+  if (communicator.is_main()) print_end(program, flags.dir(), result, sources);
   if (result.signal != 0) throw CLI::RuntimeError(128 + result.signal);
 }
 
@@ -222,7 +231,7 @@ void add_commands(CLI::App& app) {
   auto flags = std::make_shared<TrainFlags>();
   auto* command = app.add_subcommand(
       "train",
-      "Train a model on the bytes of a file. A preset sets everything; each flag overrides one "
+      "Train a model on the bytes of files. A preset sets everything; each flag overrides one "
       "value of it ([in brackets]). Ctrl-C and the signals HUP, QUIT, TERM, USR1, USR2 and XCPU "
       "finish the step, save and exit with 128 + the signal's number (Ctrl-C: 130); --resume then "
       "continues bit for bit.");

@@ -277,8 +277,9 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
                       "CPU [quick]")
           ->check(CLI::IsMember(training::preset_names()))
           ->type_name(names);
-  add_corpus_flags(command, flags.corpus,
-                   "Any file [data/enwik8, else data/wiki_sample: `make corpus`]");
+  add_data_flags(command, flags.corpus,
+                 "Any file or folder [data/enwik8, else data/wiki_sample: `make corpus`]");
+  add_split_flag(command, flags.corpus);
   command.add_option("--out", flags.out, "Directory of the run [runs/PRESET]")->type_name("DIR");
   flags.steps_given =
       command

@@ -1,6 +1,6 @@
 #pragma once
 
-/// Texts: the bytes of a file, packed or not, and their parts.
+/// Texts: the bytes of files, packed or not, and their parts.
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -18,15 +18,32 @@ struct Split {
   bool operator==(const Split&) const = default;
 };
 
-/// The bytes of a file, read into memory. What its first bytes say to be packed is unpacked: gzip,
-/// bzip2, xz, zstd, lz4, lzip, compress; zip, tar, 7z and rar that hold exactly one file.
+/// Where a corpus comes from.
+struct Sources {
+  /// Files and folders, read in this order. A path given twice is read twice.
+  std::vector<std::filesystem::path> paths;
+};
+
+/// The bytes of files, one after another, read into memory. A file is unpacked where its first
+/// bytes are those of a packed form: gzip, bzip2, xz, zstd, lz4, lzip, compress; zip, tar, 7z and
+/// rar that hold exactly one file.
+///
+/// Of a folder all files are read, those of its folders too, by name in byte order. Left out are
+/// names that begin with a dot, empty files, and files that are no text: with a zero among the
+/// first 8192 unpacked bytes. A file that is given itself is read whatever it holds. Links are
+/// followed.
 class Corpus {
  public:
-  /// Default split: 90/5/5 per cent. Throws std::runtime_error naming the path and what is wrong
-  /// (missing, empty, truncated, damaged, encrypted, several files, a split longer than the file).
-  explicit Corpus(const std::filesystem::path& path, std::optional<Split> split = std::nullopt);
+  /// Default split: 90/5/5 per cent of all bytes. Throws std::runtime_error naming the path and
+  /// what is wrong: missing, empty, truncated, damaged, encrypted, several files in an archive, a
+  /// folder without text, a link back to a folder around it, a split longer than the text.
+  explicit Corpus(Sources sources, std::optional<Split> split = std::nullopt);
+  explicit Corpus(const std::filesystem::path& path, std::optional<Split> split = std::nullopt)
+      : Corpus(Sources{.paths = {path}}, split) {}
 
-  const std::filesystem::path& path() const { return path_; }
+  const Sources& sources() const { return sources_; }
+  /// The paths, all of three or the first two: "a, b and 28 more".
+  std::string name() const;
   const Split& split() const { return split_; }
   std::span<const std::uint8_t> bytes() const { return bytes_; }
   std::span<const std::uint8_t> train() const { return part(0, split_.train); }
@@ -38,15 +55,21 @@ class Corpus {
   /// Size and a CRC-32 of samples all over the unpacked bytes: tells another corpus, at the cost of
   /// reading at most 4 MiB.
   std::string fingerprint() const;
-  /// "data/enwik8: 100,000,000 bytes: 90,000,000 to train, 5,000,000 to validate, ..."
+  /// "texts: 30 files, 123,456 bytes (111,112 train, 6,172 valid, 6,172 test)"
   std::string description() const;
+  /// "2 files that are no text: texts/a.png, texts/b.pdf"; empty where nothing was left out.
+  std::string left_out() const;
 
  private:
   std::span<const std::uint8_t> part(std::int64_t begin, std::int64_t bytes) const {
     return this->bytes().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(bytes));
   }
 
-  std::filesystem::path path_;
+  void append(const std::filesystem::path& path, bool found);
+
+  Sources sources_;
+  std::vector<std::filesystem::path> left_out_;
+  std::int64_t files_ = 0;  // read
   std::vector<std::uint8_t> bytes_;
   Split split_;
 };

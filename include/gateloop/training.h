@@ -1,6 +1,6 @@
 #pragma once
 
-/// Training a Transformer on the bytes of a file.
+/// Training a Transformer on the bytes of files.
 ///
 /// A run lives in a directory:
 ///   config.json                 {"format": 1, "model": {...}, "training": {...}, ...}
@@ -29,6 +29,7 @@
 namespace gateloop::training {
 
 using corpus::Corpus;
+using corpus::Sources;
 using corpus::Split;
 
 /// From the moment when `step` updates were made, the run was to have `steps` in all.
@@ -43,7 +44,9 @@ struct TrainingOptions {
   std::string preset;
 
   // Corpus, as it was when the run began; filled in by train().
-  std::string data;  ///< absolute path, or a file URI where that is not UTF-8: see data_path()
+  /// Absolute paths, each a file URI where it is not UTF-8: see sources(). One is a string in
+  /// config.json, several are a list.
+  std::vector<std::string> data;
   std::optional<Split> split;
   std::string fingerprint;
 
@@ -103,7 +106,7 @@ struct TrainingOptions {
 };
 
 /// Where the corpus of a run lay.
-std::filesystem::path data_path(const TrainingOptions& options);
+Sources sources(const TrainingOptions& options);
 
 /// What config.json holds.
 struct RunConfig {

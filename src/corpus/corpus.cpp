@@ -4,15 +4,19 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
+#include "corpus/files.h"
 #include "corpus/unpack.h"
 #include "model/file.h"
 
 namespace gateloop::corpus {
 namespace {
 
-[[noreturn]] void fail(const std::filesystem::path& path, const std::string& problem) {
-  throw std::runtime_error(path.string() + ": " + problem);
+using Paths = std::vector<std::filesystem::path>;
+
+[[noreturn]] void fail(const std::string& name, const std::string& problem) {
+  throw std::runtime_error(name + ": " + problem);
 }
 
 /// 12345678 -> "12,345,678"
@@ -31,35 +35,85 @@ Split default_split(std::int64_t size) {
   return {.train = size - 2 * part, .valid = part, .test = part};
 }
 
-void check_split(const std::filesystem::path& path, const Split& split, std::int64_t size) {
+void check_split(const std::string& name, const Split& split, std::int64_t size) {
   if (split.train < 0 || split.valid < 0 || split.test < 0) {
-    fail(path, "a split cannot be negative");
+    fail(name, "a split cannot be negative");
   }
   // Compared one by one: the sum of three large numbers could overflow.
   if (split.train > size || split.valid > size - split.train ||
       split.test > size - split.train - split.valid) {
-    fail(path, "the split " + grouped(split.train) + " + " + grouped(split.valid) + " + " +
-                   grouped(split.test) + " is larger than the file, which holds " + grouped(size) +
+    fail(name, "the split " + grouped(split.train) + " + " + grouped(split.valid) + " + " +
+                   grouped(split.test) + " is larger than the text, which holds " + grouped(size) +
                    " bytes");
+  }
+}
+
+/// Git's test.
+bool is_text(std::span<const std::uint8_t> bytes) {
+  const auto start = bytes.first(std::min<std::size_t>(bytes.size(), 8192));
+  return std::find(start.begin(), start.end(), 0) == start.end();
+}
+
+/// The first `shown` of the paths, or all where they are no more than one longer.
+std::string listed(const Paths& paths, std::size_t shown) {
+  if (paths.size() <= shown + 1) shown = paths.size();
+  std::string text;
+  for (std::size_t i = 0; i < shown; ++i) text += (i == 0 ? "" : ", ") + paths[i].string();
+  const std::size_t more = paths.size() - shown;
+  return more == 0 ? text : text + " and " + grouped(static_cast<std::int64_t>(more)) + " more";
+}
+
+std::vector<std::uint8_t> read_unpacked(const std::filesystem::path& path) {
+  // Not mapped: a mapped file that another process cuts short is a SIGBUS, here an error of read().
+  const model::InputFile file(path);
+  std::vector<std::uint8_t> bytes(file.size());
+  file.read(bytes.data(), bytes.size(), 0);
+  try {
+    return unpacked(std::move(bytes));
+  } catch (const std::runtime_error& error) {
+    fail(path.string(), error.what());
   }
 }
 
 }  // namespace
 
-Corpus::Corpus(const std::filesystem::path& path, std::optional<Split> split) : path_(path) {
-  // Not mapped: a mapped file that another process cuts short is a SIGBUS, here an error of read().
-  const model::InputFile file(path);
-  bytes_.resize(file.size());
-  file.read(bytes_.data(), bytes_.size(), 0);
-  try {
-    bytes_ = unpacked(std::move(bytes_));
-  } catch (const std::runtime_error& error) {
-    fail(path, error.what());
+Corpus::Corpus(Sources sources, std::optional<Split> split) : sources_(std::move(sources)) {
+  for (const auto& [path, found] : files_of(sources_.paths)) append(path, found);
+  if (bytes_.empty()) {
+    fail(name(), "holds no text" + (left_out_.empty() ? "" : "; left out: " + left_out()));
   }
-  if (bytes_.empty()) fail(path, file.size() == 0 ? "the file is empty" : "holds no bytes");
-  const auto size = static_cast<std::int64_t>(bytes_.size());
+  const auto size = std::ssize(bytes_);
   split_ = split.value_or(default_split(size));
-  check_split(path, split_, size);
+  check_split(name(), split_, size);
+}
+
+/// `found`: in a folder, not given itself.
+void Corpus::append(const std::filesystem::path& path, bool found) {
+  std::vector<std::uint8_t> bytes = read_unpacked(path);
+  if (bytes.empty()) {
+    if (found) return;
+    fail(path.string(),
+         std::filesystem::file_size(path) == 0 ? "the file is empty" : "holds no bytes");
+  }
+  if (found && !is_text(bytes)) {
+    left_out_.push_back(path);
+    return;
+  }
+  ++files_;
+  if (bytes_.empty()) {
+    bytes_ = std::move(bytes);
+  } else {
+    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+  }
+}
+
+std::string Corpus::name() const { return listed(sources_.paths, 2); }
+
+std::string Corpus::left_out() const {
+  if (left_out_.empty()) return "";
+  const std::string count =
+      left_out_.size() == 1 ? "1 file that is" : grouped(std::ssize(left_out_)) + " files that are";
+  return count + " no text: " + listed(left_out_, 4);
 }
 
 std::string Corpus::fingerprint() const {
@@ -77,7 +131,8 @@ std::string Corpus::fingerprint() const {
 }
 
 std::string Corpus::description() const {
-  std::string text = path_.string() + ": " + grouped(std::ssize(bytes_)) + " bytes (" +
+  const std::string files = files_ == 1 ? "" : grouped(files_) + " files, ";
+  std::string text = name() + ": " + files + grouped(std::ssize(bytes_)) + " bytes (" +
                      grouped(split_.train) + " train, " + grouped(split_.valid) + " valid, " +
                      grouped(split_.test) + " test";
   const std::int64_t unused = std::ssize(bytes_) - split_.train - split_.valid - split_.test;

@@ -3,12 +3,14 @@
 /// Structs of options as JSON objects, one member per field. A struct names its fields once, in a
 /// function template `for_each_field(options, visit)` that calls visit(name, field) for each;
 /// encode_fields and decode_fields do the rest.
+#include <algorithm>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "gateloop/model.h"
 
@@ -33,6 +35,10 @@ inline json encode(NormalizeInput value) {
 }
 inline json encode(const std::pair<double, double>& value) {
   return json::array({value.first, value.second});
+}
+/// Of one the string itself.
+inline json encode(const std::vector<std::string>& values) {
+  return values.size() == 1 ? json(values.front()) : json(values);
 }
 template <typename T>
 json encode(const std::optional<T>& value) {
@@ -65,6 +71,14 @@ inline void decode(const std::string& name, const json& value, double& field) {
 inline void decode(const std::string& name, const json& value, std::string& field) {
   if (!value.is_string()) wrong_type(name, "a string", value);
   field = value.get<std::string>();
+}
+inline void decode(const std::string& name, const json& value, std::vector<std::string>& field) {
+  const json values = value.is_string() ? json::array({value}) : value;
+  const auto is_string = [](const json& item) { return item.is_string(); };
+  if (!values.is_array() || !std::all_of(values.begin(), values.end(), is_string)) {
+    wrong_type(name, "a string or a list of strings", value);
+  }
+  field = values.get<std::vector<std::string>>();
 }
 template <typename Enum>
 requires std::is_enum_v<Enum>

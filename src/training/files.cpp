@@ -63,8 +63,10 @@ std::filesystem::path path_from_text(const std::string& text) {
   return bytes;
 }
 
-std::filesystem::path data_path(const TrainingOptions& options) {
-  return path_from_text(options.data);
+Sources sources(const TrainingOptions& options) {
+  Sources sources;
+  for (const std::string& text : options.data) sources.paths.push_back(path_from_text(text));
+  return sources;
 }
 
 }  // namespace gateloop::training

@@ -36,10 +36,10 @@ model::FileDescriptor lock(const std::filesystem::path& dir) {
 void check_lengths(const Corpus& corpus, const TrainingOptions& options) {
   const auto check_part = [&](const char* part, std::span<const std::uint8_t> bytes) {
     if (std::ssize(bytes) > options.length) return;
-    throw std::invalid_argument(corpus.path().string() + ": the part to " + part + " holds " +
+    throw std::invalid_argument(corpus.name() + ": the part to " + part + " holds " +
                                 std::to_string(bytes.size()) + " bytes, a window needs " +
                                 std::to_string(options.length + 1) +
-                                ": use a longer file, a smaller length or another split");
+                                ": use a longer text, a smaller length or another split");
   };
   check_part("train on", corpus.train());
   check_part("validate on", corpus.valid());
@@ -72,7 +72,8 @@ void settle_machine(TrainingOptions& options, const torch::Device& device,
 void settle(RunConfig& config, const Corpus& corpus, const torch::Device& device,
             const distributed::Communicator& communicator) {
   TrainingOptions& options = config.training;
-  options.data = path_to_text(corpus.path());
+  options.data.clear();
+  for (const auto& path : corpus.sources().paths) options.data.push_back(path_to_text(path));
   options.split = corpus.split();
   settle_machine(options, device, communicator);
   if (options.rows_per_pass == 0) {
@@ -96,8 +97,10 @@ void check_rows(const TrainingOptions& options, const distributed::Communicator&
 void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
   const std::string fingerprint = corpus.fingerprint();
   if (!options.fingerprint.empty() && options.fingerprint != fingerprint) {
-    throw std::runtime_error(corpus.path().string() + " (" + fingerprint +
-                             ") is not the corpus of this run, which was " + options.data + " (" +
+    std::string before;
+    for (const std::string& path : options.data) before += (before.empty() ? "" : ", ") + path;
+    throw std::runtime_error(corpus.name() + " (" + fingerprint +
+                             ") is not the corpus of this run, which was " + before + " (" +
                              options.fingerprint + ")");
   }
 }

@@ -320,7 +320,7 @@ def test_nothing_can_be_reached(run: Run, data: Path) -> None:
     result = run(url=closed_url())
     assert result.returncode == 1
     assert "pip download gensim" in result.stderr
-    assert "--data FILE" in result.stderr
+    assert "--data PATH" in result.stderr
     assert files(data) == []
 
 

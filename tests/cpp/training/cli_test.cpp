@@ -136,7 +136,7 @@ TEST_F(CommandTest, UsageErrorsExitWithTwoAndOneLine) {
       {{"train", "--data", "text", "--steps", "many"}, "--steps"},
       {{"train", "--data", "text", "--steps", "3", "--minutes", "1"}, "--minutes"},
       {{"train", "--data", "text", "--split", "1,2"}, "--split"},
-      {{"train", "--data", "text", "--split", "20000,1,0"}, "larger than the file"},
+      {{"train", "--data", "text", "--split", "20000,1,0"}, "larger than the text"},
       {{"train", "--data", "text", "--dtype", "int8"}, "dtype must be one of"},
       {{"train", "--data", "text", "--device", "tpu"}, "device must be cpu, cuda, cuda:N or auto"},
       {{"train", "--data", "text", "--device", "cuda:99"}, "device must be one that is there"},
@@ -196,6 +196,44 @@ TEST_F(CommandTest, TrainsAndSaysHowToGoOn) {
   const Outcome other = run({"train", "--out", "run", "--resume", "--dim", "32", "--seed", "5"});
   EXPECT_EQ(other.code, 2);
   EXPECT_NE(other.err.find("another dim, seed"), std::string::npos) << other.err;
+}
+
+TEST_F(CommandTest, TrainsOnSeveralFilesAndFolders) {
+  std::filesystem::create_directory(dir_ / "books");
+  std::filesystem::copy_file(dir_ / "text", dir_ / "books" / "a");
+  test::write_bytes(dir_ / "books" / "picture", std::string("a\0b", 3));
+  test::write_bytes(dir_ / "[a, b]", test::small_text(4'000));
+  const Outcome outcome = run(train({"--data", "text", "[a, b]", "--steps", "6"}, "--data=books"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("Corpus books, text, [a, b]: 3 files, 44,000 bytes"),
+            std::string::npos)
+      << outcome.out;
+  EXPECT_EQ(outcome.err, "gateloop: left out 1 file that is no text: books/picture\n");
+  EXPECT_NE(outcome.out.find("evaluate --checkpoint run --data books text '[a, b]'"),
+            std::string::npos)
+      << outcome.out;
+  EXPECT_EQ(run({"train", "--out", "run", "--resume", "--steps", "8"}).code, 0);
+  EXPECT_EQ(losses_of(dir_ / "run").size(), 8U);
+
+  // The order is part of the text.
+  const Outcome turned =
+      run({"train", "--out=run", "--resume", "--steps", "9", "--data", "[a, b]", "text", "books"});
+  EXPECT_EQ(turned.code, 1);
+  EXPECT_NE(turned.err.find("is not the corpus of this run, which was "), std::string::npos)
+      << turned.err;
+  std::filesystem::rename(dir_ / "text", dir_ / "moved");
+  const Outcome gone = run({"train", "--out", "run", "--resume", "--steps", "9"});
+  EXPECT_EQ(gone.code, 2);
+  EXPECT_NE(gone.err.find("/text, is gone: say where it is with --data"), std::string::npos)
+      << gone.err;
+  const Outcome found =
+      run({"train", "--out=run", "--resume", "--steps", "9", "--data", "books", "moved", "[a, b]"});
+  EXPECT_EQ(found.code, 0) << found.err;
+
+  const Outcome evaluated = run({"evaluate", "--checkpoint", "run", "--part", "valid", "--data",
+                                 "books", "moved", "[a, b]", "--length", "16"});
+  ASSERT_EQ(evaluated.code, 0) << evaluated.err;
+  EXPECT_NE(evaluated.out.find("2199 bytes predicted"), std::string::npos) << evaluated.out;
 }
 
 TEST_F(CommandTest, ARunGoesOnOnAnotherDeviceAndSaysSo) {

@@ -265,21 +265,103 @@ TEST(Corpus, ErrorsNameThePathAndTheProblem) {
   const std::string missing = message_of([&] { Corpus(dir / "none"); });
   EXPECT_NE(missing.find((dir / "none").string()), std::string::npos) << missing;
   EXPECT_NE(missing.find("No such file"), std::string::npos) << missing;
-  EXPECT_NE(message_of([&] { Corpus(dir.path()); }).find("not a regular file"), std::string::npos);
   EXPECT_NE(message_of([&] { Corpus(dir / "empty"); }).find("empty"), std::string::npos);
   EXPECT_NE(message_of([&] {
               Corpus(dir / "text", Split{90, 10, 1});
-            }).find("larger than the file"),
+            }).find("larger than the text"),
             std::string::npos);
   constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
   EXPECT_NE(message_of([&] {
               Corpus(dir / "text", Split{kHuge, kHuge, 2});
-            }).find("larger than the file"),
+            }).find("larger than the text"),
             std::string::npos);
   EXPECT_NE(message_of([&] {
               Corpus(dir / "text", Split{50, -1, 0});
             }).find("negative"),
             std::string::npos);
+}
+
+TEST(Corpus, ReadsFilesAndFoldersInOrder) {
+  const TemporaryDirectory dir;
+  std::filesystem::create_directories(dir / "books/b");
+  write_bytes(dir / "books/c", "third ");
+  write_bytes(dir / "books/b/z", "second ");
+  write_bytes(dir / "books/B", "first ");
+  write_gzip(dir / "books/d.gz", "fourth ");
+  write_bytes(dir / "a, b", "last");  // as if it came of a list
+  const Corpus corpus(Sources{.paths = {dir / "books", dir / "a, b", dir / "a, b"}},
+                      Split{30, 3, 1});
+  EXPECT_EQ(text_of(corpus.bytes()), "first second third fourth lastlast");
+  EXPECT_EQ(corpus.description(), (dir / "books").string() + ", " + (dir / "a, b").string() + ", " +
+                                      (dir / "a, b").string() +
+                                      ": 6 files, 34 bytes (30 train, 3 valid, 1 test)");
+  EXPECT_EQ(corpus.left_out(), "");
+}
+
+TEST(Corpus, TheSplitIsOfAllFiles) {
+  const TemporaryDirectory dir;
+  for (const char* name : {"a", "b", "c", "d"}) write_bytes(dir / name, test::small_text(50));
+  const Corpus corpus(Sources{.paths = {dir / "a", dir / "b", dir / "c", dir / "d"}});
+  EXPECT_EQ(corpus.split(), (Split{180, 10, 10}));
+  EXPECT_EQ(corpus.name(), (dir / "a").string() + ", " + (dir / "b").string() + " and 2 more");
+}
+
+TEST(Corpus, LeavesOutOfFoldersWhatIsNoText) {
+  const TemporaryDirectory dir;
+  std::filesystem::create_directories(dir / "books/.git");
+  write_bytes(dir / "books/.git/config", "hidden");
+  write_bytes(dir / "books/.hidden", "hidden");
+  write_bytes(dir / "books/empty", "");
+  write_bytes(dir / "books/picture.png", std::string("\x89PNG\r\n\x1a\n\0\0\0\r", 12));
+  write_gzip(dir / "books/picture.gz", std::string("\0", 1));
+  write_bytes(dir / "books/text", "text");
+  const Corpus corpus(dir / "books");
+  EXPECT_EQ(text_of(corpus.bytes()), "text");
+  EXPECT_EQ(corpus.left_out(), "2 files that are no text: " + (dir / "books/picture.gz").string() +
+                                   ", " + (dir / "books/picture.png").string());
+  // What is given itself is read.
+  EXPECT_EQ(Corpus(dir / "books/picture.png").bytes().size(), 12U);
+  EXPECT_EQ(text_of(Corpus(dir / "books/.hidden").bytes()), "hidden");
+  std::filesystem::remove(dir / "books/text");
+  EXPECT_NE(
+      message_of([&] { Corpus(dir / "books"); }).find("books: holds no text; left out: 2 files"),
+      std::string::npos);
+}
+
+TEST(Corpus, FollowsLinksAndRefusesLoops) {
+  const TemporaryDirectory dir;
+  std::filesystem::create_directories(dir / "books/novels");
+  std::filesystem::create_directories(dir / "elsewhere");
+  write_bytes(dir / "elsewhere/text", "text");
+  std::filesystem::create_symlink(dir / "elsewhere/text", dir / "books/a");
+  std::filesystem::create_symlink(dir / "elsewhere", dir / "books/b");
+  EXPECT_EQ(text_of(Corpus(dir / "books").bytes()), "texttext");
+  std::filesystem::create_symlink("..", dir / "books/novels/up");
+  const std::string loop = message_of([&] { Corpus(dir / "books"); });
+  EXPECT_EQ(loop, (dir / "books/novels/up").string() + ": is a link back to " +
+                      (dir / "books").string() + ", in which it lies");
+  std::filesystem::remove(dir / "books/novels/up");
+  std::filesystem::create_symlink("nowhere", dir / "books/c");
+  EXPECT_NE(message_of([&] { Corpus(dir / "books"); }).find("books/c: is a link to nothing"),
+            std::string::npos);
+}
+
+TEST(Corpus, ErrorsInAFolderNameTheFile) {
+  const TemporaryDirectory dir;
+  std::filesystem::create_directories(dir / "books");
+  EXPECT_EQ(message_of([&] { Corpus(dir / "books"); }),
+            (dir / "books").string() + ": holds no text");
+  write_bytes(dir / "books/a", "text");
+  write_gzip(dir / "books/b.gz", test::small_text(5000));
+  const std::string packed = test::read_bytes(dir / "books/b.gz");
+  write_bytes(dir / "books/b.gz", packed.substr(0, packed.size() / 2));
+  EXPECT_EQ(message_of([&] { Corpus(dir / "books"); }),
+            (dir / "books/b.gz").string() + ": the gzip file is truncated");
+  write_bytes(dir / "empty", "");
+  EXPECT_EQ(message_of([&] {
+              Corpus(Sources{.paths = {dir / "books/a", dir / "empty"}});
+            }),
+            (dir / "empty").string() + ": the file is empty");
 }
 
 TEST(PathText, IsJsonAndRoundTrips) {

@@ -72,6 +72,30 @@ TEST(Config, RoundTrips) {
   EXPECT_EQ(loaded.training.split, (Split{3, 2, 1}));
 }
 
+// Programs that take one path read it as a string.
+TEST(Config, OnePathIsStoredAsAStringAndSeveralAsAList) {
+  RunConfig config = preset("quick");
+  const auto stored = [&] {
+    return nlohmann::json::parse(to_json(config)).at("training").at("data");
+  };
+  for (const std::vector<std::string>& paths :
+       {std::vector<std::string>{"/data/a, b"}, {"/data/a", "/data/b"}}) {
+    config.training.data = paths;
+    EXPECT_EQ(config_from_json(to_json(config)).training.data, paths);
+    EXPECT_EQ(stored().is_string(), paths.size() == 1) << stored();
+  }
+  std::string text = to_json(config);
+  text.replace(text.find("\"/data/b\""), 9, "[1]");
+  try {
+    config_from_json(text);
+    FAIL();
+  } catch (const std::runtime_error& error) {
+    EXPECT_NE(std::string(error.what()).find("\"data\" must be a string or a list of strings"),
+              std::string::npos)
+        << error.what();
+  }
+}
+
 // Programs of version 0.1 refuse options that they lack.
 TEST(Config, RunsOnTheCpuAreStoredAsByVersion01) {
   const TemporaryDirectory dir;
@@ -171,7 +195,7 @@ TEST(Config, ResumingNeedsTheOptionsThatShapeTheRun) {
   requested.training.checkpoint_every = 7;
   requested.training.threads = 9;
   requested.training.device = "cuda";
-  requested.training.data = "elsewhere";
+  requested.training.data = {"elsewhere"};
   requested.training.shard_optimizer = true;
   EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
   requested.training.steps = 200;
