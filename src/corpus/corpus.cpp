@@ -4,15 +4,18 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include "corpus/files.h"
+#include "corpus/json_lines.h"
 #include "corpus/unpack.h"
 #include "model/file.h"
 
 namespace gateloop::corpus {
 namespace {
 
+using Text = std::span<const std::uint8_t>;
 using Paths = std::vector<std::filesystem::path>;
 
 [[noreturn]] void fail(const std::string& name, const std::string& problem) {
@@ -49,9 +52,19 @@ void check_split(const std::string& name, const Split& split, std::int64_t size)
 }
 
 /// Git's test.
-bool is_text(std::span<const std::uint8_t> bytes) {
+bool is_text(Text bytes) {
   const auto start = bytes.first(std::min<std::size_t>(bytes.size(), 8192));
   return std::find(start.begin(), start.end(), 0) == start.end();
+}
+
+/// By the marks at both ends.
+bool is_parquet(Text bytes) {
+  constexpr std::string_view kMark = "PAR1";
+  const auto equals = [&](Text part) {
+    return std::equal(part.begin(), part.end(), kMark.begin());
+  };
+  return bytes.size() >= 2 * kMark.size() && equals(bytes.first(kMark.size())) &&
+         equals(bytes.last(kMark.size()));
 }
 
 /// The first `shown` of the paths, or all where they are no more than one longer.
@@ -78,7 +91,7 @@ std::vector<std::uint8_t> read_unpacked(const std::filesystem::path& path) {
 }  // namespace
 
 Corpus::Corpus(Sources sources, std::optional<Split> split) : sources_(std::move(sources)) {
-  for (const auto& [path, found] : files_of(sources_.paths)) append(path, found);
+  for (const auto& [path, found] : files_of(sources_.paths)) read(path, found);
   if (bytes_.empty()) {
     fail(name(), "holds no text" + (left_out_.empty() ? "" : "; left out: " + left_out()));
   }
@@ -88,32 +101,73 @@ Corpus::Corpus(Sources sources, std::optional<Split> split) : sources_(std::move
 }
 
 /// `found`: in a folder, not given itself.
-void Corpus::append(const std::filesystem::path& path, bool found) {
+void Corpus::read(const std::filesystem::path& path, bool found) {
+  const bool lines = !sources_.field.empty();
+  if (found && lines && !is_named_json_lines(path)) return left_out_.push_back(path);
   std::vector<std::uint8_t> bytes = read_unpacked(path);
+  if (bytes.empty() && found) return;
   if (bytes.empty()) {
-    if (found) return;
-    fail(path.string(),
-         std::filesystem::file_size(path) == 0 ? "the file is empty" : "holds no bytes");
+    const bool empty = std::filesystem::file_size(path) == 0;
+    fail(path.string(), empty ? "the file is empty" : "holds no bytes");
   }
-  if (found && !is_text(bytes)) {
-    left_out_.push_back(path);
-    return;
+  if (found && !lines && !is_text(bytes)) return left_out_.push_back(path);
+  if (is_parquet(bytes)) {
+    fail(path.string(),
+         "is a parquet file, which is not read: write JSON lines of it, as docs/data.md shows");
   }
   ++files_;
-  if (bytes_.empty()) {
-    bytes_ = std::move(bytes);
-  } else {
-    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+  try {
+    if (lines) {
+      append_lines(bytes);
+    } else if (sources_.documents) {
+      append_document(bytes);
+    } else if (bytes_.empty()) {
+      bytes_ = std::move(bytes);
+    } else {
+      bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+    }
+  } catch (const std::runtime_error& error) {
+    fail(path.string(), error.what());
   }
+}
+
+void Corpus::append_lines(std::span<const std::uint8_t> lines) {
+  read_json_lines(lines, sources_.field, [this](std::string_view text) {
+    if (sources_.documents) {
+      append_document({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+    } else {
+      bytes_.insert(bytes_.end(), text.begin(), text.end());
+      bytes_.push_back('\n');
+    }
+  });
+}
+
+void Corpus::append_document(std::span<const std::uint8_t> text) {
+  if (text.empty()) return;
+  const auto found = std::find(text.begin(), text.end(), kSeparator);
+  if (found != text.end()) {
+    throw std::runtime_error("byte " + grouped(found - text.begin()) +
+                             " is 0xFF, which separates documents: they must not hold it, as "
+                             "UTF-8 does not");
+  }
+  if (documents_++ == 0) bytes_.push_back(kSeparator);
+  bytes_.insert(bytes_.end(), text.begin(), text.end());
+  bytes_.push_back(kSeparator);
+}
+
+std::optional<std::uint8_t> Corpus::separator() const {
+  return sources_.documents ? std::optional(kSeparator) : std::nullopt;
 }
 
 std::string Corpus::name() const { return listed(sources_.paths, 2); }
 
 std::string Corpus::left_out() const {
   if (left_out_.empty()) return "";
-  const std::string count =
-      left_out_.size() == 1 ? "1 file that is" : grouped(std::ssize(left_out_)) + " files that are";
-  return count + " no text: " + listed(left_out_, 4);
+  const std::string count = left_out_.size() == 1
+                                ? "1 file that is no "
+                                : grouped(std::ssize(left_out_)) + " files that are no ";
+  const char* kind = sources_.field.empty() ? "text" : "JSON lines (.jsonl, .ndjson)";
+  return count + kind + ": " + listed(left_out_, 4);
 }
 
 std::string Corpus::fingerprint() const {
@@ -132,7 +186,8 @@ std::string Corpus::fingerprint() const {
 
 std::string Corpus::description() const {
   const std::string files = files_ == 1 ? "" : grouped(files_) + " files, ";
-  std::string text = name() + ": " + files + grouped(std::ssize(bytes_)) + " bytes (" +
+  const std::string documents = documents_ == 0 ? "" : grouped(documents_) + " documents, ";
+  std::string text = name() + ": " + files + documents + grouped(std::ssize(bytes_)) + " bytes (" +
                      grouped(split_.train) + " train, " + grouped(split_.valid) + " valid, " +
                      grouped(split_.test) + " test";
   const std::int64_t unused = std::ssize(bytes_) - split_.train - split_.valid - split_.test;

@@ -177,6 +177,11 @@ void write_texts(const path& directory) {
   whole("7z", archive_write_set_format_7zip);
 }
 
+void write_json_lines(const path& directory) {
+  write(directory / "sample",
+        "{\"text\": \"one\\u00e9\", \"id\": [1, {}]}\n\n{\"text\": \"two\"}\r\n");
+}
+
 }  // namespace
 
 const std::vector<Reader>& readers() {
@@ -190,6 +195,10 @@ const std::vector<Reader>& readers() {
        [](const path& d) { training::MetricsLog(d / "metrics.jsonl", 2).flush(); }},
       {"corpus", "text", write_texts,
        [](const path& d) { (void)training::Corpus(d / "text").fingerprint(); }},
+      {"json lines", "lines", write_json_lines,
+       [](const path& d) {
+         (void)training::Corpus({.paths = {d / "lines"}, .field = "text", .documents = true});
+       }},
   };
   return all;
 }

@@ -38,7 +38,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "nn": TORCH,
     "checkpoint": (*TORCH, *SYSTEM, "nlohmann/"),
     "distributed": TORCH,
-    "corpus": ("zlib.h", "archive.h", "archive_entry.h"),
+    "corpus": ("zlib.h", "archive.h", "archive_entry.h", "nlohmann/"),
     "training": (*TORCH, *SYSTEM, "nlohmann/"),
     "app": (*TORCH, *SYSTEM, "CLI/"),
     "jax": ("xla/ffi/",),

@@ -17,6 +17,7 @@
 namespace gateloop::training {
 namespace {
 
+using corpus::kSeparator;
 using test::TemporaryDirectory;
 using test::write_bytes;
 
@@ -362,6 +363,111 @@ TEST(Corpus, ErrorsInAFolderNameTheFile) {
               Corpus(Sources{.paths = {dir / "books/a", dir / "empty"}});
             }),
             (dir / "empty").string() + ": the file is empty");
+}
+
+/// What Corpus says of `lines` as JSON lines.
+std::string message_of_lines(const std::string& lines, const std::string& field = "text") {
+  const TemporaryDirectory dir;
+  write_bytes(dir / "a.jsonl", lines);
+  const std::string message =
+      message_of([&] { Corpus(Sources{.paths = {dir / "a.jsonl"}, .field = field}); });
+  const std::string name = (dir / "a.jsonl").string() + ": ";
+  return message.starts_with(name) ? message.substr(name.size()) : message;
+}
+
+TEST(JsonLines, TheTextIsTheFieldOfEachLine) {
+  const TemporaryDirectory dir;
+  write_gzip(dir / "a.jsonl.gz",
+             "{\"text\": \"one\\u00e9\\n\", \"id\": 1}\r\n\n  \n{\"id\": [2], \"text\": \"\"}\n"
+             "{\"text\": \"three\"}");
+  write_bytes(dir / "b", "{\"text\": \"four\"}\n");
+  const Corpus corpus(Sources{.paths = {dir / "a.jsonl.gz", dir / "b"}, .field = "text"});
+  EXPECT_EQ(text_of(corpus.bytes()), "one\xC3\xA9\n\n\nthree\nfour\n");
+}
+
+TEST(JsonLines, DotsLeadIntoObjects) {
+  const TemporaryDirectory dir;
+  write_bytes(dir / "a",
+              "{\"a\": {\"b.c\": {\"d\": \"inner\"}, \"b\": 1}, \"a.b\": {}}\n"
+              "{\"a.b.c.d\": \"whole\", \"a\": {\"b.c\": {\"d\": \"inner\"}}}\n");
+  const Corpus corpus(Sources{.paths = {dir / "a"}, .field = "a.b.c.d"});
+  EXPECT_EQ(text_of(corpus.bytes()), "inner\nwhole\n");
+}
+
+TEST(JsonLines, OfAFolderOnlyFilesSoNamedAreRead) {
+  const TemporaryDirectory dir;
+  std::filesystem::create_directories(dir / "rows");
+  write_bytes(dir / "rows/a.jsonl", "{\"text\": \"a\"}");
+  write_gzip(dir / "rows/b.ndjson.gz", "{\"text\": \"b\"}");
+  write_bytes(dir / "rows/README.md", "no JSON");
+  write_bytes(dir / "rows/jsonl", "no JSON");
+  const Corpus corpus(Sources{.paths = {dir / "rows"}, .field = "text"});
+  EXPECT_EQ(text_of(corpus.bytes()), "a\nb\n");
+  EXPECT_EQ(corpus.left_out(), "2 files that are no JSON lines (.jsonl, .ndjson): " +
+                                   (dir / "rows/README.md").string() + ", " +
+                                   (dir / "rows/jsonl").string());
+  // One that is given is read as JSON lines whatever its name.
+  EXPECT_NE(message_of([&] {
+              Corpus(Sources{.paths = {dir / "rows/README.md"}, .field = "text"});
+            }).find("rows/README.md: line 1: is no JSON: "),
+            std::string::npos);
+}
+
+TEST(JsonLines, ErrorsNameTheLine) {
+  const std::string good = "{\"text\": \"a\"}\n\n";
+  EXPECT_EQ(message_of_lines(good + "{\"title\": \"a\", \"\\u001b\": 1}"),
+            "line 3: there is no field \"text\" among \"\\u001b\", \"title\"");
+  EXPECT_EQ(message_of_lines(good + "{\"text\": 3}"),
+            "line 3: field \"text\" must be a string, got number");
+  EXPECT_EQ(message_of_lines(good + "{\"text\": null}"),
+            "line 3: field \"text\" must be a string, got null");
+  EXPECT_EQ(message_of_lines(good + "[1]"), "line 3: a JSON object was expected, got array");
+  EXPECT_EQ(message_of_lines(good + "{\"text\": \"" + std::string(5000, 'x')),
+            "line 3: is no JSON: invalid string: missing closing quote (byte 5011)");
+  EXPECT_EQ(message_of_lines(good + "{\"text\": \"\xff\"}"),
+            "line 3: is no JSON: invalid string: ill-formed UTF-8 byte (byte 11)");
+  EXPECT_EQ(message_of_lines(good + "{\"text\": " + std::string(100'000, '[')),
+            "line 3: JSON nested 64 levels or deeper");
+  EXPECT_EQ(message_of_lines("\n\n"), "holds no text");
+  EXPECT_EQ(message_of_lines("{\"a\": {\"b\": \"c\"}}", "a.c"),
+            "line 1: there is no field \"a.c\" among \"a\"");
+}
+
+TEST(Corpus, NamesParquetFiles) {
+  const TemporaryDirectory dir;
+  write_bytes(dir / "rows.parquet", "PAR1 a footer PAR1");
+  EXPECT_NE(message_of([&] { Corpus(dir / "rows.parquet"); }).find("is a parquet file"),
+            std::string::npos);
+  write_bytes(dir / "text", "PAR1 begins this text");
+  EXPECT_EQ(Corpus(dir / "text").bytes().size(), 21U);
+}
+
+TEST(Documents, ASeparatorStandsAroundEach) {
+  const TemporaryDirectory dir;
+  std::filesystem::create_directories(dir / "books");
+  write_bytes(dir / "books/a", "one\n");
+  write_bytes(dir / "books/b", "two");
+  write_bytes(dir / "rows", "{\"text\": \"three\"}\n{\"text\": \"\"}\n{\"text\": \"four\"}\n");
+  const Corpus files(Sources{.paths = {dir / "books"}, .documents = true}, Split{5, 3, 2});
+  EXPECT_EQ(text_of(files.bytes()), "\xFFone\n\xFFtwo\xFF");
+  EXPECT_EQ(files.separator(), kSeparator);
+  EXPECT_EQ(files.description(), (dir / "books").string() +
+                                     ": 2 files, 2 documents, 10 bytes (5 train, 3 valid, 2 test)");
+  const Corpus rows(Sources{.paths = {dir / "rows"}, .field = "text", .documents = true});
+  EXPECT_EQ(text_of(rows.bytes()),
+            "\xFFthree\xFF"
+            "four\xFF");
+  EXPECT_EQ(Corpus(dir / "books").separator(), std::nullopt);
+}
+
+TEST(Documents, MustNotHoldTheSeparator) {
+  const TemporaryDirectory dir;
+  write_bytes(dir / "latin", "na\xFFve");
+  EXPECT_EQ(text_of(Corpus(dir / "latin").bytes()), "na\xFFve");
+  EXPECT_NE(message_of([&] {
+              Corpus(Sources{.paths = {dir / "latin"}, .documents = true});
+            }).find("latin: byte 2 is 0xFF, which separates documents"),
+            std::string::npos);
 }
 
 TEST(PathText, IsJsonAndRoundTrips) {
