@@ -9,7 +9,7 @@
 namespace gateloop::app {
 
 corpus::Sources CorpusFlags::sources() const {
-  corpus::Sources sources;
+  corpus::Sources sources{.paths = {}, .field = field, .documents = documents};
   sources.paths.assign(data.begin(), data.end());
   return sources;
 }
@@ -20,6 +20,16 @@ std::optional<corpus::Split> CorpusFlags::parts() const {
 }
 
 CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help) {
+  command
+      .add_option(
+          "--field", flags.field,
+          "The data are JSON lines, whose text is this field of each line (a.b: b of a); of "
+          "folders .jsonl and .ndjson files are read, packed too")
+      ->check([](const std::string& name) { return name.empty() ? "must not be empty" : ""; })
+      ->type_name("NAME");
+  command.add_flag("--documents", flags.documents,
+                   "Each file or JSON line is a document: the state starts anew at each, and byte "
+                   "0xFF separates them");
   constexpr int kMostPaths = 1'000'000;
   return command
       .add_option("--data", flags.data,

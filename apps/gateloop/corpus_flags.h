@@ -13,13 +13,15 @@ namespace gateloop::app {
 
 struct CorpusFlags {
   std::vector<std::string> data;
+  std::string field;
+  bool documents = false;
   std::vector<std::int64_t> split;
 
   corpus::Sources sources() const;
   std::optional<corpus::Split> parts() const;
 };
 
-/// --data, whose help is `data_help` and what can be read.
+/// --data, whose help is `data_help` and what can be read, --field and --documents. Returns --data.
 CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::string& data_help);
 void add_split_flag(CLI::App& command, CorpusFlags& flags);
 

@@ -65,10 +65,10 @@ Bytes part_of(const corpus::Corpus& corpus, const Flags& flags) {
 }
 
 void print_score(const char* name, const std::string& meaning, runtime::Session& session,
-                 Bytes text, std::int64_t window) {
+                 Bytes text, runtime::EvaluateOptions options) {
   const auto start = Clock::now();
-  const auto score =
-      runtime::evaluate(session, text, {.window = window, .progress = progress_reporter(name)});
+  options.progress = progress_reporter(name);
+  const auto score = runtime::evaluate(session, text, options);
   std::printf("%-9s %.4f bits per byte, %lld bytes predicted in %.1f s (%s)\n", name,
               score.bits_per_byte(), static_cast<long long>(score.bytes), seconds_since(start),
               meaning.c_str());
@@ -85,12 +85,17 @@ void run(const Flags& flags) {
     throw UsageError(
         "--mode carried needs a model without full attention; for this model "
         "use --mode windowed with a larger --length");
+  const auto separator = corpus.separator();
+  const char* too = separator ? ", each document too" : "";
   if (flags.mode != "carried")
     print_score("windowed",
-                "each window of " + std::to_string(flags.length) + " starts from zero state",
-                session, text, flags.length);
+                "each window of " + std::to_string(flags.length) + " starts from zero state" + too,
+                session, text, {.window = flags.length, .separator = separator});
   if (flags.mode != "windowed" && bounded)
-    print_score("carried", "one sequence, the state carried through it all", session, text, 0);
+    print_score("carried",
+                separator ? "the state carried through each document"
+                          : "one sequence, the state carried through it all",
+                session, text, {.separator = separator});
   if (flags.mode == "both" && !bounded)
     std::printf(
         "carried   left out: the key/value cache of full attention grows with the text; "

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "gateloop/corpus.h"
 #include "gateloop/generation.h"
 #include "model_flags.h"
 #include "output.h"
@@ -24,6 +25,7 @@ struct Flags {
   std::vector<std::string> stop;
   generation::GenerateOptions generate;
   bool echo_prompt = false;
+  bool documents = false;
 };
 
 std::string read_file(const std::string& path) {
@@ -85,7 +87,10 @@ void run(const Flags& flags) {
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   auto last = Clock::now();
-  generation::generate(session, generation::encode_prompt(prompt), 1, options, [&](auto tokens) {
+  const auto separator = static_cast<char>(corpus::kSeparator);
+  const auto ids = generation::encode_prompt(flags.documents ? separator + prompt : prompt);
+  generation::generate(session, ids, 1, options, [&](auto tokens) {
+    if (flags.documents && tokens.front() == corpus::kSeparator) return false;
     write(std::string(1, static_cast<char>(tokens.front())));
     const auto now = Clock::now();
     seconds.push_back(std::chrono::duration<double>(now - last).count());
@@ -114,6 +119,9 @@ void add_generate_command(CLI::App& app) {
       ->excludes(prompt)
       ->type_name("FILE");
   command->add_flag("--echo-prompt", flags->echo_prompt, "Write the prompt before the bytes drawn");
+  command->add_flag("--documents", flags->documents,
+                    "Of a model trained with --documents: the prompt begins a document, and the "
+                    "text ends with it");
   command->add_option("--length", flags->generate.length, "Bytes to draw (default 512)")
       ->check(CLI::NonNegativeNumber)
       ->type_name("N");

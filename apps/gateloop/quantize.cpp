@@ -27,10 +27,12 @@ struct Flags {
 
 /// Bits per byte of a text, as the runtime reads it. Full attention costs time that grows with the
 /// square of a text: it starts anew every 1024 bytes.
-double score(const std::filesystem::path& dir, Bytes text, int threads) {
+double score(const std::filesystem::path& dir, Bytes text, std::optional<std::uint8_t> separator,
+             int threads) {
   runtime::Session session(runtime::Model(dir), {.threads = threads});
   const bool bounded = model::has_bounded_state(session.model().spec());
-  return runtime::evaluate(session, text, {.window = bounded ? 0 : 1024}).bits_per_byte();
+  return runtime::evaluate(session, text, {.window = bounded ? 0 : 1024, .separator = separator})
+      .bits_per_byte();
 }
 
 void print_size(const char* name, const std::filesystem::path& dir, std::optional<double> bits) {
@@ -59,8 +61,8 @@ void run(const Flags& flags) {
   runtime::quantize(from, to, flags.format);
   std::optional<double> before, after;
   if (corpus) {
-    before = score(from, text, flags.threads);
-    after = score(to, text, flags.threads);
+    before = score(from, text, corpus->separator(), flags.threads);
+    after = score(to, text, corpus->separator(), flags.threads);
   }
   print_size("before", from, before);
   print_size("after", to, after);

@@ -36,9 +36,12 @@ void check_resumable(const TrainFlags& flags, const RunConfig& config) {
 }
 
 corpus::Sources choose_sources(const TrainFlags& flags, const RunConfig& config) {
-  if (!flags.corpus.data.empty()) return flags.corpus.sources();
-  if (flags.resume && !config.training.data.empty()) {
-    corpus::Sources sources = training::sources(config.training);
+  corpus::Sources sources = training::sources(config.training);
+  if (!flags.corpus.data.empty()) {
+    sources.paths = flags.corpus.sources().paths;
+    return sources;
+  }
+  if (flags.resume && !sources.paths.empty()) {
     for (const std::filesystem::path& path : sources.paths) {
       if (std::filesystem::exists(path)) continue;
       throw UsageError("the corpus of this run, " + path.string() +
@@ -47,7 +50,9 @@ corpus::Sources choose_sources(const TrainFlags& flags, const RunConfig& config)
     return sources;
   }
   for (const char* known : {"data/enwik8", "data/wiki_sample"}) {
-    if (std::filesystem::exists(known)) return {.paths = {known}};
+    if (!std::filesystem::exists(known)) continue;
+    sources.paths = {known};
+    return sources;
   }
   throw UsageError(
       "no text to train on: run `make corpus`, or give any file or folder with --data PATH");
@@ -71,22 +76,31 @@ training::Sample print_sample(const TrainingOptions& options, const training::Co
       std::min<std::size_t>(static_cast<std::size_t>(options.sample_prime), valid.size());
   const std::size_t start =
       static_cast<std::size_t>(step) * 7919 % (valid.size() - prime_length + 1);
-  const std::string_view prime(reinterpret_cast<const char*>(valid.data() + start), prime_length);
-  training::Sample sample{std::string(prime), {}};
+  auto read = valid.subspan(start, prime_length);
+  auto shown = read;
+  // Of several documents the last: the session does not start anew between them.
+  if (const auto separator = corpus.separator()) {
+    const auto last = std::find(read.rbegin(), read.rend(), *separator);
+    shown = read.last(static_cast<std::size_t>(last - read.rbegin()));
+    if (last != read.rend()) read = read.last(shown.size() + 1);
+  }
+  training::Sample sample{std::string(shown.begin(), shown.end()), {}};
 
   std::printf("--- sample at step %lld: %zu bytes of validation text | then the model\n%s|",
-              static_cast<long long>(step), prime_length,
-              printable(valid.subspan(start, prime_length)).c_str());
+              static_cast<long long>(step), shown.size(), printable(shown).c_str());
   runtime::Session session(nn::runtime_model(model));
   generation::GenerateOptions generate;
   generate.length = options.sample_length;
   generate.seed = options.seed + static_cast<std::uint64_t>(step);
-  generation::generate(session, generation::encode_prompt(prime), 1, generate, [&](auto tokens) {
-    const auto byte = static_cast<std::uint8_t>(tokens.front());
-    std::fputs(printable({&byte, 1}).c_str(), stdout);
-    sample.text += static_cast<char>(byte);
-    return true;
-  });
+  generation::generate(
+      session, generation::encode_prompt({reinterpret_cast<const char*>(read.data()), read.size()}),
+      1, generate, [&](auto tokens) {
+        const auto byte = static_cast<std::uint8_t>(tokens.front());
+        if (byte == corpus.separator()) return false;
+        std::fputs(printable({&byte, 1}).c_str(), stdout);
+        sample.text += static_cast<char>(byte);
+        return true;
+      });
   std::puts("\n---");
   std::fflush(stdout);
   return sample;
@@ -111,10 +125,12 @@ void print_end(const std::string& program, const std::filesystem::path& dir,
     std::printf(" (model.best.safetensors: step %lld)", static_cast<long long>(result.best_step));
   }
   std::printf("\n  losses        %s/metrics.jsonl\n\nTo go on:\n", dir.c_str());
-  std::printf("  %s generate --checkpoint %s --prompt 'The ' --length 1000\n", command.c_str(),
-              run.c_str());
+  std::printf("  %s generate --checkpoint %s%s --prompt 'The ' --length 1000\n", command.c_str(),
+              run.c_str(), sources.documents ? " --documents" : "");
   std::string data;
   for (const std::filesystem::path& path : sources.paths) data += " " + shell_path(path);
+  if (!sources.field.empty()) data += " --field " + shell_word(sources.field);
+  if (sources.documents) data += " --documents";
   std::printf("  %s evaluate --checkpoint %s --data%s\n", command.c_str(), run.c_str(),
               data.c_str());
 }

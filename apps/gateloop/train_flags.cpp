@@ -359,6 +359,8 @@ RunConfig configure(const TrainFlags& flags) {
     options.minutes.reset();
   }
   if (const auto parts = flags.corpus.parts()) options.split = parts;
+  if (!flags.corpus.field.empty()) options.field = flags.corpus.field;
+  if (flags.corpus.documents) options.documents = true;
   apply_overrides(flags, config);
   if (!flags.simple_gate_loop.empty()) {
     config.model.simple_gate_loop.reset();

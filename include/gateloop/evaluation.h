@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "gateloop/distributed.h"
@@ -22,6 +23,8 @@ struct EvaluationOptions {
   /// evaluate_windows: only this many whole windows, evenly spaced, the same at every call; 0, or
   /// more than there are: all.
   std::int64_t windows = 0;
+  /// Byte that begins a document: the state starts anew before each, in a window too.
+  std::optional<std::uint8_t> separator = std::nullopt;
   /// Bytes in one forward pass, B x T; bounds the memory: windows are batched up to it. At 8192 the
   /// widest activation of the enwik8 preset (8192 x 2048 float32) holds 64 MB.
   std::int64_t bytes_per_pass = 8192;

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -146,6 +147,8 @@ struct Score {
 struct EvaluateOptions {
   /// The state starts anew after every so many bytes; 0: it is carried through the whole text.
   std::int64_t window = 0;
+  /// Byte that begins a document: the state starts anew before each, in a window too.
+  std::optional<std::uint8_t> separator = {};
   /// Bytes of one pass, which bounds the memory: windows are batched up to it.
   std::int64_t bytes_at_once = 8192;
   /// Called after each pass with the bytes predicted so far and in all.

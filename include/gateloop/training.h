@@ -47,6 +47,8 @@ struct TrainingOptions {
   /// Absolute paths, each a file URI where it is not UTF-8: see sources(). One is a string in
   /// config.json, several are a list.
   std::vector<std::string> data;
+  std::string field;       ///< of JSON lines, see corpus::Sources; empty: whole files
+  bool documents = false;  ///< the state starts anew at each document, see corpus::Sources
   std::optional<Split> split;
   std::string fingerprint;
 
@@ -149,8 +151,8 @@ std::optional<std::int64_t> planned_steps(const TrainingOptions& options, std::i
 /// shortens what is left of the decay.
 double learning_rate(const TrainingOptions& options, std::int64_t step);
 
-/// Bytes that the model continued, and their continuation. In the log each is text: a byte that is
-/// no UTF-8 is there as U+FFFD.
+/// Bytes that the model continued, but for a separator before them, and their continuation. In the
+/// log each is text: a byte that is no UTF-8 is there as U+FFFD.
 struct Sample {
   std::string prime;
   std::string text;

@@ -38,14 +38,45 @@ double surprise(std::span<const float> logits, std::int64_t id) {
   return most + std::log(sum) - static_cast<double>(logits[static_cast<std::size_t>(id)]);
 }
 
-/// The sum of the surprise of the bytes after text[0 .. rows · length), read as `rows` sequences.
-double read(Session& session, const std::uint8_t* text, std::int64_t rows, std::int64_t length) {
-  const std::vector<std::int64_t> ids(text, text + rows * length);
-  const std::vector<float> logits = session.read_all(ids, rows);
+/// Bytes that are read from the start of a state; each predicts the byte after it.
+struct Stretch {
+  std::int64_t start = 0;
+  std::int64_t length = 0;
+};
+
+/// All of a text but its last byte: cut every `window` bytes and before each separator.
+std::vector<Stretch> stretches_of(std::span<const std::uint8_t> text,
+                                  const EvaluateOptions& options) {
+  const std::int64_t total = std::ssize(text) - 1;
+  const std::int64_t window = options.window == 0 ? total : options.window;
+  std::vector<Stretch> stretches;
+  for (std::int64_t start = 0; start < total;) {
+    std::int64_t end = std::min(total, (start / window + 1) * window);
+    if (options.separator) {
+      end = std::find(text.begin() + start + 1, text.begin() + end, *options.separator) -
+            text.begin();
+    }
+    stretches.push_back({start, end - start});
+    start = end;
+  }
+  return stretches;
+}
+
+/// The sum of the surprise of the bytes after those at `begin` .. `begin` + `length` - 1 of each
+/// stretch.
+double read(Session& session, std::span<const std::uint8_t> text,
+            std::span<const Stretch> stretches, std::int64_t begin, std::int64_t length) {
+  std::vector<std::int64_t> ids, next;
+  for (const Stretch& stretch : stretches) {
+    const auto first = text.begin() + stretch.start + begin;
+    ids.insert(ids.end(), first, first + length);
+    next.insert(next.end(), first + 1, first + length + 1);
+  }
+  const std::vector<float> logits = session.read_all(ids, std::ssize(stretches));
   const auto width = static_cast<std::size_t>(session.model().spec().num_tokens);
   double nats = 0;
-  for (std::size_t i = 0; i < ids.size(); ++i)
-    nats += surprise(std::span(logits).subspan(i * width, width), text[i + 1]);
+  for (std::size_t i = 0; i < next.size(); ++i)
+    nats += surprise(std::span(logits).subspan(i * width, width), next[i]);
   return nats;
 }
 
@@ -58,20 +89,28 @@ double Score::bits_per_byte() const {
 Score evaluate(Session& session, std::span<const std::uint8_t> text,
                const EvaluateOptions& options) {
   check(text, session.model().spec().num_tokens, options);
-  const std::int64_t total = std::ssize(text) - 1, window = options.window;
+  std::vector<Stretch> stretches = stretches_of(text, options);
+  // Those of one length are read side by side.
+  std::stable_sort(stretches.begin(), stretches.end(),
+                   [](const Stretch& a, const Stretch& b) { return a.length > b.length; });
+  std::span<const Stretch> left = stretches;
   Score score;
-  session.set_state({});
-  while (score.bytes < total) {
-    const std::int64_t left = total - score.bytes;
-    std::int64_t rows = 1, length = std::min(options.bytes_at_once, left);
-    if (window > 0) {
-      session.set_state({});
-      length = std::min(window, left);  // shorter: the last window, on its own
-      rows = std::clamp(options.bytes_at_once / length, std::int64_t{1}, left / length);
+  while (!left.empty()) {
+    const std::int64_t length = left.front().length;
+    const auto other = std::find_if(
+        left.begin(), left.end(), [&](const Stretch& stretch) { return stretch.length != length; });
+    const std::int64_t most = std::max<std::int64_t>(1, options.bytes_at_once / length);
+    const auto rows =
+        left.first(static_cast<std::size_t>(std::min<std::int64_t>(most, other - left.begin())));
+    session.set_state({});
+    for (std::int64_t begin = 0; begin < length;) {
+      const std::int64_t bytes = std::min(length - begin, options.bytes_at_once);
+      score.nats += read(session, text, rows, begin, bytes);
+      score.bytes += bytes * std::ssize(rows);
+      begin += bytes;
+      if (options.progress) options.progress(score.bytes, std::ssize(text) - 1);
     }
-    score.nats += read(session, text.data() + score.bytes, rows, length);
-    score.bytes += rows * length;
-    if (options.progress) options.progress(score.bytes, total);
+    left = left.subspan(rows.size());
   }
   return score;
 }

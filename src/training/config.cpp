@@ -72,6 +72,8 @@ requires std::is_same_v<std::remove_const_t<Options>, TrainingOptions>
 void for_each_field(Options& options, Visitor&& visit) {
   visit("preset", options.preset);
   visit("data", options.data);
+  visit("field", options.field);
+  visit("documents", options.documents);
   visit("split", options.split);
   visit("fingerprint", options.fingerprint);
   visit("steps", options.steps);
@@ -117,7 +119,7 @@ json model_json(const nn::TransformerOptions& options) {
 bool may_change(const std::string& name, const TrainingOptions& stored) {
   // The corpus is told by its fingerprint, not by where it lies.
   for (const char* free :
-       {"data", "fingerprint", "threads", "device", "sample_every", "shard_optimizer",
+       {"data", "field", "fingerprint", "threads", "device", "sample_every", "shard_optimizer",
         "sample_prime", "sample_length", "checkpoint_every", "diagnostics_every"}) {
     if (name == free) return true;
   }
@@ -203,6 +205,8 @@ std::string to_json(const RunConfig& config) {
   // Earlier programs take an option that they lack for an error.
   json& training = object["training"];
   if (config.training.device == kCpu) training.erase("device");
+  if (config.training.field.empty()) training.erase("field");
+  if (!config.training.documents) training.erase("documents");
   if (config.training.plan.empty()) training.erase("plan");
   if (config.training.gradient_compression == "none") training.erase("gradient_compression");
   if (!config.training.shard_optimizer) training.erase("shard_optimizer");

@@ -63,11 +63,12 @@ TransitionDiagnostics diagnose_transitions(Tensor z, const model::GateLoopSpec& 
 
 /// One layer on what flows through the model; what the layer does is added to `result`.
 void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::Stream& stream,
-                  const nn::Ablation& ablation, LayerDiagnostics& result) {
+                  const nn::Ablation& ablation, const nn::Packing& packing,
+                  LayerDiagnostics& result) {
   auto children = block.named_children();
   if (children.contains("2")) {
     stream.settle();
-    stream.added = children["2"]->as<nn::SimpleGateLoopLayer>()->forward(stream.x);
+    stream.added = children["2"]->as<nn::SimpleGateLoopLayer>()->forward_packed(stream.x, packing);
   }
   if (children.contains("0")) {
     auto mixer = std::dynamic_pointer_cast<nn::SpatialMixer>(children["0"]->named_children()["fn"]);
@@ -78,7 +79,7 @@ void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::St
         const Tensor z = to_a->as<torch::nn::Linear>()->forward(in);
         result.transitions = diagnose_transitions(z, *gate_loop, ablation);
       }
-      return mixer->forward(in, ablation);
+      return mixer->forward(in, ablation, nullptr, packing);
     });
   }
   auto* feed_forward = children["1"]->named_children()["fn"]->as<nn::FeedForward>();
@@ -116,14 +117,15 @@ UpdateDiagnosis::UpdateDiagnosis(nn::Transformer model) : model_(std::move(model
   }
 }
 
-Diagnostics UpdateDiagnosis::diagnose(std::span<const std::uint8_t> text,
-                                      std::int64_t length) const {
+Diagnostics UpdateDiagnosis::diagnose(std::span<const std::uint8_t> text, std::int64_t length,
+                                      Separator separator) const {
   const torch::NoGradGuard no_grad;
   nn::Transformer model = model_;
   const model::ModelSpec& spec = model->spec();
-  const Tensor ids = first_windows(text, length, device_of(model));
+  PackedRows rows{first_windows(text, length, device_of(model)), {}};
+  if (separator) rows = pack_rows(rows.ids, *separator);
   auto* embedding = model->named_children()["token_emb"]->as<torch::nn::Embedding>();
-  nn::Stream stream{.x = embedding->forward(ids), .added = {}, .input = {}};
+  nn::Stream stream{.x = embedding->forward(rows.ids), .added = {}, .input = {}};
   Diagnostics result(before_.size());
   for (std::size_t i = 0; i < result.size(); ++i) {
     torch::nn::Module& block = *layers_of(model)[i];
@@ -132,7 +134,7 @@ Diagnostics UpdateDiagnosis::diagnose(std::span<const std::uint8_t> text,
     layer.gradient_norm = gradient_norms_[i];
     layer.update_norm = norm_of(at::_foreach_sub(after, before_[i]));
     layer.weight_norm = norm_of(after);
-    pass_through(block, spec.layers[i], stream, spec.ablation, layer);
+    pass_through(block, spec.layers[i], stream, spec.ablation, rows.packing, layer);
   }
   return result;
 }

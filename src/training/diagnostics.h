@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gateloop/nn/transformer.h"
+#include "training/packed_rows.h"
 
 namespace gateloop::training {
 
@@ -42,8 +43,10 @@ class UpdateDiagnosis {
   explicit UpdateDiagnosis(nn::Transformer model);
 
   /// The weights are updated. Transitions and units are those of a pass over the first windows of
-  /// `text`, of `length` bytes each, 2048 bytes at most, in float32.
-  Diagnostics diagnose(std::span<const std::uint8_t> text, std::int64_t length) const;
+  /// `text`, of `length` bytes each, 2048 bytes at most, in float32; the state starts anew before
+  /// each `separator` too.
+  Diagnostics diagnose(std::span<const std::uint8_t> text, std::int64_t length,
+                       Separator separator) const;
 
  private:
   nn::Transformer model_;

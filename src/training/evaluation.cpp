@@ -7,6 +7,7 @@
 
 #include "training/autocast.h"
 #include "training/device.h"
+#include "training/packed_rows.h"
 
 namespace gateloop::training {
 namespace {
@@ -80,15 +81,6 @@ torch::Tensor ids_of(std::span<const std::uint8_t> text, std::span<const Window>
   return moved(ids, device);
 }
 
-/// ids (B, T + 1) -> sum over B x T of -ln p, the softmax in at least float32.
-double surprise(nn::Transformer& model, const torch::Tensor& ids) {
-  const auto length = ids.size(1) - 1;
-  auto logits = model->forward(ids.narrow(1, 0, length)).flatten(0, 1);
-  if (at::isReducedFloatingType(logits.scalar_type())) logits = logits.to(torch::kFloat32);
-  const auto targets = ids.narrow(1, 1, length).flatten();
-  return at::cross_entropy_loss(logits, targets, {}, at::Reduction::Sum).item<double>();
-}
-
 }  // namespace
 
 std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t length) {
@@ -118,7 +110,9 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
     if (pass.size() > 1 && pass.back().length < pass.front().length) {
       pass = pass.first(pass.size() - 1);
     }
-    score.nats += surprise(model, ids_of(text, pass, device));
+    score.nats +=
+        next_byte_loss(model, ids_of(text, pass, device), options.separator, at::Reduction::Sum)
+            .item<double>();
     score.bytes += std::ssize(pass) * pass.front().length;
     left = left.subspan(pass.size());
     if (options.progress) options.progress(score.bytes, total);

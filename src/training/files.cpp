@@ -64,7 +64,7 @@ std::filesystem::path path_from_text(const std::string& text) {
 }
 
 Sources sources(const TrainingOptions& options) {
-  Sources sources;
+  Sources sources{.paths = {}, .field = options.field, .documents = options.documents};
   for (const std::string& text : options.data) sources.paths.push_back(path_from_text(text));
   return sources;
 }

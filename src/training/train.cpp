@@ -74,6 +74,8 @@ void settle(RunConfig& config, const Corpus& corpus, const torch::Device& device
   TrainingOptions& options = config.training;
   options.data.clear();
   for (const auto& path : corpus.sources().paths) options.data.push_back(path_to_text(path));
+  options.field = corpus.sources().field;
+  options.documents = corpus.sources().documents;
   options.split = corpus.split();
   settle_machine(options, device, communicator);
   if (options.rows_per_pass == 0) {

@@ -16,6 +16,7 @@
 #include "training/device.h"
 #include "training/diagnostics.h"
 #include "training/files.h"
+#include "training/packed_rows.h"
 
 namespace gateloop::training {
 namespace {
@@ -48,7 +49,7 @@ Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
       batches_(corpus.train(), options_.length, options_.seed),
       position_(take_up(dir_ / kStateFile, *model_, optimizer_, communicator_)),
       reduction_(communicator_, model_->parameters(), scalar_type(options_.gradient_compression),
-                 [this] { model_->loss(moved(batches_.at(0, 0, 1), device_)).backward(); }),
+                 [this] { loss(moved(batches_.at(0, 0, 1), device_)).backward(); }),
       budget_(options_, final_share(corpus, options_)),
       progress_(communicator_.is_main()),
       clock_(std::move(clock)),
@@ -90,6 +91,11 @@ void Trainer::fail_not_finite(const std::string& what, std::int64_t step) const 
                            ". Try a lower learning rate.");
 }
 
+/// ids (B, T + 1) -> the mean loss of their bytes but the first of each row.
+torch::Tensor Trainer::loss(const torch::Tensor& ids) {
+  return next_byte_loss(model_, ids, corpus_.separator(), at::Reduction::Mean);
+}
+
 /// The gradient of the mean loss over all rows of the step, summed over processes, and this
 /// process's part of that loss in nats.
 double Trainer::backward() {
@@ -106,7 +112,7 @@ double Trainer::backward() {
     torch::Tensor loss;                       // ()
     {
       const Autocast autocast(device_.type(), scalar_type(options_.dtype));
-      loss = model_->loss(pass);
+      loss = this->loss(pass);
     }
     losses.push_back(loss.detach());
     if (losses.size() == passes.size()) reduction_.prepare();
@@ -146,7 +152,10 @@ StepMetrics Trainer::update() {
   const double seconds = stopwatch.seconds();
   budget_.record_step(seconds);
   metrics.tokens_per_second = static_cast<double>(rows() * options_.length) / seconds;
-  if (diagnosis) metrics.diagnostics = diagnosis->diagnose(corpus_.valid(), options_.length);
+  if (diagnosis) {
+    metrics.diagnostics =
+        diagnosis->diagnose(corpus_.valid(), options_.length, corpus_.separator());
+  }
   return metrics;
 }
 
@@ -196,6 +205,7 @@ Score Trainer::validate(std::int64_t windows) {
   EvaluationOptions evaluation;
   evaluation.length = options_.length;
   evaluation.windows = windows;
+  evaluation.separator = corpus_.separator();
   evaluation.dtype = scalar_type(options_.dtype);
   return evaluate_windows(model_, corpus_.valid(), evaluation, communicator_);
 }

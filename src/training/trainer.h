@@ -35,6 +35,7 @@ class Trainer {
 
  private:
   StepMetrics update();
+  torch::Tensor loss(const torch::Tensor& ids);
   double backward();
   int received_signal(const StopSignals& signals) const;
   Score validate(std::int64_t windows);

@@ -93,6 +93,24 @@ def test_losses_are_those_of_one_process(unbroken: dict[int, Path], size: int) -
     assert ours != one  # they did share the rows
 
 
+def test_documents_are_read_by_all_processes(binary: Path, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    words = text.read_text(encoding="utf-8").split()
+    for name, part in (("a.jsonl", words[:3000]), ("b.jsonl", words[3000:])):
+        lines = (json.dumps({"text": " ".join(part[i : i + 9])}) for i in range(0, len(part), 9))
+        (folder / name).write_text("\n".join(lines))
+    flags = ("--field", "text", "--documents", "--steps", "5", "--validate-every", "5")
+    runs = []
+    for size in (1, 2):
+        runs.append(tmp_path / str(size))
+        command = (binary, "train", "--data", folder, "--out", runs[-1], *SMALL, *flags)
+        with start(command, size) as job:
+            job.check()
+    one, two = (records(run) for run in runs)
+    assert_close(two, one, 1e-6)
+
+
 def test_diagnostics_are_those_of_one_process(train: Train, tmp_path: Path) -> None:
     flags = ("--steps", "3", "--diagnostics-every", "3", "--shard-optimizer")
     layers = []

@@ -94,9 +94,32 @@ TEST_F(Cli, RefusesMissingModelsAndFiles) {
   expect_refused("evaluate --checkpoint model", "--data");
 }
 
+TEST_F(Cli, ADocumentBeginsAndEndsAtTheSeparator) {
+  const std::string flags =
+      "generate --checkpoint model --length 2000 --top-k-threshold 0 --seed 3 --prompt ";
+  const auto whole = run(flags + "\"$(printf '\\377ab')\"");
+  const auto end = whole.out.find('\xFF');
+  ASSERT_LT(end, 2000U) << "a seed that draws no separator shows nothing";
+  const auto document = run(flags + "ab --documents");
+  EXPECT_EQ(document.code, 0) << document.err;
+  EXPECT_EQ(document.out, whole.out.substr(0, end));
+}
+
+TEST_F(Cli, EvaluatesDocuments) {
+  write(dir / "rows.jsonl", "{\"text\": \"aaaa\"}\n{\"text\": \"aab\"}\n{\"text\": \"aaaa\"}\n");
+  const auto outcome =
+      run("evaluate --checkpoint model --data rows.jsonl --field text --documents");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("14 bytes predicted"), std::string::npos) << outcome.out;
+  EXPECT_NE(outcome.out.find("the state carried through each document"), std::string::npos);
+  expect_refused("evaluate --checkpoint model --data rows.jsonl --field title",
+                 "rows.jsonl: line 1: there is no field \"title\" among \"text\"");
+}
+
 TEST_F(Cli, RefusesBadFlags) {
   const std::string generate = "generate --checkpoint model ";
   expect_refused(generate + "--lenght 5", "--lenght");
+  expect_refused("evaluate --checkpoint model --data text --field ''", "--field");
   expect_refused(generate + "--length -5", "--length");
   expect_refused(generate + "--length five", "five");
   expect_refused(generate + "--temperature -1", "--temperature");

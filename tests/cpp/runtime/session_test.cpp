@@ -280,6 +280,21 @@ TEST(Session, BitsPerByteAreThoseOfTheDefinition) {
     windowed += bits(std::span(ids).subspan(begin, std::min<std::size_t>(301, 1100 - begin)));
   EXPECT_NEAR(runtime::evaluate(session, text, {.window = 300}).bits_per_byte(), windowed / 1099,
               1e-4);
+  // Each 7 begins a document: some five of them.
+  for (const std::int64_t window : {0, 40}) {
+    double apart = 0;
+    std::size_t begin = 0;
+    for (std::size_t end = 1; end < 1100; ++end) {
+      const bool cut = window > 0 && end % static_cast<std::size_t>(window) == 0;
+      if (end < 1099 && ids[end] != 7 && !cut) continue;
+      apart += bits(std::span(ids).subspan(begin, end - begin + 1));
+      begin = end;
+    }
+    const auto score = runtime::evaluate(
+        session, text, {.window = window, .separator = std::uint8_t{7}, .bytes_at_once = 100});
+    EXPECT_EQ(score.bytes, 1099);
+    EXPECT_NEAR(score.bits_per_byte(), apart / 1099, 1e-4) << window;
+  }
 }
 
 TEST(Session, StateOfAWindowStaysAsItIs) {

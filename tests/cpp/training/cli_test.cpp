@@ -236,6 +236,36 @@ TEST_F(CommandTest, TrainsOnSeveralFilesAndFolders) {
   EXPECT_NE(evaluated.out.find("2199 bytes predicted"), std::string::npos) << evaluated.out;
 }
 
+TEST_F(CommandTest, TrainsOnDocuments) {
+  std::string lines;
+  for (int i = 0; i < 500; ++i) {
+    lines += "{\"text\": \"document " + std::to_string(i) + " of these\"}\n";
+  }
+  test::write_bytes(dir_ / "rows.jsonl", lines);
+  const Arguments more = {"--field", "text", "--documents", "--diagnostics-every", "3"};
+  Arguments whole = train(more, "--data=rows.jsonl");
+  whole.insert(whole.end(), {"--steps", "9"});
+  const Outcome outcome = run(whole);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("Corpus rows.jsonl: 500 documents, 10,891 bytes"), std::string::npos)
+      << outcome.out;
+  EXPECT_NE(outcome.out.find("--data rows.jsonl --field text --documents"), std::string::npos)
+      << outcome.out;
+  const auto losses = losses_of(dir_ / "run");
+
+  Arguments part = train(more, "--data=rows.jsonl", "--out=part");
+  part.insert(part.end(), {"--steps", "5"});
+  ASSERT_EQ(run(part).code, 0);
+  ASSERT_EQ(run({"train", "--out=part", "--resume", "--steps", "9"}).code, 0);
+  EXPECT_EQ(losses_of(dir_ / "part").at(8), losses.at(8));
+  // The same text without its documents is another run.
+  Arguments plain = train({"--field", "text", "--steps", "9"}, "--data=rows.jsonl", "--out=plain");
+  ASSERT_EQ(run(plain).code, 0);
+  const Outcome other = run({"train", "--out=plain", "--resume", "--steps", "12", "--documents"});
+  EXPECT_EQ(other.code, 2);
+  EXPECT_NE(other.err.find("another documents"), std::string::npos) << other.err;
+}
+
 TEST_F(CommandTest, ARunGoesOnOnAnotherDeviceAndSaysSo) {
   ASSERT_EQ(run(train({"--steps", "6", "--device", "cpu"})).code, 0);
   std::string config = read_bytes(dir_ / "run" / "config.json");

@@ -108,6 +108,19 @@ TEST(Config, RunsOnTheCpuAreStoredAsByVersion01) {
   }
 }
 
+TEST(Config, FieldsAndDocumentsAreStoredOnlyWhereTheyAreUsed) {
+  RunConfig config = preset("quick");
+  for (const char* name : {"\"field\"", "\"documents\""}) {
+    EXPECT_EQ(to_json(config).find(name), std::string::npos);
+  }
+  config.training.field = "text";
+  config.training.documents = true;
+  const RunConfig loaded = config_from_json(to_json(config));
+  EXPECT_EQ(loaded.training.field, "text");
+  EXPECT_TRUE(loaded.training.documents);
+  EXPECT_EQ(obstacles_to_resuming(preset("quick"), loaded), std::vector<std::string>{"documents"});
+}
+
 TEST(Devices, AreThereOrAreRefusedByName) {
   EXPECT_EQ(device_of("cpu"), torch::Device(torch::kCPU));
   const bool cuda = torch::cuda::is_available();
