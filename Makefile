@@ -137,6 +137,17 @@ watch: build  ## Draw the losses of the runs in runs/ in the terminal, while the
 bench: build-all  ## Ours, the peers and the machine's floors side by side; BASE=REVISION: ours against it
 	.venv/bin/python -m benchmarks.run $(if $(BASE),--base=$(call quoted,$(BASE))) $(ARGS)
 
+# Other threads than one a run, or other work beside it, make seconds that say nothing.
+EXPERIMENTS = GATELOOP_OPS_LIBRARY=build/release/lib/libgateloop_ops.so PYTHONPATH=python:. \
+  .venv/bin/python -m experiments $(if $(DATA),--data=$(call quoted,$(DATA))) $(ARGS)
+
+.PHONY: experiments experiments-long
+experiments: build  ## Run the experiments' short form, and write docs/experiments.md; a stopped one goes on
+	@$(EXPERIMENTS)
+
+experiments-long: build  ## The same with ten times the steps: days
+	@$(EXPERIMENTS) --long
+
 .PHONY: gpu-check
 gpu-check:  ## On a machine with an NVIDIA GPU: its tests, sanitizers and benchmark (PYTHON=... with torch)
 	$(or $(PYTHON),python3) scripts/gpu_check.py $(ARGS)

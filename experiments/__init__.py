@@ -1,0 +1,1 @@
+"""Questions about GateLoop, each a file, answered by runs: see docs/experiments.md."""

@@ -1,0 +1,135 @@
+"""Runs of ``gateloop train`` on a text, read back from their directories."""
+
+import hashlib
+import json
+import re
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.flags import merged
+from experiments.frame import BITS_PER_BYTE, Settings
+from experiments.records import Cell, Form, Outcome
+from gateloop_cpp import _files, _histories, _runs
+
+# Bytes to train, validate and test on, from the start of the text.
+SPLITS = {"enwik8": "3600000,200000,200000", "tinyshakespeare": "1000000,57000,58000"}
+# Of test text, in windows of these lengths.
+WINDOWS = (256, 1024, 4096)
+BYTES_TESTED = {"short": 32768, "long": 200000}
+STEPS: dict[Form, int] = {"short": 300, "long": 3000}
+WINDOWS_VALIDATED = {"short": 256, "long": 4096}
+STATE = "training_state.safetensors"
+UNSEEN = ["--validation-windows", "1", "--final-windows", "1", "--sample-length", "0"]
+TINY = ["--steps", "1", "--batch", "1", "--length", "16", *UNSEEN]
+PACE_STEPS = 60
+NUMBER = re.compile(r"([0-9.]+) bits per byte, (\d+) bytes predicted")
+
+
+class Language:
+    """A byte-level language model on one of the texts; results in bits per byte."""
+
+    def __init__(self, settings: Settings, windows: Sequence[int] = ()) -> None:
+        if settings.text not in SPLITS:
+            raise ValueError(f"--text: expected {' or '.join(SPLITS)}, got {settings.text}")
+        self.settings = settings
+        self.text = settings.text
+        self.windows = windows
+
+    def parameters(self, flags: Sequence[str]) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            self._train(run, merged([*flags, *TINY]), "0")
+            return _runs.count_parameters(run / _files.WEIGHTS["latest"])
+
+    def steps(self, form: Form) -> int:
+        return STEPS[form]
+
+    def pace(self, flags: Sequence[str], form: Form) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            self._train(run, [*flags, "--steps", str(PACE_STEPS), *UNSEEN], "0")
+            history = _histories.read(run)
+            speeds = [v for r, v in history.values(_histories.SPEED) if r.step > PACE_STEPS // 3]
+            return history.bytes_per_step / statistics.median(speeds)
+
+    def run(self, cell: Cell, steps: int) -> Outcome:
+        folder = self._folder(cell)
+        if not self._is_finished(folder):
+            if (folder / STATE).exists():
+                self._gateloop("train", "--resume", "--out", folder, "--data", self.settings.data)
+            else:
+                windows = str(WINDOWS_VALIDATED[cell.form])
+                flags = ["--steps", str(steps), "--warmup-steps", str(max(1, steps // 6))]
+                flags += ["--learning-rate", f"{cell.learning_rate:g}", "--seed", str(cell.seed)]
+                flags += ["--final-windows", windows, "--sample-length", "0", "--overwrite"]
+                self._train(folder, [*flags, *cell.flags], str(self.settings.threads))
+        history = _histories.read(folder)
+        last, config = history.last, history.run.config
+        assert history.final is not None
+        return Outcome(
+            parameters=config["parameters"],
+            steps=last.step,
+            seconds=round(last.elapsed_seconds, 2),
+            bytes=last.step * history.bytes_per_step,
+            results={BITS_PER_BYTE.name: round(history.final, 5)},
+            fingerprint=config["training"]["fingerprint"],
+            revision=str(history.run.machine["revision"]),
+        )
+
+    def finish(self, cell: Cell, outcome: Outcome) -> Outcome:
+        results = dict(outcome.results)
+        for window in self.windows:
+            name = f"test_{window}"
+            if name not in results:
+                results[name] = self._test(self._folder(cell), window, BYTES_TESTED[cell.form])
+        return Outcome(**{**outcome.__dict__, "results": results})
+
+    def forget(self, cell: Cell) -> None:
+        """metrics.jsonl and config.json stay."""
+        for weights in self._folder(cell).glob("*.safetensors"):
+            weights.unlink()
+
+    def _test(self, folder: Path, window: int, count: int) -> float:
+        said = self._gateloop(
+            *("evaluate", "--checkpoint", folder, "--data", self.settings.data),
+            *("--split", SPLITS[self.text], "--part", "test", "--first", count),
+            *("--mode", "windowed", "--length", window, "--threads", self.settings.threads),
+        )
+        found = NUMBER.search(said)
+        if found is None:
+            raise RuntimeError(f"gateloop evaluate: expected bits per byte, got {said[-200:]}")
+        return float(found[1])
+
+    def _folder(self, cell: Cell) -> Path:
+        """Other flags have another folder."""
+        content = json.dumps([cell.flags, cell.form, cell.budget, cell.text])
+        mark = hashlib.sha256(content.encode()).hexdigest()[:8]
+        name = f"{cell.variant}-{cell.learning_rate:g}-{cell.seed}-{mark}"
+        return self.settings.runs / cell.experiment / name
+
+    @staticmethod
+    def _is_finished(folder: Path) -> bool:
+        if not (_runs.is_run(folder) and (folder / _files.WEIGHTS["latest"]).exists()):
+            return False
+        history = _histories.read(folder)
+        return bool(history.records) and history.final is not None
+
+    def _train(self, folder: Path, flags: Sequence[str], threads: str) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._gateloop(
+            *("train", "--data", self.settings.data, "--split", SPLITS[self.text]),
+            *("--out", folder, "--threads", threads, *flags),
+        )
+
+    def _gateloop(self, *arguments: object) -> str:
+        command = [str(self.settings.program), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode != 0:
+            raise RuntimeError(
+                f"{' '.join(command)}: exit code {done.returncode}:"
+                f" {done.stderr[-500:] or done.stdout[-500:]}"
+            )
+        return done.stdout

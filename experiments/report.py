@@ -1,0 +1,128 @@
+"""docs/experiments.md: what stands between its markers, from the experiments' files and records.
+
+``<!-- about: NAME: begin -->`` holds what the experiment's file says of itself,
+``<!-- results: NAME TEXT FORM BUDGET: begin -->`` the table of its records; prose beside them is
+written by hand.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.report import table
+
+from experiments import records
+from experiments.catalogue import EXPERIMENTS
+from experiments.frame import Answer, Experiment, answers, mean_and_spread
+from experiments.records import RESULTS, ROOT, Record
+
+DOCUMENT = ROOT / "docs" / "experiments.md"
+PART = re.compile(r"<!-- (about|results): ([^\n]*): begin -->\n.*?<!-- \1: \2: end -->", re.S)
+
+
+def document(text: str, results: Path = RESULTS) -> str:
+    """The document with every part written anew. Raises ValueError for a part that is none."""
+    begun = text.count(": begin -->")
+    if len(PART.findall(text)) != begun:
+        raise ValueError(f"{DOCUMENT.name}: {begun} parts begin, not all of them end")
+    return PART.sub(lambda match: _part(match, results), text)
+
+
+def _part(match: re.Match[str], results: Path) -> str:
+    kind, named = match[1], match[2]
+    known = {experiment.name: experiment for experiment in EXPERIMENTS}
+    words = named.split()
+    if words[0] not in known or len(words) != (1 if kind == "about" else 4):
+        raise ValueError(f"{DOCUMENT.name}: no experiment for {kind}: {named}")
+    experiment = known[words[0]]
+    new = about(experiment)
+    if kind == "results":
+        new = results_table(experiment, chosen(experiment, results, *words[1:]))
+    return f"<!-- {kind}: {named}: begin -->\n{new}\n<!-- {kind}: {named}: end -->"
+
+
+def chosen(
+    experiment: Experiment, results: Path, text: str, form: str, budget: str
+) -> list[Record]:
+    """The records of a table."""
+    return [
+        record
+        for record in records.load(results / f"{experiment.name}.json")
+        if (record.cell.text, record.cell.form, record.cell.budget) == (text, form, budget)
+    ]
+
+
+def about(experiment: Experiment) -> str:
+    """The heading, question, method and command that the experiment's file states."""
+    heading, *said = experiment.document.strip().split("\n\n")
+    named = [re.sub(r"^(Question|Method|Not here|Command):", r"**\1.**", each) for each in said]
+    code = [re.sub(r"^(\*\*Command\.\*\*) (.*)", r"\1 `\2`", each) for each in named]
+    return "\n\n".join([f"## {heading}", *code]).replace("``", "`")
+
+
+def results_table(experiment: Experiment, found: Sequence[Record]) -> str:
+    """The table of one experiment, what it was made on, and what is still missing."""
+    there = answers(experiment, found)
+    if not there:
+        return "Not run yet."
+    names = list(
+        dict.fromkeys(name for a in there for r in a.records for name in r.outcome.results)
+    )
+    header = ["variant", "parameters", "learning rate", "seeds", *(title(name) for name in names)]
+    header += ["steps", "seconds"]
+    parts = [table(header, [line(answer, names) for answer in there]), facts(there)]
+    complete = [a.variant for a in there if len(a.records) == len(experiment.seeds)]
+    missing = [f"`{v.name}`" for v in experiment.variants if v not in complete]
+    if missing:
+        parts.append(f"Not all runs of these variants are there yet: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def title(result: str) -> str:
+    """Of a column."""
+    named = {"bits_per_byte": "validation", "accuracy": "all"}
+    if result.startswith("test_"):
+        return f"test, window {int(result.removeprefix('test_')):,}"
+    return named.get(result, f"span {result}")
+
+
+def line(answer: Answer, names: Sequence[str]) -> list[str]:
+    outcomes = [record.outcome for record in answer.records]
+    cells = [f"{answer.variant.title} (`{answer.variant.name}`)"]
+    cells.append(f"{outcomes[0].parameters - answer.variant.unused:,}")
+    cells.append(f"{answer.learning_rate:g}{' *' if answer.at_edge else ''}")
+    cells.append(str(len(outcomes)))
+    cells += [amount(answer.values(name)) for name in names]
+    seconds = mean_and_spread([outcome.seconds for outcome in outcomes])[0]
+    return [*cells, f"{outcomes[0].steps:,}", f"{seconds:,.0f}"]
+
+
+def amount(values: Sequence[float]) -> str:
+    """One value has no spread."""
+    if not values:
+        return "–"
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
+
+
+def facts(there: Sequence[Answer]) -> str:
+    """What the records of a table say of where they come from."""
+    found = [record for answer in there for record in answer.records]
+    machines = {
+        f"{r.machine['processor']}, {r.machine['cores']} cores, {r.machine['threads']} thread"
+        f"{'' if r.machine['threads'] == 1 else 's'} a run"
+        for r in found
+    }
+    loads = [r.machine["load"] for r in found]
+    seeds = sorted({r.cell.seed for r in found})
+    revisions = sorted({r.outcome.revision for r in found})
+    dates = sorted({r.date[:10] for r in found})
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; mean ± half the range of the seeds. * marks a"
+        f" learning rate at the edge of its grid. {'; '.join(sorted(machines))}; load"
+        f" {min(loads):g} to {max(loads):g}. Revision {', '.join(revisions)}; {', '.join(dates)}."
+    )
+
+
+def write(file: Path = DOCUMENT, results: Path = RESULTS) -> None:
+    file.write_text(document(file.read_text(encoding="utf-8"), results), encoding="utf-8")

@@ -1,0 +1,356 @@
+"""Experiments: tables are their records, records are whole, tasks are as defined, runs go on."""
+
+import dataclasses
+import json
+import lzma
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from experiments import fixed_transition, flags, frame, language, records, report, synthetic, tasks
+from experiments.catalogue import EXPERIMENTS
+from experiments.frame import Experiment, Session, Settings, Variant
+from experiments.records import RESULTS, Cell, Form, Outcome, Record
+
+from gateloop_cpp import GateLoopedAttention
+
+NAMES = [experiment.name for experiment in EXPERIMENTS]
+
+
+def settings(folder: Path, **changed: object) -> Settings:
+    plain = Settings(
+        form="short",
+        budget="steps",
+        text="tinyshakespeare",
+        data=folder / "text",
+        program=folder / "none",
+        runs=folder / "runs",
+        threads=1,
+        jobs=1,
+    )
+    return dataclasses.replace(plain, **changed)  # type: ignore[arg-type]
+
+
+# ---- The records and the document ---------------------------------------------------------------
+
+
+def test_the_document_shows_the_records() -> None:
+    text = report.DOCUMENT.read_text(encoding="utf-8")
+    assert report.document(text) == text, "run 'python -m experiments --tables'"
+    for name in NAMES:
+        assert f"<!-- about: {name}: begin -->" in text
+        assert f"<!-- results: {name} " in text
+
+
+def test_a_part_without_an_end_or_an_experiment_is_refused() -> None:
+    with pytest.raises(ValueError, match="not all of them end"):
+        report.document("<!-- about: ablations: begin -->\n")
+    with pytest.raises(ValueError, match="no experiment for about: nothing"):
+        report.document("<!-- about: nothing: begin -->\n<!-- about: nothing: end -->")
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_records_are_whole(file: Path) -> None:
+    found = records.load(file)
+    assert found
+    for record in found:
+        assert not record.problems(), record.cell
+        assert record.cell.experiment == file.stem
+    assert len({record.cell for record in found}) == len(found)
+
+
+def test_records_of_tasks_are_of_tasks_as_they_are_now() -> None:
+    for name, task in tasks.TASKS.items():
+        for record in records.load(RESULTS / f"{name}.json"):
+            assert record.outcome.fingerprint == task.definition, f"run {name} --again"
+
+
+def test_a_record_that_lacks_something_is_found() -> None:
+    record = made(0.1, 0, 2.0)
+    assert record.problems() == []
+    lacking = dataclasses.replace(record.outcome, revision="", steps=0)
+    machine = {"processor": "one", "cores": 2, "threads": 1}
+    record = dataclasses.replace(record, outcome=lacking, machine=machine)
+    assert record.problems() == ["steps", "revision", "load"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
+def test_an_experiment_states_itself(experiment: Experiment) -> None:
+    for part in ("Question:", "Method:", f"Command: python -m experiments {experiment.name}"):
+        assert part in experiment.document
+    names = [variant.name for variant in experiment.variants]
+    assert len(set(names)) == len(names)
+    assert len(experiment.seeds) == 3
+
+
+def test_the_last_of_equal_flags_is_kept() -> None:
+    words = "--gate sigmoid --normalize-input=mean --sub-ln --layers a,b --gate polar --no-sub-ln"
+    kept = "--gate polar --normalize-input=mean --no-sub-ln --layers a,b"
+    assert flags.merged(words.split()) == tuple(kept.split())
+    assert flags.merged(["dim=8", "gate=polar", "dim=9"]) == ("dim=9", "gate=polar")
+    assert flags.merged(["--bias=-1,5", "--gate", "polar", "--bias="]) == ("--gate", "polar")
+    assert flags.merged(()) == ()
+
+
+# ---- The frame ----------------------------------------------------------------------------------
+
+ONE = Variant("one", "--one", "One")
+RATES = (0.1, 0.2, 0.4)
+
+
+class Fake:
+    """Scores are |learning rate - 0.2| + seed / 100; a variant's flag is its width."""
+
+    text = "a text"
+
+    def __init__(self, settings: Settings) -> None:
+        self.ran: list[tuple[float, int, int]] = []
+        self.finished: list[int] = []
+
+    def parameters(self, flags: Sequence[str]) -> int:
+        return 1000 + 50 * flags.count("--wide")
+
+    def steps(self, form: Form) -> int:
+        return {"short": 10, "long": 100}[form]
+
+    def pace(self, flags: Sequence[str], form: Form) -> float:
+        return 2.0 if "--slow" in flags else 1.0
+
+    def run(self, cell: Cell, steps: int) -> Outcome:
+        self.ran.append((cell.learning_rate, cell.seed, steps))
+        score = abs(cell.learning_rate - 0.2) + cell.seed / 100
+        return Outcome(1000, steps, 1.5, 80, {"bits_per_byte": score}, "none", "abc")
+
+    def finish(self, cell: Cell, outcome: Outcome) -> Outcome:
+        self.finished.append(cell.seed)
+        return dataclasses.replace(outcome, results=outcome.results | {"test_256": 1.0})
+
+    def forget(self, cell: Cell) -> None:
+        pass
+
+
+def experiment_of(*variants: Variant) -> Experiment:
+    return Experiment(
+        name="fake",
+        document="Fake.",
+        variants=variants,
+        flags="--all",
+        parameters=1000,
+        learning_rates=RATES,
+        seeds=(0, 1, 2),
+        trainer=Fake,
+    )
+
+
+def session_of(tmp_path: Path, *variants: Variant, **changed: object) -> tuple[Session, Fake]:
+    session = Session(
+        experiment_of(*variants), settings(tmp_path, **changed), tmp_path / "r.json", lambda _: None
+    )
+    assert isinstance(session.trainer, Fake)
+    return session, session.trainer
+
+
+def made(rate: float, seed: int, score: float, variant: Variant = ONE) -> Record:
+    flags = experiment_of(variant).chosen_flags(variant)
+    cell = Cell("fake", variant.name, flags, "short", "steps", "a text", rate, seed)
+    outcome = Outcome(1000, 10, 1.5, 80, {"bits_per_byte": score}, "none", "abc")
+    machine = {"processor": "one", "cores": 2, "threads": 1, "load": 0.0}
+    return Record(cell, outcome, machine, "2026-01-02T03:04:05Z")
+
+
+def test_seeds_run_at_the_learning_rate_that_the_first_chose(tmp_path: Path) -> None:
+    session, fake = session_of(tmp_path, ONE)
+    session.run()
+    chosen = [(0.2, 1, 10), (0.2, 2, 10)]
+    assert fake.ran == [(rate, 0, 10) for rate in RATES] + chosen
+    assert fake.finished == [0, 1, 2]
+    (answer,) = frame.answers(session.experiment, records.load(session.file))
+    assert (answer.learning_rate, answer.at_edge) == (0.2, False)
+    assert answer.values("bits_per_byte") == [0.0, 0.01, 0.02]
+    assert answer.values("test_256") == [1.0, 1.0, 1.0]
+
+
+def test_a_stopped_experiment_goes_on(tmp_path: Path) -> None:
+    session, _ = session_of(tmp_path, ONE)
+    session.run()
+    kept = [r for r in records.load(session.file) if r.cell.seed != 1]
+    records.save(session.file, kept)
+    session, fake = session_of(tmp_path, ONE)
+    session.run()
+    assert fake.ran == [(0.2, 1, 10)]
+    session.forget()
+    session.run()
+    assert len(fake.ran) == 1 + 5
+
+
+def test_records_of_other_flags_are_made_anew(tmp_path: Path) -> None:
+    session_of(tmp_path, ONE)[0].run()
+    session, fake = session_of(tmp_path, dataclasses.replace(ONE, flags="--other"))
+    session.run()
+    assert len(fake.ran) == 5
+    assert len(records.load(session.file)) == 5  # in place of the others
+
+
+def test_unequal_parameters_are_refused(tmp_path: Path) -> None:
+    wide = Variant("wide", "--wide", "Wide")
+    session, fake = session_of(tmp_path, ONE, wide)
+    with pytest.raises(ValueError, match=r"fake, wide: expected 1,000 .* 2%, got 1,050"):
+        session.run()
+    assert not fake.ran
+    session_of(tmp_path, dataclasses.replace(wide, unused=50))[0].run()
+
+
+def test_equal_time_gives_a_slow_variant_fewer_steps(tmp_path: Path) -> None:
+    slow = Variant("slow", "--slow", "Slow")
+    session, fake = session_of(tmp_path, ONE, slow, budget="time")
+    session.run(["slow"])
+    assert {steps for _, _, steps in fake.ran} == {5}
+    assert {r.cell.budget for r in records.load(session.file)} == {"time"}
+
+
+def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
+    scores = dict(zip(RATES, (2.0, 3.0, 4.0), strict=True))
+    experiment = experiment_of(ONE)
+    grid = [made(rate, 0, score) for rate, score in scores.items()]
+    assert report.results_table(experiment, grid[:2]) == "Not run yet."
+    unfinished = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.2, 2, 1.0)])
+    assert "| One (`one`) | 1,000 | 0.1 * | 2 | 2.250 ± 0.250 | 10 | 2 |" in unfinished
+    assert "Not all runs of these variants are there yet: `one`." in unfinished
+    whole = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.1, 2, 2.2)])
+    assert "| 0.1 * | 3 | 2.233 ± 0.250 |" in whole
+    assert "Not all" not in whole
+
+
+def test_an_interrupted_save_leaves_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    records.save(file, [made(0.1, 0, 2.0)])
+    assert records.load(file) == [made(0.1, 0, 2.0)]
+    assert list(tmp_path.iterdir()) == [file]
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"r\.json: not records of experiments"):
+        records.load(file)
+
+
+# ---- Text ---------------------------------------------------------------------------------------
+
+SMALL = "--dim 16 --depth 1 --simple-gate-loop none --batch 2 --length 16"
+
+
+def test_a_run_of_the_program_is_a_record(
+    tmp_path: Path, build_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.xz"
+    with lzma.open(text, "wb") as file:
+        file.write(bytes(range(32, 128)) * 200)
+    monkeypatch.setitem(language.SPLITS, "tinyshakespeare", "17000,1000,1000")
+    monkeypatch.setitem(language.STEPS, "short", 4)
+    monkeypatch.setitem(language.BYTES_TESTED, "short", 500)
+    chosen = settings(tmp_path, data=text, program=build_dir / "gateloop")
+    experiment = dataclasses.replace(
+        experiment_of(Variant("small", "", "Small")),
+        flags=SMALL,
+        parameters=11_936,
+        learning_rates=(0.001, 0.01),
+        seeds=(0, 1),
+        trainer=lambda given: language.Language(given, windows=(16, 64)),
+    )
+    session = Session(experiment, chosen, tmp_path / "r.json", lambda _: None)
+    session.run()
+    found = records.load(session.file)
+    assert len(found) == 3
+    for record in found:
+        assert not record.problems()
+        assert (record.outcome.steps, record.outcome.bytes) == (4, 4 * 2 * 16)
+    (answer,) = frame.answers(experiment, found)
+    assert len(answer.values("test_16")) == len(answer.values("test_64")) == 2
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    assert len(list((tmp_path / "runs").rglob("metrics.jsonl"))) == 3
+
+
+def test_the_program_failing_is_an_error(tmp_path: Path, build_dir: Path) -> None:
+    trainer = language.Language(settings(tmp_path, program=build_dir / "gateloop"))
+    with pytest.raises(RuntimeError, match=r"gateloop train .*: exit code"):
+        trainer.parameters(["--no-such-flag"])
+    with pytest.raises(ValueError, match="--text: expected enwik8 or tinyshakespeare, got other"):
+        language.Language(settings(tmp_path, text="other"))
+
+
+# ---- Tasks --------------------------------------------------------------------------------------
+
+
+def test_memory_horizon_is_the_sum_since_the_last_reset() -> None:
+    batch = tasks.memory_horizon(20, 50, 0.2, torch.Generator().manual_seed(1))
+    assert batch.tokens.shape == batch.targets.shape == batch.spans.shape == (20, 50)
+    assert (batch.tokens[:, 0] == tasks.RESET).all()
+    assert set(batch.tokens.unique().tolist()) == set(range(tasks.NUMBERS + 1))
+    rows = zip(batch.tokens.tolist(), batch.targets.tolist(), batch.spans.tolist(), strict=True)
+    for tokens, targets, spans in rows:
+        total = span = 0
+        for token, target, needed in zip(tokens, targets, spans, strict=True):
+            total, span = (0, 0) if token == tasks.RESET else (total + token, span + 1)
+            assert (target, needed) == (total % tasks.NUMBERS, span)
+
+
+def test_resets_come_as_often_as_asked() -> None:
+    batch = tasks.memory_horizon(400, 101, 0.25, torch.Generator().manual_seed(2))
+    share = (batch.tokens[:, 1:] == tasks.RESET).double().mean()
+    assert share == pytest.approx(0.25, abs=0.01)  # five deviations of 40,000 draws
+
+
+def test_associative_recall_is_what_followed_the_last_time() -> None:
+    batch = tasks.associative_recall(20, 40, 6, torch.Generator().manual_seed(3))
+    rows = zip(batch.tokens.tolist(), batch.targets.tolist(), batch.spans.tolist(), strict=True)
+    for tokens, targets, spans in rows:
+        for step, (target, span) in enumerate(zip(targets, spans, strict=True)):
+            before = [at for at in range(step) if tokens[at] == tokens[step]]
+            if before:
+                assert (target, span) == (tokens[before[-1] + 1], step - before[-1])
+            else:
+                assert (target, span) == (tasks.IGNORED, 0)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=lambda task: task.name)
+def test_tasks_are_the_same_for_the_same_seed(task: tasks.Task) -> None:
+    def drawn(seed: int) -> torch.Tensor:
+        return task.draw(3, torch.Generator().manual_seed(seed)).tokens
+
+    assert drawn(0).equal(drawn(0))
+    assert not drawn(0).equal(drawn(1))
+    assert drawn(0).shape == (3, task.length)
+
+
+def test_fixed_transitions_do_not_depend_on_the_data() -> None:
+    model = fixed_transition.make_model(
+        6, ["dim=8", "depth=2", "gate=magnitude_phase", "transition=fixed"]
+    )
+    layers = [m for m in model.modules() if isinstance(m, GateLoopedAttention)]
+    assert len(layers) == 2
+    ids = torch.randint(6, (2, 5))
+    for layer in layers:
+        raw = layer.to_a(torch.randn(2, 5, 8))
+        assert raw.shape == (2, 5, 16)
+        assert (raw == raw[0, 0]).all()
+    model(ids, return_loss=True).backward()
+    for layer in layers:
+        (bias,) = layer.to_a.parameters()
+        assert bias.grad is not None
+        assert bias.grad.abs().max() > 0
+
+
+def test_flags_that_say_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected NAME=VALUE, got 'dim'"):
+        fixed_transition.make_model(6, ["dim"])
+    with pytest.raises(ValueError, match="expected data or fixed, got 'other'"):
+        fixed_transition.make_model(6, ["dim=8", "depth=1", "transition=other"])
+
+
+def test_a_small_model_learns_a_task() -> None:
+    model = ["dim=16", "depth=1", "gate=sigmoid"]
+    learned = synthetic.train("memory_horizon", model, 30, 1, learning_rate=0.02)
+    repeated = synthetic.train("memory_horizon", model, 30, 1, learning_rate=0.02)
+    assert learned.results == repeated.results
+    # The first targets after a reset are the tokens themselves; chance is 0.2.
+    assert learned.results["1 to 4"] > 0.25
+    assert learned.bytes == 30 * 16 * 256
+    assert json.loads(json.dumps(dataclasses.asdict(learned)))["steps"] == 30
