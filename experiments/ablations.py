@@ -11,7 +11,7 @@ so that parameters that take part agree within 2 per cent.
 Not here: A transition that is learned but does not depend on the data. ``gateloop train`` has no
 such option; ``memory_horizon`` has that question.
 
-Command: python -m experiments ablations [--long] [--equal-time] --data FILE
+Command: make experiments ARGS=ablations DATA=FILE
 """
 
 from experiments import base

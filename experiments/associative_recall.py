@@ -8,7 +8,7 @@ and queries of one vocabulary of 30, sequences of 100 steps, two layers of width
 of 256, batches of 32. Other than there, every batch is new, instead of 6,000 sequences 200 times,
 and steps without an answer do not count. Parameters agree within 2 per cent by the inner widths.
 
-Command: python -m experiments associative_recall [--long] [--equal-time]
+Command: make experiments ARGS=associative_recall
 """
 
 from experiments.frame import ACCURACY, Experiment, Settings, Variant

@@ -6,7 +6,7 @@ map (arXiv 2312.04927) on keys of 16.
 Method: The model of ``experiments/base.py``; heads and the width of all values are set so that
 parameters agree within 2 per cent. The state has heads · K · V numbers a layer: it grows with K.
 
-Command: python -m experiments head_dimension [--long] [--equal-time] --data FILE
+Command: make experiments ARGS=head_dimension DATA=FILE
 """
 
 from experiments import base

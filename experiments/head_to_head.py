@@ -8,7 +8,7 @@ Method: Six layers of width 128 and the training of ``experiments/base.py``. Wid
 so that parameters agree within 2 per cent; depth 5 instead of 6 pays for the simple gate loops.
 Test windows start from nothing and predict the same bytes.
 
-Command: python -m experiments head_to_head [--long] [--equal-time] --data FILE
+Command: make experiments ARGS=head_to_head DATA=FILE
 """
 
 from experiments import base

@@ -34,6 +34,10 @@ class Language:
     def __init__(self, settings: Settings, windows: Sequence[int] = ()) -> None:
         if settings.text not in SPLITS:
             raise ValueError(f"--text: expected {' or '.join(SPLITS)}, got {settings.text}")
+        if not settings.data.is_file():
+            raise FileNotFoundError(
+                f"{settings.data}: no such text: 'make corpus', or --data FILE (make: DATA=FILE)"
+            )
         self.settings = settings
         self.text = settings.text
         self.windows = windows

@@ -11,7 +11,7 @@ are not used: figures do not compare with its. Sequences of 256 steps, a reset a
 two layers of width 64; 16 fresh sequences at each step, 256 to test on. Chance is 0.2. Parameters
 agree within 2 per cent by the inner widths.
 
-Command: python -m experiments memory_horizon [--long] [--equal-time]
+Command: make experiments ARGS=memory_horizon
 """
 
 from experiments.frame import ACCURACY, Experiment, Settings, Variant
@@ -30,7 +30,7 @@ EXPERIMENT = Experiment(
     document=__doc__ or "",
     flags="dim=64 depth=2",
     parameters=124_864,
-    learning_rates=(0.002, 0.004, 0.008),
+    learning_rates=(0.004, 0.008, 0.016),
     seeds=(0, 1, 2),
     trainer=trainer,
     measure=ACCURACY,

@@ -1,8 +1,8 @@
 """docs/experiments.md: what stands between its markers, from the experiments' files and records.
 
 ``<!-- about: NAME: begin -->`` holds what the experiment's file says of itself,
-``<!-- results: NAME TEXT FORM BUDGET: begin -->`` the table of its records; prose beside them is
-written by hand.
+``<!-- results: NAME: begin -->`` a table for every text, form and budget that has records; prose
+beside them is written by hand.
 """
 
 import re
@@ -31,25 +31,26 @@ def document(text: str, results: Path = RESULTS) -> str:
 def _part(match: re.Match[str], results: Path) -> str:
     kind, named = match[1], match[2]
     known = {experiment.name: experiment for experiment in EXPERIMENTS}
-    words = named.split()
-    if words[0] not in known or len(words) != (1 if kind == "about" else 4):
+    if named not in known:
         raise ValueError(f"{DOCUMENT.name}: no experiment for {kind}: {named}")
-    experiment = known[words[0]]
-    new = about(experiment)
-    if kind == "results":
-        new = results_table(experiment, chosen(experiment, results, *words[1:]))
+    experiment = known[named]
+    if kind == "about":
+        new = about(experiment)
+    else:
+        new = all_results(experiment, records.load(results / f"{named}.json"))
     return f"<!-- {kind}: {named}: begin -->\n{new}\n<!-- {kind}: {named}: end -->"
 
 
-def chosen(
-    experiment: Experiment, results: Path, text: str, form: str, budget: str
-) -> list[Record]:
-    """The records of a table."""
-    return [
-        record
-        for record in records.load(results / f"{experiment.name}.json")
-        if (record.cell.text, record.cell.form, record.cell.budget) == (text, form, budget)
-    ]
+def all_results(experiment: Experiment, found: Sequence[Record]) -> str:
+    """The tables of one experiment."""
+    tables: dict[str, list[Record]] = {}
+    for record in found:
+        cell = record.cell
+        tables.setdefault(f"### {cell.text}, {cell.form} form, equal {cell.budget}", []).append(
+            record
+        )
+    shown = [f"{heading}\n\n{results_table(experiment, own)}" for heading, own in tables.items()]
+    return "\n\n".join(shown) or "Not run yet."
 
 
 def about(experiment: Experiment) -> str:
@@ -64,7 +65,7 @@ def results_table(experiment: Experiment, found: Sequence[Record]) -> str:
     """The table of one experiment, what it was made on, and what is still missing."""
     there = answers(experiment, found)
     if not there:
-        return "Not run yet."
+        return "No variant has run at every learning rate yet."
     names = list(
         dict.fromkeys(name for a in there for r in a.records for name in r.outcome.results)
     )

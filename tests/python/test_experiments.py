@@ -40,7 +40,7 @@ def test_the_document_shows_the_records() -> None:
     assert report.document(text) == text, "run 'python -m experiments --tables'"
     for name in NAMES:
         assert f"<!-- about: {name}: begin -->" in text
-        assert f"<!-- results: {name} " in text
+        assert f"<!-- results: {name}: begin -->" in text
 
 
 def test_a_part_without_an_end_or_an_experiment_is_refused() -> None:
@@ -77,7 +77,7 @@ def test_a_record_that_lacks_something_is_found() -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
 def test_an_experiment_states_itself(experiment: Experiment) -> None:
-    for part in ("Question:", "Method:", f"Command: python -m experiments {experiment.name}"):
+    for part in ("Question:", "Method:", f"Command: make experiments ARGS={experiment.name}"):
         assert part in experiment.document
     names = [variant.name for variant in experiment.variants]
     assert len(set(names)) == len(names)
@@ -213,7 +213,9 @@ def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
     scores = dict(zip(RATES, (2.0, 3.0, 4.0), strict=True))
     experiment = experiment_of(ONE)
     grid = [made(rate, 0, score) for rate, score in scores.items()]
-    assert report.results_table(experiment, grid[:2]) == "Not run yet."
+    assert report.all_results(experiment, []) == "Not run yet."
+    shown = report.all_results(experiment, grid[:2])
+    assert shown.startswith("### a text, short form, equal steps\n\nNo variant has run at every")
     unfinished = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.2, 2, 1.0)])
     assert "| One (`one`) | 1,000 | 0.1 * | 2 | 2.250 ± 0.250 | 10 | 2 |" in unfinished
     assert "Not all runs of these variants are there yet: `one`." in unfinished
@@ -269,6 +271,10 @@ def test_a_run_of_the_program_is_a_record(
 
 
 def test_the_program_failing_is_an_error(tmp_path: Path, build_dir: Path) -> None:
+    text = tmp_path / "text"
+    with pytest.raises(FileNotFoundError, match="text: no such text"):
+        language.Language(settings(tmp_path))
+    text.write_bytes(bytes(20000))
     trainer = language.Language(settings(tmp_path, program=build_dir / "gateloop"))
     with pytest.raises(RuntimeError, match=r"gateloop train .*: exit code"):
         trainer.parameters(["--no-such-flag"])
