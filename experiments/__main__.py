@@ -20,6 +20,14 @@ from experiments.language import SPLITS
 from experiments.records import RESULTS, ROOT
 
 
+def positive(text: str) -> int:
+    """For argparse, whose message names the flag and the text."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m experiments",
@@ -51,9 +59,9 @@ def parser() -> argparse.ArgumentParser:
         "--runs", type=Path, default=ROOT / "runs" / "experiments", help="work folder"
     )
     made.add_argument("--results", type=Path, default=RESULTS, help="folder of records")
-    made.add_argument("--threads", type=int, default=1, help="of each run [1]")
+    made.add_argument("--threads", type=positive, default=1, help="of each run [1]")
     cores = len(os.sched_getaffinity(0))
-    made.add_argument("--jobs", type=int, default=cores, help=f"runs at once [{cores}]")
+    made.add_argument("--jobs", type=positive, default=cores, help=f"runs at once [{cores}]")
     made.add_argument("--again", action="store_true", help="forget the records of these first")
     made.add_argument("--tables", action="store_true", help="only write the tables")
     return made

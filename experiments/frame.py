@@ -125,9 +125,10 @@ class Session:
     def run(self, only: Sequence[str] = ()) -> None:
         """Every record that is missing, of all variants or of some.
 
-        Raises ValueError where parameters are not equal, RuntimeError where a run fails.
+        Raises ValueError for no variant of ours and where parameters are not equal, RuntimeError
+        where a run fails.
         """
-        chosen = [v for v in self.experiment.variants if not only or v.name in only]
+        chosen = self._named(only)
         self._check_parameters(chosen)
         steps = self._steps(chosen)
         with ThreadPoolExecutor(self.settings.jobs) as pool:
@@ -143,16 +144,21 @@ class Session:
 
     def forget(self, only: Sequence[str] = ()) -> None:
         """The records of this form, budget and text, of all variants or of some."""
-        settings = self.settings
+        names = [variant.name for variant in self._named(only)]
+        mine = (self.settings.form, self.settings.budget, self.trainer.text)
 
         def asked(cell: Cell) -> bool:
-            mine = (settings.form, settings.budget, self.trainer.text)
-            return (cell.form, cell.budget, cell.text) == mine and (
-                not only or cell.variant in only
-            )
+            return cell.variant in names and (cell.form, cell.budget, cell.text) == mine
 
         kept = [r for r in records.load(self.file) if not asked(r.cell)]
         records.save(self.file, kept)
+
+    def _named(self, only: Sequence[str]) -> list[Variant]:
+        names = [variant.name for variant in self.experiment.variants]
+        for name in only:
+            if name not in names:
+                raise ValueError(f"no variant {name}: expected one of {', '.join(names)}")
+        return [v for v in self.experiment.variants if not only or v.name in only]
 
     def _check_parameters(self, variants: Sequence[Variant]) -> None:
         target = self.experiment.parameters

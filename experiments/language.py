@@ -1,5 +1,6 @@
 """Runs of ``gateloop train`` on a text, read back from their directories."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -54,7 +55,8 @@ class Language:
     def pace(self, flags: Sequence[str], form: Form) -> float:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
-            self._train(run, [*flags, "--steps", str(PACE_STEPS), *UNSEEN], "0")
+            steps = ["--steps", str(PACE_STEPS), *UNSEEN]
+            self._train(run, [*flags, *steps], str(self.settings.threads))
             history = _histories.read(run)
             speeds = [v for r, v in history.values(_histories.SPEED) if r.step > PACE_STEPS // 3]
             return history.bytes_per_step / statistics.median(speeds)
@@ -84,12 +86,16 @@ class Language:
         )
 
     def finish(self, cell: Cell, outcome: Outcome) -> Outcome:
-        results = dict(outcome.results)
-        for window in self.windows:
-            name = f"test_{window}"
-            if name not in results:
-                results[name] = self._test(self._folder(cell), window, BYTES_TESTED[cell.form])
-        return Outcome(**{**outcome.__dict__, "results": results})
+        wanted = {f"test_{window}": window for window in self.windows}
+        missing = {name: wanted[name] for name in wanted if name not in outcome.results}
+        folder = self._folder(cell)
+        if missing and not self._is_finished(folder):  # its weights are gone: the same again
+            self.run(cell, outcome.steps)
+        found = {
+            name: self._test(folder, window, BYTES_TESTED[cell.form])
+            for name, window in missing.items()
+        }
+        return dataclasses.replace(outcome, results=outcome.results | found)
 
     def forget(self, cell: Cell) -> None:
         """metrics.jsonl and config.json stay."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from experiments import fixed_transition, flags, frame, language, records, report, synthetic, tasks
+from experiments.__main__ import main
 from experiments.catalogue import EXPERIMENTS
 from experiments.frame import Experiment, Session, Settings, Variant
 from experiments.records import RESULTS, Cell, Form, Outcome, Record
@@ -201,6 +202,20 @@ def test_unequal_parameters_are_refused(tmp_path: Path) -> None:
     session_of(tmp_path, dataclasses.replace(wide, unused=50))[0].run()
 
 
+def test_names_that_are_none_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session, _ = session_of(tmp_path, ONE)
+    for action in (session.run, session.forget):
+        with pytest.raises(ValueError, match="no variant other: expected one of one"):
+            action(["other"])
+    assert main(["nothing", "--results", str(tmp_path)]) == 1
+    assert "no experiment nothing: expected one of head_to_head," in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--threads", "0"])
+    assert "--threads: invalid positive value: '0'" in capsys.readouterr().err
+
+
 def test_equal_time_gives_a_slow_variant_fewer_steps(tmp_path: Path) -> None:
     slow = Variant("slow", "--slow", "Slow")
     session, fake = session_of(tmp_path, ONE, slow, budget="time")
@@ -267,6 +282,13 @@ def test_a_run_of_the_program_is_a_record(
     (answer,) = frame.answers(experiment, found)
     assert len(answer.values("test_16")) == len(answer.values("test_64")) == 2
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    # A length more to test on, when the weights are gone: trained again, to the same losses.
+    wider = dataclasses.replace(experiment, trainer=lambda g: language.Language(g, (16, 64, 128)))
+    Session(wider, chosen, tmp_path / "r.json", lambda _: None).run()
+    for before, after in zip(found, records.load(session.file), strict=True):
+        assert before.outcome.results.items() <= after.outcome.results.items()
+    (answer,) = frame.answers(wider, records.load(session.file))
+    assert len(answer.values("test_128")) == 2
     assert len(list((tmp_path / "runs").rglob("metrics.jsonl"))) == 3
 
 
