@@ -1,6 +1,9 @@
 """Whether code that looks past modules would miss what somebody else sees or changes there."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.utils._device import DeviceContext
@@ -20,8 +23,10 @@ _CLASSES = (
     PreNorm,
     PostNorm,
 )
-_FUNCTIONS = [(cls, "forward", cls.forward) for cls in _CLASSES] + [
-    (nn.Module, "__call__", nn.Module.__call__)
+_FUNCTIONS: list[tuple[Any, str, Any]] = [
+    *((cls, "forward", cls.forward) for cls in _CLASSES),
+    (nn.Module, "__call__", nn.Module.__call__),
+    *((F, name, getattr(F, name)) for name in ("linear", "gelu", "silu", "layer_norm")),
 ]
 
 
@@ -33,9 +38,9 @@ def of_all_modules() -> str | None:
         return "a trace"
     if nn_module._has_any_global_hook():
         return "hooks on all modules"
-    for cls, name, function in _FUNCTIONS:
-        if getattr(cls, name) is not function:
-            return f"another {cls.__name__}.{name}"
+    for place, name, function in _FUNCTIONS:
+        if getattr(place, name) is not function:
+            return f"another {place.__name__}.{name}"
     return "a mode that sees torch's functions" if sees_functions() else None
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gateloop_cpp import _library as _library  # loads the operators
@@ -30,7 +31,9 @@ from gateloop_cpp.transformer import Transformer
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_LINEAR, _GELU = nn.Linear.forward, nn.GELU.forward
+# What a library may replace, as it was when this package was imported.
+_LINEAR, _GELU = F.linear, F.gelu
+_FORWARD_OF_LINEAR, _FORWARD_OF_GELU = nn.Linear.forward, nn.GELU.forward
 
 
 def fuse(model: Module) -> Module:
@@ -111,17 +114,21 @@ class FusedLinear(nn.Linear):
     """torch.nn.Linear with the processor's fastest products."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_seen(input, self.weight, self.bias) or nn.Linear.forward is not _LINEAR:
+        replaced = nn.Linear.forward is not _FORWARD_OF_LINEAR or F.linear is not _LINEAR
+        if replaced:
             return super().forward(input)
-        return cast(Tensor, torch.ops.gateloop.linear(input, self.weight, self.bias))
+        weight, bias = self.weight, self.bias  # read once: a parametrization computes them
+        if _is_seen(input, weight, bias):
+            return F.linear(input, weight, bias)
+        return cast(Tensor, torch.ops.gateloop.linear(input, weight, bias))
 
 
 class FusedGELU(nn.GELU):
     """torch.nn.GELU, whose exact form is one pass each way."""
 
     def forward(self, input: Tensor) -> Tensor:
-        exact = self.approximate == "none" and nn.GELU.forward is _GELU
-        if _is_seen(input) or not exact:
+        replaced = nn.GELU.forward is not _FORWARD_OF_GELU or F.gelu is not _GELU
+        if replaced or _is_seen(input) or self.approximate != "none":
             return super().forward(input)
         return cast(Tensor, torch.ops.gateloop.gelu(input))
 

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
@@ -22,15 +23,16 @@ using torch::autograd::variable_list;
 void* data_of(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 const void* numbers_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
-/// norm(sum) in the dtype `narrow`, and of LayerNorm, where that is another, before it is rounded.
+/// norm(sum), in the dtype `narrow` where one is given; of LayerNorm, where that is another, also
+/// before it is rounded.
 variable_list norm_of(const at::Tensor& sum, const at::Tensor& gain, const at::Tensor& bias,
-                      at::ScalarType narrow) {
+                      std::optional<at::ScalarType> narrow) {
   const bool is_rms = !bias.defined();
   const at::Tensor wide =
       is_rms ? rms_norm(sum, gain)
              : at::layer_norm_symint(sum, gain.sym_sizes(), gain, bias, /*eps=*/1e-5);
-  if (narrow == wide.scalar_type()) return {wide};
-  return is_rms ? variable_list{wide.to(narrow)} : variable_list{wide.to(narrow), wide};
+  if (narrow.value_or(wide.scalar_type()) == wide.scalar_type()) return {wide};
+  return is_rms ? variable_list{wide.to(*narrow)} : variable_list{wide.to(*narrow), wide};
 }
 
 /// Results: normalised; sum where there is y; normalised_wide of a LayerNorm that is rounded.
@@ -131,13 +133,13 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
   }
 };
 
-/// The dtype of autocast where that is enabled, else x's. Autocast leaves float64 alone.
-at::ScalarType narrow_type(const at::Tensor& x) {
+/// That of autocast where it is enabled. It leaves float64 alone.
+std::optional<at::ScalarType> autocast_type(const at::Tensor& x) {
   const auto device = x.device().type();
   const bool casts = x.scalar_type() != at::kDouble &&
                      at::autocast::is_autocast_available(device) &&
                      at::autocast::is_autocast_enabled(device);
-  return casts ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
+  return casts ? std::optional(at::autocast::get_autocast_dtype(device)) : std::nullopt;
 }
 
 /// Whether the kernel takes them: x and gain wide, y in `narrow`, whose accumulations are x's.
@@ -163,10 +165,11 @@ struct Results {
 
 Results residual_norm(const at::Tensor& x, const at::Tensor& y, const at::Tensor& gain,
                       const at::Tensor& bias) {
-  const at::ScalarType narrow = narrow_type(x);
+  const std::optional<at::ScalarType> cast = autocast_type(x);
+  const at::ScalarType narrow = cast.value_or(x.scalar_type());
   if (!is_served(x, y, gain, bias, narrow)) {
     const at::Tensor sum = y.defined() ? x + y : x;
-    const auto normalised = norm_of(sum, gain, bias, narrow);
+    const auto normalised = norm_of(sum, gain, bias, cast);
     return {normalised.front(), sum, normalised.back()};
   }
   const auto given = [](const at::Tensor& t) {

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from drawn_models import draw, drawn_ids, drawn_model
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -319,6 +320,52 @@ def test_a_class_that_is_replaced_for_everyone_is_called(
     monkeypatch.undo()
     assert not torch.allclose(fused(x), plain(x) * 2)
     torch.testing.assert_close(fused(x), plain(x), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["linear", "gelu", "silu", "layer_norm"])
+def test_a_function_that_is_replaced_for_everyone_is_called(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fused = both(make("post_norm" if name == "layer_norm" else "gate_loop"))
+    original, calls = getattr(F, name), []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        return original(*args, **options)
+
+    monkeypatch.setattr(F, name, counted)
+    plain(ids())
+    expected = len(calls)
+    fused(ids())
+    assert len(calls) == 2 * expected > 0
+
+
+def test_a_parametrization_is_computed_once() -> None:
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            self.calls += 1
+            return 2 * weight
+
+    _, fused = both(make())
+    counted = Counted()
+    parametrize.register_parametrization(fused.layers[0][1].fn[0], "weight", counted, unsafe=True)
+    counted.calls = 0
+    fused(ids())
+    assert counted.calls == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_of_a_wider_dtype(dtype: torch.dtype) -> None:
+    model = make(dtype=torch.bfloat16)
+    model.to_logits.to(dtype)
+    plain, fused = both(model)
+    x = ids()
+    y, expected = fused(x), plain(x)
+    assert y.dtype == expected.dtype == dtype
+    # Two roundings of the stream to 8 bits, in another order.
+    torch.testing.assert_close(y, expected, rtol=2**-6, atol=2**-6)
 
 
 def test_functions_that_a_mode_replaces_are_called() -> None:
