@@ -89,7 +89,9 @@ void add_quantize_command(CLI::App& app) {
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, Format>{{"int8", Format::kInt8}, {"bfloat16", Format::kBFloat16}}))
       ->type_name("int8|bfloat16");
-  add_data_flags(*command, flags->corpus, "Text to measure bits per byte on, before and after");
+  CLI::Option* const data =
+      add_data_flags(*command, flags->corpus, "Text to measure bits per byte on, before and after");
+  for (const char* of_data : {"--field", "--documents"}) command->get_option(of_data)->needs(data);
   command
       ->add_option("--last", flags->last,
                    "Only so many bytes from the end of the text (default 100000)")

@@ -58,6 +58,19 @@ corpus::Sources choose_sources(const TrainFlags& flags, const RunConfig& config)
       "no text to train on: run `make corpus`, or give any file or folder with --data PATH");
 }
 
+/// A run in a folder of its own text would change that text.
+void check_apart(const std::filesystem::path& out, const corpus::Sources& sources) {
+  const auto dir = std::filesystem::weakly_canonical(std::filesystem::absolute(out));
+  for (const std::filesystem::path& path : sources.paths) {
+    if (!std::filesystem::is_directory(path)) continue;
+    const std::filesystem::path folder = std::filesystem::weakly_canonical(path / "");
+    const auto below = dir.lexically_relative(folder);
+    if (below.empty() || *below.begin() == "..") continue;
+    throw UsageError("--out " + out.string() + " lies in --data " + path.string() +
+                     ": the run would become part of its own text; choose another --out");
+  }
+}
+
 /// Text for a terminal: control characters, which could garble it, become '?'.
 std::string printable(std::span<const std::uint8_t> bytes) {
   std::string text;
@@ -127,8 +140,10 @@ void print_end(const std::string& program, const std::filesystem::path& dir,
   std::printf("\n  losses        %s/metrics.jsonl\n\nTo go on:\n", dir.c_str());
   std::printf("  %s generate --checkpoint %s%s --prompt 'The ' --length 1000\n", command.c_str(),
               run.c_str(), sources.documents ? " --documents" : "");
+  constexpr std::size_t kMostPaths = 8;
   std::string data;
   for (const std::filesystem::path& path : sources.paths) data += " " + shell_path(path);
+  if (sources.paths.size() > kMostPaths) data = " PATH...";
   if (!sources.field.empty()) data += " --field " + shell_word(sources.field);
   if (sources.documents) data += " --documents";
   std::printf("  %s evaluate --checkpoint %s --data%s\n", command.c_str(), run.c_str(),
@@ -195,6 +210,7 @@ training::Result train(TrainFlags flags, const distributed::Communicator& commun
   communicator.from_main([&] { return start = choose_start(flags, communicator), std::string(); });
   RunConfig config = agreed_config(flags, communicator);
   sources = choose_sources(flags, config);
+  check_apart(flags.dir(), sources);
   const training::Corpus corpus = open_corpus(sources, config.training.split);
   if (communicator.is_main()) {
     std::printf("Corpus %s\n", corpus.description().c_str());

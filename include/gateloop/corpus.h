@@ -29,6 +29,9 @@ struct Sources {
   /// Every file, or every line of JSON, is a document: kSeparator stands before the first, between
   /// them and after the last, in place of the newlines of JSON lines. Empty ones are left out.
   bool documents = false;
+
+  /// The paths, all of three or the first two: "a, b and 28 more".
+  std::string name() const;
 };
 
 /// Begins a document, and ends the one before. No byte of UTF-8; documents must not hold it.
@@ -53,8 +56,7 @@ class Corpus {
       : Corpus(Sources{.paths = {path}}, split) {}
 
   const Sources& sources() const { return sources_; }
-  /// The paths, all of three or the first two: "a, b and 28 more".
-  std::string name() const;
+  std::string name() const { return sources_.name(); }
   const Split& split() const { return split_; }
   std::span<const std::uint8_t> bytes() const { return bytes_; }
   std::span<const std::uint8_t> train() const { return part(0, split_.train); }

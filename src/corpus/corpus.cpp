@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
@@ -51,9 +52,11 @@ void check_split(const std::string& name, const Split& split, std::int64_t size)
   }
 }
 
+constexpr std::size_t kHead = 8192;
+
 /// Git's test.
 bool is_text(Text bytes) {
-  const auto start = bytes.first(std::min<std::size_t>(bytes.size(), 8192));
+  const auto start = bytes.first(std::min(bytes.size(), kHead));
   return std::find(start.begin(), start.end(), 0) == start.end();
 }
 
@@ -76,13 +79,27 @@ std::string listed(const Paths& paths, std::size_t shown) {
   return more == 0 ? text : text + " and " + grouped(static_cast<std::int64_t>(more)) + " more";
 }
 
-std::vector<std::uint8_t> read_unpacked(const std::filesystem::path& path) {
-  // Not mapped: a mapped file that another process cuts short is a SIGBUS, here an error of read().
+/// The first `most` bytes of a file, or all. Not mapped: a mapped file that another process cuts
+/// short is a SIGBUS, here an error of read().
+std::vector<std::uint8_t> read_bytes(const std::filesystem::path& path, std::size_t most) {
   const model::InputFile file(path);
-  std::vector<std::uint8_t> bytes(file.size());
+  std::vector<std::uint8_t> bytes(std::min<std::uint64_t>(file.size(), most));
   file.read(bytes.data(), bytes.size(), 0);
+  return bytes;
+}
+
+/// Told by its first bytes: a large file is not read whole to be left out.
+bool begins_as_no_text(const std::filesystem::path& path) {
+  const std::vector<std::uint8_t> head = read_bytes(path, kHead);
+  return !is_text(head) && !is_packed(head);
+}
+
+std::vector<std::uint8_t> read_unpacked(const std::filesystem::path& path) {
+  std::vector<std::uint8_t> bytes = read_bytes(path, std::numeric_limits<std::size_t>::max());
   try {
     return unpacked(std::move(bytes));
+  } catch (const NotOneFile& error) {
+    throw NotOneFile(path.string() + ": " + error.what());
   } catch (const std::runtime_error& error) {
     fail(path.string(), error.what());
   }
@@ -93,7 +110,9 @@ std::vector<std::uint8_t> read_unpacked(const std::filesystem::path& path) {
 Corpus::Corpus(Sources sources, std::optional<Split> split) : sources_(std::move(sources)) {
   for (const auto& [path, found] : files_of(sources_.paths)) read(path, found);
   if (bytes_.empty()) {
-    fail(name(), "holds no text" + (left_out_.empty() ? "" : "; left out: " + left_out()));
+    fail(name(),
+         "holds no text" +
+             (left_out_.empty() ? "" : "; left out: " + left_out() + ": name a file to read it"));
   }
   const auto size = std::ssize(bytes_);
   split_ = split.value_or(default_split(size));
@@ -104,7 +123,14 @@ Corpus::Corpus(Sources sources, std::optional<Split> split) : sources_(std::move
 void Corpus::read(const std::filesystem::path& path, bool found) {
   const bool lines = !sources_.field.empty();
   if (found && lines && !is_named_json_lines(path)) return left_out_.push_back(path);
-  std::vector<std::uint8_t> bytes = read_unpacked(path);
+  if (found && !lines && begins_as_no_text(path)) return left_out_.push_back(path);
+  std::vector<std::uint8_t> bytes;
+  try {
+    bytes = read_unpacked(path);
+  } catch (const NotOneFile&) {
+    if (found) return left_out_.push_back(path);
+    throw;
+  }
   if (bytes.empty() && found) return;
   if (bytes.empty()) {
     const bool empty = std::filesystem::file_size(path) == 0;
@@ -159,7 +185,7 @@ std::optional<std::uint8_t> Corpus::separator() const {
   return sources_.documents ? std::optional(kSeparator) : std::nullopt;
 }
 
-std::string Corpus::name() const { return listed(sources_.paths, 2); }
+std::string Sources::name() const { return listed(paths, 2); }
 
 std::string Corpus::left_out() const {
   if (left_out_.empty()) return "";

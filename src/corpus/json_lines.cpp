@@ -80,6 +80,8 @@ void read_json_lines(std::span<const std::uint8_t> bytes, const std::string& fie
     } catch (const json::parse_error& error) {
       throw std::runtime_error("line " + std::to_string(number) + ": is no JSON: " +
                                reason_of(error) + " (byte " + std::to_string(error.byte) + ")");
+    } catch (const json::exception& error) {  // a number beyond double's
+      throw std::runtime_error("line " + std::to_string(number) + ": is no JSON: " + error.what());
     } catch (const std::runtime_error& error) {
       throw std::runtime_error("line " + std::to_string(number) + ": " + error.what());
     }

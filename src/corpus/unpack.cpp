@@ -171,13 +171,13 @@ Bytes only_file(Bytes bytes) {
     if (names.size() > kNamesShown) break;
   }
   if (names.size() == 1) return content;
-  if (names.empty()) throw std::runtime_error("the archive holds no file");
+  if (names.empty()) throw NotOneFile("the archive holds no file");
   std::string list;
   for (std::size_t i = 0; i < std::min(names.size(), kNamesShown); ++i) {
     list += (i == 0 ? "" : ", ") + names[i];
   }
   if (names.size() > kNamesShown) list += ", ...";
-  throw std::runtime_error("the archive holds several files (" + list + "): unpack one of them");
+  throw NotOneFile("the archive holds several files (" + list + "): unpack one of them");
 }
 
 }  // namespace
@@ -186,6 +186,15 @@ std::vector<std::uint8_t> unpacked(std::vector<std::uint8_t> bytes) {
   if (!bytes.empty()) bytes = decompressed(std::move(bytes));
   if (!bytes.empty()) bytes = only_file(std::move(bytes));
   return bytes;
+}
+
+bool is_packed(std::span<const std::uint8_t> head) {
+  const Bytes bytes(head.begin(), head.end());
+  try {
+    return unpacked(bytes) != bytes;
+  } catch (const std::runtime_error&) {  // of a packed form, and cut short
+    return true;
+  }
 }
 
 }  // namespace gateloop::corpus

@@ -99,7 +99,10 @@ Score evaluate(Session& session, std::span<const std::uint8_t> text,
     const std::int64_t length = left.front().length;
     const auto other = std::find_if(
         left.begin(), left.end(), [&](const Stretch& stretch) { return stretch.length != length; });
-    const std::int64_t most = std::max<std::int64_t>(1, options.bytes_at_once / length);
+    // Each row has a state, which may be larger than what is read.
+    constexpr std::int64_t kMostRows = 64;
+    const std::int64_t most =
+        std::clamp<std::int64_t>(options.bytes_at_once / length, 1, kMostRows);
     const auto rows =
         left.first(static_cast<std::size_t>(std::min<std::int64_t>(most, other - left.begin())));
     session.set_state({});

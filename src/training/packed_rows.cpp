@@ -1,15 +1,25 @@
 #include "training/packed_rows.h"
 
+#include <algorithm>
+#include <variant>
 #include <vector>
 
 namespace gateloop::training {
 namespace {
 
+/// Whether a layer attends to all of a row of `length` steps.
+bool attends_to_rows(const model::ModelSpec& spec, std::int64_t length) {
+  return std::ranges::any_of(spec.layers, [length](const model::LayerSpec& layer) {
+    const auto* attention = std::get_if<model::AttentionSpec>(&layer.mixer);
+    return attention != nullptr && attention->window.value_or(length) >= length;
+  });
+}
+
 /// ids (B, T) -> (B T, num_tokens).
 torch::Tensor logits_of(nn::Transformer& model, const torch::Tensor& ids, Separator separator) {
   if (!separator) return model->forward(ids).flatten(0, 1);
-  // Full attention computes a score for each pair of steps of what is packed: one row at a time.
-  if (ids.size(0) > 1 && !model::has_bounded_state(model->spec())) {
+  // Such a layer computes a score for each pair of steps of what is packed: one row at a time.
+  if (ids.size(0) > 1 && attends_to_rows(model->spec(), ids.size(1))) {
     std::vector<torch::Tensor> rows;
     for (const torch::Tensor& row : ids.split(1)) rows.push_back(logits_of(model, row, separator));
     return torch::cat(rows);

@@ -99,11 +99,9 @@ void check_rows(const TrainingOptions& options, const distributed::Communicator&
 void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
   const std::string fingerprint = corpus.fingerprint();
   if (!options.fingerprint.empty() && options.fingerprint != fingerprint) {
-    std::string before;
-    for (const std::string& path : options.data) before += (before.empty() ? "" : ", ") + path;
     throw std::runtime_error(corpus.name() + " (" + fingerprint +
-                             ") is not the corpus of this run, which was " + before + " (" +
-                             options.fingerprint + ")");
+                             ") is not the corpus of this run, which was " +
+                             sources(options).name() + " (" + options.fingerprint + ")");
   }
 }
 

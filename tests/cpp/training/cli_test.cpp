@@ -236,6 +236,18 @@ TEST_F(CommandTest, TrainsOnSeveralFilesAndFolders) {
   EXPECT_NE(evaluated.out.find("2199 bytes predicted"), std::string::npos) << evaluated.out;
 }
 
+TEST_F(CommandTest, ARunIsNotPartOfItsText) {
+  std::filesystem::create_directory(dir_ / "books");
+  std::filesystem::copy_file(dir_ / "text", dir_ / "books" / "a");
+  for (const char* folder : {".", "books/.."}) {
+    const Outcome outcome = run(train({"--steps", "3"}, std::string("--data=") + folder));
+    EXPECT_EQ(outcome.code, 2);
+    EXPECT_NE(outcome.err.find("lies in --data " + std::string(folder)), std::string::npos)
+        << outcome.err;
+  }
+  EXPECT_EQ(run(train({"--steps", "3"}, "--data=books")).code, 0);
+}
+
 TEST_F(CommandTest, TrainsOnDocuments) {
   std::string lines;
   for (int i = 0; i < 500; ++i) {

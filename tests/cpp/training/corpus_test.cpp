@@ -329,6 +329,27 @@ TEST(Corpus, LeavesOutOfFoldersWhatIsNoText) {
       std::string::npos);
 }
 
+TEST(Corpus, LeavesOutOfFoldersArchivesOfSeveralFiles) {
+  const TemporaryDirectory dir;
+  write_bytes(dir / "a.txt", "text");
+  const auto archive = dir / "report.docx";
+  write_archive(archive, archive_write_set_format_zip, archive_write_add_filter_none,
+                {{"a.xml", "<a/>"}, {"b.xml", "<b/>"}});
+  const Corpus corpus(dir / "");
+  EXPECT_EQ(text_of(corpus.bytes()), "text");
+  EXPECT_NE(corpus.left_out().find("report.docx"), std::string::npos);
+  EXPECT_THROW(Corpus{archive}, std::runtime_error);
+}
+
+/// A file of holes: reading it whole would take its size in memory.
+TEST(Corpus, LeavesOutALargeFileByItsFirstBytes) {
+  const TemporaryDirectory dir;
+  write_bytes(dir / "a.txt", "text");
+  write_bytes(dir / "b.bin", std::string("\0\1\2", 3));
+  std::filesystem::resize_file(dir / "b.bin", std::uintmax_t{1} << 40);
+  EXPECT_EQ(text_of(Corpus(dir / "").bytes()), "text");
+}
+
 TEST(Corpus, FollowsLinksAndRefusesLoops) {
   const TemporaryDirectory dir;
   std::filesystem::create_directories(dir / "books/novels");
@@ -428,6 +449,7 @@ TEST(JsonLines, ErrorsNameTheLine) {
             "line 3: is no JSON: invalid string: ill-formed UTF-8 byte (byte 11)");
   EXPECT_EQ(message_of_lines(good + "{\"text\": " + std::string(100'000, '[')),
             "line 3: JSON nested 64 levels or deeper");
+  EXPECT_EQ(message_of_lines(good + "{\"n\": 1e999}").find("line 3: is no JSON: "), 0);
   EXPECT_EQ(message_of_lines("\n\n"), "holds no text");
   EXPECT_EQ(message_of_lines("{\"a\": {\"b\": \"c\"}}", "a.c"),
             "line 1: there is no field \"a.c\" among \"a\"");
