@@ -65,7 +65,7 @@ class Trainer(Protocol):
         ...
 
     def forget(self, cell: Cell) -> None:
-        """Removes what is not needed once the variant is recorded."""
+        """Removes what a later run of the cell would take for its own or go on from."""
         ...
 
 
@@ -143,15 +143,23 @@ class Session:
                 raise
 
     def forget(self, only: Sequence[str] = ()) -> None:
-        """The records of this form, budget and text, of all variants or of some."""
-        names = [variant.name for variant in self._named(only)]
+        """Records and runs of this form, budget and text, of all variants or of some."""
+        variants = self._named(only)
+        names = [variant.name for variant in variants]
         mine = (self.settings.form, self.settings.budget, self.trainer.text)
 
         def asked(cell: Cell) -> bool:
             return cell.variant in names and (cell.form, cell.budget, cell.text) == mine
 
+        for variant in variants:
+            self._forget_runs(variant)
         kept = [r for r in records.load(self.file) if not asked(r.cell)]
         records.save(self.file, kept)
+
+    def _forget_runs(self, variant: Variant) -> None:
+        for rate in self.experiment.learning_rates:
+            for seed in self.experiment.seeds:
+                self.trainer.forget(self.cell(variant, rate, seed))
 
     def _named(self, only: Sequence[str]) -> list[Variant]:
         names = [variant.name for variant in self.experiment.variants]
@@ -196,9 +204,7 @@ class Session:
             finished = self.trainer.finish(record.cell, record.outcome)
             if finished != record.outcome:
                 self._keep(dataclasses.replace(record, outcome=finished))
-        for rate in self.experiment.learning_rates:
-            for seed in self.experiment.seeds:
-                self.trainer.forget(self.cell(variant, rate, seed))
+        self._forget_runs(variant)
 
     def _record(self, cell: Cell, steps: int) -> Record:
         known = [r for r in records.load(self.file) if r.cell == cell]

@@ -63,8 +63,8 @@ class Language:
 
     def run(self, cell: Cell, steps: int) -> Outcome:
         folder = self._folder(cell)
-        if not self._is_finished(folder):
-            if (folder / STATE).exists():
+        if not self._is_finished(folder, steps):
+            if self._is_under_way(folder, steps):
                 self._gateloop("train", "--resume", "--out", folder, "--data", self.settings.data)
             else:
                 windows = str(WINDOWS_VALIDATED[cell.form])
@@ -89,7 +89,9 @@ class Language:
         wanted = {f"test_{window}": window for window in self.windows}
         missing = {name: wanted[name] for name in wanted if name not in outcome.results}
         folder = self._folder(cell)
-        if missing and not self._is_finished(folder):  # its weights are gone: the same again
+        if missing and not self._is_finished(
+            folder, outcome.steps
+        ):  # its weights are gone: the same again
             self.run(cell, outcome.steps)
         found = {
             name: self._test(folder, window, BYTES_TESTED[cell.form])
@@ -121,11 +123,19 @@ class Language:
         return self.settings.runs / cell.experiment / name
 
     @staticmethod
-    def _is_finished(folder: Path) -> bool:
+    def _is_finished(folder: Path, steps: int) -> bool:
         if not (_runs.is_run(folder) and (folder / _files.WEIGHTS["latest"]).exists()):
             return False
         history = _histories.read(folder)
-        return bool(history.records) and history.final is not None
+        if not history.records or history.final is None:
+            return False
+        return history.last.step == steps
+
+    @staticmethod
+    def _is_under_way(folder: Path, steps: int) -> bool:
+        if not (_runs.is_run(folder) and (folder / STATE).exists()):
+            return False
+        return _histories.read(folder).planned_steps == steps
 
     def _train(self, folder: Path, flags: Sequence[str], threads: str) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -108,6 +108,7 @@ class Fake:
     def __init__(self, settings: Settings) -> None:
         self.ran: list[tuple[float, int, int]] = []
         self.finished: list[int] = []
+        self.forgotten: list[tuple[float, int]] = []
 
     def parameters(self, flags: Sequence[str]) -> int:
         return 1000 + 50 * flags.count("--wide")
@@ -128,7 +129,7 @@ class Fake:
         return dataclasses.replace(outcome, results=outcome.results | {"test_256": 1.0})
 
     def forget(self, cell: Cell) -> None:
-        pass
+        self.forgotten.append((cell.learning_rate, cell.seed))
 
 
 def experiment_of(*variants: Variant) -> Experiment:
@@ -183,6 +184,12 @@ def test_a_stopped_experiment_goes_on(tmp_path: Path) -> None:
     session.forget()
     session.run()
     assert len(fake.ran) == 1 + 5
+
+
+def test_forgetting_removes_the_runs_too(tmp_path: Path) -> None:
+    session, fake = session_of(tmp_path, ONE, Variant("two", "--two", "Two"))
+    session.forget(["one"])
+    assert fake.forgotten == [(rate, seed) for rate in RATES for seed in (0, 1, 2)]
 
 
 def test_records_of_other_flags_are_made_anew(tmp_path: Path) -> None:
@@ -290,6 +297,12 @@ def test_a_run_of_the_program_is_a_record(
     (answer,) = frame.answers(wider, records.load(session.file))
     assert len(answer.values("test_128")) == 2
     assert len(list((tmp_path / "runs").rglob("metrics.jsonl"))) == 3
+    # A run of other steps is no answer, and a forgotten one leaves nothing to go on from.
+    cell, trainer = found[0].cell, session.trainer
+    assert [trainer.run(cell, steps).steps for steps in (4, 2)] == [4, 2]
+    assert list((tmp_path / "runs").rglob("*.safetensors"))
+    session.forget()
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
 
 def test_the_program_failing_is_an_error(tmp_path: Path, build_dir: Path) -> None:
