@@ -7,7 +7,6 @@ seed; the other seeds run at the chosen one. A stopped experiment goes on where 
 import dataclasses
 import os
 import statistics
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,7 +113,6 @@ class Session:
         self.file = file
         self.trainer = experiment.trainer(settings)
         self.say = say
-        self._lock = threading.Lock()
 
     def cell(self, variant: Variant, learning_rate: float, seed: int) -> Cell:
         flags = self.experiment.chosen_flags(variant)
@@ -153,8 +151,7 @@ class Session:
 
         for variant in variants:
             self._forget_runs(variant)
-        kept = [r for r in records.load(self.file) if not asked(r.cell)]
-        records.save(self.file, kept)
+        records.change(self.file, lambda found: [r for r in found if not asked(r.cell)])
 
     def _forget_runs(self, variant: Variant) -> None:
         for rate in self.experiment.learning_rates:
@@ -231,9 +228,10 @@ class Session:
         def place(cell: Cell) -> Cell:
             return dataclasses.replace(cell, flags=())
 
-        with self._lock:
-            others = [r for r in records.load(self.file) if place(r.cell) != place(record.cell)]
-            records.save(self.file, [*others, record])
+        def changed(found: list[Record]) -> list[Record]:
+            return [*(r for r in found if place(r.cell) != place(record.cell)), record]
+
+        records.change(self.file, changed)
 
 
 def chosen_rate(tried: Sequence[Record], measure: Measure) -> float:

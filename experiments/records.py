@@ -1,7 +1,8 @@
 """What was run, as it is kept in experiments/results/NAME.json: a record for every run."""
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,3 +84,14 @@ def save(file: Path, records: Sequence[Record]) -> None:
     part = file.with_suffix(".part")
     part.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     part.replace(file)
+
+
+def change(file: Path, changed: Callable[[list[Record]], list[Record]]) -> None:
+    """Saves ``changed(records)``; no other thread or process changes the file meanwhile.
+
+    The lock is that of NAME.lock beside it, which stays.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        save(file, changed(load(file)))

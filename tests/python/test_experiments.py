@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import lzma
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,26 @@ def test_records_of_other_flags_are_made_anew(tmp_path: Path) -> None:
     session.run()
     assert len(fake.ran) == 5
     assert len(records.load(session.file)) == 5  # in place of the others
+
+
+def test_two_sessions_lose_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_load(file: Path) -> list[Record]:
+        found = load(file)
+        time.sleep(0.02)  # for the other session to save in
+        return found
+
+    load = records.load
+    monkeypatch.setattr(records, "load", slow_load)
+    variants = (ONE, Variant("two", "--two", "Two"))
+    sessions = [session_of(tmp_path, *variants)[0] for _ in variants]
+    with ThreadPoolExecutor(2) as pool:
+        under_way = [
+            pool.submit(session.run, [variant.name])
+            for session, variant in zip(sessions, variants, strict=True)
+        ]
+        for each in under_way:
+            each.result()
+    assert len(load(sessions[0].file)) == 2 * 5
 
 
 def test_unequal_parameters_are_refused(tmp_path: Path) -> None:
