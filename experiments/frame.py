@@ -6,7 +6,6 @@ seed; the other seeds run at the chosen one. A stopped experiment goes on where 
 
 import dataclasses
 import os
-import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -271,8 +270,3 @@ def answers(experiment: Experiment, found: Sequence[Record]) -> list[Answer]:
             chosen = tuple(runs[rate, seed] for seed in seeds if (rate, seed) in runs)
             result.append(Answer(variant, rate, edge, chosen))
     return result
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the range: three seeds make no deviation worth the name."""
-    return statistics.fmean(values), (max(values) - min(values)) / 2

@@ -6,6 +6,7 @@ beside them is written by hand.
 """
 
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from benchmarks.report import table
 
 from experiments import records
 from experiments.catalogue import EXPERIMENTS
-from experiments.frame import Answer, Experiment, answers, mean_and_spread
+from experiments.frame import Answer, Experiment, answers
 from experiments.records import RESULTS, ROOT, Record
 
 DOCUMENT = ROOT / "docs" / "experiments.md"
@@ -94,16 +95,16 @@ def line(answer: Answer, names: Sequence[str]) -> list[str]:
     cells.append(f"{answer.learning_rate:g}{' *' if answer.at_edge else ''}")
     cells.append(str(len(outcomes)))
     cells += [amount(answer.values(name)) for name in names]
-    seconds = mean_and_spread([outcome.seconds for outcome in outcomes])[0]
+    seconds = statistics.fmean(outcome.seconds for outcome in outcomes)
     return [*cells, f"{outcomes[0].steps:,}", f"{seconds:,.0f}"]
 
 
 def amount(values: Sequence[float]) -> str:
-    """One value has no spread."""
+    """The mean, and the range where there are several values."""
     if not values:
         return "–"
-    mean, spread = mean_and_spread(values)
-    return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else mean
 
 
 def facts(there: Sequence[Answer]) -> str:
@@ -119,8 +120,8 @@ def facts(there: Sequence[Answer]) -> str:
     revisions = sorted({r.outcome.revision for r in found})
     dates = sorted({r.date[:10] for r in found})
     return (
-        f"Seeds {', '.join(map(str, seeds))}; mean ± half the range of the seeds. * marks a"
-        f" learning rate at the edge of its grid. {'; '.join(sorted(machines))}; load"
+        f"Seeds {', '.join(map(str, seeds))}; mean (least to greatest of the seeds). * marks"
+        f" a learning rate at the edge of its grid. {'; '.join(sorted(machines))}; load"
         f" {min(loads):g} to {max(loads):g}. Revision {', '.join(revisions)}; {', '.join(dates)}."
     )
 

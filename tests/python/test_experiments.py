@@ -261,10 +261,10 @@ def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
     shown = report.all_results(experiment, grid[:2])
     assert shown.startswith("### a text, short form, equal steps\n\nNo variant has run at every")
     unfinished = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.2, 2, 1.0)])
-    assert "| One (`one`) | 1,000 | 0.1 * | 2 | 2.250 ± 0.250 | 10 | 2 |" in unfinished
+    assert "| One (`one`) | 1,000 | 0.1 * | 2 | 2.250 (2.000 to 2.500) | 10 | 2 |" in unfinished
     assert "Not all runs of these variants are there yet: `one`." in unfinished
     whole = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.1, 2, 2.2)])
-    assert "| 0.1 * | 3 | 2.233 ± 0.250 |" in whole
+    assert "| 0.1 * | 3 | 2.233 (2.000 to 2.500) |" in whole
     assert "Not all" not in whole
 
 
