@@ -176,17 +176,33 @@ class Session:
                 )
 
     def _steps(self, variants: Sequence[Variant]) -> dict[str, int]:
-        """With equal time those that the first variant's time allows."""
-        if self.settings.budget == "steps":
-            return {v.name: self.trainer.steps(self.settings.form) for v in variants}
-        paces: dict[str, float] = {}
-        for variant in self.experiment.variants:  # one at a time, alone on the machine
-            flags = self.experiment.chosen_flags(variant)
-            paces[variant.name] = self.trainer.pace(flags, self.settings.form)
-            self.say(f"{variant.name}: {paces[variant.name]:.4f} s a step")
-        reference = paces[self.experiment.variants[0].name]
+        """With equal time those that the first variant's time allows, or of the records."""
         whole = self.trainer.steps(self.settings.form)
-        return {v.name: max(1, round(whole * reference / paces[v.name])) for v in variants}
+        if self.settings.budget == "steps":
+            return {v.name: whole for v in variants}
+        first = self.experiment.variants[0]
+        steps = {first.name: whole} | self._recorded_steps()
+        missing = [v for v in variants if v.name not in steps]
+        if missing:
+            time = steps[first.name] * self._pace(first)
+            for variant in missing:  # one at a time, alone on the machine
+                steps[variant.name] = max(1, round(time / self._pace(variant)))
+        return steps
+
+    def _recorded_steps(self) -> dict[str, int]:
+        """By variant: of records of this form, budget and text, with the flags as they are."""
+        cells = {v.name: self.cell(v, 0.0, 0) for v in self.experiment.variants}
+        return {
+            r.cell.variant: r.outcome.steps
+            for r in records.load(self.file)
+            if dataclasses.replace(r.cell, learning_rate=0.0, seed=0) == cells.get(r.cell.variant)
+        }
+
+    def _pace(self, variant: Variant) -> float:
+        flags = self.experiment.chosen_flags(variant)
+        pace = self.trainer.pace(flags, self.settings.form)
+        self.say(f"{variant.name}: {pace:.4f} s a step")
+        return pace
 
     def _complete(self, variant: Variant, steps: int) -> None:
         first, *others = self.experiment.seeds

@@ -96,7 +96,13 @@ def line(answer: Answer, names: Sequence[str]) -> list[str]:
     cells.append(str(len(outcomes)))
     cells += [amount(answer.values(name)) for name in names]
     seconds = statistics.fmean(outcome.seconds for outcome in outcomes)
-    return [*cells, f"{outcomes[0].steps:,}", f"{seconds:,.0f}"]
+    return [*cells, counted([outcome.steps for outcome in outcomes]), f"{seconds:,.0f}"]
+
+
+def counted(numbers: Sequence[int]) -> str:
+    """One number where all are the same."""
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def amount(values: Sequence[float]) -> str:

@@ -111,6 +111,7 @@ class Fake:
         self.ran: list[tuple[float, int, int]] = []
         self.finished: list[int] = []
         self.forgotten: list[tuple[float, int]] = []
+        self.paced: list[str] = []
 
     def parameters(self, flags: Sequence[str]) -> int:
         return 1000 + 50 * flags.count("--wide")
@@ -119,6 +120,7 @@ class Fake:
         return {"short": 10, "long": 100}[form]
 
     def pace(self, flags: Sequence[str], form: Form) -> float:
+        self.paced.append(flags[-1])
         return 2.0 if "--slow" in flags else 1.0
 
     def run(self, cell: Cell, steps: int) -> Outcome:
@@ -251,6 +253,23 @@ def test_equal_time_gives_a_slow_variant_fewer_steps(tmp_path: Path) -> None:
     session.run(["slow"])
     assert {steps for _, _, steps in fake.ran} == {5}
     assert {r.cell.budget for r in records.load(session.file)} == {"time"}
+    assert fake.paced == ["--one", "--slow"]
+
+
+def test_equal_time_keeps_the_steps_of_the_records(tmp_path: Path) -> None:
+    slow = Variant("slow", "--slow", "Slow")
+    session, _ = session_of(tmp_path, ONE, slow, budget="time")
+    session.run()
+    kept = [r for r in records.load(session.file) if (r.cell.variant, r.cell.seed) != ("slow", 1)]
+    records.save(session.file, [_with_steps(r, 7) for r in kept])
+    session, fake = session_of(tmp_path, ONE, slow, budget="time")
+    session.run()
+    assert fake.ran == [(0.2, 1, 7)]
+    assert not fake.paced
+
+
+def _with_steps(record: Record, steps: int) -> Record:
+    return dataclasses.replace(record, outcome=dataclasses.replace(record.outcome, steps=steps))
 
 
 def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
@@ -266,6 +285,8 @@ def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
     whole = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.1, 2, 2.2)])
     assert "| 0.1 * | 3 | 2.233 (2.000 to 2.500) |" in whole
     assert "Not all" not in whole
+    unequal = [*grid, _with_steps(made(0.1, 1, 2.5), 1200)]
+    assert "| 10 to 1,200 | 2 |" in report.results_table(experiment, unequal)
 
 
 def test_an_interrupted_save_leaves_the_file(tmp_path: Path) -> None:
