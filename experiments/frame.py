@@ -6,8 +6,9 @@ seed; the other seeds run at the chosen one. A stopped experiment goes on where 
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,6 +113,7 @@ class Session:
         self.file = file
         self.trainer = experiment.trainer(settings)
         self.say = say
+        self._stopped = threading.Event()  # one variant failed, or the user stopped all
 
     def cell(self, variant: Variant, learning_rate: float, seed: int) -> Cell:
         flags = self.experiment.chosen_flags(variant)
@@ -123,8 +125,9 @@ class Session:
         """Every record that is missing, of all variants or of some.
 
         Raises ValueError for no variant of ours and where parameters are not equal, RuntimeError
-        where a run fails.
+        where a run fails: the runs under way end, no other begins.
         """
+        self._stopped.clear()
         chosen = self._named(only)
         self._check_parameters(chosen)
         steps = self._steps(chosen)
@@ -133,9 +136,10 @@ class Session:
                 pool.submit(self._complete, variant, steps[variant.name]) for variant in chosen
             ]
             try:
-                for each in pending:
+                for each in as_completed(pending):
                     each.result()
             except BaseException:
+                self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -213,6 +217,7 @@ class Session:
         best = chosen_rate(tried, self.experiment.measure)
         for seed in (first, *others):
             record = self._record(self.cell(variant, best, seed), steps)
+            self._check_stopped()
             finished = self.trainer.finish(record.cell, record.outcome)
             if finished != record.outcome:
                 self._keep(dataclasses.replace(record, outcome=finished))
@@ -222,6 +227,7 @@ class Session:
         known = [r for r in records.load(self.file) if r.cell == cell]
         if known:
             return known[0]
+        self._check_stopped()
         outcome = self.trainer.run(cell, steps)
         machine = {
             "processor": environment.processor(),
@@ -236,6 +242,10 @@ class Session:
         where = f"{cell.variant}, learning rate {cell.learning_rate:g}, seed {cell.seed}"
         self.say(f"{where}: {score:.4f} in {outcome.seconds:.0f} s")
         return record
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
 
     def _keep(self, record: Record) -> None:
         """In place of the record of the same cell, or of the same with other flags."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import lzma
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -231,6 +232,28 @@ def test_unequal_parameters_are_refused(tmp_path: Path) -> None:
         session.run()
     assert not fake.ran
     session_of(tmp_path, dataclasses.replace(wide, unused=50))[0].run()
+
+
+def test_a_failing_variant_stops_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, fake = session_of(tmp_path, ONE, Variant("bad", "--bad", "Bad"), jobs=2)
+    begun = threading.Event()
+    plain = fake.run
+
+    def run(cell: Cell, steps: int) -> Outcome:
+        if cell.variant == "bad":
+            begun.wait(10)
+            raise RuntimeError("bad failed")
+        begun.set()
+        time.sleep(0.2)
+        return plain(cell, steps)
+
+    monkeypatch.setattr(fake, "run", run)
+    with pytest.raises(RuntimeError, match="bad failed"):
+        session.run()
+    assert 1 <= len(fake.ran) < 5  # the run under way ends, and is kept
+    assert len(records.load(session.file)) == len(fake.ran)
 
 
 def test_names_that_are_none_are_refused(
