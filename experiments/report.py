@@ -73,7 +73,11 @@ def results_table(experiment: Experiment, found: Sequence[Record]) -> str:
     header = ["variant", "parameters", "learning rate", "seeds", *(title(name) for name in names)]
     header += ["steps", "seconds"]
     parts = [table(header, [line(answer, names) for answer in there]), facts(there)]
-    complete = [a.variant for a in there if len(a.records) == len(experiment.seeds)]
+    complete = [
+        a.variant
+        for a in there
+        if all(len(a.values(name)) == len(experiment.seeds) for name in names)
+    ]
     missing = [f"`{v.name}`" for v in experiment.variants if v not in complete]
     if missing:
         parts.append(f"Not all runs of these variants are there yet: {', '.join(missing)}.")

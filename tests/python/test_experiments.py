@@ -308,6 +308,14 @@ def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
     whole = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.1, 2, 2.2)])
     assert "| 0.1 * | 3 | 2.233 (2.000 to 2.500) |" in whole
     assert "Not all" not in whole
+    tested = dataclasses.replace(
+        grid[0],
+        outcome=dataclasses.replace(
+            grid[0].outcome, results={"bits_per_byte": 2.0, "test_256": 3.0}
+        ),
+    )
+    partly = [tested, *grid[1:], made(0.1, 1, 2.5), made(0.1, 2, 2.2)]
+    assert "yet: `one`." in report.results_table(experiment, partly)  # of one seed alone
     unequal = [*grid, _with_steps(made(0.1, 1, 2.5), 1200)]
     assert "| 10 to 1,200 | 2 |" in report.results_table(experiment, unequal)
 
