@@ -63,7 +63,16 @@ def about(experiment: Experiment) -> str:
 
 
 def results_table(experiment: Experiment, found: Sequence[Record]) -> str:
-    """The table of one experiment, what it was made on, and what is still missing."""
+    """The table of one experiment, what it was made on, and what is still missing.
+
+    Raises ValueError for records of several texts or definitions of a task.
+    """
+    fingerprints = sorted({r.outcome.fingerprint for r in found})
+    if len(fingerprints) > 1:
+        raise ValueError(
+            f"{experiment.name}, {found[0].cell.text}: expected records of one text, got"
+            f" {'; '.join(fingerprints)}: run it with --again"
+        )
     there = answers(experiment, found)
     if not there:
         return "No variant has run at every learning rate yet."

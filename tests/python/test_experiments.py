@@ -320,6 +320,13 @@ def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
     assert "| 10 to 1,200 | 2 |" in report.results_table(experiment, unequal)
 
 
+def test_a_table_of_several_texts_is_refused() -> None:
+    one = made(0.1, 0, 2.0)
+    other = dataclasses.replace(one, outcome=dataclasses.replace(one.outcome, fingerprint="more"))
+    with pytest.raises(ValueError, match="fake, a text: expected records of one text, got more; n"):
+        report.all_results(experiment_of(ONE), [one, other])
+
+
 def test_an_interrupted_save_leaves_the_file(tmp_path: Path) -> None:
     file = tmp_path / "r.json"
     records.save(file, [made(0.1, 0, 2.0)])
