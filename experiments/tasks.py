@@ -113,7 +113,7 @@ TASKS = {
             32,
             {"short": 1000, "long": 10000},
             lambda sequences, generator: associative_recall(sequences, 100, 30, generator),
-            (0, 4, 8, 16, 32, 64),
+            (1, 4, 8, 16, 32, 64),  # of a span of 1 the target is the query
         ),
     )
 }
