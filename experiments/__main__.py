@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--equal-time",
         action="store_true",
         help="each variant makes the steps that the reference's time allows it; its speed is"
-        " measured first: on a machine with no other work",
+        " measured first, where no record has its steps: on a machine with no other work",
     )
     made.add_argument(
         "--variant", action="append", default=[], help="this variant alone; repeatable"
@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=positive, default=1, help="of each run [1]")
     cores = len(os.sched_getaffinity(0))
     made.add_argument("--jobs", type=positive, default=cores, help=f"runs at once [{cores}]")
-    made.add_argument("--again", action="store_true", help="forget the records of these first")
+    made.add_argument(
+        "--again", action="store_true", help="remove the records and weights of these first"
+    )
     made.add_argument("--tables", action="store_true", help="only write the tables")
     return made
 
