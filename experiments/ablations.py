@@ -15,19 +15,13 @@ Command: make experiments ARGS=ablations DATA=FILE
 """
 
 from experiments import base
-from experiments.frame import Experiment, Variant
-from experiments.language import Language
+from experiments.frame import Variant
 
 INNER = "--dim-gate-looped-attn"
 
-EXPERIMENT = Experiment(
+EXPERIMENT = base.experiment(
     name="ablations",
     document=__doc__ or "",
-    flags=base.FLAGS,
-    parameters=base.PARAMETERS,
-    learning_rates=base.LEARNING_RATES,
-    seeds=base.SEEDS,
-    trainer=Language,
     variants=(
         Variant("base", "", "the model without a change"),
         Variant(

@@ -3,9 +3,11 @@
 Every option that a preset might set is here: a preset may change, a record may not.
 """
 
-PARAMETERS = 1_448_064
-LEARNING_RATES = (0.002, 0.004, 0.008)
-SEEDS = (0, 1, 2)
+from collections.abc import Sequence
+from functools import partial
+
+from experiments.frame import Experiment, Variant
+from experiments.language import Language
 
 # Six layers of GateLoop with max heads, a real gate and a scaled input.
 FLAGS = " ".join(
@@ -16,3 +18,19 @@ FLAGS = " ".join(
         "--optimizer adamw --schedule linear --beta1 0.9 --beta2 0.98 --weight-decay 0.2 --clip 1",
     )
 )
+
+
+def experiment(
+    name: str, document: str, variants: tuple[Variant, ...], windows: Sequence[int] = ()
+) -> Experiment:
+    """Of variants of that model; ``windows`` are tested in beside the validation."""
+    return Experiment(
+        name=name,
+        document=document,
+        variants=variants,
+        flags=FLAGS,
+        parameters=1_448_064,
+        learning_rates=(0.002, 0.004, 0.008),
+        seeds=(0, 1, 2),
+        trainer=partial(Language, windows=windows),
+    )

@@ -10,8 +10,7 @@ Command: make experiments ARGS=head_dimension DATA=FILE
 """
 
 from experiments import base
-from experiments.frame import Experiment, Variant
-from experiments.language import Language
+from experiments.frame import Variant
 
 
 def heads(count: int, keys: int, values: int) -> str:
@@ -22,14 +21,9 @@ def heads(count: int, keys: int, values: int) -> str:
     )
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = base.experiment(
     name="head_dimension",
     document=__doc__ or "",
-    flags=base.FLAGS,
-    parameters=base.PARAMETERS,
-    learning_rates=base.LEARNING_RATES,
-    seeds=base.SEEDS,
-    trainer=Language,
     variants=(
         Variant("1", "", "1 (max heads)"),
         Variant("4", heads(37, 4, 4), "4: 37 heads, values of 4"),

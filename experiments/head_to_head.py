@@ -13,24 +13,16 @@ Command: make experiments ARGS=head_to_head DATA=FILE
 """
 
 from experiments import base
-from experiments.frame import Experiment, Settings, Variant
-from experiments.language import WINDOWS, Language
+from experiments.frame import Variant
+from experiments.language import WINDOWS
 
 ATTENTION = "--rotary-emb --heads 4"
 
 
-def trainer(settings: Settings) -> Language:
-    return Language(settings, windows=WINDOWS)
-
-
-EXPERIMENT = Experiment(
+EXPERIMENT = base.experiment(
     name="head_to_head",
     document=__doc__ or "",
-    flags=base.FLAGS,
-    parameters=base.PARAMETERS,
-    learning_rates=base.LEARNING_RATES,
-    seeds=base.SEEDS,
-    trainer=trainer,
+    windows=WINDOWS,
     variants=(
         Variant("gate_loop", "", "GateLoop"),
         Variant(
