@@ -51,6 +51,6 @@ EXPERIMENT = base.experiment(
         Variant("no_swish", f"--no-attn-add-swish-gating {INNER} 154", "no swish gate"),
         Variant("sub_ln", "--sub-ln", "sub-LN"),
         Variant("no_scale", "--no-normalize-input", "input not scaled"),
-        Variant("variance", "--normalize-input=variance", "input scaled by √(1 - |a|²)"),
+        Variant("variance", "--normalize-input=variance", "input scaled by √(1 - abs(a)²)"),
     ),
 )
