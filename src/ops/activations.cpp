@@ -26,9 +26,8 @@ bool are_plain_alike(std::initializer_list<at::Tensor> tensors) {
          });
 }
 
-/// Gradients may be wrapped for torch.func, and hooks may save another dtype.
-bool needs_pieces_backward(std::initializer_list<at::Tensor> tensors) {
-  return needs_differentiable_backward() || is_watched() || !are_plain_alike(tensors);
+bool is_served_backward(std::initializer_list<at::Tensor> tensors) {
+  return !needs_pieces_backward(tensors) && are_plain_alike(tensors);
 }
 
 at::Tensor empty_as(const at::Tensor& t) { return at::empty(t.sizes(), t.options()); }
@@ -50,7 +49,7 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const at::Tensor x = ctx->get_saved_variables()[0];
-    if (needs_pieces_backward({x, grads[0]})) return {at::gelu_backward(grads[0], x)};
+    if (!is_served_backward({x, grads[0]})) return {at::gelu_backward(grads[0], x)};
     const at::Tensor from = contiguous(x), dy = contiguous(grads[0]);
     at::Tensor dx = empty_as(x);
     run_kernel(recurrence::GeluBackward{.dtype = kernel_dtype(x.scalar_type()),
@@ -82,7 +81,7 @@ struct SwishGateFunction : torch::autograd::Function<SwishGateFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &g = saved[0], &x = saved[1];
-    if (needs_pieces_backward({g, x, grads[0]})) {
+    if (!is_served_backward({g, x, grads[0]})) {
       const at::Tensor s = g.sigmoid(), swish = g * s;
       return {(s + swish * (1 - s)) * x * grads[0], swish * grads[0]};
     }

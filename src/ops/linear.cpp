@@ -64,10 +64,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor dy = as_rows(grads[0]);
-    // Gradients may be wrapped for torch.func, and hooks may save another dtype.
     const auto times = [](const at::Tensor& a, const at::Tensor& b) {
-      const bool served = !needs_differentiable_backward() && is_plain_float(a) &&
-                          is_plain_float(b) && !any_has_tangent({a, b});
+      const bool served = !needs_pieces_backward({a, b}) && is_plain_float(a) && is_plain_float(b);
       return served ? product(a, b) : at::mm(a, b);
     };
     variable_list result(3);

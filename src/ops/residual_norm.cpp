@@ -92,14 +92,13 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
       if (has_y && dsum.defined()) result[1] = dsum.to(narrow);
       return result;
     }
-    // Gradients may be wrapped for torch.func, and hooks may save another dtype.
     const auto is = [](const at::Tensor& t, at::ScalarType dtype) {
-      return !t.defined() || (is_plain_cpu(t) && t.scalar_type() == dtype && !any_has_tangent({t}));
+      return !t.defined() || t.scalar_type() == dtype;
     };
     const at::ScalarType wide = accumulation_type(narrow);
-    const bool served = !needs_differentiable_backward() && !is_watched() && is(sum, wide) &&
-                        is(gain, wide) && is(bias, wide) && is(dnormalised, narrow) &&
-                        is(dsum, wide) && is(dwide, wide);
+    const bool served = !needs_pieces_backward({sum, gain, bias, dnormalised, dsum, dwide}) &&
+                        is(sum, wide) && is(gain, wide) && is(bias, wide) &&
+                        is(dnormalised, narrow) && is(dsum, wide) && is(dwide, wide);
     if (!served) {
       const auto found = differentiate(
           [&](const variable_list& in) { return norm_of(in[0], in[1], in[2], narrow); },

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "ops/checks.h"
+
 namespace gateloop::ops {
 
 using torch::autograd::variable_list;
@@ -19,6 +21,13 @@ bool any_has_tangent(std::initializer_list<OptionalTensor> inputs) {
   return std::any_of(inputs.begin(), inputs.end(), [](const OptionalTensor& t) {
     return is_given(t) && t->_fw_grad(/*level=*/0).defined();
   });
+}
+
+bool needs_pieces_backward(std::initializer_list<at::Tensor> tensors) {
+  return needs_differentiable_backward() || is_watched() ||
+         std::ranges::any_of(tensors, [](const at::Tensor& t) {
+           return t.defined() && (!is_plain_cpu(t) || any_has_tangent({t}));
+         });
 }
 
 bool needs_pieces(std::initializer_list<OptionalTensor> inputs) {
