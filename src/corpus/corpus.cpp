@@ -3,7 +3,7 @@
 #include <zlib.h>
 
 #include <algorithm>
-#include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
@@ -79,23 +79,18 @@ std::string listed(const Paths& paths, std::size_t shown) {
   return more == 0 ? text : text + " and " + grouped(static_cast<std::int64_t>(more)) + " more";
 }
 
-/// The first `most` bytes of a file, or all. Not mapped: a mapped file that another process cuts
-/// short is a SIGBUS, here an error of read().
-std::vector<std::uint8_t> read_bytes(const std::filesystem::path& path, std::size_t most) {
+/// With `text_only` nothing of a file that begins neither as text nor packed: a large one is not
+/// read whole. Not mapped: a mapped file that another process cuts short is a SIGBUS, here an error
+/// of read().
+std::optional<std::vector<std::uint8_t>> read_unpacked(const std::filesystem::path& path,
+                                                       bool text_only) {
   const model::InputFile file(path);
-  std::vector<std::uint8_t> bytes(std::min<std::uint64_t>(file.size(), most));
-  file.read(bytes.data(), bytes.size(), 0);
-  return bytes;
-}
-
-/// Told by its first bytes: a large file is not read whole to be left out.
-bool begins_as_no_text(const std::filesystem::path& path) {
-  const std::vector<std::uint8_t> head = read_bytes(path, kHead);
-  return !is_text(head) && !is_packed(head);
-}
-
-std::vector<std::uint8_t> read_unpacked(const std::filesystem::path& path) {
-  std::vector<std::uint8_t> bytes = read_bytes(path, std::numeric_limits<std::size_t>::max());
+  std::vector<std::uint8_t> bytes(std::min<std::uint64_t>(file.size(), kHead));
+  const std::size_t head = bytes.size();
+  file.read(bytes.data(), head, 0);
+  if (text_only && !is_text(bytes) && !is_packed(bytes)) return std::nullopt;
+  bytes.resize(file.size());
+  file.read(bytes.data() + head, bytes.size() - head, head);
   try {
     return unpacked(std::move(bytes));
   } catch (const NotOneFile& error) {
@@ -123,14 +118,14 @@ Corpus::Corpus(Sources sources, std::optional<Split> split) : sources_(std::move
 void Corpus::read(const std::filesystem::path& path, bool found) {
   const bool lines = !sources_.field.empty();
   if (found && lines && !is_named_json_lines(path)) return left_out_.push_back(path);
-  if (found && !lines && begins_as_no_text(path)) return left_out_.push_back(path);
-  std::vector<std::uint8_t> bytes;
+  std::optional<std::vector<std::uint8_t>> content;
   try {
-    bytes = read_unpacked(path);
+    content = read_unpacked(path, found && !lines);
   } catch (const NotOneFile&) {
-    if (found) return left_out_.push_back(path);
-    throw;
+    if (!found) throw;
   }
+  if (!content) return left_out_.push_back(path);
+  std::vector<std::uint8_t> bytes = std::move(*content);
   if (bytes.empty() && found) return;
   if (bytes.empty()) {
     const bool empty = std::filesystem::file_size(path) == 0;
