@@ -23,11 +23,17 @@ _CLASSES = (
     PreNorm,
     PostNorm,
 )
-_FUNCTIONS: list[tuple[Any, str, Any]] = [
-    *((cls, "forward", cls.forward) for cls in _CLASSES),
-    (nn.Module, "__call__", nn.Module.__call__),
-    *((F, name, getattr(F, name)) for name in ("linear", "gelu", "silu", "layer_norm")),
+_PLACES: list[tuple[Any, str]] = [
+    *((cls, "forward") for cls in _CLASSES),
+    (nn.Module, "__call__"),
+    *((F, name) for name in ("linear", "gelu", "silu", "layer_norm")),
 ]
+_FUNCTIONS = {(place, name): getattr(place, name) for place, name in _PLACES}
+
+
+def is_replaced(place: Any, name: str) -> bool:
+    """Whether a function of ``_PLACES`` is another than when this package was imported."""
+    return getattr(place, name) is not _FUNCTIONS[place, name]
 
 
 def of_all_modules() -> str | None:
@@ -38,8 +44,8 @@ def of_all_modules() -> str | None:
         return "a trace"
     if nn_module._has_any_global_hook():
         return "hooks on all modules"
-    for place, name, function in _FUNCTIONS:
-        if getattr(place, name) is not function:
+    for place, name in _PLACES:
+        if is_replaced(place, name):
             return f"another {place.__name__}.{name}"
     return "a mode that sees torch's functions" if sees_functions() else None
 

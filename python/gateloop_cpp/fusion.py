@@ -31,10 +31,6 @@ from gateloop_cpp.transformer import Transformer
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# What a library may replace, as it was when this package was imported.
-_LINEAR, _GELU = F.linear, F.gelu
-_FORWARD_OF_LINEAR, _FORWARD_OF_GELU = nn.Linear.forward, nn.GELU.forward
-
 
 def fuse(model: Module) -> Module:
     """Fuse what stands between the matrix products of ``model``, in place.
@@ -114,8 +110,7 @@ class FusedLinear(nn.Linear):
     """torch.nn.Linear with the processor's fastest products."""
 
     def forward(self, input: Tensor) -> Tensor:
-        replaced = nn.Linear.forward is not _FORWARD_OF_LINEAR or F.linear is not _LINEAR
-        if replaced:
+        if _watchers.is_replaced(nn.Linear, "forward") or _watchers.is_replaced(F, "linear"):
             return super().forward(input)
         weight, bias = self.weight, self.bias  # read once: a parametrization computes them
         if _is_seen(input, weight, bias):
@@ -127,7 +122,7 @@ class FusedGELU(nn.GELU):
     """torch.nn.GELU, whose exact form is one pass each way."""
 
     def forward(self, input: Tensor) -> Tensor:
-        replaced = nn.GELU.forward is not _FORWARD_OF_GELU or F.gelu is not _GELU
+        replaced = _watchers.is_replaced(nn.GELU, "forward") or _watchers.is_replaced(F, "gelu")
         if replaced or _is_seen(input) or self.approximate != "none":
             return super().forward(input)
         return cast(Tensor, torch.ops.gateloop.gelu(input))
