@@ -13,13 +13,10 @@ inner widths.
 Command: make experiments ARGS=associative_recall
 """
 
-from experiments.frame import ACCURACY, Experiment, Settings, Variant
+from functools import partial
+
+from experiments.frame import ACCURACY, Experiment, Variant
 from experiments.synthetic import Synthetic
-
-
-def trainer(settings: Settings) -> Synthetic:
-    return Synthetic(settings, "associative_recall")
-
 
 COMPLEX = "gate=magnitude_phase transition_bias=[-1,5]"
 
@@ -30,7 +27,7 @@ EXPERIMENT = Experiment(
     parameters=370_048,
     learning_rates=(0.001, 0.002, 0.004),
     seeds=(0, 1, 2),
-    trainer=trainer,
+    trainer=partial(Synthetic, task="associative_recall"),
     measure=ACCURACY,
     variants=(
         Variant("data", COMPLEX, "GateLoop, complex, data-controlled, max heads"),

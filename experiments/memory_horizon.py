@@ -14,13 +14,10 @@ agree within 2 per cent by the inner widths.
 Command: make experiments ARGS=memory_horizon
 """
 
-from experiments.frame import ACCURACY, Experiment, Settings, Variant
+from functools import partial
+
+from experiments.frame import ACCURACY, Experiment, Variant
 from experiments.synthetic import Synthetic
-
-
-def trainer(settings: Settings) -> Synthetic:
-    return Synthetic(settings, "memory_horizon")
-
 
 COMPLEX = "gate=magnitude_phase transition_bias=[-1,5]"
 REAL = "gate=sigmoid transition_bias=[-1,5]"
@@ -32,7 +29,7 @@ EXPERIMENT = Experiment(
     parameters=124_864,
     learning_rates=(0.004, 0.008, 0.016),
     seeds=(0, 1, 2),
-    trainer=trainer,
+    trainer=partial(Synthetic, task="memory_horizon"),
     measure=ACCURACY,
     variants=(
         Variant("data", COMPLEX, "GateLoop, complex, data-controlled"),
