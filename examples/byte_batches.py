@@ -1,5 +1,9 @@
-"""Bytes of a file as `gateloop train` takes them, for the Python twins of it: the same windows."""
+"""Bytes of a file as `gateloop train` takes them, for the Python twins of it: the same windows.
 
+With a tokenizer the numbers are its tokens instead.
+"""
+
+import codecs
 import gzip
 import lzma
 from collections.abc import Iterable
@@ -9,6 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Bytes: TypeAlias = np.ndarray[Any, Any]  # an array of uint8
+Tokens: TypeAlias = np.ndarray[Any, Any]  # an array of int32, or bytes
+
+CONTINUATIONS = bytes(range(0x80, 0xC0))  # which begin no character of UTF-8
 
 
 def read(path: Path, split: str | None) -> tuple[Bytes, Bytes]:
@@ -28,6 +35,32 @@ def read(path: Path, split: str | None) -> tuple[Bytes, Bytes]:
     return text[:train], text[train : train + valid]
 
 
+def tokenized(text: Bytes, tokenizer: Any, name: str) -> Tokens:
+    """The tokens of UTF-8, int32, without those that a model's template adds.
+
+    tokenizer: a `tokenizers.Tokenizer`. It takes pieces of about a megabyte that end with a line;
+        no token crosses from one into the next.
+    name: of the text, for the error where it is no UTF-8.
+
+    A character that a split cuts is left out.
+    """
+    whole = text.tobytes().lstrip(CONTINUATIONS)
+    try:
+        lines = codecs.getincrementaldecoder("utf-8")().decode(whole).splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{name}: a tokenizer takes UTF-8, and this is none: {error}") from error
+    pieces: list[list[str]] = [[]]
+    size = 0
+    for line in lines:
+        if size > 1 << 20:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(line)
+        size += len(line)
+    found = tokenizer.encode_batch(["".join(piece) for piece in pieces], add_special_tokens=False)
+    return np.concatenate([np.array(piece.ids, np.int32) for piece in found])
+
+
 def mix(x: int) -> int:
     """The finaliser of SplitMix64."""
     x = (x + 0x9E3779B97F4A7C15) % 2**64
@@ -36,14 +69,14 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def batch_at(text: Bytes, step: int, rows: Iterable[int], length: int, seed: int) -> Bytes:
+def batch_at(text: Tokens, step: int, rows: Iterable[int], length: int, seed: int) -> Tokens:
     """(len(rows), length + 1): these rows of what `gateloop train` takes at this step."""
     places = len(text) - length
     starts = [mix(mix(mix(seed) ^ step) ^ row) * places >> 64 for row in rows]
     return np.stack([text[start : start + length + 1] for start in starts])
 
 
-def windows(text: Bytes, count: int, length: int) -> Bytes:
+def windows(text: Tokens, count: int, length: int) -> Tokens:
     """Evenly spaced, (count or as many as there are, length + 1); always the same."""
     available = (len(text) - 1) // length
     count = min(count, available)

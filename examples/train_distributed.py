@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a GateLoop Transformer on the bytes of a file with PyTorch, in any number of processes.
+"""Trains a GateLoop Transformer on the text of a file with PyTorch, in any number of processes.
 
     torchrun --standalone --nproc-per-node 2 examples/train_distributed.py --data FILE --out DIR
 
@@ -8,6 +8,9 @@ their rows is what one computes on all. DIR gets metrics.jsonl, one object a ste
 fields, config.json and model.safetensors, which `gateloop generate` and gateloop_cpp.checkpoint
 read, and training_state.pt, from which --resume goes on in any number of processes. FILE may be
 compressed (.gz, .xz).
+
+The model reads bytes, or with --tokenizer the tokens of a tokenizer.json of Hugging Face's library
+(`pip install tokenizers`), which is then kept in DIR. Losses stay in bits per byte of the text.
 """
 
 import argparse
@@ -24,7 +27,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from byte_batches import Bytes, batch_at, read, windows
+from byte_batches import Tokens, batch_at, read, tokenized, windows
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -35,7 +38,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from gateloop_cpp import Transformer, checkpoint
+from gateloop_cpp import Transformer, checkpoint, fuse
 
 received = [0]  # the last signal
 
@@ -47,6 +50,7 @@ def parse() -> argparse.Namespace:
     flag = parser.add_argument
     flag("--data", type=Path, required=True, help="the text; any bytes")
     flag("--out", type=Path, required=True, help="the directory of the run")
+    flag("--tokenizer", type=Path, help="a tokenizer.json; default: the model reads bytes")
     flag("--resume", action="store_true", help="go on where DIR holds a checkpoint")
     flag("--shard", action="store_true", help="FSDP2 instead of DDP: a shard of the model each")
     flag("--split", help="bytes to train on, validate on: N,N (default: 90 and 5 per cent)")
@@ -56,7 +60,7 @@ def parse() -> argparse.Namespace:
     flag("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
     flag("--steps", type=int, default=1000)
     flag("--batch", type=int, default=16, help="sequences a step, of all processes together")
-    flag("--length", type=int, default=256, help="bytes a sequence")
+    flag("--length", type=int, default=256, help="bytes, or tokens, a sequence")
     flag("--learning-rate", type=float, default=4e-3, help="after the warm-up; then falls to zero")
     flag("--warmup-steps", type=int, default=100)
     flag("--clip", type=float, default=1.0, help="largest gradient norm")
@@ -120,8 +124,29 @@ def wrap(model: Transformer, options: argparse.Namespace) -> Any:
     return fully_shard(model, mp_policy=policy)
 
 
+class Text:
+    """What is trained on and validated on, as the model reads it: bytes, or tokens of them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.train: Tokens
+        self.held_out: Tokens
+        self.train, self.held_out = parts = read(options.data, options.split)
+        self.tokenizer: Any = None
+        self.num_tokens = 256
+        if options.tokenizer is not None:
+            from tokenizers import Tokenizer  # which bytes do not need
+
+            self.tokenizer = Tokenizer.from_file(str(options.tokenizer))
+            self.num_tokens = self.tokenizer.get_vocab_size()
+            name = str(options.data)
+            self.train, self.held_out = (tokenized(part, self.tokenizer, name) for part in parts)
+        # Means of each part: a loss per token becomes one per byte by them.
+        self.train_bytes_per_token = len(parts[0]) / len(self.train)
+        self.held_out_bytes_per_token = len(parts[1]) / len(self.held_out)
+
+
 def nats(model: Any, ids: Tensor, options: argparse.Namespace) -> Tensor:
-    """The sum of the next-byte cross-entropies of ids (B, T + 1)."""
+    """The sum of the next-token cross-entropies of ids (B, T + 1)."""
     low = options.dtype == "bfloat16"
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=low):
         logits = model(ids[:, :-1]).flatten(0, 1)
@@ -145,14 +170,17 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self.options, self.device = options, device
-        text, held_out = read(options.data, options.split)
-        self.text, self.held_out = text, held_out
+        self.text = Text(options)
         # The weights come from the seed alone, and are the same in every process.
         torch.manual_seed(options.seed)
         wide = torch.float64 if options.dtype == "float64" else torch.float32
         self.model = Transformer(
-            options.dim, num_tokens=256, depth=options.depth, tie_embeddings=options.tie_embeddings
+            options.dim,
+            num_tokens=self.text.num_tokens,
+            depth=options.depth,
+            tie_embeddings=options.tie_embeddings,
         ).to(device, wide)
+        fuse(self.model)
         self.wrapped = wrap(self.model, options)
         self.optimizer = torch.optim.Adam(self.model.parameters(), betas=(0.9, 0.98))
         self.step = 0
@@ -201,13 +229,15 @@ class Run:
             temporary = self.state_file.with_suffix(".tmp")
             torch.save(state, temporary)
             temporary.replace(self.state_file)
+            if self.text.tokenizer is not None:
+                self.text.tokenizer.save(str(self.options.out / "tokenizer.json"))
         if self.options.shard or dist.get_rank() == 0:
             checkpoint.save(self.model, self.options.out, overwrite=True)
 
     def elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.begin
 
-    def ids(self, windows: Bytes) -> Tensor:
+    def ids(self, windows: Tokens) -> Tensor:
         return torch.from_numpy(windows).to(self.device, torch.int64)
 
     def update(self) -> dict[str, float]:
@@ -215,7 +245,7 @@ class Run:
         start = time.perf_counter()
         rows = options.batch // processes
         mine = range(rank * rows, (rank + 1) * rows)
-        ids = self.ids(batch_at(self.text, self.step, mine, options.length, options.seed))
+        ids = self.ids(batch_at(self.text.train, self.step, mine, options.length, options.seed))
         loss = nats(self.wrapped, ids, options) / (rows * options.length)
         loss.backward()
         # A signal to one process stops all after the same step.
@@ -233,7 +263,7 @@ class Run:
         self.optimizer.zero_grad()
         return {
             "step": self.step,
-            "train_bits_per_byte": mean / math.log(2),
+            "train_bits_per_byte": mean / math.log(2) / self.text.train_bytes_per_token,
             "learning_rate": rate,
             "gradient_norm": float(norm.full_tensor() if options.shard else norm),
             "tokens_per_second": options.batch * options.length / (time.perf_counter() - start),
@@ -242,14 +272,15 @@ class Run:
     @torch.no_grad()
     def validate(self, count: int) -> float:
         """Bits per byte of so many windows, of which each process reads its part."""
-        whole = windows(self.held_out, count, self.options.length)
+        whole = windows(self.text.held_out, count, self.options.length)
         # 64 windows at a time: the logits of more would fill the memory. Shards are gathered for a
         # process without windows too.
         passes = -(-len(whole) // (64 * dist.get_world_size()))
         parts = torch.tensor_split(self.ids(whole), passes * dist.get_world_size())
         mine = parts[dist.get_rank() :: dist.get_world_size()]
         found = sum(float(nats(self.wrapped, part, self.options)) for part in mine)
-        return total(self.device, found)[0] / (whole.size - len(whole)) / math.log(2)
+        predicted = (whole.size - len(whole)) * self.text.held_out_bytes_per_token  # in bytes
+        return total(self.device, found)[0] / predicted / math.log(2)
 
 
 class Log:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from byte_batches import batch_at, mix, read, windows
+from byte_batches import batch_at, mix, read, tokenized, windows
 
 import gateloop_cpp
 from gateloop_cpp import checkpoint
@@ -188,6 +188,60 @@ def test_the_cpp_trainer_trains_the_same(folder: Path, build_dir: Path) -> None:
         # float32 through twelve steps.
         expected = pytest.approx([line[name] for line in theirs], rel=1e-4)
         assert [line[name] for line in ours] == expected, name
+
+
+def test_tokens_of_a_tokenizer_are_trained_on(folder: Path) -> None:
+    """Bits per byte, one process as two, and a checkpoint from which tokens are drawn."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train([str(folder / "text")], trainer)
+    tokenizer.save(str(folder / "tokens.json"))
+    common = ("--tokenizer", "tokens.json", "--steps", "20", "--dtype", "float64", "--length", "24")
+    for processes in (1, 2):
+        run(processes, folder, f"tokens-{processes}", *common)
+    ours, theirs = (metrics(folder / f"tokens-{processes}") for processes in (1, 2))
+    assert_same_losses(ours, theirs)
+
+    read_back = tokenizers.Tokenizer.from_file(str(folder / "tokens-2" / "tokenizer.json"))
+    train, held_out = read(folder / "text", None)
+    tokens = tokenized(held_out, read_back, "text")
+    assert read_back.decode(tokens.tolist()).encode() == held_out.tobytes()
+    # Before the first update 300 tokens are about as likely as each other.
+    per_token = len(train) / len(tokenized(train, read_back, "text"))
+    assert per_token > 1.5
+    assert ours[0]["train_bits_per_byte"] == pytest.approx(np.log2(300) / per_token, rel=0.1)
+
+    model = checkpoint.load(folder / "tokens-2")
+    assert model.options["num_tokens"] == 300
+    rows = torch.from_numpy(windows(tokens, 4096, 24)).long()
+    with torch.no_grad():
+        logits = model(rows[:, :-1]).flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, rows[:, 1:].flatten())
+    bits = float(loss) / np.log(2) * len(tokens) / len(held_out)
+    assert ours[-1]["final_validation_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    prompt = torch.tensor([read_back.encode("7 times").ids])
+    drawn = model.generate(prompt, 8)
+    assert drawn.numel() and drawn.max() < 300
+    assert isinstance(read_back.decode(drawn[0].tolist()), str)
+
+
+def test_long_texts_are_tokenized_in_pieces_of_lines() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"a": 0, "b": 1}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "a"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    text = np.frombuffer(b"a b\n" * 700_000, np.uint8)  # three pieces
+    np.testing.assert_array_equal(tokenized(text, tokenizer, "text"), np.tile([0, 1], 700_000))
+    cut = np.frombuffer("äa bä".encode()[1:-1], np.uint8)
+    np.testing.assert_array_equal(tokenized(cut, tokenizer, "text"), [0, 1])
+    with pytest.raises(SystemExit, match=r"text: a tokenizer takes UTF-8, .* position 0"):
+        tokenized(np.array([255], np.uint8), tokenizer, "text")
 
 
 def test_batches_and_windows(tmp_path: Path) -> None:
