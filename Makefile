@@ -18,7 +18,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Variables:"
-	@echo "  DATA=PATH     train on this file or folder (compressed too) instead of the corpus in data/"
+	@echo "  DATA='PATH …' train on these files and folders (compressed too) instead of the corpus in data/"
 	@echo "  MINUTES=N     how long to train (default: what the preset says)"
 	@echo "  PROCESSES=N   train in N processes that share each step (default: 1)"
 	@echo "  PRESET=NAME   quick (default) or enwik8"

@@ -6,6 +6,7 @@ sampled from. Flags that this script does not know go to 'gateloop train' as the
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -44,6 +45,23 @@ def shown(path: Path) -> str:
     path = path.resolve()
     text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     return f"./{text}" if text.startswith("-") else text
+
+
+def exists(path: str) -> bool:
+    try:
+        return path != "" and Path(path).exists()
+    except OSError:  # several paths, too long for the name of one
+        return False
+
+
+def paths_of(data: str) -> list[Path]:
+    """One path, or several as words for the shell where not the whole but one of them is there."""
+    if not exists(data):
+        with contextlib.suppress(ValueError):  # a quote that is part of a name
+            words = shlex.split(data)
+            if any(map(exists, words)):
+                return [Path(word) for word in words]
+    return [Path(data)]
 
 
 def launcher(processes: int) -> list[str]:
@@ -99,19 +117,19 @@ def is_finished(run: Path) -> bool:
 
 
 def train(options: argparse.Namespace, run: Path, flags: list[str]) -> int:
-    data = Path(options.data) if options.data else None
+    data = paths_of(options.data) if options.data else []
     arguments = ["train", "--out", shown(run)]
     if (run / "config.json").exists() and "--overwrite" not in flags:
         say(f"{shown(run)} holds an unfinished run: going on with it")
         arguments.append("--resume")
     else:
         arguments += ["--preset", options.preset]
-        data = data or next((c for c in CORPORA if c.exists()), None)
-        if data is None:
+        data = data or [c for c in CORPORA if c.exists()][:1]
+        if not data:
             print("train: there is no text in data/: run 'make corpus' first", file=sys.stderr)
             return 1
     if data:
-        arguments += ["--data", shown(data)]
+        arguments += ["--data", *map(shown, data)]
     if options.minutes:
         arguments += ["--minutes", options.minutes]
     return gateloop(*arguments, *flags, processes=options.processes)
@@ -142,7 +160,9 @@ def main() -> int:
             stream.reconfigure(errors="surrogateescape")
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--preset", default="quick", help="quick (default) or enwik8")
-    parser.add_argument("--data", help="train on this file or folder (default: what is in data/)")
+    parser.add_argument(
+        "--data", help="train on these files and folders, words for a shell (default: data/)"
+    )
     parser.add_argument("--minutes", help="how long (default: what the preset says)")
     parser.add_argument("--out", type=Path, help="where the model goes (default: runs/PRESET)")
     parser.add_argument("--processes", type=int, default=1, help="share each step among so many")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,8 @@ def test_commands_that_train_prints_work_as_they_are(
 def test_make_train_takes_names_as_they_are(train: Train, tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     options = ("--data=my text", "--out=it's a $run")
+    (tmp_path / "my").touch()
+    (tmp_path / "my text").touch()  # one path
     train(*options)
     command = re.search(r"train anew: (.*)", train(*options).stdout)
     assert command
@@ -185,6 +188,31 @@ def test_make_train_takes_names_as_they_are(train: Train, tmp_path: Path) -> Non
     assert called(result)[:1] == [
         "train --out it's a $run --preset quick --data my text --overwrite"
     ], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "paths"),
+    [
+        ("my text", ["my text"]),
+        ("books notes.txt", ["books", "notes.txt"]),
+        ("books gone", ["books", "gone"]),  # which gateloop names
+        ("'my text' books", ["my text", "books"]),
+        ("it's gone", ["it's gone"]),
+        ("all gone", ["all gone"]),
+        ("books " * 900, ["books"] * 900),  # longer than any path
+    ],
+)
+def test_make_train_takes_several_paths(
+    train: Train, tmp_path: Path, data: str, paths: list[str]
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("my text", "books", "notes.txt"):
+        (tmp_path / name).touch()
+    script = '#!/usr/bin/env bash\nprintf "<%s>" "$@"\necho\n'
+    executable(tmp_path / "build" / "release" / "gateloop", script)
+    result = pasted(f"make train --assume-old=build DATA={shlex.quote(data)}", tmp_path)
+    given = "".join(f"<{path}>" for path in paths)
+    assert f"<--preset><quick><--data>{given}\n" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(
