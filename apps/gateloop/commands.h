@@ -25,6 +25,7 @@ class UsageError : public std::runtime_error {
 void become_other_program(int argc, char** argv);
 void add_commands(CLI::App& app);
 
+void add_train_command(CLI::App& app);
 void add_evaluate_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_info_command(CLI::App& app);

@@ -1,4 +1,5 @@
-// The commands of gateloop: those that read models, and train, which is another program.
+// The commands of gateloop: those that read models, and train, which is another program. So is
+// evaluate in several processes.
 #include <unistd.h>
 
 #include <cstdlib>
@@ -19,16 +20,32 @@ void limit_spinning() {
   if (::getenv("OMP_WAIT_POLICY") == nullptr) ::setenv("GOMP_SPINCOUNT", "3000", /*overwrite=*/0);
 }
 
+/// Whether a launcher has started this process and others. What is wrong in its variables the other
+/// program says: distributed::launch_from_environment() reads them.
+bool is_one_of_several() {
+  const auto variable = [](const char* name) {
+    const char* value = ::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  if (!variable("RANK").empty() || !variable("WORLD_SIZE").empty())
+    return variable("WORLD_SIZE") != "1";
+  const std::string tasks = variable("SLURM_STEP_NUM_TASKS");
+  return !variable("SLURM_PROCID").empty() && !tasks.empty() && tasks != "1";
+}
+
 }  // namespace
 
 void become_other_program(int argc, char** argv) {
-  if (argc < 2 || argv[1] != std::string("train")) return;
+  const std::string command = argc < 2 ? "" : argv[1];
+  if (command != "train" && (command != "evaluate" || !is_one_of_several())) return;
   limit_spinning();
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
   const auto trainer = program.parent_path() / "gateloop-train";
   ::execv(trainer.c_str(), argv);
-  throw std::runtime_error("cannot run " + trainer.string() +
-                           ": the trainer is built where libtorch is (GATELOOP_TORCH)");
+  throw std::runtime_error(
+      "cannot run " + trainer.string() +
+      ": it is built where libtorch is (GATELOOP_TORCH), and trains, and evaluates in "
+      "several processes");
 }
 
 void add_commands(CLI::App& app) {

@@ -1,8 +1,6 @@
 #include <malloc.h>
 #include <torch/torch.h>
 
-#include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -18,6 +16,7 @@
 #include "gateloop/nn/runtime_model.h"
 #include "gateloop/training.h"
 #include "output.h"
+#include "processes.h"
 #include "train_flags.h"
 
 namespace gateloop::app {
@@ -178,16 +177,6 @@ training::Start choose_start(TrainFlags& flags, const distributed::Communicator&
   return training::Start::kNew;
 }
 
-distributed::JoinOptions join_options(const TrainFlags& flags) {
-  distributed::JoinOptions options;
-  options.on_wait = [](const std::string& text) {
-    std::fprintf(stderr, "gateloop: %s\n", text.c_str());
-  };
-  options.backend = flags.backend;
-  options.timeout = std::chrono::seconds(flags.timeout);
-  return options;
-}
-
 /// As `flags` say on process 0, but for what is this process's own: its device and threads.
 RunConfig agreed_config(const TrainFlags& flags, const distributed::Communicator& communicator) {
   RunConfig own;
@@ -227,39 +216,20 @@ training::Result train(TrainFlags flags, const distributed::Communicator& commun
   return training::train(std::move(config), corpus, flags.dir(), start, sample, {}, communicator);
 }
 
-void train(const std::string& program, const TrainFlags& flags) {
-  // A reader of our output that goes away must not end the run.
-  std::signal(SIGPIPE, SIG_IGN);
+void run(const std::string& program, const TrainFlags& flags) {
   training::Result result;
   corpus::Sources sources;
-  distributed::Communicator communicator;
-  try {
-    const distributed::Launch launch = distributed::launch_from_environment();
-    communicator = distributed::Communicator::join(launch, join_options(flags));
-    communicator.report_failures([&] { result = train(flags, communicator, sources); });
-  } catch (const std::invalid_argument& error) {
-    throw UsageError(error.what());
-  }
+  const auto communicator =
+      work_together(flags.backend, flags.timeout, [&](const distributed::Communicator& processes) {
+        result = train(flags, processes, sources);
+      });
   if (communicator.is_main()) print_end(program, flags.dir(), result, sources);
   if (result.signal != 0) throw CLI::RuntimeError(128 + result.signal);
 }
 
-/// The first line of `text`: libtorch's errors carry a page of detail after it.
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
-
-void run(const std::string& program, const TrainFlags& flags) {
-  try {
-    train(program, flags);
-  } catch (const c10::Error& error) {
-    throw std::runtime_error(first_line(error.what_without_backtrace()));
-  }
-}
-
 }  // namespace
 
-void become_other_program(int, char**) {}
-
-void add_commands(CLI::App& app) {
+void add_train_command(CLI::App& app) {
   auto flags = std::make_shared<TrainFlags>();
   auto* command = app.add_subcommand(
       "train",

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "commands.h"
+#include "process_flags.h"
 
 namespace gateloop::app {
 
@@ -312,20 +313,12 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command
       .add_flag("--overwrite", flags.overwrite, "Remove the run that --out holds, and start anew")
       ->excludes(resume);
-  constexpr const char* kProcesses = "Several processes (started by torchrun or srun)";
   command
       .add_option("--backend", flags.backend, "auto: nccl between CUDA devices, else gloo [auto]")
       ->check(CLI::IsMember({"auto", "gloo", "nccl"}))
       ->type_name("auto|gloo|nccl")
       ->group(kProcesses);
-  command
-      .add_option(
-          "--timeout", flags.timeout,
-          "Seconds that a process waits for another before all end with an error; more than "
-          "process 0 takes to validate, sample and save [600]")
-      ->check(CLI::Range(1, 1'000'000))
-      ->type_name("SECONDS")
-      ->group(kProcesses);
+  add_timeout_flag(command, flags.timeout, "process 0 takes to validate, sample and save");
   flags.overrides = std::make_shared<Overrides>(command);
   flags.overrides->group(kProcesses);
   add_process_flags(*flags.overrides);

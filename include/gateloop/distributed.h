@@ -77,6 +77,9 @@ class Communicator {
   /// `tensor` of process `from` is copied to that of process 0.
   void send_to_main(const torch::Tensor& tensor, int from) const;
 
+  /// Of these processes' group, as gateloop/distributed_ops.h takes it; empty of one process.
+  std::string time_group() const;
+
   /// A note that outlives these processes where their launcher keeps the store (torchrun): those
   /// that it starts in their place read it. Empty where there is none.
   void leave_note(const std::string& name, const std::string& text) const;

@@ -1,7 +1,7 @@
 #pragma once
 
-/// Bits per byte of a text under a model in training, in windows. A saved model is read faster by
-/// runtime::evaluate, which computes the same windows and a stream that carries its state.
+/// Bits per byte of a text: under a model in training, in windows, and under a saved one by several
+/// processes. In one, runtime::evaluate reads a saved model faster than its modules would.
 #include <torch/torch.h>
 
 #include <cstdint>
@@ -49,5 +49,22 @@ std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t lengt
 Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text,
                        const EvaluationOptions& options = {},
                        const distributed::Communicator& communicator = {});
+
+/// What runtime::evaluate(session, text, options) returns, up to rounding, from all processes of
+/// `communicator`. Each calls it with the same model, text and options, and has the result.
+///
+/// A process reads whole windows, or documents, one part of them of as many bytes as the others'.
+/// What is longer than `bytes_at_once` bytes a process is read by all together, where the model has
+/// no full attention: in blocks of so many bytes, of which each process reads a part, and the state
+/// goes on from block to block. That takes the modules of the session's model, which `modules`
+/// returns; it is called for such a text alone.
+///
+/// Throws as runtime::evaluate(). `progress` is given the bytes that this process has read, alone
+/// or with the others.
+Score evaluate_over_processes(runtime::Session& session,
+                              const std::function<nn::Transformer()>& modules,
+                              std::span<const std::uint8_t> text,
+                              const runtime::EvaluateOptions& options,
+                              const distributed::Communicator& communicator);
 
 }  // namespace gateloop::training

@@ -163,6 +163,22 @@ struct EvaluateOptions {
 GATELOOP_RUNTIME_API Score evaluate(Session& session, std::span<const std::uint8_t> text,
                                     const EvaluateOptions& options = {});
 
+/// Bytes of a text that are read from the start of a state; each predicts the byte after it.
+struct Stretch {
+  std::int64_t start = 0;
+  std::int64_t length = 0;
+};
+
+/// What evaluate() reads: all of a text but its last byte, in its order, cut after every `window`
+/// bytes and before each separator. Throws as evaluate() for a text or a window of another size.
+GATELOOP_RUNTIME_API std::vector<Stretch> stretches(std::span<const std::uint8_t> text,
+                                                    const EvaluateOptions& options);
+
+/// evaluate() of some of the stretches of a text. `progress` counts their bytes.
+GATELOOP_RUNTIME_API Score evaluate_stretches(Session& session, std::span<const std::uint8_t> text,
+                                              std::vector<Stretch> stretches,
+                                              const EvaluateOptions& options = {});
+
 /// Writes the models of `from` in another format to the directory `to`, which is made.
 GATELOOP_RUNTIME_API void quantize(const std::filesystem::path& from,
                                    const std::filesystem::path& to, Format format);

@@ -1,5 +1,7 @@
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
+#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
@@ -28,11 +30,21 @@ c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch,
   });
 }
 
+/// No other group of this process has it.
+std::string new_group_name() {
+  static std::atomic<int> groups = 0;
+  return "gateloop-" + std::to_string(groups++);
+}
+
 torch::Tensor tensor_of(const std::vector<double>& numbers) {
   return torch::tensor(numbers, torch::kFloat64);
 }
 
 }  // namespace
+
+Communicator::Connection::~Connection() {
+  if (!group_name.empty()) c10d::unregister_process_group(group_name);
+}
 
 Communicator Communicator::join(const Launch& launch, const JoinOptions& options) {
   if (options.backend != "auto" && options.backend != "gloo" && options.backend != "nccl") {
@@ -66,6 +78,9 @@ Communicator Communicator::join(const Launch& launch, const JoinOptions& options
     } else if (has_cuda) {
       group.setBackend(torch::kCUDA, ProcessGroup::BackendType::GLOO, gloo);
     }
+    const std::string name = new_group_name();
+    c10d::register_process_group(name, connection->group);
+    connection->group_name = name;
     Communicator communicator;
     communicator.connection_ = std::move(connection);
     return communicator;
@@ -155,6 +170,10 @@ void Communicator::send_to_main(const torch::Tensor& tensor, int from) const {
   (is_main() ? connection_->group->recv(message, from, kTag)
              : connection_->group->send(message, 0, kTag))
       ->wait();
+}
+
+std::string Communicator::time_group() const {
+  return connection_ ? connection_->group_name : std::string();
 }
 
 void Communicator::leave_note(const std::string& name, const std::string& text) const {

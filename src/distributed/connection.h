@@ -14,10 +14,16 @@
 namespace gateloop::distributed {
 
 struct Communicator::Connection {
+  Connection() = default;
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  ~Connection();
+
   Launch launch;
   c10::intrusive_ptr<c10d::Store> launch_store;  // of the launcher or of process 0
   c10::intrusive_ptr<c10d::Store> store;         // the same, under keys of these processes' life
   c10::intrusive_ptr<c10d::ProcessGroup> group;
+  std::string group_name;  // in c10d's registry, which does not own the group
 };
 
 using Backend = c10::intrusive_ptr<c10d::Backend>;

@@ -37,6 +37,14 @@ TensorLists Gathering::wait() {
   return all;
 }
 
+at::Tensor of_last_rank(c10d::ProcessGroup& group, const at::Tensor& tensor) {
+  std::vector<at::Tensor> message = {tensor.contiguous()};
+  c10d::BroadcastOptions options;
+  options.rootRank = group.getSize() - 1;
+  if (tensor.numel() > 0) group.broadcast(message, options)->wait();
+  return message[0];
+}
+
 c10::intrusive_ptr<c10d::ProcessGroup> find_group(const char* op, const std::string& name) {
   try {
     return c10d::resolve_process_group(name);

@@ -27,6 +27,9 @@ class Gathering {
   c10::intrusive_ptr<c10d::Work> work_;
 };
 
+/// `tensor` of the last rank; on the others its shape and dtype count alone.
+at::Tensor of_last_rank(c10d::ProcessGroup& group, const at::Tensor& tensor);
+
 /// Throws c10::Error naming `op` where no group of this name is registered.
 c10::intrusive_ptr<c10d::ProcessGroup> find_group(const char* op, const std::string& name);
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "distributed/group.h"
 #include "gateloop/distributed_ops.h"
 #include "nn/common.h"
 #include "nn/kv_cache.h"
@@ -64,10 +65,10 @@ CausalFullAttentionImpl::CausalFullAttentionImpl(std::int64_t dim, const model::
 Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state,
                                         const Packing& packing) {
   check_sequence(kCausalFullAttention, x, dim_);
-  check_packing(kCausalFullAttention, "x", x, packing, state != nullptr);
-  const auto& group = packing.time_group;
-  const auto begin = group.empty() ? 0 : steps_before_block(x, packing);
-  const auto places = Places::of(packing, x, begin);
+  check_packing(kCausalFullAttention, "x", x, packing);
+  if (!packing.time_group.empty()) check_blocks(packing);
+  const auto extent = Extent::of(kCausalFullAttention, x, packing);
+  const auto places = Places::of(packing, x, extent.before);
   TORCH_CHECK(!places || !state, kCausalFullAttention,
               ": state must be null with cu_seqlens or mask, got one at position ",
               state ? state->position : 0);
@@ -78,7 +79,7 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   };
   auto q = split(qkv[0]), k = split(qkv[1]), v = split(qkv[2]);  // (B, T, H, D)
 
-  const auto position = state ? state->position : begin;
+  const auto position = (state ? state->position : 0) + extent.before;
   if (rotary_emb_) {
     const auto angles =
         places ? rotary_emb_->angles(places->position) : rotary_emb_->angles(position, x.size(1));
@@ -92,25 +93,24 @@ Tensor CausalFullAttentionImpl::forward(const Tensor& x, Ablation ablation, Mixe
   }
 
   q = q.transpose(1, 2), k = k.transpose(1, 2), v = v.transpose(1, 2);  // (B, H, T, D)
-  if (state) {
-    if (spec_.window) {
-      k = append_to_window(state->keys, position, k, *spec_.window);
-      v = append_to_window(state->values, position, v, *spec_.window);
-    } else {
-      k = append(state->keys, position, k);
-      v = append(state->values, position, v);
-    }
-    state->position += x.size(1);
+  if (!packing.time_group.empty()) {
+    std::tie(k, v) = with_steps_before(k, v, state, extent.all, packing.time_group);
+  } else if (state && spec_.window) {
+    k = append_to_window(state->keys, position, k, *spec_.window);
+    v = append_to_window(state->values, position, v, *spec_.window);
+  } else if (state) {
+    k = append(state->keys, position, k);
+    v = append(state->values, position, v);
   }
-  if (!group.empty()) std::tie(k, v) = with_steps_before(k, v, group);
+  if (state) state->position += extent.all;
   Tensor out;
   if (!places) {
     out = attend(q, k, v);
-  } else if (group.empty()) {
+  } else if (packing.time_group.empty()) {
     out = attend_within(q, k, v, *places, /*blocks=*/packing.cu_seqlens.has_value());
   } else {
     const auto past = k.size(2) - q.size(2);
-    const auto of_all = Places::of(packing, k.transpose(1, 2), begin - past);
+    const auto of_all = Places::of(packing, k.transpose(1, 2), extent.before - past);
     out = attend_in_blocks(q, k, v, of_all->sequence[0]);
   }
   out = out.transpose(1, 2).flatten(-2);
@@ -140,29 +140,50 @@ Tensor CausalFullAttentionImpl::attend(const Tensor& q, const Tensor& k, const T
   return weigh(q, k, v, seen.tril(past).triu(past - window + 1));
 }
 
-/// How many steps come before x (B, T, dim), a block over a time group.
-std::int64_t CausalFullAttentionImpl::steps_before_block(const Tensor& x,
-                                                         const Packing& packing) const {
+void CausalFullAttentionImpl::check_blocks(const Packing& packing) const {
   TORCH_CHECK(spec_.window, kCausalFullAttention,
               ": time_group must be empty for attention without a window, which would gather all "
               "steps, got '",
               packing.time_group, "'");
   TORCH_CHECK(!packing.mask, kCausalFullAttention, ": mask must be absent over a time_group, got ",
               packing.mask->sizes());
-  return std::get<1>(
-      time_sharded::steps_before(x.narrow(1, 0, 0), x.size(1), 0, packing.time_group));
 }
 
-/// k, v (B, H, T, D) behind those of the window - 1 steps before this block.
+/// k, v (B, H, T, D) behind those of the window - 1 steps before this block; with `state`, steps of
+/// earlier calls too. `state` then has the last steps of `all_steps` in all blocks.
 std::pair<Tensor, Tensor> CausalFullAttentionImpl::with_steps_before(
-    const Tensor& k, const Tensor& v, const std::string& group) const {
-  const auto time = k.size(2), steps = *spec_.window - 1, own = std::min(time, steps);
+    Tensor k, Tensor v, MixerState* state, std::int64_t all_steps, const std::string& name) const {
+  const auto steps = *spec_.window - 1;
   if (steps == 0) return {k, v};
-  const auto last = at::cat({k.narrow(2, time - own, own), v.narrow(2, time - own, own)}, 1);
+  const auto group = distributed::find_group(kCausalFullAttention, name);
+  const auto rank = group->getRank(), last_rank = group->getSize() - 1;
+  std::int64_t kept = 0;
+  if (state) {
+    kept = check_window(state->keys, state->position, k, *spec_.window);
+    check_window(state->values, state->position, v, *spec_.window);
+  }
+  if (kept > 0 && rank == 0) {
+    k = at::cat({state->keys.to(k.scalar_type()), k}, 2);
+    v = at::cat({state->values.to(v.scalar_type()), v}, 2);
+  }
+  const auto last_of = [](const Tensor& t, std::int64_t count) {
+    return t.narrow(2, t.size(2) - count, count);
+  };
+  const auto time = k.size(2), own = std::min(time, steps);
+  const auto last = at::cat({last_of(k, own), last_of(v, own)}, 1);
   const auto before = std::get<0>(
-      time_sharded::steps_before(last.transpose(1, 2), time, steps, group));  // (B, n, 2 H, D)
+      time_sharded::steps_before(last.transpose(1, 2), time, steps, name));  // (B, n, 2 H, D)
   const auto of_both = before.transpose(1, 2).chunk(2, 1);
-  return {at::cat({of_both[0], k}, 2), at::cat({of_both[1], v}, 2)};
+  k = at::cat({of_both[0], k}, 2), v = at::cat({of_both[1], v}, 2);
+  if (state) {
+    const auto next = std::min(kept + all_steps, steps);
+    const auto known = rank == last_rank ? next : 0;
+    auto ends = at::cat({last_of(k, known), last_of(v, known)}, 1).detach();
+    if (rank != last_rank) ends = ends.new_empty({ends.size(0), ends.size(1), next, ends.size(3)});
+    const auto of_state = distributed::of_last_rank(*group, ends).chunk(2, 1);
+    state->keys = of_state[0].clone(), state->values = of_state[1].clone();
+  }
+  return {k, v};
 }
 
 /// attend() of q, k, v (B, H, T, D) within sequences, whose steps lie together if `blocks`. With a

@@ -72,11 +72,11 @@ GateLoopedAttentionImpl::GateLoopedAttentionImpl(std::int64_t dim, const model::
 Tensor GateLoopedAttentionImpl::forward(const Tensor& x, Ablation ablation, MixerState* state,
                                         const Packing& packing) {
   check_sequence(kGateLoopedAttention, x, dim_);
-  check_packing(kGateLoopedAttention, "x", x, packing, state != nullptr);
+  check_packing(kGateLoopedAttention, "x", x, packing);
   const auto in = cast_once(x);
   auto y = spec_.has_max_heads() ? max_heads(in, ablation, state, packing)
                                  : wide_heads(in, ablation, state, packing);
-  if (state) state->position += x.size(1);
+  if (state) state->position += Extent::of(kGateLoopedAttention, x, packing).all;
   if (sub_ln_) y = sub_ln_(y);
   if (to_gates_) y = ops::swish_gate(to_gates_(in), y);
   return to_out_ ? to_out_(y) : y;

@@ -63,8 +63,8 @@ torch::Tensor append(torch::Tensor& cache, std::int64_t position, const torch::T
   return cache.narrow(2, 0, length).to(fresh.scalar_type());
 }
 
-torch::Tensor append_to_window(torch::Tensor& cache, std::int64_t position,
-                               const torch::Tensor& fresh, std::int64_t window) {
+std::int64_t check_window(const torch::Tensor& cache, std::int64_t position,
+                          const torch::Tensor& fresh, std::int64_t window) {
   const auto kept = std::min(position, window - 1);
   TORCH_CHECK(kept == 0 || (cache.defined() && cache.dim() == 4 && cache.size(2) == kept &&
                             cache.size(0) == fresh.size(0) && cache.size(1) == fresh.size(1) &&
@@ -72,6 +72,12 @@ torch::Tensor append_to_window(torch::Tensor& cache, std::int64_t position,
               "CausalFullAttention: state must hold ", kept, " keys of ", fresh.size(0),
               " sequences at position ", position, " in a window of ", window, ", got ",
               cache.defined() ? c10::str(cache.sizes()) : "nothing");
+  return kept;
+}
+
+torch::Tensor append_to_window(torch::Tensor& cache, std::int64_t position,
+                               const torch::Tensor& fresh, std::int64_t window) {
+  const auto kept = check_window(cache, position, fresh, window);
   const auto all = kept == 0 ? fresh : at::cat({cache.to(fresh.scalar_type()), fresh}, 2);
   const auto next = std::min(all.size(2), window - 1);
   cache = all.narrow(2, all.size(2) - next, next).detach().clone();

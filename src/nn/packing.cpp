@@ -26,16 +26,28 @@ Places places_of_padded(const Tensor& mask) {
 
 }  // namespace
 
-void check_packing(const char* module, const char* name, const Tensor& x, const Packing& packing,
-                   bool has_state) {
-  const bool sharded = !packing.time_group.empty();
-  TORCH_CHECK(!sharded || !has_state, module, ": state must be null over a time_group, got one");
+void check_packing(const char* module, const char* name, const Tensor& x, const Packing& packing) {
   ops::check_cu_seqlens(module, name, x, packing.cu_seqlens);
   ops::check_mask(module, name, x, packing.mask, packing.cu_seqlens);
   // Of the whole, whose length the recurrences gather.
-  if (!sharded && ops::is_given(packing.cu_seqlens) && packing.cu_seqlens->is_cpu()) {
+  if (packing.time_group.empty() && ops::is_given(packing.cu_seqlens) &&
+      packing.cu_seqlens->is_cpu()) {
     ops::sequence_offsets(module, packing.cu_seqlens, x.size(1));
   }
+}
+
+Extent Extent::of(const char* module, const Tensor& x, const Packing& packing) {
+  if (packing.time_group.empty()) return {.before = 0, .all = x.size(1)};
+  const auto group = distributed::find_group(module, packing.time_group);
+  const Tensor time = at::full({}, x.size(1), x.options().dtype(torch::kLong));
+  Extent extent;
+  int rank = 0;
+  for (const auto& block : distributed::Gathering(*group, {time}).wait()) {
+    const auto steps = block[0].item().toLong();
+    if (rank++ < group->getRank()) extent.before += steps;
+    extent.all += steps;
+  }
+  return extent;
 }
 
 std::optional<Places> Places::of(const Packing& packing, const Tensor& x, std::int64_t begin) {

@@ -10,10 +10,18 @@
 
 namespace gateloop::nn {
 
-/// Throws c10::Error where what is given does not fit x (B, T, ...), which the module calls `name`,
-/// or where there is a state over a time group.
+/// Throws c10::Error where what is given does not fit x (B, T, ...), which the module calls `name`.
 void check_packing(const char* module, const char* name, const torch::Tensor& x,
-                   const Packing& packing, bool has_state);
+                   const Packing& packing);
+
+/// How many steps the sequence of x (B, T, ...) has in earlier blocks, and in all blocks; without a
+/// time group 0 and T.
+struct Extent {
+  std::int64_t before = 0;
+  std::int64_t all = 0;
+
+  static Extent of(const char* module, const torch::Tensor& x, const Packing& packing);
+};
 
 /// Of each step, (B, T) int64. Steps of padding are sequences of their own, numbered below zero.
 struct Places {

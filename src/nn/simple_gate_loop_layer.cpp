@@ -36,7 +36,7 @@ Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) { return forward_packed
 
 Tensor SimpleGateLoopLayerImpl::forward_packed(const Tensor& x, const Packing& packing) {
   check_sequence(kSimpleGateLoopLayer, x, dim_);
-  check_packing(kSimpleGateLoopLayer, "x", x, packing, /*has_state=*/false);
+  check_packing(kSimpleGateLoopLayer, "x", x, packing);
   return run(x, std::nullopt, packing).y;
 }
 
@@ -52,7 +52,7 @@ SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
 Tensor SimpleGateLoopLayerImpl::advance(const Tensor& x, Tensor& state, const Packing& packing) {
   check_not_reversed();
   check_sequence(kSimpleGateLoopLayer, x, dim_);
-  check_packing(kSimpleGateLoopLayer, "x", x, packing, /*has_state=*/true);
+  check_packing(kSimpleGateLoopLayer, "x", x, packing);
   std::optional<Tensor> initial;
   if (state.defined()) initial = state;
   const auto steps = run(x, initial, packing);

@@ -63,7 +63,7 @@ TransformerImpl::TransformerImpl(TransformerOptions options)
 Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
                                 std::optional<Ablation> ablation, const Packing& packing) {
   check_ids(ids, spec_.num_tokens);
-  check_packing(kTransformer, "ids", ids, packing, state != nullptr);
+  check_packing(kTransformer, "ids", ids, packing);
   if (state && state->empty()) state->resize(layers_->size());
   TORCH_CHECK(!state || state->size() == layers_->size(), kTransformer,
               ": state must have one entry for each of ", layers_->size(), " layers, got ",

@@ -14,15 +14,19 @@ namespace {
   throw std::invalid_argument("evaluate: " + problem);
 }
 
-void check(std::span<const std::uint8_t> text, std::int64_t num_tokens,
-           const EvaluateOptions& options) {
+void check_cuts(std::span<const std::uint8_t> text, const EvaluateOptions& options) {
   if (options.window < 0)
     refuse("window must be at least 0, got " + std::to_string(options.window));
-  if (options.bytes_at_once < 1)
-    refuse("bytes_at_once must be positive, got " + std::to_string(options.bytes_at_once));
   if (text.size() < 2)
     refuse("text must have at least 2 bytes, one to read and one to predict, got " +
            std::to_string(text.size()));
+}
+
+void check(std::span<const std::uint8_t> text, std::int64_t num_tokens,
+           const EvaluateOptions& options) {
+  check_cuts(text, options);
+  if (options.bytes_at_once < 1)
+    refuse("bytes_at_once must be positive, got " + std::to_string(options.bytes_at_once));
   const std::int64_t largest = *std::max_element(text.begin(), text.end());
   if (largest >= num_tokens)
     refuse("bytes of the text must be in [0, " + std::to_string(num_tokens) + "), got " +
@@ -36,30 +40,6 @@ double surprise(std::span<const float> logits, std::int64_t id) {
   double sum = 0;
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - most);
   return most + std::log(sum) - static_cast<double>(logits[static_cast<std::size_t>(id)]);
-}
-
-/// Bytes that are read from the start of a state; each predicts the byte after it.
-struct Stretch {
-  std::int64_t start = 0;
-  std::int64_t length = 0;
-};
-
-/// All of a text but its last byte: cut every `window` bytes and before each separator.
-std::vector<Stretch> stretches_of(std::span<const std::uint8_t> text,
-                                  const EvaluateOptions& options) {
-  const std::int64_t total = std::ssize(text) - 1;
-  const std::int64_t window = options.window == 0 ? total : options.window;
-  std::vector<Stretch> stretches;
-  for (std::int64_t start = 0; start < total;) {
-    std::int64_t end = std::min(total, (start / window + 1) * window);
-    if (options.separator) {
-      end = std::find(text.begin() + start + 1, text.begin() + end, *options.separator) -
-            text.begin();
-    }
-    stretches.push_back({start, end - start});
-    start = end;
-  }
-  return stretches;
 }
 
 /// The sum of the surprise of the bytes after those at `begin` .. `begin` + `length` - 1 of each
@@ -86,10 +66,39 @@ double Score::bits_per_byte() const {
   return nats / (static_cast<double>(bytes) * std::numbers::ln2);
 }
 
+std::vector<Stretch> stretches(std::span<const std::uint8_t> text, const EvaluateOptions& options) {
+  check_cuts(text, options);
+  const std::int64_t total = std::ssize(text) - 1;
+  const std::int64_t window = options.window == 0 ? total : options.window;
+  std::vector<Stretch> cut;
+  for (std::int64_t start = 0; start < total;) {
+    std::int64_t end = std::min(total, (start / window + 1) * window);
+    if (options.separator) {
+      end = std::find(text.begin() + start + 1, text.begin() + end, *options.separator) -
+            text.begin();
+    }
+    cut.push_back({start, end - start});
+    start = end;
+  }
+  return cut;
+}
+
 Score evaluate(Session& session, std::span<const std::uint8_t> text,
                const EvaluateOptions& options) {
+  return evaluate_stretches(session, text, stretches(text, options), options);
+}
+
+Score evaluate_stretches(Session& session, std::span<const std::uint8_t> text,
+                         std::vector<Stretch> stretches, const EvaluateOptions& options) {
   check(text, session.model().spec().num_tokens, options);
-  std::vector<Stretch> stretches = stretches_of(text, options);
+  std::int64_t total = 0;
+  for (const Stretch& stretch : stretches) {
+    if (stretch.start < 0 || stretch.length < 1 ||
+        stretch.length > std::ssize(text) - 1 - stretch.start)
+      refuse("stretches must lie in a text of " + std::to_string(text.size()) + " bytes, got " +
+             std::to_string(stretch.length) + " bytes from " + std::to_string(stretch.start));
+    total += stretch.length;
+  }
   // Those of one length are read side by side.
   std::stable_sort(stretches.begin(), stretches.end(),
                    [](const Stretch& a, const Stretch& b) { return a.length > b.length; });
@@ -111,7 +120,7 @@ Score evaluate(Session& session, std::span<const std::uint8_t> text,
       score.nats += read(session, text, rows, begin, bytes);
       score.bytes += bytes * std::ssize(rows);
       begin += bytes;
-      if (options.progress) options.progress(score.bytes, std::ssize(text) - 1);
+      if (options.progress) options.progress(score.bytes, total);
     }
     left = left.subspan(rows.size());
   }

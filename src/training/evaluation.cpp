@@ -81,6 +81,56 @@ torch::Tensor ids_of(std::span<const std::uint8_t> text, std::span<const Window>
   return moved(ids, device);
 }
 
+using runtime::Stretch;
+
+/// Of stretches those that this process reads: as many bytes as the others, to within one stretch.
+std::vector<Stretch> own_part(const std::vector<Stretch>& stretches,
+                              const distributed::Communicator& communicator) {
+  std::int64_t total = 0, before = 0;
+  for (const Stretch& stretch : stretches) total += stretch.length;
+  std::vector<Stretch> own;
+  for (const Stretch& stretch : stretches) {
+    const std::int64_t middle = before + stretch.length / 2;
+    if (middle * communicator.size() / total == communicator.rank()) own.push_back(stretch);
+    before += stretch.length;
+  }
+  return own;
+}
+
+/// Reads one stretch with all processes, blocks of at most `block` bytes one after another. Calls
+/// `progress` with the bytes of each. Returns this process's share of the nats.
+double read_together(nn::Transformer& model, std::span<const std::uint8_t> text,
+                     const Stretch& stretch, std::int64_t block,
+                     const distributed::Communicator& communicator,
+                     const std::function<void(std::int64_t bytes)>& progress) {
+  const torch::NoGradGuard no_grad;
+  const nn::Packing packing{.time_group = communicator.time_group()};
+  nn::TransformerState state;
+  double nats = 0;
+  for (std::int64_t begin = 0; begin < stretch.length; begin += block) {
+    const std::int64_t bytes = std::min(block, stretch.length - begin);
+    const auto [first, last] = communicator.part_of(bytes);
+    const Window window{stretch.start + begin + first, last - first};
+    const torch::Tensor ids = ids_of(text, {&window, 1}, device_of(model));
+    const torch::Tensor logits =
+        model->forward(ids.narrow(1, 0, window.length), &state, std::nullopt, packing);
+    nats += at::cross_entropy_loss(logits.flatten(0, 1), ids.narrow(1, 1, window.length).flatten(),
+                                   {}, at::Reduction::Sum)
+                .item<double>();
+    progress(bytes);
+  }
+  return nats;
+}
+
+Score sum_over(const distributed::Communicator& communicator, const Score& share) {
+  Score sum;
+  for (const auto& part : communicator.gather({share.nats, static_cast<double>(share.bytes)})) {
+    sum.nats += part[0];
+    sum.bytes += static_cast<std::int64_t>(part[1]);
+  }
+  return sum;
+}
+
 }  // namespace
 
 std::int64_t window_count(std::span<const std::uint8_t> text, std::int64_t length) {
@@ -117,12 +167,45 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
     left = left.subspan(pass.size());
     if (options.progress) options.progress(score.bytes, total);
   }
-  Score whole;
-  for (const auto& part : communicator.gather({score.nats, static_cast<double>(score.bytes)})) {
-    whole.nats += part[0];
-    whole.bytes += static_cast<std::int64_t>(part[1]);
+  return sum_over(communicator, score);
+}
+
+Score evaluate_over_processes(runtime::Session& session,
+                              const std::function<nn::Transformer()>& modules,
+                              std::span<const std::uint8_t> text,
+                              const runtime::EvaluateOptions& options,
+                              const distributed::Communicator& communicator) {
+  if (communicator.size() == 1) return runtime::evaluate(session, text, options);
+  const bool divisible = model::has_bounded_state(session.model().spec());
+  const std::int64_t block = communicator.size() * options.bytes_at_once;
+  std::vector<Stretch> whole, divided;
+  for (const Stretch& stretch : runtime::stretches(text, options)) {
+    (divisible && stretch.length > block ? divided : whole).push_back(stretch);
   }
-  return whole;
+  whole = own_part(whole, communicator);
+  std::int64_t total = 0, done = 0;
+  for (const auto* part : {&whole, &divided}) {
+    for (const Stretch& stretch : *part) total += stretch.length;
+  }
+  runtime::EvaluateOptions alone = options;
+  alone.progress = [&](std::int64_t bytes, std::int64_t) {
+    done = bytes;
+    if (options.progress) options.progress(done, total);
+  };
+  // First, since it checks text and options.
+  Score score = runtime::evaluate_stretches(session, text, whole, alone);
+  if (!divided.empty()) {
+    nn::Transformer model = modules();
+    const EvalScope eval(*model);
+    for (const Stretch& stretch : divided) {
+      score.nats += read_together(model, text, stretch, block, communicator, [&](auto bytes) {
+        done += bytes;
+        if (options.progress) options.progress(done, total);
+      });
+      if (communicator.is_main()) score.bytes += stretch.length;
+    }
+  }
+  return sum_over(communicator, score);
 }
 
 }  // namespace gateloop::training

@@ -56,10 +56,11 @@ class CausalFullAttentionImpl : public SpatialMixer {
  private:
   double scale() const;
   torch::Tensor relative_scale(const torch::Tensor& x, Ablation ablation);
-  std::int64_t steps_before_block(const torch::Tensor& x, const Packing& packing) const;
-  std::pair<torch::Tensor, torch::Tensor> with_steps_before(const torch::Tensor& k,
-                                                            const torch::Tensor& v,
-                                                            const std::string& group) const;
+  void check_blocks(const Packing& packing) const;
+  std::pair<torch::Tensor, torch::Tensor> with_steps_before(torch::Tensor k, torch::Tensor v,
+                                                            MixerState* state,
+                                                            std::int64_t all_steps,
+                                                            const std::string& name) const;
   torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k,
                        const torch::Tensor& v) const;
   torch::Tensor weigh(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,

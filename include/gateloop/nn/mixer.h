@@ -45,7 +45,8 @@ struct Packing {
   std::optional<torch::Tensor> cu_seqlens = std::nullopt;  ///< (N + 1), int32 or int64
   std::optional<torch::Tensor> mask = std::nullopt;        ///< (B, T), bool, false at padding
   /// Name of the c10d group whose processes hold a block of time each, see
-  /// gateloop/distributed_ops.h; empty: all steps are here. Without a MixerState. Attention needs a
+  /// gateloop/distributed_ops.h; empty: all steps are here. A MixerState is that of the whole
+  /// sequence: the same on every process, before the blocks and after them. Attention needs a
   /// window, whose keys and values come from the blocks before, and no mask.
   std::string time_group = {};
 };

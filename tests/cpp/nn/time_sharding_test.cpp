@@ -66,6 +66,14 @@ class Threads : public c10d::Backend {
     });
   }
 
+  c10::intrusive_ptr<c10d::Work> broadcast(std::vector<Tensor>& tensors,
+                                           const c10d::BroadcastOptions& options) override {
+    return exchange(tensors[0], {}, [&] {
+      if (getRank() == options.rootRank) return;
+      tensors[0].copy_(shared_->sent[static_cast<std::size_t>(options.rootRank)]);
+    });
+  }
+
  private:
   template <typename Read>
   c10::intrusive_ptr<c10d::Work> exchange(const Tensor& in, const std::vector<std::int64_t>& sizes,
@@ -199,6 +207,56 @@ TEST(TimeSharding, PackedAndPadded) {
   }
 }
 
+void expect_same_state(const TransformerState& state, const TransformerState& expected) {
+  ASSERT_EQ(state.size(), expected.size());
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    EXPECT_EQ(state[i].position, expected[i].position);
+    for (const auto field : {&MixerState::recurrence, &MixerState::keys, &MixerState::values,
+                             &MixerState::simple_gate_loop}) {
+      ASSERT_EQ((state[i].*field).defined(), (expected[i].*field).defined());
+      if (!(state[i].*field).defined()) continue;
+      ASSERT_EQ((state[i].*field).sizes(), (expected[i].*field).sizes());
+      expect_close(state[i].*field, expected[i].*field, kSameTolerance);
+    }
+  }
+}
+
+/// Calls of the group, the blocks of each between its `calls`, and one more of a process alone.
+void check_streaming(const TransformerOptions& o,
+                     const std::vector<std::vector<std::int64_t>>& calls) {
+  const torch::NoGradGuard no_grad;
+  auto whole = make(o);
+  const auto ids = torch::randint(0, o.num_tokens, {2, kTime});
+  const int size = static_cast<int>(calls[0].size()) - 1;
+  std::vector<TransformerState> states(static_cast<std::size_t>(size));
+  std::vector<Transformer> models;
+  for (int rank = 0; rank < size; ++rank) models.push_back(make(o));
+  TransformerState expected_state;
+  for (const auto& ends : calls) {
+    const auto expected = whole->forward(ids.slice(1, ends.front(), ends.back()), &expected_state);
+    std::vector<Tensor> blocks(states.size());
+    in_group(size, [&](int rank, const std::string& group) {
+      const torch::NoGradGuard guard;  // of this thread
+      const auto i = static_cast<std::size_t>(rank);
+      blocks[i] = models[i]->forward(ids.slice(1, ends[i], ends[i + 1]), &states[i], std::nullopt,
+                                     {.time_group = group});
+    });
+    expect_close(at::cat(blocks, 1), expected, kSameTolerance);
+    for (const auto& state : states) expect_same_state(state, expected_state);
+  }
+  const auto rest = ids.slice(1, calls.back().back());
+  expect_close(models[1]->forward(rest, &states[1]), whole->forward(rest, &expected_state),
+               kSameTolerance);
+}
+
+TEST(TimeSharding, StatesGoOnFromCallToCall) {
+  for (const auto& o : covering_options()) {
+    check_streaming(o, {{0, 1, 2}, {2, 5, 9}, {9, 20, 21}});
+    check_streaming(o, {{0, 7, 7, 13}, {13, 13, 14, 14}, {14, 14, 14, 22}});
+    check_streaming(o, {{0, 0, 12}, {12, 21, 21}});
+  }
+}
+
 TEST(TimeSharding, ErrorsNameTheModuleAndTheArgument) {
   const auto expect_error = [](const std::string& words, const auto& call) {
     try {
@@ -214,9 +272,14 @@ TEST(TimeSharding, ErrorsNameTheModuleAndTheArgument) {
     expect_error("CausalFullAttention: time_group must be empty for attention without a window",
                  [&] { full->forward(ids, nullptr, std::nullopt, {.time_group = group}); });
     auto model = make(options("gate_loop"));
+    auto local_options = options("attention");
+    local_options.window = 3;
+    auto local = make(local_options);
     TransformerState state;
-    expect_error("Transformer: state must be null over a time_group",
-                 [&] { model->forward(ids, &state, std::nullopt, {.time_group = group}); });
+    local->forward(ids, &state);
+    state[0].keys = state[0].keys.narrow(2, 0, 1);
+    expect_error("CausalFullAttention: state must hold 2 keys of 1 sequences at position 4",
+                 [&] { local->forward(ids, &state, std::nullopt, {.time_group = group}); });
     expect_error("group must be the name of a registered process group, got 'nobody'",
                  [&] { model->forward(ids, nullptr, std::nullopt, {.time_group = "nobody"}); });
   });

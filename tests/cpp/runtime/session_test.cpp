@@ -297,6 +297,26 @@ TEST(Session, BitsPerByteAreThoseOfTheDefinition) {
   }
 }
 
+TEST(Session, PartsOfATextAddUp) {
+  std::mt19937_64 random(11);
+  const Written written({.num_tokens = 200, .dim = 16, .depth = 1, .ff_mult = 2}, random);
+  const auto ids = random_ids(written.spec, 1100, random);
+  const std::vector<std::uint8_t> text(ids.begin(), ids.end());
+  const runtime::EvaluateOptions options{.window = 40, .separator = std::uint8_t{7}};
+  Session session(written.open());
+  const auto whole = runtime::evaluate(session, text, options);
+  const auto cuts = runtime::stretches(text, options);
+  EXPECT_GT(cuts.size(), 28);  // of windows alone
+  const auto middle = cuts.begin() + 9;
+  const auto first = runtime::evaluate_stretches(session, text, {cuts.begin(), middle}, options);
+  const auto rest = runtime::evaluate_stretches(session, text, {middle, cuts.end()}, options);
+  EXPECT_EQ(first.bytes, middle->start);
+  EXPECT_EQ(first.bytes + rest.bytes, whole.bytes);
+  EXPECT_NEAR(first.nats + rest.nats, whole.nats, 1e-6 * whole.nats);
+  EXPECT_EQ(runtime::evaluate_stretches(session, text, {}, options).bytes, 0);
+  EXPECT_THROW(runtime::evaluate_stretches(session, text, {{1090, 10}}), std::invalid_argument);
+}
+
 TEST(Session, StateOfAWindowStaysAsItIs) {
   std::mt19937_64 random(9);
   for (const Case& one : cases()) {

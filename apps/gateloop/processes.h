@@ -1,0 +1,18 @@
+#pragma once
+
+/// Work that all processes of a launch do together.
+#include <functional>
+#include <string>
+
+#include "gateloop/distributed.h"
+
+namespace gateloop::app {
+
+/// Joins the processes that the environment names, calls `work` in each and returns their
+/// communicator; where one fails, all end with its error. Throws UsageError for
+/// std::invalid_argument, and errors of libtorch by their first line.
+distributed::Communicator work_together(
+    const std::string& backend, int timeout,
+    const std::function<void(const distributed::Communicator&)>& work);
+
+}  // namespace gateloop::app

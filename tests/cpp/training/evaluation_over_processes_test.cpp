@@ -1,0 +1,171 @@
+// Processes, threads here, that read one text together: the figure of one process.
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <exception>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gateloop/evaluation.h"
+#include "gateloop/nn/runtime_model.h"
+#include "models.h"
+
+namespace gateloop::training {
+namespace {
+
+std::uint16_t free_port() {
+  const int probe = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ::bind(probe, reinterpret_cast<sockaddr*>(&address), size);
+  ::getsockname(probe, reinterpret_cast<sockaddr*>(&address), &size);
+  ::close(probe);
+  return ntohs(address.sin_port);
+}
+
+/// work(communicator) in a thread for each process.
+template <typename Work>
+void in_processes(int size, const Work& work) {
+  const std::uint16_t port = free_port();
+  std::vector<std::exception_ptr> errors(static_cast<std::size_t>(size));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        work(distributed::Communicator::join({.rank = rank,
+                                              .size = size,
+                                              .local_rank = rank,
+                                              .local_size = size,
+                                              .address = "127.0.0.1",
+                                              .port = port},
+                                             {.backend = "gloo"}));
+      } catch (...) {
+        errors[static_cast<std::size_t>(rank)] = std::current_exception();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const auto& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
+constexpr std::uint8_t kCut = 'e';
+
+std::vector<std::uint8_t> text_of_words(std::size_t size) {
+  const std::string words = "the gate loops over time and forgets what it read long before; ";
+  std::vector<std::uint8_t> text;
+  for (std::size_t i = 0; text.size() < size; ++i) {
+    text.push_back(static_cast<std::uint8_t>(words[i * i % words.size()]));
+  }
+  return text;
+}
+
+/// The options of a test's call; small, so that short texts are read in several blocks.
+runtime::EvaluateOptions options_of(std::int64_t window, std::optional<std::uint8_t> separator) {
+  return {.window = window, .separator = separator, .bytes_at_once = 8};
+}
+
+struct OverCase {
+  std::string name;
+  void (*change)(nn::TransformerOptions&);
+};
+
+class OverProcesses : public testing::TestWithParam<OverCase> {};
+
+TEST_P(OverProcesses, TheFigureIsThatOfOne) {
+  auto model_options = test::small_options();
+  GetParam().change(model_options);
+  std::vector<nn::Transformer> models;
+  for (int rank = 0; rank < 3; ++rank) models.push_back(test::make_model(model_options));
+  const runtime::Model saved = nn::runtime_model(models[0]);
+  const bool divisible = model::has_bounded_state(saved.spec());
+  for (const int size : {2, 3}) {
+    in_processes(size, [&](const distributed::Communicator& communicator) {
+      auto& model = models[static_cast<std::size_t>(communicator.rank())];
+      for (const std::size_t bytes : {2, 3, 26, 97, 203}) {
+        const auto text = text_of_words(bytes);
+        for (const std::int64_t window : {0, 5, 40}) {
+          for (const auto separator : {std::optional<std::uint8_t>(), std::optional(kCut)}) {
+            runtime::Session session(saved, {.threads = 1});
+            const auto options = options_of(window, separator);
+            const auto expected = runtime::evaluate(session, text, options);
+            int modules = 0;
+            std::int64_t done = 0, total = 0;
+            auto observed = options;
+            observed.progress = [&](std::int64_t now, std::int64_t all) {
+              done = now, total = all;
+            };
+            const auto score = evaluate_over_processes(
+                session, [&] { return ++modules, model; }, text, observed, communicator);
+            EXPECT_EQ(score.bytes, expected.bytes);
+            // Each byte's loss is rounded to 1e-7 of it, by two ways to the same state.
+            EXPECT_NEAR(score.nats, expected.nats, 1e-5 * expected.nats);
+            EXPECT_EQ(done, total);
+            std::int64_t longest = 0;
+            for (const auto& stretch : runtime::stretches(text, options)) {
+              longest = std::max(longest, stretch.length);
+            }
+            EXPECT_EQ(modules, divisible && longest > 8 * size ? 1 : 0);
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST_P(OverProcesses, WhatOneRefusesAllRefuse) {
+  auto model_options = test::small_options();
+  GetParam().change(model_options);
+  model_options.num_tokens = 100;
+  auto model = test::make_model(model_options);
+  const runtime::Model saved = nn::runtime_model(model);
+  in_processes(2, [&](const distributed::Communicator& communicator) {
+    runtime::Session session(saved, {.threads = 1});
+    std::vector<std::uint8_t> text(50, 1);
+    const auto evaluate = [&](const runtime::EvaluateOptions& options) {
+      return evaluate_over_processes(
+          session, [&] { return model; }, text, options, communicator);
+    };
+    EXPECT_THROW(evaluate(options_of(-1, {})), std::invalid_argument);
+    text.back() = 100;
+    EXPECT_THROW(evaluate(options_of(0, {})), std::invalid_argument);
+    text.resize(1);
+    EXPECT_THROW(evaluate(options_of(0, {})), std::invalid_argument);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, OverProcesses,
+    testing::Values(OverCase{"MaxHeads", [](auto&) {}},
+                    OverCase{"WideHeads", [](auto& o) { o.gate_loop_heads = 4; }},
+                    OverCase{"SimpleGateLoop",
+                             [](auto& o) {
+                               o.gate = nn::Gate::kSigmoid;
+                               o.simple_gate_loop.emplace();
+                             }},
+                    OverCase{"LocalAttention",
+                             [](auto& o) {
+                               o.layer_pattern = "gate_loop,attention";
+                               o.window = 7;
+                               o.rotary_emb = true;
+                             }},
+                    // More steps than a process reads of a block.
+                    OverCase{"WideWindow",
+                             [](auto& o) {
+                               o.layer_pattern = "attention";
+                               o.window = 30;
+                               o.data_dependent_rel_pos = true;
+                             }},
+                    OverCase{"FullAttention", [](auto& o) { o.use_gate_looped_attn = false; }}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace gateloop::training

@@ -1,0 +1,207 @@
+"""`gateloop evaluate` in several processes: the figures of one, and errors that name who failed."""
+
+import random
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import Job, environment, free_port, start, torchrun, torchrun_environment
+
+WORDS = ("the ", "gate ", "loops ", "over ", "time ", "and ", "forgets.\n")
+SMALL = (
+    *("--dim", "16", "--depth", "2", "--dim-head", "8", "--heads", "2", "--length", "16"),
+    *("--batch", "4", "--accumulation", "1", "--threads", "1", "--sample-length", "0"),
+    *("--dtype", "float32", "--learning-rate", "3e-2", "--validation-windows", "9"),
+    *("--steps", "60"),
+)
+MODELS = {
+    "gate_loop": (),
+    "hybrid": (
+        *("--layers", "gate_loop,attention", "--window", "40", "--rotary-emb"),
+        *("--simple-gate-loop", "every"),
+    ),
+    "full_attention": ("--layers", "attention"),
+}
+# A process reads blocks of 8192 bytes: four in two processes, and a rest; two in three.
+LONG = 70_001
+FIGURE = re.compile(r"(windowed|carried) +([\d.]+) bits per byte, (\d+) bytes")
+
+Evaluate = Callable[..., Job]
+
+
+def figures(output: str) -> dict[str, tuple[float, int]]:
+    """Bits per byte and bytes of each mode; four digits are printed."""
+    return {mode: (float(bits), int(count)) for mode, bits, count in FIGURE.findall(output)}
+
+
+def words(chooser: random.Random, size: int) -> str:
+    return "".join(chooser.choice(WORDS) for _ in range(size // 4))[:size]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text"
+    path.write_text(words(random.Random(0), LONG))
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(
+    build_dir: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A run of each of MODELS, trained enough that what came before a byte matters."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, flags in MODELS.items():
+        command = (build_dir / "gateloop", "train", "--data", text, "--out", folder / name)
+        with start([*command, *SMALL, *flags], 1) as job:
+            job.check()
+    return {name: folder / name for name in MODELS}
+
+
+@pytest.fixture
+def evaluate(build_dir: Path, models: dict[str, Path]) -> Evaluate:
+    def evaluate(size: int, model: str, *flags: object) -> Job:
+        binary = build_dir / "gateloop"
+        options = ("--checkpoint", models[model], "--threads", "1", *flags)
+        return start([binary, "evaluate", *options], size)
+
+    return evaluate
+
+
+def check_figures(evaluate: Evaluate, sizes: tuple[int, ...], model: str, *flags: object) -> None:
+    expected: dict[str, tuple[float, int]] = {}
+    for size in (1, *sizes):
+        with evaluate(size, model, *flags) as job:
+            outputs = job.check()
+        assert outputs[1:] == [""] * (size - 1)
+        found = figures(outputs[0])
+        expected = expected or found
+        assert found.keys() == expected.keys()
+        for mode, (bits, count) in expected.items():
+            assert found[mode][1] == count
+            # Of the four digits the last may be rounded either way.
+            assert found[mode][0] == pytest.approx(bits, abs=1.01e-4), (mode, size)
+    if "carried" in expected and len(sizes) > 1:
+        assert expected["carried"] != expected["windowed"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_figures_are_those_of_one_process(evaluate: Evaluate, text: Path, model: str) -> None:
+    check_figures(evaluate, (2, 3), model, "--data", text)
+
+
+def test_documents_long_and_short(evaluate: Evaluate, tmp_path: Path) -> None:
+    chooser = random.Random(1)
+    for number, size in enumerate((40_001, 30, 700, 1, 33_000, 5_000)):
+        (tmp_path / f"{number}.txt").write_text(words(chooser, size))
+    check_figures(evaluate, (2, 3), "hybrid", "--data", tmp_path, "--documents")
+
+
+def test_fewer_bytes_than_processes(evaluate: Evaluate, text: Path) -> None:
+    check_figures(evaluate, (3,), "hybrid", "--data", text, "--first", "2")
+
+
+def test_torchrun_and_slurm_start_it(
+    build_dir: Path, models: dict[str, Path], evaluate: Evaluate, text: Path
+) -> None:
+    flags = ("--data", text, "--mode", "carried")
+    with evaluate(2, "gate_loop", *flags) as job:
+        expected = figures(job.check()[0])
+    command = (build_dir / "gateloop", "evaluate", "--checkpoint", models["gate_loop"], *flags)
+    with Job([*torchrun(2), *command], [environment(OMP_NUM_THREADS=1)]) as job:
+        assert list(map(figures, job.check())) == [expected]
+    step = free_port()
+    slurm = [
+        environment(
+            SLURM_PROCID=rank,
+            SLURM_LOCALID=rank,
+            SLURM_STEP_NUM_TASKS=2,
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_JOB_ID=step,
+        )
+        for rank in range(2)
+    ]
+    with Job(command, slurm) as job:
+        assert list(map(figures, job.check())) == [expected, {}]
+
+
+def test_one_process_needs_no_torch(
+    build_dir: Path, models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    """Whatever started it: the program with torch is not beside this copy."""
+    alone = shutil.copy(build_dir / "gateloop", tmp_path / "gateloop")
+    command = (alone, "evaluate", "--checkpoint", models["gate_loop"], "--data", text)
+    for variables in ({}, {"RANK": 0, "WORLD_SIZE": 1}, {"SLURM_NTASKS": 4}):
+        with Job([*command, "--first", "100"], [environment(**variables)]) as job:
+            assert len(figures(job.check()[0])) == 2
+    with Job(command, [torchrun_environment(0, 2, free_port())]) as job:
+        ((code, _, err),) = job.outcomes()
+    assert code == 1
+    assert err.startswith(f"gateloop: cannot run {tmp_path}/gateloop-train: ")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_all_and_is_named(
+    evaluate: Evaluate, tmp_path: Path, victim: int
+) -> None:
+    text = tmp_path / "long"
+    text.write_text(words(random.Random(2), 100_000) * 40)
+    with evaluate(3, "gate_loop", "--data", text, "--length", "64") as job:
+        output = job.processes[0].stdout
+        assert output is not None
+        assert output.readline().startswith("windowed ")  # the carried state is on its way
+        job.signal(victim, signal.SIGKILL)
+        outcomes = job.outcomes()
+    name = "process 0, which keeps the store," if victim == 0 else f"process {victim} of 3"
+    for rank, (code, out, err) in enumerate(outcomes):
+        if rank == victim:
+            continue
+        assert (code, figures(out)) == (1, {})
+        message = f"gateloop: {name} died, or its machine cannot be reached: "
+        assert err.splitlines()[-1].startswith(message)
+
+
+def test_another_text_is_refused(build_dir: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    texts = [tmp_path / "here" / "text", tmp_path / "there" / "text"]
+    for number, path in enumerate(texts):
+        path.parent.mkdir()
+        path.write_text(words(random.Random(number), 1000))
+    command = (build_dir / "gateloop", "evaluate", "--checkpoint", models["gate_loop"])
+    command = (*command, "--data", "text")
+    port = free_port()
+    jobs = [
+        Job(command, [torchrun_environment(rank, 2, port)], cwd=texts[rank].parent)
+        for rank in range(2)
+    ]
+    with jobs[0], jobs[1]:
+        outcomes = [job.outcomes()[0] for job in jobs]
+    assert [code for code, _, _ in outcomes] == [1, 1]
+    assert outcomes[1][2].startswith("gateloop: --data text is not the text of process 0: ")
+    assert outcomes[0][2] == "gateloop: process 1 of 2 ended: " + outcomes[1][2].removeprefix(
+        "gateloop: "
+    )
+
+
+def test_what_modules_do_not_read_is_refused(
+    evaluate: Evaluate, build_dir: Path, models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    data = ("--data", text, "--first", "50000")
+    with evaluate(2, "full_attention", *data, "--mode", "carried") as job:
+        for code, _, err in job.outcomes():
+            assert code != 0
+            assert "--mode carried needs a model without full attention" in err
+    with evaluate(2, "gate_loop", *data, "--dtype", "int8") as job:
+        for code, _, err in job.outcomes():
+            assert code == 2
+            assert "--dtype in several processes needs --mode windowed" in err
+    check_figures(evaluate, (2,), "gate_loop", *data, "--dtype", "int8", "--mode", "windowed")
+    small = tmp_path / "small"
+    quantize = ("quantize", "--checkpoint", models["gate_loop"], "--format", "int8")
+    subprocess.run([build_dir / "gateloop", *quantize, "--out", small], check=True)
+    models["small"] = small
+    # The session rounds activations to 16 bits beside matrices of int8, modules do not.
+    check_figures(evaluate, (2,), "small", *data)
