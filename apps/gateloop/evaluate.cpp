@@ -7,7 +7,7 @@ namespace gateloop::app {
 namespace {
 
 void run(const EvaluateFlags& flags) {
-  const auto corpus = open_corpus(flags.corpus.sources(), flags.corpus.parts());
+  const auto corpus = open_text(flags);
   auto session = open_session(flags.model);
   print_scores(flags, corpus, session.model().spec(), [&](auto text, const auto& options) {
     return runtime::evaluate(session, text, options);

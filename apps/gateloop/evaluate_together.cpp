@@ -21,7 +21,7 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
     throw UsageError(
         "--dtype in several processes needs --mode windowed; for the carried figure "
         "write the model in that type by `gateloop quantize` and evaluate that");
-  const auto corpus = open_corpus(flags.corpus.sources(), flags.corpus.parts());
+  const auto corpus = open_text(flags, /*quiet=*/!communicator.is_main());
   const std::string expected = communicator.from_main([&] { return corpus.fingerprint(); });
   if (corpus.fingerprint() != expected)
     throw std::runtime_error("--data " + corpus.name() + " is not the text of process 0: " +

@@ -66,6 +66,13 @@ std::vector<std::string> provenance_of(const json& config) {
   return objects;
 }
 
+std::optional<bool> documents_of(const json& config) {
+  const auto training = config.find("training");
+  if (training == config.end() || !training->is_object()) return std::nullopt;
+  const auto documents = training->find("documents");
+  return documents != training->end() && *documents == true;
+}
+
 std::map<std::string, std::string> config_metadata(const ModelOptions& options,
                                                    const std::string& id) {
   return {{kModelKey, json::parse(to_json(options)).dump()}, {kIdKey, id}};

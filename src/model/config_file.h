@@ -7,6 +7,7 @@
 /// So one rename, that of the weights, replaces a whole model.
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,10 @@ json_fields::json read_config(const std::filesystem::path& dir,
 std::string id_of(const json_fields::json& config);
 /// "provenance" of a configuration: JSON objects, one for each process that wrote to the directory.
 std::vector<std::string> provenance_of(const json_fields::json& config);
+
+/// Whether the training that a configuration describes had documents apart; nothing where it
+/// describes none.
+std::optional<bool> documents_of(const json_fields::json& config);
 
 /// What a safetensors file carries of the configuration with this id.
 std::map<std::string, std::string> config_metadata(const ModelOptions& options,

@@ -116,6 +116,45 @@ TEST_F(Cli, EvaluatesDocuments) {
                  "rows.jsonl: line 1: there is no field \"title\" among \"text\"");
 }
 
+TEST_F(Cli, EvaluatesDocumentsAsTheModelWasTrained) {
+  write(dir / "rows.jsonl", "{\"text\": \"aaaa\"}\n{\"text\": \"aab\"}\n");
+  const auto config = [](const std::string& training) {
+    const std::string text = read(dir / "trained/config.json");
+    write(dir / "trained/config.json", "{\"training\": " + training + "," + text.substr(1));
+  };
+  const auto figures = [](const std::string& flags) {
+    const auto outcome =
+        run("evaluate --checkpoint trained --data rows.jsonl --field text --mode carried" + flags);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return outcome;
+  };
+  const std::string apart = "9 bytes predicted", one = "8 bytes predicted";
+  const std::string said = "documents apart, as the model was trained (--no-documents";
+  const auto expect = [](const std::string& text, const std::string& part, bool is_there = true) {
+    EXPECT_EQ(text.find(part) != std::string::npos, is_there) << part << "\n" << text;
+  };
+
+  fs::copy(dir / "model", dir / "trained");
+  config("{\"documents\": true}");
+  expect(figures("").out, apart);
+  expect(figures("").out, said);
+  expect(figures(" --documents").out, apart);
+  expect(figures(" --documents").out, said, false);
+  expect(figures(" --no-documents").out, one);
+  expect(figures(" --no-documents").out, said, false);
+  EXPECT_EQ(figures(" --documents").err, "");
+
+  fs::remove_all(dir / "trained");
+  fs::copy(dir / "model", dir / "trained");
+  config("{\"seed\": 1}");
+  expect(figures("").out, one);
+  EXPECT_EQ(figures("").err, "");
+  expect(figures(" --documents").out, apart);
+  expect(figures(" --documents").err, "trained was trained without --documents");
+  expect_refused("evaluate --checkpoint trained --data text --documents --no-documents",
+                 "--documents");
+}
+
 TEST_F(Cli, RefusesBadFlags) {
   const std::string generate = "generate --checkpoint model ";
   expect_refused(generate + "--lenght 5", "--lenght");
