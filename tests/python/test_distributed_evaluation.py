@@ -170,8 +170,8 @@ def test_another_text_is_refused(build_dir: Path, models: dict[str, Path], tmp_p
     for number, path in enumerate(texts):
         path.parent.mkdir()
         path.write_text(words(random.Random(number), 1000))
-    command = (build_dir / "gateloop", "evaluate", "--checkpoint", models["gate_loop"])
-    command = (*command, "--data", "text")
+    model = ("--checkpoint", models["gate_loop"])
+    command = (build_dir / "gateloop", "evaluate", *model, "--data", "text")
     port = free_port()
     jobs = [
         Job(command, [torchrun_environment(rank, 2, port)], cwd=texts[rank].parent)
