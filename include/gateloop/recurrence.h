@@ -4,9 +4,10 @@
 /// around them the norm and a whole decoding step.
 ///
 /// One plain struct per operation is the only door: pointers, sizes, 64-bit strides in elements.
-/// Kernels own no threads and no memory. The host lends both: an Executor, and scratch whose size
-/// scratch_bytes() tells beforehand. Sequences are (B, T, D) with contiguous channels and any
-/// stride, of any sign, on batch and time. Results are the same bits for any number of threads.
+/// Kernels start no threads and allocate no memory. The caller provides both: an Executor, and
+/// scratch of the size that scratch_bytes() returns. Sequences are (B, T, D) with contiguous
+/// channels and any stride, of any sign, on batch and time. Results are the same bits for any
+/// number of threads.
 ///
 /// Nothing here depends on torch, Python or XLA.
 #include <cstddef>
@@ -91,7 +92,7 @@ struct LinearRecurrence {
   Offsets offsets = {};
 };
 
-/// Adjoint of LinearRecurrence (design: conj Wirtinger derivative, as PyTorch's):
+/// Adjoint of LinearRecurrence (the conjugate Wirtinger derivative, as PyTorch's):
 ///   g_t = dh_t + conj(a_{t+1}) g_{t+1}, g_{T+1} = dfinal_state
 ///   dx_t = g_t, da_t = g_t conj(h_{t-1}), dinitial_state = conj(a_1) g_1
 /// `h` is the forward's output. Nullable: initial_state, dfinal_state, dh.data, dinitial_state.
@@ -254,8 +255,8 @@ struct GateLoopBackward {
   Offsets offsets = {};
 };
 
-/// y = x / max(‖x‖, ε) √columns gain, row by row, ‖x‖ the Euclidean norm and ε 1e-12 as in the
-/// reference, or where that is zero, in float16, the least positive number: zeros give zeros.
+/// y = x / max(‖x‖, ε) √columns gain, row by row, with the Euclidean norm ‖x‖: zeros give zeros.
+/// ε is 1e-12 as in the reference; in float16, where that is zero, the least positive number.
 /// x, y: (rows, columns) contiguous, gain: (columns); in `dtype`, not complex.
 struct RmsNorm {
   DType dtype = DType::kFloat32;

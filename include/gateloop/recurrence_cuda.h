@@ -23,7 +23,7 @@ struct Context {
   /// Null: the device's default stream.
   CUstream_st* stream = nullptr;
   int device = 0;
-  /// Of the size that scratch_bytes() tells, on `device`, aligned to 256 bytes as cudaMalloc does.
+  /// Of the size that scratch_bytes() returns, on `device`, aligned to 256 bytes as by cudaMalloc.
   /// In use until the work is done.
   void* scratch = nullptr;
 };

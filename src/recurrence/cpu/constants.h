@@ -53,7 +53,7 @@ inline constexpr std::int64_t kSimpleStashPlanes = 3;
 inline constexpr std::int64_t kStreamBytes = 32 << 20;
 
 /// Time is cut into blocks only where batch × cache lines of channels is below kCutLines and time
-/// at least kCutMinSteps: a rule on the shape alone, for the cut changes the rounding. The cut
+/// at least kCutMinSteps: a rule on the shape alone, because the cut changes rounding. The cut
 /// reads its input twice, the second time from cache. (1, 2^20, 8) on one thread and on two:
 /// LinearRecurrence 3.5 and 2.4 ms, PolarGateLoop 17.4 and 9.3, its adjoint 31.8 and 17.3.
 inline constexpr std::int64_t kCutLines = 4;
@@ -75,10 +75,10 @@ inline constexpr std::int64_t kPipelineLines = 2048;
 /// Columns of small matrices come in groups of so many: one vector of the widest target (AVX-512).
 inline constexpr std::int64_t kTileColumns = 16;
 
-/// A product of many rows: rows of weights that meet a panel of x in registers; the tile of y that
-/// a thread fills, (rows of weights, rows of x); and the columns summed at a time. A panel of 16
-/// rows and 512 columns is 32 KiB, 128 rows of them half of a 512 KiB L2 cache. On one thread of a
-/// Zen 3 (1024, 2048, 512) takes 31 ms, 68 GFLOP/s, and oneDNN 2.6 with packed weights 30; of 64
+/// A product of many rows: rows of weights multiplied with a panel of x in registers; the tile of y
+/// that a thread fills, (rows of weights, rows of x); and the columns summed at a time. A panel of
+/// 16 rows and 512 columns is 32 KiB, 128 rows of them half of a 512 KiB L2 cache. On one thread of
+/// a Zen 3 (1024, 2048, 512) takes 31 ms, 68 GFLOP/s, and oneDNN 2.6 with packed weights 30; of 64
 /// rows 2.2 ms, and oneDNN 3.3. With the panel in the inner loop's L1 and weights widened a tile at
 /// a time instead, depths 256 and 512: 34 and 32 ms.
 inline constexpr std::int64_t kMicroRows = 6;

@@ -20,7 +20,7 @@ constexpr std::int64_t kDotRun =
     static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<Accumulation<S>>()) *
                               (std::is_same_v<S, BFloat16> && HWY_TARGET != HWY_SCALAR ? 2 : 1));
 
-/// Puts x into the order in which Dot<S> meets it, in place: of bfloat16, in every whole run, the
+/// Puts x into the order in which Dot<S> reads it, in place: of bfloat16, in every whole run, the
 /// even numbers before the odd ones.
 template <class S>
 void ArrangeForDot(Accumulation<S>* x, std::int64_t n) {

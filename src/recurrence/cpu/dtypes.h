@@ -97,7 +97,7 @@ inline void check(const char* op, const Shape& shape, Offsets offsets) {
   }
 }
 
-/// What the scheduler must know of any operation, checked; `carry_parts` reals make one channel of
+/// What the scheduler reads of any operation, checked; `carry_parts` reals make one channel of
 /// its carry.
 template <class Params>
 Problem sized_problem(const char* op, const Params& p, bool complex_allowed,

@@ -45,7 +45,7 @@ struct ExpConstants<double> {
 };
 
 /// The series from coefficient k on. Pairs of terms make the chain half as long: latency is what a
-/// gate costs, for a core looks only some 5 vectors ahead.
+/// gate costs, because a core executes only some 5 vectors ahead.
 template <std::size_t k, class D>
 HWY_INLINE hn::Vec<D> DecaySeries(D d, hn::Vec<D> y, hn::Vec<D> square) {
   constexpr auto& c = ExpConstants<hn::TFromD<D>>::kSeries;
@@ -201,7 +201,7 @@ HWY_INLINE PolarGate<D> MakePolarGate(D d, Complex<D> z) {
   const auto ordinary =
       hn::And(hn::Ge(r, hn::Set(d, K::kLowest)), hn::Le(r, hn::Set(d, K::kHighest)));
   if (HWY_UNLIKELY(!hn::AllTrue(d, ordinary))) {
-    PolarGate<D> gate;  // apart, for what a call has seen by reference lives in memory
+    PolarGate<D> gate;  // apart: what is passed by reference stays in memory
     MakeScaledPolarGate(d, z.re, z.im, gate);
     return gate;
   }

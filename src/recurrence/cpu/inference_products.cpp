@@ -217,7 +217,7 @@ void RunBlocked(const Product& p, const Executor& executor, float* scratch) {
   });
 }
 
-/// A row of weights meets every row of x while it is in L1.
+/// Multiplies a row of weights with every row of x while it is in L1.
 void RunFew(const Product& p, const Executor& executor, void* scratch) {
   const std::size_t bytes = padded_row(p);
   const auto arranged = [&](std::int64_t m) {

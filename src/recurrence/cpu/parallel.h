@@ -1,6 +1,6 @@
 #pragma once
 
-/// Items of uneven cost over the threads that the host lends.
+/// Items of uneven cost over the threads of an Executor.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace gateloop::recurrence::cpu {
 
-/// Calls work(i) for every i in [0, n), on a thread of its own each where the host lends any, and
+/// Calls work(i) for every i in [0, n), each on another thread where the executor has several, and
 /// without subnormal numbers. All arithmetic of the kernels runs in here.
 template <class Work>
 void fan_out(const Executor& executor, std::int64_t n, const Work& work) {

@@ -13,7 +13,7 @@
 
 namespace gateloop::recurrence::cpu {
 
-/// How far the units have come. Lies in memory that the host lends.
+/// How far the units have come, in memory of the caller.
 class Phases {
  public:
   static std::size_t bytes(std::int64_t units) {
@@ -24,9 +24,9 @@ class Phases {
     for (std::int64_t u = 0; u < units; ++u) new (taken_ + u) Counter;
   }
 
-  /// Calls body(phase, unit) for every unit of every phase. A thread keeps to its own unit, for its
-  /// caches hold what that read before; but one that waits too long does what nobody has begun, so
-  /// that fewer threads than units, down to one, get through.
+  /// Calls body(phase, unit) for every unit of every phase. A thread stays with its unit, because
+  /// its caches hold what that read before. One that waits too long takes work that no thread has
+  /// begun, so that fewer threads than units, down to one, finish.
   template <class Body>
   void run(const Executor& executor, std::int64_t phases, const Body& body) {
     fan_out(executor, units_, [&](std::int64_t own) {

@@ -47,7 +47,7 @@ void ForEachSavedStateBack(const Unit& u, Steps steps, const Shape& shape, const
 
 /// While a block is recomputed, what the block before it will read is prefetched: blocks follow one
 /// another downwards while each is first read upwards, an order that no hardware prefetcher
-/// foresees. PolarGateLoopBackward (1, 65536, 512) took 89 ms without and 65 with it.
+/// follows. PolarGateLoopBackward (1, 65536, 512) took 89 ms without and 65 with it.
 inline Lookahead BlockBefore(const Shape& shape) { return {-kSavedStateBlock, shape.time}; }
 
 /// Rows of the stash begin on cache lines.

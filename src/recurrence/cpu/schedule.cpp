@@ -31,8 +31,8 @@ int slots(const Problem& p, int threads) {
   return slots_for(p.shape.batch * p.shape.time * p.shape.channels, threads);
 }
 
-/// Channels per unit: as wide as the caches allow, for long rows keep the hardware prefetchers
-/// busy, but narrow enough to give every thread the same number of units (to within a tenth).
+/// Channels per unit: as wide as the caches allow, because long rows keep the hardware prefetchers
+/// busy. Narrow enough that threads have equal numbers of units, to within a tenth.
 std::int64_t tile_channels(const Problem& p, int threads) {
   const std::int64_t line = channels_per_line(p);
   const std::int64_t lines = row_lines(p);
@@ -123,9 +123,8 @@ struct alignas(kCacheLine) Baton {
 
 /// Carries that go from block to block of `length` steps: calls
 /// run(unit, steps, position, baton, stash) for every tile of every block, blocks in the order in
-/// which the carry meets them and all tiles of one by one thread. Blocks are taken in order, so one
-/// that waits for a block before it waits for a running thread, and any number of threads gets
-/// through.
+/// which the carry passes them, and all tiles of a block by one thread. Blocks are taken in order:
+/// the block before any that waits is already under way, so that any number of threads finishes.
 template <class Run>
 void relay(const Problem& p, std::int64_t tile, std::int64_t length, const Executor& executor,
            std::byte* scratch, const Run& run) {
@@ -152,8 +151,8 @@ void relay(const Problem& p, std::int64_t tile, std::int64_t length, const Execu
   for (std::int64_t i = 0; i < units; ++i) store_carry(p, unit(i), batons[i].carry);
 }
 
-/// Fewer rows than threads: tiles of a row in parallel, but block by block, and all tiles of a
-/// block by one thread, a tile behind the thread of the block before. So a core reads whole rows;
+/// Fewer rows than threads: tiles of a row in parallel, but block by block. One thread computes
+/// all tiles of a block, a tile behind the thread of the block before. So a core reads whole rows;
 /// where it has a part of every row to itself, its prefetchers fetch the other parts in vain. To
 /// fetch the next block row by row while this one is computed took 1.3 times as long, not less.
 void drive_pipelined(const Problem& p, const Kernel& kernel, const Executor& executor,

@@ -33,8 +33,8 @@ struct Rows {
 };
 
 /// A (B, T, D) sequence of S (of pairs of S if kParts is 2), turned around if the scan is reversed:
-/// the one place that knows of `reverse`. `unit` is the number of S that strides count; `stream`
-/// asks for writes past the cache, granted where every vector of every row is aligned.
+/// the one place that reads `reverse`. `unit` is the number of S that strides count. With `stream`
+/// writes bypass the cache where every vector of every row is aligned.
 template <class S, std::int64_t kParts>
 class View {
  public:
@@ -140,13 +140,12 @@ struct Lookahead {
   std::int64_t rows, time;
 };
 
-/// kTileRowsAhead in a tile narrower than the row, for there memory is read with gaps, else
-/// `whole`.
+/// kTileRowsAhead in a tile narrower than the row, where memory is read with gaps, else `whole`.
 inline std::int64_t RowsAhead(const Unit& u, const Shape& shape, std::int64_t whole) {
   return u.channels < shape.channels ? kTileRowsAhead : whole;
 }
 
-/// The step that the carry meets after `i` others.
+/// The step that the carry passes after `i` others.
 template <bool kAdjoint>
 HWY_INLINE std::int64_t StepAfter(Steps steps, std::int64_t i) {
   return kAdjoint ? steps.end - 1 - i : steps.begin + i;

@@ -1,14 +1,14 @@
 #pragma once
 
-/// What a run() decides about the machine, and how the tests force each choice. Neither hook may be
-/// called while a run() is under way.
+/// What a run() finds out about the machine, and how the tests force each choice. Neither hook may
+/// be called while a run() is under way.
 #include <cstdint>
 #include <string>
 #include <vector>
 
 namespace gateloop::recurrence::cpu {
 
-/// Name of the target that the next run() executes, as told by the code compiled for it.
+/// Name of the target that the next run() executes, as named by the code compiled for it.
 const char* active_target();
 /// Compiled in and supported here, best first.
 std::vector<std::string> targets();

@@ -163,7 +163,7 @@ HWY_INLINE hn::Vec<D> LoadReal(D d, const Float16* p) {
 #endif
 }
 
-/// Past the cache if `stream`, which asks for an aligned p; only whole vectors, because Highway
+/// Past the cache if `stream`, which needs an aligned p; only whole vectors, because Highway
 /// writes 16 bytes at least.
 template <class D, class V, class T>
 HWY_INLINE void StoreOrStream(D d, V v, T* p, bool stream, bool whole) {
@@ -288,7 +288,7 @@ HWY_INLINE void Store(D d, Complex<D> v, T* row, std::int64_t c, bool stream = f
 }
 
 /// The same for a row with its real and imaginary parts apart, `plane` numbers from each other:
-/// what stays on the core is kept so, for a pair costs four shuffles to take apart and join.
+/// what stays on the core is kept so, because a pair costs four shuffles to take apart and join.
 template <class V, class D, class T>
 HWY_INLINE V LoadPlanar(D d, const T* row, std::int64_t plane, std::int64_t c) {
   if constexpr (V::kParts == 1) {
@@ -310,7 +310,7 @@ HWY_INLINE void StorePlanar(D d, Complex<D> v, T* row, std::int64_t plane, std::
 // ---------------------------------------------------------------- rows of channels
 
 /// Calls f(d, c) for whole vectors, then for halves, quarters, ... of one: no masks, no lane read
-/// out of bounds, and every lane sees the same instructions, so the same bits, in every size.
+/// out of bounds, and every lane executes the same instructions, so the same bits, in every size.
 template <class T, std::size_t kLanes, class F>
 HWY_INLINE void ForTail(std::int64_t channels, std::int64_t c, const F& f) {
   if constexpr (kLanes > 0) {
@@ -321,8 +321,8 @@ HWY_INLINE void ForTail(std::int64_t channels, std::int64_t c, const F& f) {
     ForTail<T, kLanes / 2>(channels, c, f);
   }
 }
-/// kDown: from the last channel to the first, so that rows visited from the last to the first are
-/// one stream running down through memory, which hardware prefetchers follow.
+/// kDown: from the last channel to the first. Rows visited from the last to the first are then one
+/// stream running down through memory, which hardware prefetchers follow.
 template <class T, bool kDown = false, class F>
 HWY_INLINE void ForEachVector(std::int64_t channels, const F& f) {
   const hn::ScalableTag<T> d;

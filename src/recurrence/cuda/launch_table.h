@@ -6,7 +6,7 @@
 /// each, copies at 3.0 TB/s): of 4 to 12 shapes each, at (8, 8192, 1536) and (1, 65536, 1536), the
 /// fastest that keeps everything in registers. Of float64 and complex numbers estimated by the same
 /// means:
-/// - Little's law asks for 3.35 TB/s x 700 ns = 2.3 MB in flight, 18 KB an SM. A thread loads all
+/// - Little's law gives 3.35 TB/s x 700 ns = 2.3 MB in flight, 18 KB an SM. A thread loads all
 ///   its steps at once: 256 threads of 16 steps of two float32 sequences are 32 KB, one block.
 ///   A second block loads while the first looks back or stores; so two blocks an SM at least.
 /// - A warp's access is a row of 32 lanes of at least 4 bytes, a cache line: 16-bit numbers go in

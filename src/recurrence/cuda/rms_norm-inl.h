@@ -7,8 +7,8 @@
 /// loaded once a block and its gradient is summed in registers. A row that registers do not hold
 /// (see norm_launch) is read a second time, and its sums of the gradient lie in scratch.
 ///
-/// Bodies are phases as in the scan driver: the threads of a warp meet after kLoad, those of a
-/// block after every other phase.
+/// Bodies are phases as in the scan driver: the threads of a warp synchronise after kLoad, those
+/// of a block after every other phase.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>

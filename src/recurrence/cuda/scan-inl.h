@@ -9,8 +9,9 @@
 /// block publishes its own aggregate and polls. The block that published the state did the same
 /// arithmetic: the bits are those of a chain from chunk to chunk, wherever the look-back ends.
 ///
-/// The body is a sequence of phases, between which all threads of a block meet. What a phase does
-/// depends on the block and the thread alone, so that a test can run it on a CPU in any order.
+/// The body is a sequence of phases, between which all threads of a block synchronise. What a
+/// phase does depends on the block and the thread alone, so that a test can run it on a CPU in any
+/// order.
 #include <cstdint>
 #include <type_traits>
 

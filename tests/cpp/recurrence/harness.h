@@ -56,7 +56,7 @@ enum class Layout {
 inline constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kMisaligned, Layout::kProjection,
                                       Layout::kNegative};
 
-/// A sequence of `dtype` whose surroundings hold a pattern that nobody may touch.
+/// A sequence of `dtype` whose surroundings hold a pattern that must stay as it is.
 class Tensor {
  public:
   /// `parts`: numbers of `dtype` per channel (2 for z).
@@ -91,17 +91,17 @@ class StateTensor : public Tensor {
       : Tensor(accumulation(dtype), {dims.batch, 1, dims.channels}, Layout::kContiguous, parts) {}
 };
 
-/// How many random cases a test draws: so many, or what `make fuzz` asks for.
+/// How many random cases a test draws: so many, or the count that `make fuzz` sets.
 std::uint64_t case_count(std::uint64_t usual);
 
 /// How this thread rounds and flushes; 0 where that cannot be read.
 std::uint32_t float_mode();
 
-/// Fresh std::threads for every parallel_for, so that thread sanitizer sees real ones. Fails the
-/// test where a thread's float_mode() has changed.
+/// Fresh std::threads for every parallel_for, so that thread sanitizer observes real ones. Fails
+/// the test where a thread's float_mode() has changed.
 recurrence::Executor threads(int count);
 
-/// 64-byte aligned bytes of exactly the size asked for, so that address sanitizer sees its end.
+/// 64-byte aligned bytes of exactly the size given, so that address sanitizer guards their end.
 class Scratch {
  public:
   explicit Scratch(std::size_t bytes);

@@ -171,7 +171,7 @@ TEST(LinearRecurrence, AScanOfAConcatenationIsTwoScansWithTheStateCarried) {
   }
 }
 
-// A transition of 0 forgets everything before it, infinity aside.
+// After a transition of 0 nothing before it counts, infinity aside.
 TEST(LinearRecurrence, ZeroTransitionsRestartTheState) {
   const Dims dims{1, 7, 21};
   Tensor a(DType::kFloat32, dims), x(DType::kFloat32, dims), h(DType::kFloat32, dims);

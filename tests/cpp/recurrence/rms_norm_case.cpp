@@ -23,8 +23,8 @@ std::string describe(const Case& c) {
   return describe(c.dtype, {1, c.rows, c.columns}, /*reverse=*/false, c.layout);
 }
 
-/// Row 1 is zero, row 2 so large that its squares are near the end of float32, row 3 has a norm
-/// below the floor, where the types have room, and row 4 exactly the floor.
+/// Row 1 is zero; the squares of row 2 are near the end of float32. Row 3 has a norm below the
+/// floor, where the types have room, and row 4 exactly the floor.
 Outcome run(const Case& c) {
   const auto& [dtype, rows, columns, layout, thread_count] = c;
   Random random(23);

@@ -116,7 +116,7 @@ TEST(SimpleGateLoop, SameBitsPastTheCache) {
   recurrence::cpu::force_target("");
 }
 
-// Saturated gates forget everything or nothing; their gradients fade without a NaN.
+// Saturated gates keep all of the state or none; their gradients fade without a NaN.
 TEST(SimpleGateLoop, HugeAndTinyGates) {
   for (const std::string& target : recurrence::cpu::targets()) {
     recurrence::cpu::force_target(target);

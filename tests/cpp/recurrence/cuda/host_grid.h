@@ -1,7 +1,7 @@
 #pragma once
 
 /// Runs the body of a CUDA kernel on the CPU: all blocks and threads, phase by phase, in an order
-/// that the test chooses, with an account of what global memory sees.
+/// that the test chooses, with an account of the accesses to global memory.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -43,10 +43,10 @@ struct Access {
   std::uint32_t bytes;
 };
 
-/// Global memory as one block sees it.
+/// Global memory as one block reads it.
 class HostMemory {
  public:
-  /// A store to a carry, not yet seen by others.
+  /// A store to a carry, not yet visible to others.
   struct Pending {
     std::byte* at;
     std::size_t bytes;
@@ -92,7 +92,7 @@ class HostMemory {
     note(flag, sizeof(unsigned), &Traffic::read);
     return *flag;
   }
-  /// Others see what the block stored in earlier phases: only a barrier orders the stores of its
+  /// Others read what the block stored in earlier phases: only a barrier orders the stores of its
   /// other threads before the flag.
   void release(unsigned* flag, unsigned value) {
     note(flag, sizeof(unsigned), &Traffic::written);

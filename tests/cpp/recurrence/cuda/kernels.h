@@ -21,7 +21,7 @@ void run_on_host(const Params& p, const Order& order = {}, Traffic* traffic = nu
   visit(p, [&]<class Tile, class Op>(const Op& op) {
     Schedule schedule = schedule_of<Tile>(p);
     const ScanScratch sizes = scratch_of<typename Op::Value, Tile>(schedule);
-    // Exactly as large as told, and full of numbers that are none.
+    // Exactly of the size given, and full of NaN.
     const Scratch scratch(sizes.total);
     auto* const bytes = static_cast<std::byte*>(scratch.get());
     std::fill_n(bytes, sizes.total, std::byte{0xFF});

@@ -54,7 +54,7 @@ Launch launch_of(const std::string& kernel) {
 void expect_within(const Resources& r) {
   SCOPED_TRACE(r.kernel);
   const Launch launch = launch_of(r.kernel);
-  // Held to where kernels are tuned or packaged; of a developer's GPU it says nothing.
+  // Checked where kernels are tuned or packaged; other GPUs have other limits.
   if (r.architecture == 80 || r.architecture == 90 || r.architecture == 100) {
     EXPECT_EQ(r.stack, 0);
     EXPECT_EQ(r.spilled, 0);

@@ -55,7 +55,7 @@ void run_blocks(const Op& op, std::int64_t count, const Order& order, Traffic* t
 template <class Params>
 void run_on_host(const Params& p, const Order& order, Traffic* traffic) {
   visit(p, [&]<class Tile, class Op>(Op op) {
-    // Exactly as large as told, and full of numbers that are none.
+    // Exactly of the size given, and full of NaN.
     const Scratch scratch(norm_scratch(op));
     std::fill_n(static_cast<std::byte*>(scratch.get()), norm_scratch(op), std::byte{0xFF});
     op.sums = static_cast<decltype(op.sums)>(scratch.get());

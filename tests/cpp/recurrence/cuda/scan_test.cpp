@@ -78,7 +78,7 @@ TYPED_TEST(CudaScan, SameBitsInAnyOrder) {
   }
 }
 
-// More chunks at work than a look-back sees at once.
+// More chunks at work than a look-back reads at once.
 TYPED_TEST(CudaScan, LooksBackFurtherThanItsWindow) {
   const auto c = case_of<TypeParam>(DType::kFloat32, {1, 128 * 3 * kWindow + 5, 1});
   const auto in_turn = [&] {
