@@ -17,8 +17,8 @@ namespace gateloop {
 //             last number is T. On CUDA wrong numbers end as wrong indices do, in a failed
 //             assertion. Sequences may be empty. Each has a state of its own: initial_state and
 //             final_state are (N, D).
-// mask:       (B, T), bool, false at padding. A step of padding neither decays nor feeds the state,
-//             the output there is 0, and no gradient flows from it or to it, whatever it holds.
+// mask:       (B, T), bool, false at padding. A step of padding neither decays nor feeds the state.
+//             Whatever it holds, the output there is 0 and no gradient flows from it or to it.
 
 /// h_t = a_t h_{t-1} + x_t.
 ///

@@ -8,7 +8,7 @@
 namespace gateloop::host {
 namespace {
 
-/// Blocks that nobody uses: what polar_gate_loop at (1, 65536, 512) writes forward and backward is
+/// Blocks not in use: what polar_gate_loop at (1, 65536, 512) writes forward and backward is
 /// 805 MB.
 constexpr std::size_t kMostUnused = std::size_t{1} << 30;
 /// In per cent: of a block in use a fifth at most lies idle.
@@ -54,8 +54,8 @@ void* MemoryPool::take(std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   if (void* const data = reuse(bytes)) return data;
   const std::size_t size = round_up(bytes, kLargePage);
-  // What lies here and does not fit makes room, so that a program whose sizes change does not hold
-  // the old ones and the new ones.
+  // What lies here and does not fit is released. Otherwise a program whose sizes change would hold
+  // blocks of the old sizes and of the new.
   release(size);
   void* const data = map(size);
   if (data != nullptr) in_use_.emplace(data, size);
@@ -80,8 +80,8 @@ void MemoryPool::give_back(void* data) {
   unused_bytes_ += size;
 }
 
-/// The smallest blocks first, for the large are the dearest to get again, until `at_least` bytes
-/// are gone or nothing is left.
+/// The smallest blocks first, because the large cost most to get again, until `at_least` bytes are
+/// gone or nothing is left.
 std::size_t MemoryPool::release(std::size_t at_least) {
   std::size_t gone = 0;
   while (gone < at_least && !unused_.empty()) {

@@ -23,7 +23,7 @@ class MemoryPool {
   void* take(std::size_t bytes);
   void give_back(void* data);
 
-  /// Returns to the system what nobody uses, and says how many bytes that was.
+  /// Gives unused blocks to the system; returns how many bytes that was.
   std::size_t release_unused();
   std::size_t unused_bytes() const;
 

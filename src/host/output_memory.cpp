@@ -83,8 +83,8 @@ void compute_behind_pages(std::span<const Memory> outputs, bool downwards, std::
       if (!pages.take(downwards ? shares - 1 - i : i, shares)) done = true;
     }
   };
-  // A lead: where the kernel meets a page that is being taken, both clear it. The share at an edge
-  // may be empty.
+  // A lead: where the kernel reaches a page that is being taken, both clear it. The share at an
+  // edge may be empty.
   const std::int64_t lead = shares / kLead + 1;
   executor.parallel_for(lead, take);
   if (done) return compute(executor);

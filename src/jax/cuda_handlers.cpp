@@ -16,8 +16,8 @@ namespace {
 
 using Stream = ffi::PlatformStream<CUstream_st*>;
 
-/// XLA's allocator refuses alignments above 16 bytes, so that 256 are taken out of more memory. It
-/// takes the memory back when the handler returns, and lends it to work that comes later only.
+/// XLA's allocator has no alignments above 16 bytes, so that 256 are taken out of more memory. The
+/// memory is free again when the handler returns, but for later work of the stream only.
 void* scratch_of(std::size_t bytes, ffi::ScratchAllocator& allocator) {
   if (bytes == 0) return nullptr;
   constexpr std::size_t kAlignment = 256;

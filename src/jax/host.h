@@ -43,7 +43,7 @@ class Work {
 template <class Pool>
 recurrence::Executor lend_threads(Pool& pool) {
   recurrence::Executor executor;
-  // Zero where XLA lends none: then all is done on the calling thread.
+  // Zero where XLA has no pool: then all is done on the calling thread.
   executor.threads = static_cast<int>(std::max<std::int64_t>(1, pool.num_threads()));
   executor.parallel_for = [&pool](std::int64_t n, const std::function<void(std::int64_t)>& body) {
     const auto work = std::make_shared<Work>(n, body);
@@ -56,7 +56,7 @@ recurrence::Executor lend_threads(Pool& pool) {
   return executor;
 }
 
-/// 64-byte aligned, as recurrence.h asks.
+/// 64-byte aligned, as recurrence.h requires.
 class Scratch {
  public:
   explicit Scratch(std::size_t bytes) : data_(::operator new(bytes, kAlignment)) {}

@@ -6,7 +6,7 @@
 /// In memory, sequences are dense (..., T, D), pairs (..., T, D, 2), states (..., D), saved states
 /// (..., N, D). With `time_last` a program names the axes of the same memory (..., D, T), so that
 /// all buffers begin with the axes along which XLA may partition; it sets layouts to match, which
-/// XLA does not tell handlers. A program may be deserialised or made by hand, so every buffer's
+/// XLA does not pass to handlers. A program may be deserialised or made by hand, so every buffer's
 /// dtype and shape are checked here too.
 #include <xla/ffi/api/ffi.h>
 
@@ -255,7 +255,7 @@ inline Kernel<recurrence::PolarGateLoopBackward> polar_gate_loop_backward(
   return {p, call.fresh()};
 }
 
-/// What XLA is told of a buffer, by its type among an operation's parameters.
+/// The binding of a buffer, by its type among an operation's parameters.
 template <class Buffer, class Binding>
 auto with_buffer(Binding&& binding) {
   if constexpr (std::is_same_v<Buffer, AnyBuffer>) {
@@ -283,7 +283,7 @@ auto bound(Binding&& binding, Kernel<Params> (*)(Attributes, Buffers...)) {
           "time_last"));
 }
 
-/// XLA wants a value where the checks and the kernels throw.
+/// An exception of the checks or the kernels as the value that XLA takes.
 template <class Body>
 ffi::Error guarded(const char* name, const Body& body) {
   const auto message = [&](const std::exception& error) {

@@ -35,8 +35,9 @@ inline bool is_plain_cpu(const at::Tensor& t) {
          !t.key_set().has_any(c10::DispatchKeySet({Python, Functionalize, ZeroTensor}));
 }
 
-/// Whether a mode of Python's sees torch's operators, and would not see a kernel. What is saved for
-/// a backward pass must not depend on it: torch.utils.checkpoint may be watched in one pass alone.
+/// Whether a mode of Python's intercepts torch's operators, which it cannot do in a kernel. What is
+/// saved for a backward pass must not depend on it: a mode may cover one pass of
+/// torch.utils.checkpoint alone.
 inline bool is_watched() { return c10::impl::TorchDispatchModeTLS::any_modes_set(); }
 
 /// Of arguments of `op` beside `sequence`, (B, T, ...), which it calls `name`; they may be absent.

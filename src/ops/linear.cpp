@@ -80,7 +80,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   }
 };
 
-// A call of oneDNN takes some 12 us whatever its size, MKL's 1: they meet near 2^20 multiply-adds.
+// A call of oneDNN takes some 12 us whatever its size, MKL's 1: they are even near 2^20
+// multiply-adds.
 constexpr std::int64_t kLeastWork = 1 << 20;
 
 }  // namespace

@@ -1,7 +1,6 @@
 #pragma once
 
-/// What torch lends the kernels: its threads or streams, its memory, and its tensors as plain
-/// structs.
+/// What the kernels take from torch: threads or streams, memory, and tensors as plain structs.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 

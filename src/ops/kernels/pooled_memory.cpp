@@ -39,7 +39,7 @@ std::int64_t release_unused_memory() {
 at::Tensor empty_pooled(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const std::size_t bytes =
       static_cast<std::size_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize();
-  // Who has given torch an allocator wants it used.
+  // An allocator that a program has set in torch is used instead of the pool.
   const bool own = c10::GetCPUAllocator() == c10::GetDefaultCPUAllocator();
   if (!options.device().is_cpu() || !own || !host::MemoryPool::keeps(bytes)) {
     return at::empty(sizes, options);

@@ -44,7 +44,7 @@ class Mapping {
   std::byte* data_;
 };
 
-/// Whether this system knows how to take pages beforehand (Linux 5.14) and has large ones.
+/// Whether this system can take pages beforehand (Linux 5.14) and has large ones.
 bool populates() {
 #if defined(MADV_HUGEPAGE) && defined(MADV_POPULATE_WRITE)
   const Mapping probe(kPage);
@@ -94,7 +94,7 @@ TEST(OutputMemory, ChangesNoByte) {
   EXPECT_EQ(output[kBytes], std::byte{42});
 }
 
-/// What compute_behind_pages() told its kernel.
+/// What compute_behind_pages() passed to its kernel.
 struct Seen {
   int calls = 0, threads = 0;
 };

@@ -1,6 +1,6 @@
-/// A device of which the library knows nothing, torch's PrivateUse1: its memory is the host's, and
-/// each operator without an entry here copies to the CPU and back. What asks for the CPU, or reads
-/// memory past torch's operators, fails on it as on any accelerator.
+/// A device without code in the library, torch's PrivateUse1: its memory is the host's, and each
+/// operator without an entry here copies to the CPU and back. What needs the CPU, or reads memory
+/// past torch's operators, fails on it as on any accelerator.
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/NativeFunctions.h>
