@@ -13,8 +13,8 @@
 
 namespace gateloop::app {
 
-/// A mistake in the command line that only the callback can see (a file of the wrong kind, two
-/// flags that do not go together). The message says what to do about it, on one line.
+/// A mistake in the command line that only the callback can find (a file of the wrong kind, two
+/// flags that do not go together). The message is one line and names the remedy.
 class UsageError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

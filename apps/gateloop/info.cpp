@@ -25,7 +25,7 @@ std::string grouped(std::int64_t number) {
   return text;
 }
 
-/// The module that owns a parameter, with all layers under one name:
+/// The module of a parameter, with all layers under one name:
 /// layers.3.0.fn.to_a.0.bias -> layers.*.0.fn.to_a.0
 std::string owner(const std::string& parameter) {
   auto name = parameter.substr(0, parameter.rfind('.'));

@@ -53,7 +53,7 @@ std::string defaults(Field field) {
   return " [" + (equal ? first : text) + "]";
 }
 
-/// Lets the option take the names of an enumeration's values.
+/// Restricts the option to the names of an enumeration's values.
 template <typename Enum>
 CLI::Option* by_name(CLI::Option* option, Enum any) {
   std::string names;

@@ -1,8 +1,8 @@
 #pragma once
 
 /// Reading and writing model directories: config.json beside safetensors files. Every write goes to
-/// a temporary file in the same folder, is flushed to the disk and then renamed, so that a crash, a
-/// kill or a full disk leaves the previous file whole.
+/// a temporary file in the same folder, is flushed to the disk and then renamed. After a crash, a
+/// kill or with a full disk the previous file is whole.
 #include <torch/torch.h>
 
 #include <filesystem>

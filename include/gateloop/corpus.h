@@ -65,8 +65,8 @@ class Corpus {
     return part(split_.train + split_.valid, split_.test);
   }
 
-  /// Size and a CRC-32 of samples all over the unpacked bytes: tells another corpus, at the cost of
-  /// reading at most 4 MiB.
+  /// Size and a CRC-32 of samples all over the unpacked bytes: differs for another corpus, at the
+  /// cost of reading at most 4 MiB.
   std::string fingerprint() const;
   /// The first byte of each document, at which a state starts anew; nothing without documents.
   std::optional<std::uint8_t> separator() const;

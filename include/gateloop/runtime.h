@@ -48,8 +48,8 @@ struct StateData;
 /// The weights of a model, read-only. Copies share them, and sessions in any threads may too.
 ///
 /// The file is mapped: processes that open one file share its memory. Only what is stored in
-/// another format than asked for is copied. Replacing the file by a rename is safe; writing into it
-/// while it is open is not.
+/// another format than `options` name is copied. Replacing the file by a rename is safe; writing
+/// into it while it is open is not.
 class GATELOOP_RUNTIME_API Model {
  public:
   /// `dir`: config.json and model.safetensors, or model.best.safetensors.
@@ -88,7 +88,7 @@ class GATELOOP_RUNTIME_API State {
 
   /// Replaces the file as a whole, or leaves it as it was.
   void save(const std::filesystem::path& file) const;
-  /// Refuses files of another format or version and damaged ones.
+  /// Throws std::runtime_error for a file of another format or version, or a damaged one.
   static State load(const std::filesystem::path& file);
 
  private:

@@ -134,7 +134,7 @@ Bytes decompressed(Bytes bytes) {
   return content;
 }
 
-/// An archive is told by its first bytes; one that only ends as an archive is a plain file.
+/// Recognised by its first bytes: what only ends as an archive is a plain file.
 Reader open_archive(View bytes) {
   // By its directory, at the end: without that, a file cut between two entries would seem whole.
   for (const char* zip : {"PK\3\4", "PK\5\6"}) {

@@ -89,7 +89,7 @@ Tensor GateLoopedAttentionImpl::transition(const Tensor& x, Ablation ablation) {
   return ablation.complex && spec_.transition_parts() == 2 ? drop_imaginary(z) : z;
 }
 
-/// The recurrence's input, k (B, T, H, K) or with max heads k or k v (B, T, D), scaled as asked.
+/// The recurrence's input, k (B, T, H, K) or with max heads k or k v (B, T, D), scaled.
 Tensor GateLoopedAttentionImpl::scaled(const Tensor& input, const Tensor& z) const {
   if (spec_.normalize_input == NormalizeInput::kNone) return input;
   auto scale = input_scale(z, spec_.gate, spec_.normalize_input);

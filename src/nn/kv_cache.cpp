@@ -10,7 +10,7 @@ bool has_one_owner(const torch::Tensor& t) {
   return t.use_count() == 1 && t.storage().use_count() == 1;
 }
 
-/// Outside of inference mode torch refuses writes to tensors made inside.
+/// Outside of inference mode a write to a tensor made inside is an error in torch.
 bool is_writable(const torch::Tensor& t) {
   return !t.is_inference() || c10::InferenceMode::is_enabled();
 }

@@ -7,8 +7,8 @@
 
 namespace gateloop::nn {
 
-/// Lets the projection behind z learn more slowly: the value stays, the gradient is scaled. Costs
-/// nothing where no gradient is taken. `z` must be fresh from its projection.
+/// Scales the gradient of the projection behind z and keeps the value, so that it is trained more
+/// slowly. Costs nothing where no gradient is taken. `z` must be fresh from its projection.
 void scale_gradient(const torch::Tensor& z, double fraction);
 
 /// (..., 2 C) with (re, im) interleaved -> the same with im = 0: the `complex` ablation.

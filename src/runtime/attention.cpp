@@ -39,7 +39,7 @@ void scale_relative(float* q, float* k, const float* a, std::int64_t dim_head) {
 
 }  // namespace
 
-/// q and k of one head of a row as they meet each other.
+/// q and k of one head of a row as their product takes them.
 void Mixing::place(const model::AttentionSpec& spec, float* row, std::int64_t head,
                    std::int64_t position, float* scratch) const {
   const std::int64_t d = spec.dim_head;
@@ -69,7 +69,7 @@ void Mixing::attend(const model::AttentionSpec& spec, const float* q, std::int64
   for (std::int64_t s = 0; s < count; ++s) add_scaled_row(scores[s], values + s * d, y, d);
 }
 
-/// Step by step, for a window's ring overwrites what later steps no longer see.
+/// Step by step, because a window's ring overwrites what later steps no longer read.
 void Mixing::attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
                          float* scratch) const {
   const std::int64_t d = spec.dim_head;

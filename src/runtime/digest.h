@@ -6,7 +6,7 @@
 
 namespace gateloop::runtime {
 
-/// FNV-1a of 64 bits: it tells damage and mistakes, not forgery.
+/// FNV-1a of 64 bits: finds damage and mistakes, not forgery.
 class Digest {
  public:
   void add(const void* data, std::size_t bytes) {

@@ -29,11 +29,11 @@ struct Converted {
   std::vector<std::byte> data;
   std::vector<float> scales;
 };
-/// To the nearest number of the format, halves to even. Of int8 it is scale times an integer of at
-/// most 127, an error of at most scale / 2 with a scale of a 127th of the row's largest number.
+/// To the nearest number of the format, halves to even. Int8 is scale times an integer of at most
+/// 127, with a scale of a 127th of the row's largest number: an error of at most scale / 2.
 Converted convert(const StoredMatrix& from, recurrence::Storage to);
 
-/// The storage that a format asks for where the file has `dtype`.
+/// The storage of a format where the file has `dtype`.
 recurrence::Storage storage_of(Format format, std::string_view dtype);
 /// "F32", "BF16", "F16" or "I8".
 std::string dtype_of(recurrence::Storage storage);

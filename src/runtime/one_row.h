@@ -1,7 +1,7 @@
 #pragma once
 
-/// One token of one sequence: every thread computes its share of each stage, and inputs for itself,
-/// so that a stage costs one meeting of the threads and every weight is read once.
+/// One token of one sequence. Every thread computes its share of each stage, and inputs for itself:
+/// a stage costs one barrier of the threads, and every weight is read once.
 #include <cstdint>
 
 #include "runtime/memory.h"

@@ -1,6 +1,6 @@
 #pragma once
 
-/// Threads that a session lends to the kernels.
+/// Threads of a session, on which the kernels run.
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -16,14 +16,14 @@ namespace gateloop::runtime {
 /// threads - 1 workers beside the caller. They look for work for some 50 us, then sleep.
 class Pool {
  public:
-  /// Throws std::system_error where the system refuses a thread.
+  /// Throws std::system_error where the system has no thread left.
   explicit Pool(int threads);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
   ~Pool();
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
-  /// Lends these threads; the pool must outlive it. One caller at a time.
+  /// Runs on these threads; the pool must outlive it. One caller at a time.
   recurrence::Executor executor();
 
  private:

@@ -43,7 +43,7 @@ bool is_likelier(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-/// What a sampler has seen of one sequence.
+/// What a sampler keeps of one sequence.
 struct History {
   std::vector<bool> seen;          ///< by token; only with a repetition penalty
   std::vector<std::int64_t> tail;  ///< as long as the longest stop; only drawn tokens

@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::array<char, 8> kMagic = {'G', 'L', 'S', 'T', 'A', 'T', 'E', '\n'};
 constexpr std::uint32_t kVersion = 1;
-/// Bounds what a damaged header can ask for.
+/// Bounds the sizes that a damaged header can have.
 constexpr std::uint32_t kMostLayers = 1 << 20;
 constexpr std::int64_t kMost = std::int64_t{1} << 32;
 

@@ -1,6 +1,6 @@
 #pragma once
 
-/// A model's weights by name: mapped from a file, or in memory that somebody holds.
+/// A model's weights by name: mapped from a file, or in memory that the caller keeps.
 #include <cstddef>
 #include <cstdint>
 #include <map>

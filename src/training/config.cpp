@@ -117,7 +117,7 @@ json model_json(const nn::TransformerOptions& options) {
 }
 
 bool may_change(const std::string& name, const TrainingOptions& stored) {
-  // The corpus is told by its fingerprint, not by where it lies.
+  // The corpus is compared by its fingerprint, not by where it lies.
   for (const char* free :
        {"data", "field", "fingerprint", "threads", "device", "sample_every", "shard_optimizer",
         "sample_prime", "sample_length", "checkpoint_every", "diagnostics_every"}) {

@@ -9,7 +9,7 @@
 
 namespace gateloop::training {
 
-/// What a person sees of a run, on standard output: a bar that redraws itself on a terminal, a line
+/// The progress of a run on standard output: a bar that redraws itself on a terminal, a line
 /// every few seconds elsewhere.
 class Progress {
  public:

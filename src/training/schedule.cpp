@@ -13,7 +13,7 @@ std::vector<PlannedLength> plan_of(const TrainingOptions& options) {
 }
 
 /// Progress through the decay at update `step`, in [0, 1): the last update still moves a little.
-/// Of the plan's entries each advances its own updates evenly towards the end that it foresees.
+/// Each of the plan's entries advances its updates evenly towards the end that it plans.
 double progress(const TrainingOptions& options, std::int64_t step) {
   const std::vector<PlannedLength> plan = plan_of(options);
   double progress = 0;

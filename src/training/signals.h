@@ -2,8 +2,8 @@
 
 namespace gateloop::training {
 
-/// While one lives, a signal that asks the process to end only asks the loop to stop, however often
-/// it comes. One exception: a SIGINT more than a second after the first signal ends the process at
+/// While one lives, a signal that would end the process only stops the loop, however often it
+/// comes. One exception: a SIGINT more than a second after the first signal ends the process at
 /// once. A signal that was ignored before (nohup) stays ignored. SIGPIPE and SIGXFSZ are ignored: a
 /// lost reader or a file over the size limit is an error of write(). One object at a time.
 class StopSignals {

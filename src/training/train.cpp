@@ -23,8 +23,8 @@ namespace {
 /// Of the directory in which a launcher's processes train.
 constexpr const char* kRunNote = "run";
 
-/// Keeps a second process from training in the same directory; the kernel lets go when this one
-/// ends, however it ends.
+/// Keeps a second process from training in the same directory. The system drops the lock when this
+/// process ends, however it ends.
 model::FileDescriptor lock(const std::filesystem::path& dir) {
   model::FileDescriptor folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0 || ::flock(folder.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -115,7 +115,7 @@ nn::Transformer make_model(const RunConfig& config) {
   }
 }
 
-/// Under the lock: the directory is as `start` wants it.
+/// Under the lock: makes the directory what `start` needs, or throws.
 void prepare(const std::filesystem::path& dir, Start start, const RunConfig& config) {
   if (start == Start::kNew && holds_run(dir)) {
     throw std::invalid_argument(dir.string() +

@@ -22,8 +22,8 @@ struct Position {
 };
 
 /// training_state.safetensors: parameters ("model.NAME"), moments ("exp_avg.NAME",
-/// "exp_avg_sq.NAME") and the position. One file and one rename: resuming sees the step whole or
-/// not at all. `moments` are those of Optimizer::state().
+/// "exp_avg_sq.NAME") and the position. One file and one rename: resuming reads the step whole
+/// or not at all. `moments` are those of Optimizer::state().
 void save_state(const std::filesystem::path& path, const torch::nn::Module& model,
                 std::map<std::string, torch::Tensor> moments, const Position& position);
 /// Every process calls it: they go on from the file that process 0 has, or from process 0's model

@@ -41,7 +41,7 @@ struct CausalFullAttentionOptions {
 /// their meaning. The floor decides the result for heads wider than about 60 channels and wherever
 /// the product leaves the right half plane.
 ///
-/// Parameters: to_qkv.0.weight, to_out.1.{weight,bias}, and where asked for to_a.0.weight,
+/// Parameters: to_qkv.0.weight, to_out.1.{weight,bias}, and by the options to_a.0.weight,
 /// to_gates.0.weight, rotary_emb.freqs (not trained).
 class CausalFullAttentionImpl : public SpatialMixer {
  public:

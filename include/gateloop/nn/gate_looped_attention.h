@@ -42,7 +42,7 @@ struct GateLoopedAttentionOptions {
 /// gives q and kv, (2 dim_inner) channels.
 ///
 /// Parameters: to_qkv.weight (2 dim_key + dim_inner, dim), to_a.0.{weight,bias}, of every
-/// transition in turn the numbers that make it; and where asked for to_gates.0.weight,
+/// transition in turn the numbers that make it; and by the options to_gates.0.weight,
 /// maybe_sub_ln.{weight,bias}, to_out.weight.
 class GateLoopedAttentionImpl : public SpatialMixer {
  public:

@@ -28,7 +28,7 @@ struct MixerState {
   torch::Tensor keys = {}, values = {};
   /// The simple gate loop in front of the mixer: (B, dim).
   torch::Tensor simple_gate_loop = {};
-  /// Time steps that the mixer has seen.
+  /// Time steps that the mixer has read.
   std::int64_t position = 0;
 
   /// Memory held by the tensors above.
@@ -39,8 +39,8 @@ struct MixerState {
 using TransformerState = std::vector<MixerState>;
 
 /// Sequences of different lengths in one batch, see gateloop/ops.h; at most one of the first two.
-/// Each of N packed sequences has a state of its own: the rows of a MixerState are then N. What
-/// comes out at padding says nothing.
+/// Each of N packed sequences has a state of its own: the rows of a MixerState are then N. The
+/// outputs at padding have no meaning.
 struct Packing {
   std::optional<torch::Tensor> cu_seqlens = std::nullopt;  ///< (N + 1), int32 or int64
   std::optional<torch::Tensor> mask = std::nullopt;        ///< (B, T), bool, false at padding

@@ -30,7 +30,7 @@ struct SimpleGateLoopCache {
 /// The simplified, real GateLoop: q, kv, z = chunks of Linear(RMSNorm(x)),
 /// h_t = σ(z_t) h_{t-1} + kv_t, y_t = q_t h_t, then an optional layer norm. No residual.
 ///
-/// Parameters: to_qkva.0.weight, and where asked for norm.gamma, maybe_post_ln.{weight,bias}.
+/// Parameters: to_qkva.0.weight, and by the options norm.gamma, maybe_post_ln.{weight,bias}.
 class SimpleGateLoopLayerImpl : public torch::nn::Module {
  public:
   explicit SimpleGateLoopLayerImpl(std::int64_t dim, SimpleGateLoopLayerOptions options = {});
@@ -38,7 +38,7 @@ class SimpleGateLoopLayerImpl : public torch::nn::Module {
   /// x (B, T, dim) -> (B, T, dim). With `reverse` the recurrence runs from the last step.
   torch::Tensor forward(const torch::Tensor& x);
 
-  /// The same of packed or padded sequences: apart, for a Sequential takes a forward of one
+  /// The same of packed or padded sequences. Apart, because a Sequential takes a forward of one
   /// argument.
   torch::Tensor forward_packed(const torch::Tensor& x, const Packing& packing);
 

@@ -38,9 +38,8 @@ class TransformerImpl : public torch::nn::Module {
   /// Computed in float32 where the logits are bfloat16 or float16. Throws as forward, and for T
   /// < 1. Of packed or padded sequences each token but the first is predicted from those before it
   /// in its sequence; where no sequence has two, the mean of nothing is NaN. Over a time group ids
-  /// are the block (B, T) of a process, T may be 0, the last is given the first of the next block,
-  /// and the sum over processes of what this returns is the mean loss, that of gradients its
-  /// gradient.
+  /// are the block (B, T) of a process, and T may be 0. The last is given the first of the next
+  /// block. The sum over processes of the results is the mean loss, that of gradients its gradient.
   torch::Tensor loss(const torch::Tensor& ids, std::optional<Ablation> ablation = std::nullopt,
                      const Packing& packing = {});
 

@@ -1,4 +1,5 @@
-// The three forms of GateLoop (design section 1) give one y: recurrent, scan, surrogate attention.
+// The three forms of GateLoop (arXiv 2311.01927, section 3) give one y: recurrent, scan, surrogate
+// attention.
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 

@@ -1,4 +1,4 @@
-// The operators run on torch's threads, as many as torch is told.
+// The operators run on torch's threads, as many as torch is set to.
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 

@@ -430,7 +430,7 @@ TEST_F(CommandTest, AGermanLocaleChangesNothing) {
   const std::string locales = (dir_ / "locales").string();
   std::filesystem::create_directory(locales);
   const std::string make = "localedef -i de_DE -f UTF-8 " + locales + "/de_DE.UTF-8 2> /dev/null";
-  // Where the machine has no sources of locales, the program sees a name that it cannot load.
+  // Where the machine has no sources of locales, the program is given a name that it cannot load.
   (void)!std::system(make.c_str());
   const Outcome outcome = finish(start(train({"--steps", "12"}), [&] {
     ::setenv("LOCPATH", locales.c_str(), 1);

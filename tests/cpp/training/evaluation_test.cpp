@@ -109,7 +109,7 @@ TEST(Evaluate, RefusesWhatItCannotRead) {
 
 TEST(Evaluate, InTheMiddleOfTrainingUnderAutocastLeavesItAsItWas) {
   // Autocast keeps bfloat16 copies of the weights until its outermost scope ends. A copy made by
-  // evaluation knows no gradient: used in the next step, it would silently freeze its weight.
+  // evaluation takes no gradient: used in the next step, it would silently freeze its weight.
   torch::manual_seed(1);
   nn::Transformer model(test::small_options());
   const auto text = some_text(65);
