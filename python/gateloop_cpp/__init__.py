@@ -3,7 +3,7 @@
 >>> from gateloop_cpp import SimpleGateLoopLayer, Transformer
 
 The modules take the reference's arguments and state_dicts. ``gateloop_cpp.ops`` has the recurrences
-alone, ``gateloop_cpp.distributed`` the same over processes that hold a block of time each,
+alone, ``gateloop_cpp.distributed`` the same over processes that hold a block of time each.
 ``gateloop_cpp.checkpoint`` reads and writes the model directories of the C++ trainer.
 """
 

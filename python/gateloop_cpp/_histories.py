@@ -15,7 +15,7 @@ VALIDATION = "validation/bits_per_byte"
 FINAL = _runs.NAMES[_runs.FINAL]
 SPEED = "speed/tokens_per_second"
 PLANNED = "train/planned_steps"
-# Steps over which a mean forgets: single batches jump by 0.2 bits.
+# Steps that a mean spans: single batches jump by 0.2 bits.
 LEAST_MEMORY = 20
 MEMORY_SHARE = 1 / 50  # of the run
 

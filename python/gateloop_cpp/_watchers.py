@@ -1,4 +1,4 @@
-"""Whether code that looks past modules would miss what somebody else sees or changes there."""
+"""Whether hooks, modes or replaced functions rule out code that does not call the modules."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def is_replaced(place: Any, name: str) -> bool:
 
 
 def of_all_modules() -> str | None:
-    """What sees or changes every module, or torch's functions, at the moment; None: nothing."""
+    """What now intercepts or changes every module, or torch's functions; None: nothing."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return "a transform of torch"
     if torch._C._get_tracing_state() is not None:
@@ -51,7 +51,7 @@ def of_all_modules() -> str | None:
 
 
 def sees_functions() -> bool:
-    """Whether a mode other than that of a default device sees torch's functions."""
+    """Whether a mode other than that of a default device intercepts torch's functions."""
     if not torch._C._len_torch_function_stack():
         return False
     modes = torch.overrides._get_current_function_mode_stack()
@@ -59,7 +59,7 @@ def sees_functions() -> bool:
 
 
 def of_module(module: nn.Module) -> str | None:
-    """What sees or changes the calls of this module alone; None: nothing."""
+    """What intercepts or changes the calls of this module alone; None: nothing."""
     if (
         module._forward_hooks
         or module._forward_pre_hooks

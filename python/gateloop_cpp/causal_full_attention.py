@@ -107,7 +107,7 @@ class CausalFullAttention(nn.Module):
             cache: the keys and values of the S steps before, each (B, heads, S, dim_head). With a
                 window those of its last window - 1 steps, and the number of steps before.
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; without a
-                cache. What comes out at padding says nothing. With a mask a window saves nothing.
+                cache. The outputs at padding have no meaning. With a mask a window saves nothing.
             time_group: the processes that hold a block of time each, see
                 :mod:`gateloop_cpp.distributed`; with a window, whose keys and values come from the
                 blocks before, and without a cache or a mask.

@@ -22,7 +22,7 @@ of them uses receives the sum of their gradients.
 
 A block is read about once where the products of its first and of its last few thousand transitions
 underflow to zero, as those of gates below one do; else three times. Infinities and NaN go no
-further than the block whose last steps forget them.
+further than the block at whose end their factor is zero.
 
 Differentiable once, under autocast and ``torch.utils.checkpoint`` too. ``torch.compile`` leaves the
 calls as they are.

@@ -145,7 +145,7 @@ class GateLoopedAttention(nn.Module):
                 otherwise: complex, or real for the sigmoid gate and under ablate_state_transition.
                 A sequence cut anywhere and carried through its cache gives what one call gives.
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`. Each of N
-                packed sequences has a row of the cache. What comes out at padding says nothing.
+                packed sequences has a row of the cache. The outputs at padding have no meaning.
             time_group: the processes that hold a block of time each, see
                 :mod:`gateloop_cpp.distributed`; the cache is then that of the whole.
 

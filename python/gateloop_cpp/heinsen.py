@@ -8,8 +8,8 @@ from torch import Tensor
 from gateloop_cpp._adjoint import adjoint
 
 # log 0 = -inf would make inf - inf of the sums below. e^-745 is the least positive float64, so that
-# a transition of e^-800 is a zero to every result, while 65,536 of them in a row still add up to a
-# number whose last digit is worth 1e-8.
+# a transition of e^-800 is a zero to every result. The logarithms of 65,536 of them in a row add up
+# to a number whose last digit is worth 1e-8.
 _LEAST_LOG = -800.0
 
 

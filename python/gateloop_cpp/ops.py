@@ -1,8 +1,8 @@
 """The recurrences as functions (arXiv 2311.01927, section 3.2).
 
-All are differentiable in every tensor argument, in forward mode too, work under autocast,
-``torch.compile`` and the transforms of ``torch.func``, and keep the state in float32 where the
-sequences are bfloat16 or float16. Forward mode, and the gradients of ``torch.func``, are those of
+All are differentiable in every tensor argument, in forward mode too. They work under autocast,
+``torch.compile`` and the transforms of ``torch.func``. Where the sequences are bfloat16 or float16,
+the state is float32. Forward mode, and the gradients of ``torch.func``, are those of
 the operators' definitions: the memory of a backward pass grows with T log T there.
 
 Two arguments serve sequences of different lengths; a call takes at most one of them:
@@ -13,8 +13,8 @@ Two arguments serve sequences of different lengths; a call takes at most one of 
   wrong numbers on CUDA end as wrong indices do, in a failed assertion. Sequences may be
   empty. Each has a state of its own, so that ``initial_state`` and the final state are (N, D).
 - ``mask``: (B, T), bool, False at padding, which may be anywhere. A step of padding neither decays
-  nor feeds the state, the output there is 0 (of :func:`linear_recurrence` too, where the state goes
-  on), and no gradient flows from it or to it, whatever it holds.
+  nor feeds the state. Whatever it holds, the output there is 0 and no gradient flows from it or to
+  it. The output of :func:`linear_recurrence` is 0 there too, where the state goes on.
 """
 
 from typing import Literal
@@ -185,7 +185,7 @@ def polar_gate_loop(
 
 
 def release_unused_memory() -> int:
-    """Return to the system what outputs above 32 MiB took and nobody uses; says how many bytes.
+    """Give unused memory of outputs above 32 MiB to the system; returns how many bytes.
 
     Up to 1 GiB of it is kept for the next outputs of about that size, since clearing fresh pages
     takes as long as a recurrence. The system takes it by itself when it runs short (Linux).

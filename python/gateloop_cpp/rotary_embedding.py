@@ -11,9 +11,9 @@ class RotaryEmbedding(nn.Module):
     """Channels 2i and 2i + 1 turn together by position · 10000^(-2i / dim_head).
 
     Parameter: freqs (dim_head / 2), not trained, float32 or wider. In a model of bfloat16 or
-    float16 it stays float32, because position 300 multiplies its rounding by 300. Where it comes in
-    lower precision all the same, as from FSDP2's mixed precision, a frequency that is the rounding
-    of the one above is taken for it.
+    float16 it stays float32, because position 300 multiplies its rounding by 300. Mixed
+    precision as FSDP2's may still round it: a frequency that is the rounding of the one above is
+    replaced by that.
     """
 
     def __init__(self, dim_head: int) -> None:

@@ -78,8 +78,8 @@ class SimpleGateLoopLayer(nn.Module):
             cache: (a, kv), each (B · dim, 1), the reference's layout: the product of all
                 transitions so far, and the state h. float32 where x is bfloat16 or float16.
             cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with the
-                fused operator. The cache of N packed sequences is (N · dim, 1). What comes out at
-                padding says nothing.
+                fused operator. The cache of N packed sequences is (N · dim, 1). The outputs at
+                padding have no meaning.
             time_group: the processes that hold a block of time each, see
                 :mod:`gateloop_cpp.distributed`; with the fused operator and without a cache.
 
@@ -120,7 +120,7 @@ class SimpleGateLoopLayer(nn.Module):
     def _read(
         self, scan: Scan, q: Tensor, kv: Tensor, z: Tensor, initial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The read-out around a scan that knows neither half precision, direction nor state."""
+        """The read-out around a scan without half precision, direction or initial state."""
         wide = torch.promote_types(z.dtype, torch.float32)
         a, x = z.to(wide).sigmoid(), kv.to(wide)
         if self.reverse:
@@ -161,7 +161,7 @@ def _product(a: Tensor, packing: Packing) -> Tensor:
 
 
 def _scan(use_heinsen: bool, use_jax: bool) -> Scan | None:
-    """The scan asked for in place of the fused operator."""
+    """The scan that the options name in place of the fused operator."""
     if use_heinsen:
         return heinsen_scan
     if use_jax:

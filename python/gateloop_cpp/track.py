@@ -100,8 +100,8 @@ class WeightsAndBiases:
         )  # fmt: skip
 
     def last_step(self) -> int:
-        # The next step that it takes. Offline it is not told what earlier followers sent: then all
-        # is written again, into a folder of its own, under the same id.
+        # The next step that it takes. Offline what earlier followers sent is unknown: then all is
+        # written again, into another folder, under the same id.
         return max(0, int(self._run.step) - 1)
 
     def log(self, record: Record) -> None:

@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-#: Half-lives in bytes that are told apart; what is shorter or longer has the nearest one's code.
+#: Half-lives in bytes with codes of their own; shorter and longer ones have the nearest's.
 HALF_LIVES = (0.05, 1e5)
-#: Sizes that are told apart; code 0 is below the first. normalize_input makes inputs of channels
-#: with long half-lives small.
+#: Sizes with codes of their own; code 0 is below the first. normalize_input makes inputs of
+#: channels with long half-lives small.
 SIZES = (1e-7, 1e3)
 #: The least share of the influence on a byte that is kept.
 LEAST_SHARE = 1 / 64

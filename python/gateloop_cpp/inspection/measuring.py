@@ -163,7 +163,7 @@ def _threads_beside() -> Iterator[ThreadPoolExecutor]:
     """Threads of one core each, on half of the cores; the other half is this thread's.
 
     The model reads a chunk while the mixers of the one before are measured side by side. On all
-    cores their thousands of short operations would meet after each, and wait for a busy core.
+    cores the threads would wait for a busy core after each of thousands of short operations.
     """
     cores = torch.get_num_threads()
     workers = max(1, cores // 2)

@@ -31,7 +31,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, int]:
     page = out / NAME
     part = page.with_suffix(".part")
     part.write_text(text, encoding="utf-8", errors="replace")  # names of files are any bytes
-    part.replace(page)  # a reader sees the old page or the new one
+    part.replace(page)  # a reader gets the old page or the new one
     return page, len(runs)
 
 

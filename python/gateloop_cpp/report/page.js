@@ -50,7 +50,7 @@
       hoverinfo: "skip",
       line: { color: colourOf(line.group), width: 2, dash: DASHES[Math.floor(line.group / COLOURS) % DASHES.length] },
     });
-    // A few points far apart are measurements that one wants to see.
+    // A few points far apart are measurements: each is drawn.
     const mode = (line) => (line.y.length <= 40 ? "lines+markers" : "lines");
     return panel.lines.flatMap((line) => {
       const own = common(line);
