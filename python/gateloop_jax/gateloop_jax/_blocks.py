@@ -152,7 +152,7 @@ class Block(eqx.Module):
 
     @abc.abstractmethod
     def mix(self, x: Array, state: Any, packing: Packing | None = None) -> tuple[Array, Any]:
-        """f. A state of None: x begins the sequence, and no state is asked for."""
+        """f. A state of None: x begins the sequence, and no state is returned."""
 
     @abc.abstractmethod
     def weights(self) -> Iterator[Weight]:

@@ -1,4 +1,4 @@
-"""The compiled library: where it lies, its handlers' registration with XLA, and what it answers."""
+"""The compiled library: where it lies, its handlers for XLA, and its description of models."""
 
 import ctypes
 import functools
@@ -72,7 +72,7 @@ def target(name: str, platform: str, time: Any) -> str:
 
 
 def ask(name: str, *words: str) -> str:
-    """What a function of src/jax/model.cpp answers; ValueError with what it says is wrong."""
+    """The result of a function of src/jax/model.cpp; ValueError with its message where it fails."""
     function = getattr(_load(), f"gateloop_jax_{name}")
     function.restype = ctypes.c_char_p
     failed = ctypes.c_bool()

@@ -136,8 +136,8 @@ class GateLoopTransformer(eqx.Module):
         """(T,) or (B, T) integers -> (T, num_tokens) or (B, T, num_tokens).
 
         segment_ids: integers of the shape of ids: steps of one number side by side are a sequence,
-            which sees nothing of the others. mask: bool, false at padding, which no step sees; its
-            own logits say nothing.
+            independent of the others. mask: bool, false at padding, on which no other step
+            depends; the logits there have no meaning.
         """
         return self._advance(ids, None, segment_ids, mask)[0]
 
@@ -162,7 +162,7 @@ class GateLoopTransformer(eqx.Module):
         (heads, d, d) with heads of d > 1 channels; KeysValues of attention; () of a layer without a
         mixer; a pair where a simple gate loop, (D,), is in front.
         length: of the longest sequence to be read. Attention without a window keeps all of it, and
-        needs to know; where more is read, its logits are not a number.
+        needs the length; where more is read, its logits are not a number.
         """
         states = tuple(
             mix.make_state(1 if batch is None else batch, self.embedding.dtype, length)

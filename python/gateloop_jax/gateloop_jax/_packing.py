@@ -94,7 +94,7 @@ class Packing(NamedTuple):
             seen = seen & self.mask[:, None]
         if window is not None:
             seen = seen & (positions[:, :, None] - positions[:, None] < window)
-        # Padding sees itself: a softmax over nothing is not a number.
+        # Padding attends to itself: a softmax over nothing is not a number.
         return seen | jnp.eye(time, dtype=bool)
 
 

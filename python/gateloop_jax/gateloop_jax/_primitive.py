@@ -91,8 +91,8 @@ def primitive(
 
 
 def _call(target: str, ctx: Any, inputs: Any, operands: Any, reverse: bool) -> Any:
-    """The kernel's handler. A program that XLA partitions names the axes with time last, in a
-    layout that leaves the memory as it is, because XLA partitions custom calls along leading axes.
+    """The kernel's handler. XLA partitions custom calls along leading axes. A program that it
+    partitions therefore names the axes with time last, in a layout that leaves memory as it is.
     XLA's CPU compiler then copies the results, so other programs name the axes as they are."""
     lead = inputs[0].ndim - 2
     turned = _is_partitioned(ctx)

@@ -1,7 +1,7 @@
 """Where the arguments of our primitives may be sharded: along leading axes and channels.
 
-Time meets time in the recurrence. On a mesh of explicit axes a sequence sharded along time is an
-error; on one of automatic axes XLA gathers its time alone.
+The recurrence joins the steps of time. On a mesh of explicit axes a sequence sharded along time is
+an error; on one of automatic axes XLA gathers its time alone.
 """
 
 from collections.abc import Sequence
