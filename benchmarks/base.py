@@ -22,7 +22,7 @@ def built(revision: str) -> Base:
     commit = first_line("git", "rev-parse", "--short=12", f"{revision}^{{commit}}")
     tree = ROOT / "build" / "base" / commit
     if not tree.exists():
-        run("git", "worktree", "prune")  # after `make clean` git still knows the folder
+        run("git", "worktree", "prune")  # after `make clean` git still lists the folder
         run("git", "worktree", "add", "--detach", str(tree), commit)
         (tree / ".venv").symlink_to(ROOT / ".venv")  # libtorch comes from there
     run("cmake", "--preset", "release", cwd=tree)

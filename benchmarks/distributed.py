@@ -4,9 +4,9 @@
     python -m benchmarks.distributed --processes 4 --shape 1 65536 512
 
 Prints, for every operator, the time of one process and of all together, the fastest of all rounds,
-and how many times as fast that is; then the same of the processors' time, of the process that took
-most, which tells the work apart from the waiting on a busy machine. --lasting takes gates so near
-one that no product of them underflows: then a block is read three times.
+and how many times as fast that is. Then the same of processor time, of the process that took most:
+without the waiting on a busy machine. --lasting takes gates so near one that no product of them
+underflows: then a block is read three times.
 """
 
 import argparse

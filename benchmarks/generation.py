@@ -50,7 +50,7 @@ def our_passes(size: Size, length: int, data: Inputs) -> Mapping[str, Pass]:
 
 def their_passes(size: Size, length: int, data: Inputs) -> Mapping[str, Pass]:
     """The peer has no state to carry: it reads the whole text again for each byte. Its weights have
-    to stay float32, for it has no complex arithmetic for others."""
+    to stay float32: torch has no complex arithmetic in narrower types."""
     model = build(theirs, size, data)
 
     def generate() -> Tensor:

@@ -68,7 +68,7 @@ class Pool:
 class Entry:
     """A contender in the place where it runs."""
 
-    name: str  # as the problem knows it
+    name: str  # that of the problem
     kind: Kind
     home: Home
 

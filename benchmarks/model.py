@@ -110,7 +110,7 @@ class Trainer:
         forward: Callable[..., Tensor] | None = None,
     ) -> None:
         self.model, self.dtype = model, dtype
-        self.forward = model if forward is None else forward  # `or` asks a compiled one for len()
+        self.forward = model if forward is None else forward  # `or` calls len() of a compiled one
         self.parts = data.ids.chunk(micro_batches)
         self.names = list(data.weights)
         # The reference's train.py; fused is for whoever writes a new one.
@@ -166,8 +166,8 @@ def training_oracle(data: Inputs) -> list[Array]:
 
 def program_training(size: Size, processes: int, data: Inputs) -> Mapping[str, Pass]:
     def error(flags: list[str]) -> float:
-        """Of the loss of its initial weights, which a vanishing step leaves as they are, on a text
-        that has the same loss wherever a batch is taken from."""
+        """Of the loss of its initial weights: vanishing steps leave them as they are. The text has
+        the same loss wherever a batch is taken from."""
         from safetensors.torch import load_file
 
         still = [*flags, "--learning-rate", "1e-30"]

@@ -40,7 +40,7 @@ class Operator:
     by_scan: Callable[..., Tensor]  # through torch's associative_scan
     # Arrays that a pass over time must move, forward and backward.
     moved: tuple[int, int]
-    # The peer's wants (B D, T), and torch.compile has no complex arithmetic: the peer does not
+    # The peer's takes (B D, T), and torch.compile has no complex arithmetic: the peer does not
     # compile, and torch's scan becomes slower.
     is_complex: bool = False
 

@@ -1,4 +1,4 @@
-"""The gateloop program as a contender: it brings its own clock."""
+"""The gateloop program as a contender, timed by its own log."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def seconds_per_step(flags: list[str], tokens: int, processes: int = 1, steps: i
     text = np.random.default_rng(7).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
     with tempfile.TemporaryDirectory() as folder:
         notes = train(text, flags, steps, Path(folder), processes)
-    # The first step meets cold caches and fetches its memory.
+    # The first step has cold caches and fetches its memory.
     return tokens / statistics.median(note["tokens_per_second"] for note in notes[1:])
 
 

@@ -107,7 +107,7 @@ void measure(const std::filesystem::path& dir, runtime::Format format, const cha
   };
   const auto one = ids(1), many = ids(64), text = ids(1024);
   double floor = 1e30, step = 1e30, steps = 1e30, prefill = 1e30;
-  // In turns, so that what else runs on the machine meets all of them.
+  // In turns, so that what else runs on the machine slows all of them.
   for (int round = 0; round < 8; ++round) {
     floor = std::min(floor, floor_ms(memory, threads));
     session.set_state({});

@@ -41,7 +41,7 @@ def between_barriers(work: Callable[[], object]) -> int:
     """Bytes of all processes together for some calls, and for barriers."""
     dist.barrier()
     before = sent()
-    dist.barrier()  # nobody begins before all have read
+    dist.barrier()  # none begins before all have read
     for _ in range(REPEATS):
         work()
     dist.barrier()

@@ -25,7 +25,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function under torch.compile, static shapes: the fastest that it offers."""
     try:
         return torch.compile(function, dynamic=False)
-    except RuntimeError as problem:  # no compiler, or a Python that dynamo does not know
+    except RuntimeError as problem:  # no compiler, or a Python that dynamo lacks
         raise AbsentError(str(problem)) from problem
 
 
@@ -41,7 +41,7 @@ def torch_passes(
     there: Layout = as_is,
     back: Layout = as_is,
 ) -> dict[str, Pass]:
-    """`there` and `back` are to and from the layout that the function likes best, untimed."""
+    """`there` and `back`, untimed, are to and from the layout in which the function is fastest."""
     leaves = [torch.from_numpy(np.ascontiguousarray(there(x))).requires_grad_() for x in arrays]
     output_gradient = torch.from_numpy(np.ascontiguousarray(there(gradient)))
 

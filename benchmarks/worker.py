@@ -54,7 +54,7 @@ class Bench:
             raise AbsentError(f"has no {which}")
         return self.made[name][which]
 
-    # ---- What the driver may ask for ----------------------------------------------------------
+    # ---- What the driver calls ----------------------------------------------------------------
 
     def oracle(self, key: tuple[str, str], folder: Path) -> None:
         problem = self.hold(key)

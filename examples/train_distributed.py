@@ -5,9 +5,9 @@
 
 The twin of `gateloop train`: the same batches, schedule and Adam, and what N processes compute on
 their rows is what one computes on all. DIR gets metrics.jsonl, one object a step with the same
-fields, config.json and model.safetensors, which `gateloop generate` and gateloop_cpp.checkpoint
-read, and training_state.pt, from which --resume goes on in any number of processes. FILE may be
-compressed (.gz, .xz).
+fields, and config.json and model.safetensors, which `gateloop generate` and gateloop_cpp.checkpoint
+read. From training_state.pt --resume goes on in any number of processes. FILE may be compressed
+(.gz, .xz).
 
 The model reads bytes, or with --tokenizer the tokens of a tokenizer.json of Hugging Face's library
 (`pip install tokenizers`), which is then kept in DIR. Losses stay in bits per byte of the text.

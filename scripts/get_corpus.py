@@ -2,8 +2,8 @@
 """Get the training text into data/.
 
 enwik8 (the first 100,000,000 bytes of an English Wikipedia dump) comes from its public home. Where
-that cannot be reached but a Python package index can, a sample of 6 million bytes is taken from the
-test data of the gensim package instead. Either way the text is checked against a known SHA-256
+that cannot be reached, a sample of 6 million bytes is taken from the test data of the gensim
+package, by a Python package index. Either way the text is checked against a known SHA-256
 before it gets its name, so a file called data/enwik8 or data/wiki_sample is always whole.
 
 Needs nothing but Python's standard library.
@@ -57,8 +57,8 @@ SAMPLE = Text(
 SAMPLE_MEMBER = (
     "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 )
-# The wheel is opened, never installed, so one for any machine will do: this one is asked for by
-# its own platform whatever machine and Python run the script.
+# The wheel is opened, never installed, so one for any machine will do. It is requested for this
+# platform, whatever machine and Python run the script.
 SAMPLE_REQUEST = [
     "gensim==4.4.0",
     *("--no-deps", "--only-binary=:all:", "--python-version=3.11"),
@@ -133,7 +133,7 @@ def is_whole(path: Path, text: Text) -> bool:
 def fetch_rest(url: str, part: Path, timeout: float) -> bool:
     """Append what is missing of url to part; true when that completed it.
 
-    False: the connection broke, and the rest can be asked for. UnreachableError: nothing came.
+    False: the connection broke, and the rest can be requested. UnreachableError: nothing came.
     """
     have = size_of(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -158,7 +158,7 @@ def fetch_rest(url: str, part: Path, timeout: float) -> bool:
                     out.write(chunk)
                     show_progress(out.tell(), total)
         except (OSError, http.client.HTTPException):
-            pass  # Broken off: told by the size below.
+            pass  # Broken off: found by the size below.
     if total is not None and size_of(part) >= total:
         return True
     if total is None and zipfile.is_zipfile(part):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Checks and measures the library on a machine with an NVIDIA GPU; needs no network.
 
-Builds the operators against this Python's torch, runs the tests that need CUDA, a few operators
-under compute-sanitizer where it is on PATH, and the benchmark. Needs torch with CUDA, pytest, nvcc,
-cmake, a C++20 compiler and Highway's CMake package (libhwy-dev).
+Builds the operators against this Python's torch and runs the tests that need CUDA. Then runs a few
+operators under compute-sanitizer, where it is on PATH, and the benchmark. Needs torch with CUDA,
+pytest, nvcc, cmake, a C++20 compiler and Highway's CMake package (libhwy-dev).
 
     scripts/gpu_check.py                          all of it, in build/gpu
     scripts/gpu_check.py --build DIR              with DIR/lib/libgateloop_ops.so, built before
@@ -91,7 +91,7 @@ def sanitize(environment: dict[str, str]) -> bool | None:
     """None where the tool is missing."""
     if shutil.which("compute-sanitizer") is None:
         return None
-    # Torch's own kernels would take most of the time; initcheck has to see what they write.
+    # Torch's own kernels would take most of the time; initcheck needs what they write.
     ours = ["--kernel-regex", "kns=gateloop"]
     good = []
     for tool in TOOLS:

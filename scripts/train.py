@@ -2,7 +2,7 @@
 """Train a model and sample from it: what 'make train' runs once everything is built.
 
 A run that was cut short goes on where it stopped. A finished one is not trained again: it is only
-sampled from. Flags that this script does not know go to 'gateloop train' as they are.
+sampled from. Flags that are not of this script go to 'gateloop train' as they are.
 """
 
 import argparse
