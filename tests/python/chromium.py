@@ -29,7 +29,7 @@ class Page:
         self._session: str | None = None
         #: What the page wrote to the console as a warning or an error, and exceptions.
         self.complaints: list[str] = []
-        #: Addresses that it asked for.
+        #: Addresses that it requested.
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)

@@ -1,7 +1,7 @@
 """What a device gives beside the CPU; run by test_devices.py in a process of its own.
 
-GATELOOP_TEST_DEVICE names it. "fake" (tests/cpp/ops/fake_device.cpp) is one that the library knows
-nothing of; a process has one such device for good.
+GATELOOP_TEST_DEVICE names it. "fake" (tests/cpp/ops/fake_device.cpp) is one without code in the
+library; a process has one such device for good.
 """
 
 import copy

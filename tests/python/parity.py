@@ -1,11 +1,11 @@
 """The installed reference peer, and how results are compared with its own.
 
 Both packages compute in float32 what the peer also computes in float64. Summing in another order
-is allowed, losing digits is not: in float32 our distance to the float64 results may be at most
+is allowed, losing digits is not. In float32 our distance to the float64 results may be at most
 twice the peer's own, in the geometric mean over all results of a case. A single result is one draw
-of a rounding error: over 40 seeds the ratio of the two packages had the median 1.0, and tails that
-are heavy where a transition is close to zero (its gradient divides by |z|): 16 times is allowed
-there. In float64 nothing but the order of summation differs.
+of a rounding error. Over 40 seeds the ratio of the two packages had the median 1.0. Its tails are
+heavy where a transition is close to zero (its gradient divides by |z|): 16 times is allowed there.
+In float64 nothing but the order of summation differs.
 """
 
 import copy

@@ -36,7 +36,7 @@ ARCHIVE = zipped("enwik8", TEXT)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `archive`, breaking off after `bytes_per_answer`; knows ranges unless told not to."""
+    """Serves `archive`, breaking off after `bytes_per_answer`; with ranges if `knows_ranges`."""
 
     archive = ARCHIVE
     bytes_per_answer: int | None = None

@@ -1,4 +1,4 @@
-"""Models on devices other than the CPU: torch's meta device, one that nobody knows, CUDA."""
+"""Models on devices other than the CPU: torch's meta, one without code in the library, CUDA."""
 
 import os
 import subprocess

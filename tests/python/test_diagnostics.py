@@ -182,4 +182,4 @@ def test_the_losses_do_not_depend_on_it(build_dir: Path, text: Path, tmp_path: P
         assert first["train_bits_per_byte"] == second["train_bits_per_byte"]
         assert ("diagnostics" in second) == (second["step"] % 2 == 0)
     config = json.loads((tmp_path / "0" / "config.json").read_text(encoding="utf-8"))
-    assert "diagnostics_every" not in config["training"]  # which earlier programs do not know
+    assert "diagnostics_every" not in config["training"]  # which earlier programs lack

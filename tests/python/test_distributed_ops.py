@@ -266,7 +266,7 @@ def check_precisions() -> None:
 
 
 def check_that_the_last_steps_alone_are_sent() -> None:
-    """Where they forget those before them, and all steps where they do not."""
+    """Where their product is zero, and all steps where it is not."""
     rank = dist.get_rank()
     for gate, heard in ((0.5, False), (1.0, True)):
         a, x = torch.full((1, 5000, 2), gate), torch.zeros(1, 5000, 2)

@@ -70,7 +70,7 @@ def test_nothing_is_loaded(hostile: tuple[Measurements, Elements, str]) -> None:
         loads = {"src", "href", "srcset", "action", "data", "background"} & attributes.keys()
         assert not loads, f"<{tag}> has {loads}"
     assert not {"link", "iframe", "img", "object"} & {tag for tag, _ in page.elements}
-    # The name of SVG is an address that nothing asks for.
+    # The name of SVG is an address that nothing requests.
     assert set(re.findall(r"\w+://[^\s\"'<]+", html)) == {"http://www.w3.org/2000/svg"}
     assert "@import" not in html and "url(" not in html
     policies = [a["content"] or "" for _, a in page.elements if "http-equiv" in a]
@@ -131,7 +131,7 @@ def browser() -> Iterator[Page]:
 
 @pytest.fixture(autouse=True)
 def quiet(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Chromium has nothing to complain of, and asks for nothing but the file."""
+    """Chromium reports no error and requests nothing but the file."""
     yield
     if "browser" in request.fixturenames:
         page: Page = request.getfixturevalue("browser")

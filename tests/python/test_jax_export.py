@@ -10,7 +10,7 @@ from jax import export
 
 from gateloop_jax import linear_recurrence, polar_gate_loop
 
-# Custom calls are exported only when named here: JAX cannot promise that they stay as they are.
+# Custom calls are exported only when named here: JAX does not guarantee that they stay as they are.
 CHECKS = [
     export.DisabledSafetyCheck.custom_call(f"gateloop_{name}{part}")
     for name in ("linear_recurrence", "polar_gate_loop")

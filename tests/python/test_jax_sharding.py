@@ -86,7 +86,7 @@ def test_sharded_arrays_stay_where_they_are(
         jax.tree.leaves(program(*sharded)), jax.tree.leaves(expected), strict=True
     ):
         assert not ours.sharding.is_fully_replicated
-        # Channels do not meet: the kernel does the same sums. XLA may fuse what is around them.
+        # Channels are independent: the kernel does the same sums. XLA may fuse what is around them.
         np.testing.assert_allclose(ours, alone, rtol=1e-5, atol=1e-5)
 
 

@@ -24,7 +24,7 @@ ARROWS = {
     "app": {"nn", "checkpoint", "distributed", "training", "model", "runtime", "corpus"},
     "jax": {"recurrence", "host", "model"},
 }
-# Room -> what it may know of the world outside, as beginnings of angled includes. The C++ standard
+# Room -> what it may include from outside, as beginnings of angled includes. The C++ standard
 # library is everyone's.
 TORCH = ("torch/", "ATen/", "c10/")
 SYSTEM = ("fcntl.h", "unistd.h", "sys/", "malloc.h", "sched.h")
@@ -133,7 +133,7 @@ def test_the_python_package_knows_torch_only() -> None:
         "jax_scan.py": {"jax"},
         "checkpoint.py": {"safetensors"},
         "_files.py": {"safetensors"},
-        # Each where it is asked for.
+        # Each where it is included.
         "track.py": {"tensorboard", "wandb", "mlflow"},
         "_runs.py": {"safetensors"},
         "_page.py": {"jinja2", "markupsafe", "plotly"},

@@ -109,7 +109,7 @@ def test_simple_gate_loop_layer(options: Options, scan: Options) -> None:
 
 GATE_LOOP_MODEL: Options = dict(dim=16, num_tokens=32, depth=2)
 ATTENTION_MODEL = dict(GATE_LOOP_MODEL, use_gate_looped_attn=False, dim_head=8, heads=3)
-# A second layer's inputs have any sign, and its phases meet the floor (see small_phases).
+# A second layer's inputs have any sign, and its phases reach the floor (see small_phases).
 RELATIVE_MODEL = dict(ATTENTION_MODEL, depth=1, data_dependent_rel_pos=True)
 TRANSFORMERS = [
     *(

@@ -217,7 +217,7 @@ def test_every_operator_has_an_answer_on_every_backend(name: str, key: str) -> N
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key)
 
 
-# A hook may give back what it likes in place of a saved tensor.
+# A hook may return anything in place of a saved tensor.
 def test_saved_tensor_hooks_cannot_crash_the_backward_pass() -> None:
     leaves = [sequence().requires_grad_() for _ in range(3)]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, shortened):

@@ -1,4 +1,4 @@
-"""torch.ops.gateloop.* seen from Python: values, gradients, shapes, precision."""
+"""torch.ops.gateloop.* from Python: values, gradients, shapes, precision."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What a newcomer meets: set-up messages, make train, the installed package."""
+"""First steps of a user: set-up messages, make train, the installed package."""
 
 import os
 import re
@@ -246,7 +246,7 @@ def test_train_without_a_reader(train: Train, tmp_path: Path) -> None:
 def test_train_relays_the_signals_at_which_gateloop_saves(
     train: Train, tmp_path: Path, number: str
 ) -> None:
-    """The program asks its parent, scripts/train.py, to be signalled, and says what came."""
+    """The program signals its parent, scripts/train.py, and prints that the signal was relayed."""
     executable(
         tmp_path / "build" / "release" / "gateloop",
         f"""#!/usr/bin/env bash

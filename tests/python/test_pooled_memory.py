@@ -1,4 +1,4 @@
-"""Large outputs lie in memory that is kept for the next: nobody else may notice."""
+"""Large outputs lie in memory that is kept for the next: no result may depend on it."""
 
 import copy
 import pickle

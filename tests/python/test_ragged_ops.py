@@ -374,7 +374,7 @@ def test_what_does_not_go_together_is_refused(name: str) -> None:
         function(*zeros(name), initial_state=state, cu_seqlens=cuts)
 
 
-# A hook may give back what it likes in place of a saved tensor.
+# A hook may return anything in place of a saved tensor.
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_backward_pass_checks_cu_seqlens(name: str) -> None:
     leaves = [t.requires_grad_() for t in zeros(name)]
