@@ -1,5 +1,6 @@
 """The packages as pip builds and installs them, and the README's examples on one of them."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,16 +11,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+JAX = ROOT / "python" / "gateloop_jax"
 EXAMPLES = ["transformer.py", "simple_gate_loop_layer.py"]
 
 
-def install(source: Path, target: Path) -> None:
+def source_distribution(project: Path, folder: Path, **settings: str) -> Path:
+    """The archive that the build backend of a project makes; `settings` are the backend's."""
+    backend = (
+        "import sys, json, scikit_build_core.build as b;"
+        "print(b.build_sdist(sys.argv[1], json.loads(sys.argv[2])))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", backend, folder, json.dumps(settings)],
+        cwd=project,
+        env=os.environ | {"GATELOOP_CUDA": "OFF"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert made.returncode == 0, made.stderr
+    return folder / made.stdout.splitlines()[-1]
+
+
+def install(sdist: Path, target: Path) -> Path:
     """The package alone into a folder; what it depends on comes from this environment."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # The build that is under test is optimised: here it would take three times as long.
     plain = "--config-settings=cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O0"
     result = subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", plain, "--target", target, source],
+        [*pip, "--no-deps", "--no-build-isolation", plain, "--target", target, sdist],
         # The kernels for CUDA take minutes; the build that is under test has them too.
         env=os.environ | {"GATELOOP_CUDA": "OFF"},
         capture_output=True,
@@ -27,30 +47,34 @@ def install(source: Path, target: Path) -> None:
         timeout=600,
     )
     assert result.returncode == 0, result.stderr
+    return target
 
 
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution of gateloop-cpp, as its build backend makes it."""
-    folder = tmp_path_factory.mktemp("sdist")
-    backend = "import sys, scikit_build_core.build as b; print(b.build_sdist(sys.argv[1]))"
-    made = subprocess.run(
-        [sys.executable, "-c", backend, folder],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert made.returncode == 0, made.stderr
-    return folder / made.stdout.splitlines()[-1]
+    """The source distribution of gateloop-cpp."""
+    return source_distribution(ROOT, tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture(scope="session")
 def installed(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with gateloop-cpp, built from its source distribution alone."""
-    target = tmp_path_factory.mktemp("site")
-    install(sdist, target)
-    return target
+    return install(sdist, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def jax_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of gateloop-jax."""
+    pytest.importorskip("jax")
+    # Configures the checkout too, as `pip install python/gateloop_jax` does.
+    settings = {"sdist.cmake": "true"}
+    return source_distribution(JAX, tmp_path_factory.mktemp("jax_sdist"), **settings)
+
+
+@pytest.fixture(scope="session")
+def jax_installed(jax_sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with gateloop-jax, built from its source distribution alone."""
+    return install(jax_sdist, tmp_path_factory.mktemp("jax_site"))
 
 
 def run(installed: Path, *arguments: str, cwd: Path) -> str:
@@ -84,45 +108,80 @@ def test_readme_shows_the_examples(example: str) -> None:
     ).read_text(encoding="utf-8")
 
 
-def test_the_source_distribution_holds_what_is_built(sdist: Path) -> None:
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    rooms = {"/".join(name.split("/")[:2]) for name in names if "/" in name}
-    assert rooms >= {"src/distributed", "src/host", "src/ops", "src/recurrence", "include/gateloop"}
-    assert {name for name in names if "/" not in name} == {
-        "CMakeLists.txt", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml",
-    }  # fmt: skip
-    assert not rooms & {"src/nn", "src/training", "tests/cpp"}
-    # For CUDA too, which the wheel below leaves out.
-    assert names >= {"cmake/cuda.cmake", "cmake/keep_ptxas_report.sh"}
-    kernels = ROOT / "src" / "recurrence" / "cuda"
-    assert names >= {str(file.relative_to(ROOT)) for file in kernels.iterdir()}
-
-
 def files_in(folder: Path) -> set[str]:
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {str(path) for path in files if "__pycache__" not in path.parts}
 
 
-def test_nothing_else_is_installed(installed: Path, tmp_path: Path) -> None:
-    package = installed / "gateloop_cpp"
-    assert {path.name.split("-")[0] for path in installed.iterdir()} == {"gateloop_cpp"}
-    ours = files_in(ROOT / "python" / "gateloop_cpp")
-    assert "report/page.html" in ours
-    assert files_in(package) == ours | {"libgateloop_ops.so"}
-    where = run(installed, "-c", "import gateloop_cpp as g; print(g.__file__)", cwd=tmp_path)
-    assert where.strip() == str(package / "__init__.py")
+def files_of(sdist: Path) -> dict[str, bytes]:
+    """Contents by name in the archive, without its one folder."""
+    with tarfile.open(sdist) as archive:
+        members = archive.getmembers()
+        # A link to the rest of the repository leads nowhere on a user's disk.
+        assert [member.name for member in members if not member.isfile()] == []
+        return {
+            member.name.partition("/")[2]: content.read()
+            for member in members
+            if (content := archive.extractfile(member))
+        }
 
 
-def test_gateloop_jax_runs_as_installed(tmp_path: Path) -> None:
-    pytest.importorskip("jax")
-    install(ROOT / "python" / "gateloop_jax", tmp_path / "site")
+@pytest.mark.parametrize(
+    ("made", "project", "package", "rooms"),
+    [
+        (
+            "sdist", ROOT, "python/gateloop_cpp",
+            ["distributed", "host", "model", "ops", "recurrence", "runtime"],
+        ),
+        ("jax_sdist", JAX, "gateloop_jax", ["host", "jax", "model", "recurrence"]),
+    ],
+)  # fmt: skip
+def test_a_source_distribution_holds_what_is_built(
+    request: pytest.FixtureRequest, made: str, project: Path, package: str, rooms: list[str]
+) -> None:
+    files = files_of(request.getfixturevalue(made))
+    at_top = {"CMakeLists.txt", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
+    folders = ["cmake", "include/gateloop", *(f"src/{room}" for room in rooms)]
+    # Kernels for CUDA too, which the builds below leave out.
+    sources = {f"{name}/{file}" for name in folders for file in files_in(ROOT / name)}
+    modules = {f"{package}/{file}" for file in files_in(project / package)}
+    assert set(files) == at_top | sources | modules
+    for module in modules:
+        assert files[module] == (project / module).read_bytes(), module
+
+
+@pytest.mark.parametrize(
+    ("where", "package", "library"),
+    [
+        ("installed", ROOT / "python" / "gateloop_cpp", "libgateloop_ops.so"),
+        ("jax_installed", JAX / "gateloop_jax", "libgateloop_jax.so"),
+    ],
+)
+def test_nothing_else_is_installed(
+    request: pytest.FixtureRequest, where: str, package: Path, library: str, tmp_path: Path
+) -> None:
+    site: Path = request.getfixturevalue(where)
+    name = package.name
+    assert {path.name.split("-")[0] for path in site.iterdir()} == {name}
+    assert files_in(site / name) == files_in(package) | {library}
+    (information,) = site.glob("*.dist-info")
+    assert "licenses/LICENSE" in files_in(information)
+    found = run(site, "-c", f"import {name}; print({name}.__file__)", cwd=tmp_path)
+    assert found.strip() == str(site / name / "__init__.py")
+
+
+def test_gateloop_jax_runs_as_installed(jax_installed: Path, tmp_path: Path) -> None:
     program = """
-import jax.numpy as jnp
-from gateloop_jax import _library, linear_recurrence
+import jax, jax.numpy as jnp
+from gateloop_jax import GateLoopTransformer, _library, linear_recurrence
+from gateloop_jax import load_checkpoint, save_checkpoint
 print(_library.path())
 print(linear_recurrence(jnp.full((1, 3, 1), 0.5), jnp.ones((1, 3, 1)))[0].ravel().tolist())
+model = GateLoopTransformer(7, 8, 1, jax.random.key(0), architecture="pytorch")
+save_checkpoint("model", model)
+ids = jnp.arange(7)[None]
+print(bool((load_checkpoint("model")(ids) == model(ids)).all()))
 """
-    where, values = run(tmp_path / "site", "-c", program, cwd=tmp_path).splitlines()
-    assert where == str(tmp_path / "site" / "gateloop_jax" / "libgateloop_jax.so")
-    assert values == "[1.0, 1.5, 1.75]"
+    where, values, same = run(jax_installed, "-c", program, cwd=tmp_path).splitlines()
+    assert where == str(jax_installed / "gateloop_jax" / "libgateloop_jax.so")
+    assert (values, same) == ("[1.0, 1.5, 1.75]", "True")
