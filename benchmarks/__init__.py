@@ -5,7 +5,7 @@ operators, layer, model,
 generation, memory, problems         what is measured
 contenders                           the types that these are made of
 torch_passes, jax_contenders,
-peer, program, floors, oracle        who takes part, and the truth
+peer, program, floors, oracle        the contenders, and the oracle
 measure, worker, timing              how: processes, validation, turns
 kernels, base                        the C++ benchmark; another revision of ours
 environment, records, report, plot   what is kept and shown

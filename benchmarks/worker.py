@@ -120,7 +120,7 @@ def serve(
 
 
 class Worker:
-    """The driver's side. A process that hangs or dies costs one answer and is begun anew."""
+    """The driver's side. A process that hangs or dies costs one result and is begun anew."""
 
     def __init__(
         self, home: Home, environment: dict[str, str], path: list[str], quick: bool

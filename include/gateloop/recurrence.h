@@ -3,7 +3,7 @@
 /// The kernels of GateLoop (Katsch 2023, arXiv 2311.01927, section 3): its scans, and of the model
 /// around them the norm and a whole decoding step.
 ///
-/// One plain struct per operation is the only door: pointers, sizes, 64-bit strides in elements.
+/// The interface is one plain struct per operation: pointers, sizes, 64-bit strides in elements.
 /// Kernels start no threads and allocate no memory. The caller provides both: an Executor, and
 /// scratch of the size that scratch_bytes() returns. Sequences are (B, T, D) with contiguous
 /// channels and any stride, of any sign, on batch and time. Results are the same bits for any

@@ -86,7 +86,7 @@ def _tags(events: Any) -> list[str]:
 
 
 class WeightsAndBiases:
-    """A run of the project "gateloop", under the id of the model; WANDB_* say the rest."""
+    """A run of the project "gateloop", under the id of the model; WANDB_* set the rest."""
 
     def __init__(self, run: Run, out: Path) -> None:
         import wandb
@@ -118,7 +118,7 @@ class WeightsAndBiases:
 
 @dataclass
 class MlFlow:
-    """A run of the experiment "gateloop", found by the id of the model; MLFLOW_* say the rest."""
+    """A run of the experiment "gateloop", found by the id of the model; MLFLOW_* set the rest."""
 
     run: Run
     out: Path

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("plotille", "rich")
 REFRESH_SECONDS = 1.0
-QUIET_SECONDS = 60.0  # without a step: said of a run
+QUIET_SECONDS = 60.0  # without a step: a run is then marked
 COLOURS = ("blue", "red", "green", "magenta", "yellow", "cyan", "white")  # the terminal's own
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 LABELS, AROUND = 24, 5  # columns and rows that a plot needs besides its canvas
@@ -33,7 +33,7 @@ LEAST_COLUMNS, LEAST_ROWS = 20, 6
 TICK_COLUMNS = 10
 # Of an axis, times a power of 10: the ticks are read easily.
 ROUND_STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-# A loss falls most in its first steps, which would leave the rest in a few rows.
+# A loss falls most in its first steps; drawn with them, the rest would fill a few rows.
 FIRST_SHARE = 0.05
 
 

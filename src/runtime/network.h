@@ -1,7 +1,7 @@
 #pragma once
 
-/// A model as a list of stages: what a layer is, is said here once, and both ways of reading, one
-/// row and many, follow it.
+/// A model as a list of stages: layers are defined here once, for both ways of reading, one row and
+/// many.
 #include <cstdint>
 #include <string>
 #include <vector>

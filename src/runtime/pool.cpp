@@ -5,7 +5,7 @@
 namespace gateloop::runtime {
 namespace {
 
-/// Looks for work before a worker sleeps: some 50 us, more than lies between the calls of one step.
+/// Polls for work before a worker sleeps: some 50 us, more than lies between the calls of one step.
 constexpr int kSpins = 20'000;
 
 void pause() {

@@ -13,7 +13,7 @@
 
 namespace gateloop::runtime {
 
-/// threads - 1 workers beside the caller. They look for work for some 50 us, then sleep.
+/// threads - 1 workers beside the caller. They poll for work for some 50 us, then sleep.
 class Pool {
  public:
   /// Throws std::system_error where the system has no thread left.

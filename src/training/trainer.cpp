@@ -318,7 +318,7 @@ Result Trainer::run() {
   std::optional<MetricsLog> log;
   if (communicator_.is_main()) log.emplace(dir_ / kMetricsFile, position_.step);
   model_->train();
-  if (finished()) {  // resumed after its end: only say again how it ended
+  if (finished()) {  // resumed after its end: only print the end again
     StepMetrics unused;
     evaluate_at_end(unused);
     return result(0);

@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def environment(**variables: object) -> dict[str, str]:
-    """This process's environment, without what a launcher above it says."""
+    """This process's environment, without the variables of a launcher above it."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -32,7 +32,7 @@ def environment(**variables: object) -> dict[str, str]:
 
 
 def torchrun_environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun says to process `rank` of `size` on one machine."""
+    """The environment that torchrun gives process `rank` of `size` on one machine."""
     return environment(
         RANK=rank,
         WORLD_SIZE=size,

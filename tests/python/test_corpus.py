@@ -281,7 +281,7 @@ def test_falls_back_to_the_sample(
     assert "wiki_sample" in result.stdout
     assert files(data) == ["wiki_sample"]
     assert (data / "wiki_sample").read_bytes() == SAMPLE
-    # The next run uses it without asking anyone, and says so.
+    # The next run uses it without a request, and names it.
     asked = len(server.ranges_asked)
     assert "wiki_sample" in run(url=url).stdout
     assert len(server.ranges_asked) == asked

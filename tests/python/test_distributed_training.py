@@ -325,7 +325,7 @@ def test_a_process_that_is_busy_is_not_called_dead(train: Train, tmp_path: Path)
     job.signal(1, signal.SIGCONT)
     outcomes = job.outcomes()
     assert [code for code, _, _ in outcomes] == [1, 1]
-    # Woken up, it may find its own patience at an end too.
+    # Continued, it may find its own time-out over too.
     assert not any("died" in err for _, _, err in outcomes)
     assert "Timed out" in outcomes[0][2]
 

@@ -30,7 +30,7 @@ from gateloop_cpp import (
 from gateloop_cpp.fusion import FusedGELU, FusedLinear
 
 SPECS = range(24)
-# torch's own tools, of tensors that they look at.
+# torch's own tools, of tensors that they read.
 READS_GRADIENTS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 MODELS: dict[str, dict[str, Any]] = {
     "gate_loop": dict(depth=2),

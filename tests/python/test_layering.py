@@ -1,4 +1,4 @@
-"""The arrows of the house: what each room may include (HACKING.md has the map)."""
+"""What each room may include (HACKING.md has the map)."""
 
 import re
 import sys

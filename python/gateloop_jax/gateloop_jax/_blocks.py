@@ -14,7 +14,7 @@ from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation
 from gateloop_jax._weights import Weight, own, within
 
-# ---- Norms: each says what it does before a block, and after the block's residual sum ------------
+# ---- Norms: what each does before a block, and after the block's residual sum --------------------
 
 
 class RMSNorm(eqx.Module):

@@ -38,9 +38,9 @@ inline std::int64_t norm_groups(std::int64_t rows) {
   return (std::max<std::int64_t>(0, rows) + kNormRows - 1) / kNormRows;
 }
 
-/// How often a thread that is done with its part of a phase looks for the others before it offers
-/// help or its core: some 20 us, while phases take 5 to 100. Not measured: it matters only where
-/// threads share cores.
+/// How often a thread that is done with its part of a phase polls the others before it takes over
+/// their work or yields its core: some 20 us, while phases take 5 to 100. Not measured: it matters
+/// only where threads share cores.
 inline constexpr std::int64_t kPhaseSpins = 20'000;
 
 /// Rows that a step leaves there: see PolarGateLoopStash and SimpleStash.

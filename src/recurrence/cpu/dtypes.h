@@ -1,6 +1,6 @@
 #pragma once
 
-/// Sizes of the storage types, and the checks at the door.
+/// Sizes of the storage types, and the checks of arguments.
 #include <algorithm>
 #include <cstddef>
 #include <functional>

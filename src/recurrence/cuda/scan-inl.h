@@ -22,7 +22,7 @@ namespace gateloop::recurrence::cuda {
 /// What a flag says of a slot; zero before the launch.
 enum Carried : unsigned { kNothing = 0, kAggregate = 1, kState = 2 };
 
-/// Predecessors whose flags a block reads at once: one warp's lanes. Further back it does not look.
+/// Predecessors whose flags a block reads at once, and none further back: one warp's lanes.
 inline constexpr int kWindow = 32;
 
 enum class Phase { kTake, kLoad, kMeasure, kPublish, kAnnounce, kPoll, kReceive, kFinish, kDone };

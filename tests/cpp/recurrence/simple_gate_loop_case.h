@@ -26,7 +26,7 @@ struct Outcome {
 };
 
 std::string describe(const Case&);
-/// Half the gates around 0.5, where the gradient lives, half in [0.99, 1).
+/// Half the gates around 0.5, where the gradient is large, half in [0.99, 1).
 Array<double> gates(Random& random, std::size_t n);
 /// Draws everything but z from the seed and runs the kernels.
 Outcome run_on(const Case&, const Array<double>& z);
