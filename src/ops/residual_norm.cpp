@@ -84,7 +84,8 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
     const at::Tensor &sum = saved[0], &gain = saved[1], &bias = saved[2];
     const auto narrow = static_cast<at::ScalarType>(ctx->saved_data["narrow"].toInt());
     const bool has_y = ctx->saved_data["has_y"].toBool();
-    const at::Tensor dnormalised = grads[0], dsum = has_y ? grads[1] : at::Tensor();
+    const at::Tensor& dnormalised = grads[0];
+    const at::Tensor dsum = has_y ? grads[1] : at::Tensor();
     const at::Tensor dwide = grads.size() > 1 + std::size_t{has_y} ? grads.back() : at::Tensor();
     variable_list result(5);  // x, y, gain, bias, narrow
     if (!dnormalised.defined() && !dwide.defined()) {
