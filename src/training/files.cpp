@@ -28,7 +28,7 @@ bool is_unreserved(char byte) {
 }  // namespace
 
 std::string path_to_text(const std::filesystem::path& path) {
-  const std::string bytes = std::filesystem::absolute(path).lexically_normal().string();
+  std::string bytes = std::filesystem::absolute(path).lexically_normal().string();
   if (is_utf8(bytes)) return bytes;
   std::string text(kScheme);
   for (const char byte : bytes) {
