@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from gateloop_jax._primitive import accumulation
+from gateloop_jax._primitive import accumulation, to_complex
 
 REAL = ("float32", "float64", "bfloat16", "float16")
 COMPLEX = ("complex64", "complex128")
@@ -59,3 +59,13 @@ def state(function: str, x: ArrayLike | None, sequence: Array, dtype: Any = None
             f" got {x.dtype}"
         )
     return x
+
+
+def transition(function: str, a: Array, q: Array) -> None:
+    """a in a dtype of states to go with q."""
+    real = jnp.dtype(accumulation(q.dtype))
+    if a.dtype not in (real, to_complex(real)):
+        raise TypeError(
+            f"{function}: a must be {real} or {to_complex(real)} for {q.dtype} sequences,"
+            f" got {a.dtype}"
+        )

@@ -2,14 +2,12 @@
 channel.
 
 gate_loop takes the transition a and is the linear recurrence between two elementwise passes, which
-XLA fuses with their surroundings. polar_gate_loop takes what a is computed from and is one kernel:
-gate, recurrence and read-out in one pass over memory, and one pass back that recomputes the states
-from one kept every few steps.
+XLA fuses with their surroundings; heads wider than one channel are in _wide_heads.py.
+polar_gate_loop takes what a is computed from and is one kernel: gate, recurrence and read-out in
+one pass over memory, and one pass back that recomputes the states from one kept every few steps.
 """
 
 import functools
-import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +20,7 @@ from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation, bind, primitive, set_transpose, to_complex
 from gateloop_jax._time_sharding import AxisName, run_over_axis
-
-FeatureMap = Literal["none", "taylor"]
+from gateloop_jax._wide_heads import FeatureMap, read_heads
 
 
 def gate_loop(
@@ -53,13 +50,13 @@ def gate_loop(
     segment_ids, mask, axis_name: as linear_recurrence takes them; the output at padding is zero.
     Returns (y as v, in the dtype of q, final_state as initial_state is).
 
-    With wider heads all states, (B, T, H, K, V), are in memory.
+    Wider heads are read in blocks of 64 steps, as products of matrices in full float32. A backward
+    pass keeps one state a block, (B, T / 64, H, K, V), and computes a block again from it.
     """
     name = "gate_loop"
     q = jnp.asarray(q)
-    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
     if q.ndim == 4:
-        return _read_heads(
+        return read_heads(
             q,
             k,
             v,
@@ -67,7 +64,8 @@ def gate_loop(
             initial_state,
             reverse=bool(reverse),
             feature_map=feature_map,
-            packing=packing,
+            segment_ids=segment_ids,
+            mask=mask,
             axis_name=axis_name,
         )
     q = _checks.sequence(name, "q", q, _checks.REAL)
@@ -75,83 +73,13 @@ def gate_loop(
         raise ValueError(f'{name}: feature_map must be "none" without heads, got {feature_map!r}')
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     a = _checks.same_shape(name, "a", a, "q", q.shape)
-    _check_transition(name, a, q)
+    _checks.transition(name, a, q)
     initial = _checks.state(name, initial_state, a)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
         a = packing.transitions(a, reverse, axis_name)
     return _read(q, k, v, a, initial, bool(reverse), axis_name)
-
-
-def _check_transition(name: str, a: Array, q: Array) -> None:
-    real = jnp.dtype(accumulation(q.dtype))
-    if a.dtype not in (real, to_complex(real)):
-        raise TypeError(
-            f"{name}: a must be {real} or {to_complex(real)} for {q.dtype} sequences, got {a.dtype}"
-        )
-
-
-def _read_heads(
-    q: Array,
-    k: ArrayLike,
-    v: ArrayLike,
-    a: ArrayLike,
-    initial_state: ArrayLike | None,
-    *,
-    reverse: bool,
-    feature_map: FeatureMap,
-    packing: Packing | None,
-    axis_name: AxisName | None,
-) -> tuple[Array, Array]:
-    """gate_loop of q, k (B, T, H, K), v (B, T, H, V), a (B, T, H) or (B, T, H, K)."""
-    name, taylor = "gate_loop", feature_map == "taylor"
-    if q.dtype.name not in _checks.REAL:
-        raise TypeError(f"{name}: q must be one of {', '.join(_checks.REAL)}, got {q.dtype}")
-    if feature_map not in ("none", "taylor"):
-        raise ValueError(f'{name}: feature_map must be "none" or "taylor", got {feature_map!r}')
-    k, v, a = _checks.like(name, "k", k, "q", q), jnp.asarray(v), jnp.asarray(a)
-    v = _checks.same_shape(name, "v", v, "q", (*q.shape[:3], *v.shape[3:4]))
-    if v.dtype != q.dtype:
-        raise TypeError(f"{name}: v must be {q.dtype} as q is, got {v.dtype}")
-    per_key = a.ndim == 4 and not taylor
-    a = _checks.same_shape(name, "a", a, "q", q.shape if per_key else q.shape[:3])
-    _check_transition(name, a, q)
-    if packing is not None:
-        q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
-        a = packing.transitions(a, reverse, axis_name)
-
-    dtype, wide = q.dtype, accumulation(q.dtype)
-    q, k, v = (t.astype(wide) for t in (q, k, v))
-    if taylor:
-        q, k = taylor_features(q), taylor_features(k)
-    kv = (k[..., :, None] * v[..., None, :]).astype(a.dtype)  # (B, T, H, K, V)
-    batch, time, *state = kv.shape
-    initial = jnp.zeros((batch, *state), a.dtype)
-    if initial_state is not None:
-        given = jnp.asarray(initial_state)
-        if given.shape != initial.shape or given.dtype != initial.dtype:
-            raise ValueError(
-                f"{name}: initial_state must be {initial.dtype} of shape {initial.shape},"
-                f" got {given.dtype} of shape {given.shape}"
-            )
-        initial = given
-    flat = (batch, time, math.prod(state))
-    h, final = carried(
-        jnp.broadcast_to(a[..., None] if per_key else a[..., None, None], kv.shape).reshape(flat),
-        kv.reshape(flat),
-        initial.reshape(batch, -1),
-        reverse,
-        axis_name,
-    )
-    y = jnp.sum(q[..., None] * h.real.reshape(kv.shape), axis=-2).astype(dtype)
-    return (y if packing is None else packing.filled(y)), final.reshape(initial.shape)
-
-
-def taylor_features(x: Array) -> Array:
-    """(..., K) to 1, x_i, x_i²/√2, x_i x_j for j < i (arXiv 2312.04927, section 5.1)."""
-    left, right = jnp.tril_indices(x.shape[-1], -1)
-    parts = [jnp.ones_like(x[..., :1]), x, jnp.square(x) / 2**0.5, x[..., left] * x[..., right]]
-    return jnp.concatenate(parts, axis=-1)
 
 
 def polar_gate_loop(

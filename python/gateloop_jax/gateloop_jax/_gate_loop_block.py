@@ -21,11 +21,12 @@ from gateloop_jax._blocks import (
     scale_gradient,
     uniform,
 )
-from gateloop_jax._gate_loop import FeatureMap, gate_loop, polar_gate_loop
+from gateloop_jax._gate_loop import gate_loop, polar_gate_loop
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation, to_complex
 from gateloop_jax._transition import input_scale, transition_of
 from gateloop_jax._weights import COLUMNS, PAIRS, Layout, Weight, own, within
+from gateloop_jax._wide_heads import FeatureMap
 
 Gate = Literal["polar", "sigmoid", "magnitude_phase"]
 

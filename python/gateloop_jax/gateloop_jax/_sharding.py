@@ -23,11 +23,8 @@ def axes_of(name: str, avals: Sequence[Any]) -> Axes:
     for aval in avals:
         spec = tuple(aval.sharding.spec)
         own = [*spec[:lead], spec[channels_at(lead, aval.ndim)]]
-        if aval.ndim > lead + 1 and spec[lead] is not None:
-            raise ValueError(
-                f"{name}: time must not be sharded, got {aval.str_short(True)}; use"
-                " jax.sharding.reshard to shard batch or channels instead"
-            )
+        if aval.ndim > lead + 1:
+            refuse_sharded_time(name, aval, lead)
         for i, axis in enumerate(own):
             if axis is not None and merged[i] not in (None, axis):
                 raise ValueError(
@@ -36,6 +33,15 @@ def axes_of(name: str, avals: Sequence[Any]) -> Axes:
                 )
             merged[i] = merged[i] if axis is None else axis
     return tuple(merged)
+
+
+def refuse_sharded_time(name: str, aval: Any, axis: int) -> None:
+    """`axis`: the aval's time."""
+    if tuple(aval.sharding.spec)[axis] is not None:
+        raise ValueError(
+            f"{name}: time must not be sharded, got {aval.str_short(True)}; use"
+            " jax.sharding.reshard to shard batch or channels instead"
+        )
 
 
 def channels_at(lead: int, ndim: int) -> int:

@@ -1,0 +1,240 @@
+"""gate_loop of heads wider than one channel, in blocks of time (docs/math.md).
+
+Inside a block of 64 steps all is products of matrices; lax.scan carries the state from one block to
+the next. Differentiated backward, a block is computed again from the state before it, so that one
+state a block is in memory.
+
+The transitions between two steps are a product of the transitions themselves, taken by halves: a
+step in the second half of a span reads a step in the first through (transitions up to it in its
+half) (transitions after the other in its half). No number is divided and no logarithm taken: zeros
+are exact, and where |a| <= 1 every factor is at most 1.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from gateloop_jax import _checks, _sharding
+from gateloop_jax._packing import Packing
+from gateloop_jax._primitive import accumulation
+from gateloop_jax._time_sharding import AxisName, run_over_axis
+
+FeatureMap = Literal["none", "taylor"]
+
+# Steps a block, a power of two.
+BLOCK = 64
+
+
+def read_heads(
+    q: Array,
+    k: ArrayLike,
+    v: ArrayLike,
+    a: ArrayLike,
+    initial_state: ArrayLike | None,
+    *,
+    reverse: bool,
+    feature_map: FeatureMap,
+    segment_ids: ArrayLike | None,
+    mask: ArrayLike | None,
+    axis_name: AxisName | None,
+) -> tuple[Array, Array]:
+    """gate_loop of q, k (B, T, H, K), v (B, T, H, V), a (B, T, H) or (B, T, H, K)."""
+    name = "gate_loop"
+    if q.dtype.name not in _checks.REAL:
+        raise TypeError(f"{name}: q must be one of {', '.join(_checks.REAL)}, got {q.dtype}")
+    if feature_map not in ("none", "taylor"):
+        raise ValueError(f'{name}: feature_map must be "none" or "taylor", got {feature_map!r}')
+    k, v, a = _checks.like(name, "k", k, "q", q), jnp.asarray(v), jnp.asarray(a)
+    v = _checks.same_shape(name, "v", v, "q", (*q.shape[:3], *v.shape[3:4]))
+    if v.dtype != q.dtype:
+        raise TypeError(f"{name}: v must be {q.dtype} as q is, got {v.dtype}")
+    per_key = a.ndim == 4 and feature_map == "none"
+    a = _checks.same_shape(name, "a", a, "q", q.shape if per_key else q.shape[:3])
+    _checks.transition(name, a, q)
+    for sequence in (q, k, v, a):
+        _sharding.refuse_sharded_time(name, jax.typeof(sequence), 1)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    if packing is not None:
+        q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
+        a = packing.transitions(a, reverse, axis_name)
+    a = a if per_key else a[..., None]
+
+    initial = _zero_state(k, v, a, feature_map)
+    if initial_state is not None:
+        given = jnp.asarray(initial_state)
+        if given.shape != initial.shape or given.dtype != initial.dtype:
+            raise ValueError(
+                f"{name}: initial_state must be {initial.dtype} of shape {initial.shape},"
+                f" got {given.dtype} of shape {given.shape}"
+            )
+        initial = initial + given
+
+    def run(state: Array) -> tuple[Array, Array]:
+        return _scan_blocks(q, k, v, a, state, reverse, feature_map)
+
+    if axis_name is None:
+        y, final = run(initial)
+    else:
+        y, final = run_over_axis(run, jnp.prod(a, 1)[..., None], initial, axis_name, reverse)
+    return (y if packing is None else packing.filled(y)), final
+
+
+def taylor_features(x: Array) -> Array:
+    """(..., K) to 1, x_i, x_i²/√2, x_i x_j for j < i (arXiv 2312.04927, section 5.1)."""
+    left, right = jnp.tril_indices(x.shape[-1], -1)
+    parts = [jnp.ones_like(x[..., :1]), x, jnp.square(x) / 2**0.5, x[..., left] * x[..., right]]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _features(x: Array, feature_map: FeatureMap) -> Array:
+    """In the accumulation type."""
+    wide = x.astype(accumulation(x.dtype))
+    return taylor_features(wide) if feature_map == "taylor" else wide
+
+
+def _zero_state(k: Array, v: Array, a: Array, feature_map: FeatureMap) -> Array:
+    """(B, H, K, V) in the dtype of a: a sum over no steps, so that it is sharded as they are."""
+    keys, values, a = _features(k[:, :0], feature_map), v[:, :0], a[:, :0]
+    state = jnp.einsum("bthk,bthv->bhkv", keys, values.astype(keys.dtype))
+    return state + jnp.sum(a, 1)[..., None]
+
+
+def _scan_blocks(
+    q: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    state: Array,
+    reverse: bool,
+    feature_map: FeatureMap,
+) -> tuple[Array, Array]:
+    """a: (B, T, H, 1 or K). -> y (B, T, H, V), the state after the last step."""
+    batch, time = q.shape[:2]
+    steps = BLOCK
+    if isinstance(time, int):  # else symbolic, in an exported program
+        steps = min(BLOCK, 1 << max(time - 1, 0).bit_length())
+    blocks = (time + steps - 1) // steps
+
+    def cut(x: Array, padding: int = 0) -> Array:
+        """(B, T, ...) -> (blocks, B, steps, ...)."""
+        widths = [(0, 0), (0, blocks * steps - time), *[(0, 0)] * (x.ndim - 2)]
+        x = jnp.pad(x, widths, constant_values=padding)
+        return jnp.moveaxis(x.reshape(batch, blocks, steps, *x.shape[2:]), 1, 0)
+
+    def read(state: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, a = block
+        return _read_block(q, k, v, a, state, reverse=reverse, feature_map=feature_map)
+
+    # A step of padding leaves the state as it is.
+    sequences = (cut(q), cut(k), cut(v), cut(a, padding=1))
+    remade = jax.checkpoint(read, prevent_cse=False)  # a scan keeps its passes apart by itself
+    state, y = lax.scan(remade, state, sequences, reverse=reverse)
+    y = jnp.moveaxis(y, 0, 1).reshape(batch, blocks * steps, *v.shape[2:])
+    return y[:, :time], state
+
+
+def _read_block(
+    q: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    state: Array,
+    *,
+    reverse: bool,
+    feature_map: FeatureMap,
+) -> tuple[Array, Array]:
+    """-> the state after a block of sequences (B, steps, H, ...), and y of it."""
+    dtype = q.dtype
+
+    def turn(x: Array) -> Array:
+        """(B, steps, H, C) <-> (B, H, steps, C), the steps in the order of the scan."""
+        return jnp.flip(x, -2) if reverse else x
+
+    q, k, v, a = (turn(jnp.swapaxes(x, 1, 2)) for x in (q, k, v, a))
+    q, k, v = _features(q, feature_map), _features(k, feature_map), v.astype(accumulation(dtype))
+    y, up_to, after = _read_inside(q, k, v, a)
+    y = y + _product("...tk,...kv->...tv", _parts(q * up_to), _parts(state, -2, conj=True))
+    added = _product("...sk,...sv->...kv", _parts(k * after), v)
+    if jnp.iscomplexobj(a):
+        added = lax.complex(*jnp.split(added, 2, -2))
+    state = jnp.swapaxes(up_to[..., -1:, :], -1, -2) * state + added
+    return state, jnp.swapaxes(turn(y), 1, 2).astype(dtype)
+
+
+def _read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array]:
+    """-> y of a block whose state before is zero; the products of the transitions up to each step,
+    that included, and of those after it, as a is.
+
+    All (..., steps, C), the steps a power of two. A span of n steps is known; the next is of two:
+    its second half reads the first. What is no number at a step reaches no step before it.
+    """
+    y = jnp.sum(q * k, -1, keepdims=True) * v
+    up_to = _Decay(a, 1 - a)
+    after = _Decay(jnp.ones_like(a), jnp.zeros_like(a))
+    span = 1
+    while span < a.shape[-2]:
+        up_to_1, up_to_2 = up_to.halves(span)
+        after_1, after_2 = after.halves(span)
+        y_1, y_2 = _halves(y, span)
+        queries = _parts(_halves(q, span)[1] * up_to_2.value)
+        keys = _parts(_halves(k, span)[0] * after_1.value, conj=True)
+        scores = _product("...tk,...sk->...ts", queries, keys)
+        across = _product("...ts,...sv->...tv", scores, _halves(v, span)[0])
+        y = _joined(y_1, y_2 + across)
+        after = after_1.times(up_to_2.last()).joined(after_2)
+        up_to = up_to_1.joined(up_to_1.last().times(up_to_2))
+        span *= 2
+    return y, up_to.value, after.value
+
+
+class _Decay(NamedTuple):
+    """Products of transitions, (..., steps, C), and 1 minus them: near 1 products alone round to
+    one side, (1 - u)(1 - v) to 1 - u - v, and a state that remembers 1 / u steps is off by u / 2.
+    """
+
+    value: Array
+    lost: Array
+
+    def times(self, other: "_Decay") -> "_Decay":
+        lost = self.lost + other.lost - self.lost * other.lost
+        near_one = jnp.square(lost.real) + jnp.square(lost.imag) < 0.25
+        return _Decay(jnp.where(near_one, 1 - lost, self.value * other.value), lost)
+
+    def last(self) -> "_Decay":
+        return _Decay(*(x[..., -1:, :] for x in self))
+
+    def halves(self, span: int) -> tuple["_Decay", "_Decay"]:
+        first, second = zip(*(_halves(x, span) for x in self), strict=True)
+        return _Decay(*first), _Decay(*second)
+
+    def joined(self, second: "_Decay") -> "_Decay":
+        return _Decay(*map(_joined, self, second))
+
+
+def _halves(x: Array, span: int) -> tuple[Array, Array]:
+    """(..., steps, C) -> two of (..., steps / (2 span), span, C)."""
+    *lead, steps, width = x.shape
+    x = x.reshape(*lead, steps // (2 * span), 2, span, width)
+    return x[..., 0, :, :], x[..., 1, :, :]
+
+
+def _joined(first: Array, second: Array) -> Array:
+    """Of _halves."""
+    *lead, spans, span, width = first.shape
+    return jnp.stack([first, second], -3).reshape(*lead, spans * 2 * span, width)
+
+
+def _parts(x: Array, axis: int = -1, *, conj: bool = False) -> Array:
+    """Real and imaginary parts side by side along `axis`, a real x as it is: the product of one
+    with a conjugated other is the real part of theirs, in one product of real matrices."""
+    if not jnp.iscomplexobj(x):
+        return x
+    return jnp.concatenate([x.real, -x.imag if conj else x.imag], axis)
+
+
+def _product(equation: str, *factors: Array) -> Array:
+    """In full float32: accelerators would round factors to fewer bits."""
+    return jnp.einsum(equation, *factors, precision=lax.Precision.HIGHEST)

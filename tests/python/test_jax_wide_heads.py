@@ -1,0 +1,292 @@
+"""gate_loop of gateloop_jax with heads wider than one channel: what its blocks of time may not
+change, and what may not be in memory."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array, export, lax
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import gateloop_jax
+
+gate_loop: Any = gateloop_jax.gate_loop  # of lists of arguments
+BATCH, HEADS, KEYS, VALUES = 2, 2, 3, 4
+Function = Callable[..., tuple[Array, Array]]
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def features(x: Array) -> Array:
+    """Written out: 1, x_i, and all x_i x_j / √2, of which the state of ours has each once."""
+    pairs = [x[..., i] * x[..., i] / np.sqrt(2) for i in range(x.shape[-1])]
+    pairs += [x[..., i] * x[..., j] for i in range(x.shape[-1]) for j in range(i)]
+    return jnp.concatenate([jnp.ones_like(x[..., :1]), x, jnp.stack(pairs, -1)], -1)
+
+
+@partial(jax.jit, static_argnames=("reverse", "taylor"))
+def by_steps(
+    q: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    state: Array,
+    reverse: bool = False,
+    taylor: bool = False,
+) -> tuple[Array, Array]:
+    """The definition, step by step."""
+    if taylor:
+        q, k = features(q), features(k)
+
+    def step(state: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, a = now
+        a = a[..., None] if a.ndim == 3 else a[..., None, None]
+        state = a * state + k[..., :, None] * v[..., None, :]
+        return state, jnp.sum(q[..., None] * state.real, -2)
+
+    sequences = [jnp.moveaxis(s, 1, 0) for s in (q, k, v, a)]
+    state, y = lax.scan(step, state, tuple(sequences), reverse=reverse)
+    return jnp.moveaxis(y, 0, 1), state
+
+
+def drawn(time: int, kind: str, dtype: Any = "float64") -> list[Array]:
+    """q, k, v, a and a state. `kind`: words of "complex", "key", "taylor", "zeros"."""
+    rng = np.random.default_rng(time)
+    real = jnp.dtype(dtype)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape)
+
+    shape = (BATCH, time, HEADS, *([KEYS] if "key" in kind else []))
+    # Magnitudes from 1e-12 to 1, half of them within 0.01 of 1.
+    near_one = 1 - rng.random(shape) / 100
+    a: Any = np.where(rng.random(shape) < 0.5, near_one, 10.0 ** -rng.integers(0, 13, shape))
+    if "zeros" in kind:
+        a *= rng.random(shape) > 0.1
+    keys = 10 if "taylor" in kind else KEYS
+    state: Any = normal(BATCH, HEADS, keys, VALUES)
+    if "complex" in kind:
+        a = a * np.exp(1j * np.pi * normal(*shape))
+        state = state + 1j * normal(*state.shape)
+        of_state = jnp.promote_types(real, "complex64")
+    else:
+        of_state = real
+    q, k = normal(BATCH, time, HEADS, KEYS), normal(BATCH, time, HEADS, KEYS)
+    v = normal(BATCH, time, HEADS, VALUES)
+    return [
+        *(jnp.asarray(x, real) for x in (q, k, v)),
+        *(jnp.asarray(x, of_state) for x in (a, state)),
+    ]
+
+
+def ours_and_theirs(kind: str, reverse: bool = False) -> tuple[Function, Function]:
+    taylor = "taylor" in kind
+    ours = partial(gate_loop, reverse=reverse, feature_map="taylor" if taylor else "none")
+    return ours, partial(by_steps, reverse=reverse, taylor=taylor)
+
+
+def loss_of(f: Function) -> Callable[..., Array]:
+    def loss(*given: Array) -> Array:
+        y, final = f(*given)
+        weights = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
+        return jnp.sum(jnp.sin(y) * weights) + jnp.sum(jnp.real(final * final))
+
+    return loss
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
+    """Of the largest number of each channel, over batch and time."""
+    for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert our.shape == their.shape and our.dtype == their.dtype
+        our, their = np.asarray(our), np.asarray(their)
+        scale = np.abs(their).max(axis=(0, 1), keepdims=True, initial=1e-3)
+        assert (np.abs(our - their) <= tolerance * scale).all()
+
+
+KINDS = ["real", "complex", "real key", "complex key zeros", "complex zeros", "complex taylor"]
+
+
+# Around powers of two and the blocks of 64: one block that is not full, some and a rest.
+@pytest.mark.parametrize("time", [1, 2, 5, 63, 64, 65, 129, 300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_definition_with_gradients(kind: str, time: int) -> None:
+    given = drawn(time, kind)
+    for reverse in (time % 2 == 0, True) if time == 65 else (time % 2 == 0,):
+        got = []
+        for f in ours_and_theirs(kind, reverse):
+            gradients = jax.grad(loss_of(f), argnums=tuple(range(5)))
+            got.append(jax.jit(lambda *x, f=f, g=gradients: (f(*x), g(*x)))(*given))
+        # Rounding is 1e-16, sums have some hundred terms.
+        assert_close(got[0], got[1], 1e-11)
+
+
+@pytest.mark.parametrize("kind", ["real key zeros", "complex zeros", "complex taylor"])
+def test_forward_mode_and_second_order(kind: str) -> None:
+    given = drawn(70, kind)
+    moves = [jnp.cos(x) for x in given]
+    got = []
+    for f in ours_and_theirs(kind):
+        gradients = jax.grad(loss_of(f), argnums=tuple(range(5)))
+        forward = jax.jit(lambda *x, f=f: jax.jvp(f, x, tuple(moves)))(*given)
+        second = jax.jit(lambda *x, g=gradients: jax.jvp(g, x, tuple(moves)))(*given)
+        back_twice = jax.jit(
+            jax.grad(
+                lambda *x, g=gradients: sum(
+                    jnp.sum(jnp.real(a * b)) for a, b in zip(g(*x), moves, strict=True)
+                ),
+                argnums=(0, 3),
+            )
+        )(*given)
+        got.append((forward, second, back_twice))
+    assert_close(got[0], got[1], 1e-10)
+
+
+def test_vmap_over_any_arguments() -> None:
+    q, k, v, a, state = drawn(70, "complex key")
+    many = jnp.stack([a, a * 0.5, a.conj()])
+    ours = jax.vmap(gate_loop, (None, None, 0, 0, None))(q, k, jnp.stack([v, -v, v]), many, state)
+    for i, sign in enumerate((1, -1, 1)):
+        assert_close([r[i] for r in ours], gate_loop(q, k, sign * v, many[i], state), 1e-14)
+
+
+@pytest.mark.parametrize("kind", ["real", "real key", "complex key", "complex zeros"])
+def test_float32_is_accurate_over_many_steps(kind: str) -> None:
+    time = 5000
+    exact = drawn(time, kind)
+    if "zeros" not in kind:  # that remember thousands of steps, whose phases turn
+        a = exact[3] / jnp.abs(exact[3])
+        exact[3] = a * (1 - 1e-4 * jnp.abs(jnp.sin(jnp.arange(a.size)).reshape(a.shape)))
+    single = [x.astype("complex64" if jnp.iscomplexobj(x) else "float32") for x in exact]
+    exact = [x.astype("complex128" if jnp.iscomplexobj(x) else "float64") for x in single]
+    ours, theirs = gate_loop(*single), by_steps(*exact)
+    # A rounding is 6e-8; of the thousands of steps that a state keeps, errors add up as a random
+    # walk. Products that round to one side near 1 are off by 5e-5.
+    for our, their in zip(ours, theirs, strict=True):
+        assert_close(our.astype(their.dtype), their, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_storage_only(dtype: str) -> None:
+    q, k, v, a, state = drawn(100, "complex", "float32")
+    half = [x.astype(dtype) for x in (q, k, v)]
+    y, final = gate_loop(*half, a, state)
+    wide_y, wide_final = gate_loop(*(x.astype("float32") for x in half), a, state)
+    assert y.dtype == dtype and final.dtype == "complex64"
+    np.testing.assert_array_equal(y, wide_y.astype(dtype))
+    np.testing.assert_array_equal(final, wide_final)
+    gradients = jax.grad(lambda *x: gate_loop(*x, state)[0].sum(), argnums=(0, 1, 2, 3))(*half, a)
+    assert [str(g.dtype) for g in gradients] == [dtype] * 3 + ["complex64"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_is_no_number_reaches_no_earlier_step(reverse: bool) -> None:
+    """Nor, where the transition is zero, a later sequence."""
+    q, k, v, a, state = drawn(100, "complex")
+    expected = gate_loop(q, k, v, a, state, reverse)[0]
+    for broken in (1, 2):
+        given = [q, k, v, a, state]
+        given[broken] = given[broken].at[:, 50].set(jnp.nan)
+        y = gate_loop(*given, reverse)[0]
+        before = slice(51, None) if reverse else slice(0, 50)
+        np.testing.assert_allclose(y[:, before], expected[:, before], rtol=1e-12)
+        assert jnp.isnan(y[:, 50]).all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_no_steps(reverse: bool) -> None:
+    given = drawn(0, "complex key")
+    y, final = gate_loop(*given, reverse)
+    assert y.shape == (BATCH, 0, HEADS, VALUES)
+    np.testing.assert_array_equal(final, given[-1])
+
+
+# ---- Memory --------------------------------------------------------------------------------------
+
+
+def sizes(jaxpr: Any) -> Iterator[tuple[int, str]]:
+    """Of every array that a program names, in its loops too."""
+    for equation in jaxpr.eqns:
+        for out in equation.outvars:
+            yield out.aval.size, f"{equation.primitive} -> {out.aval}"
+        for inner in jaxprs_in_params(equation.params):
+            yield from sizes(inner)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["complex", "real key", "complex taylor"])
+def test_states_of_all_steps_are_nowhere(kind: str, reverse: bool) -> None:
+    time, width = 2048, 16
+    taylor = "taylor" in kind
+    keys = 1 + width + width * (width + 1) // 2 if taylor else width
+    q = jnp.ones((1, time, 1, width))
+    a = jnp.ones(q.shape if "key" in kind else q.shape[:3], complex if "complex" in kind else float)
+    ours, _ = ours_and_theirs(kind, reverse)
+
+    def both(*given: Array) -> Any:
+        gradients = jax.grad(lambda *x: jnp.sum(ours(*x)[0]), argnums=(0, 1, 2, 3))
+        return ours(*given), gradients(*given)
+
+    given = (q, q, q, a)
+    largest, name = max(sizes(jax.make_jaxpr(both)(*given).jaxpr))
+    # One state a block, and what the sequences take; features of a block.
+    allowed = max(time // 64 * keys * width, time * width)
+    assert largest <= allowed < time * keys * width / 8, name
+    assert allowed < time * keys or not taylor
+    compiled = jax.jit(both).lower(*given).compile()
+    # In float64: all states would be 4 MiB of real numbers, of Taylor's keys 40.
+    memory: Any = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < 8 * time * keys * width * 0.75
+
+
+# ---- Sharded arrays and export -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+@pytest.mark.parametrize("axis", [0, 2], ids=["batch", "heads"])
+def test_sharded_along_batch_or_heads(axis: int, kind: AxisType) -> None:
+    sequences = drawn(70, "complex")[:4]
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(kind,))
+    spec = PartitionSpec(*[None] * axis, "x")
+
+    def both(*given: Array) -> Any:
+        y, back = jax.vjp(lambda *x: gate_loop(*x)[0], *given)
+        return y, back(y)
+
+    expected = both(*sequences)
+    with jax.set_mesh(mesh):
+        put = [jax.device_put(x, NamedSharding(mesh, spec)) for x in sequences]
+        got = jax.jit(both)(*put)
+    if kind == AxisType.Explicit:
+        assert {jax.typeof(x).sharding.spec[axis] for x in jax.tree.leaves(got)} == {"x"}
+    assert_close(jax.device_get(got), expected, 1e-12)
+
+
+def test_time_on_an_explicit_axis_is_refused() -> None:
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        put = NamedSharding(mesh, PartitionSpec(None, "x"))
+        sequences = [jax.device_put(x, put) for x in drawn(70, "real")[:4]]
+        with pytest.raises(ValueError, match="gate_loop: time must not be sharded, got f64"):
+            gate_loop(*sequences)
+
+
+def test_exported_for_any_batch_and_time_with_a_vjp() -> None:
+    batch, time = export.symbolic_shape("b, t")
+    shapes = [
+        jax.ShapeDtypeStruct((batch, time, *x.shape[2:]), x.dtype) for x in drawn(1, "complex")[:4]
+    ]
+    exported = export.export(jax.jit(lambda *x: gate_loop(*x)[0]))(*shapes)
+    loaded = export.deserialize(exported.serialize(vjp_order=1))
+    given = drawn(70, "complex")[:4]
+    ours, back = jax.vjp(loaded.call, *given)
+    theirs, their_back = jax.vjp(lambda *x: gate_loop(*x)[0], *given)
+    assert_close((ours, back(ours)), (theirs, their_back(theirs)), 1e-13)
