@@ -199,9 +199,11 @@ class _Decay(NamedTuple):
     lost: Array
 
     def times(self, other: "_Decay") -> "_Decay":
+        value = self.value * other.value
         lost = self.lost + other.lost - self.lost * other.lost
-        near_one = jnp.square(lost.real) + jnp.square(lost.imag) < 0.25
-        return _Decay(jnp.where(near_one, 1 - lost, self.value * other.value), lost)
+        near_one = _square(self.lost) + _square(other.lost) < 0.125
+        value = jnp.where(near_one, 1 - lost, value)
+        return _Decay(value, jnp.where(near_one, lost, 1 - value))
 
     def last(self) -> "_Decay":
         return _Decay(*(x[..., -1:, :] for x in self))
@@ -212,6 +214,10 @@ class _Decay(NamedTuple):
 
     def joined(self, second: "_Decay") -> "_Decay":
         return _Decay(*map(_joined, self, second))
+
+
+def _square(x: Array) -> Array:
+    return jnp.square(x.real) + jnp.square(x.imag)
 
 
 def _halves(x: Array, span: int) -> tuple[Array, Array]:
