@@ -17,7 +17,8 @@ Two arguments serve sequences of different lengths; a call takes at most one of 
   it. The output of :func:`linear_recurrence` is 0 there too, where the state goes on.
 """
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -182,6 +183,55 @@ def polar_gate_loop(
         q, k, v, z, initial_state, reverse, cu_seqlens, mask
     )
     return y, final
+
+
+def bidirectional(
+    scan: Callable[..., tuple[Tensor, Tensor]],
+    forward: Sequence[Tensor],
+    backward: Sequence[Tensor] | None = None,
+    initial_states: tuple[Tensor | None, Tensor | None] = (None, None),
+    **options: Any,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The sum of a scan from the first step on and one from the last step on, as encoders read.
+
+    ::
+
+        y, (after_last, after_first) = bidirectional(gate_loop, (q, k, v, a), (q, k, v, a_backward))
+
+    Every step reads all others, and itself once per direction: where no other step has an input,
+    the output is twice that of ``scan``.
+
+    Args:
+        scan: a function of :mod:`gateloop_cpp.ops` or :mod:`gateloop_cpp.distributed` that takes
+            ``initial_state`` and ``reverse``.
+        forward: its sequences in order, e.g. (q, k, v, a).
+        backward: those that the reverse scan reads, in the order of time too, with outputs of the
+            same shape; default: the same.
+        initial_states: of the forward scan, before the first step, and of the reverse one, after
+            the last. With ``cu_seqlens`` each has a row for every sequence.
+        options: ``cu_seqlens``, ``mask`` and all else that ``scan`` takes, the same for both.
+            Packed sequences do not read each other; the output at padding is 0.
+
+    Returns:
+        The sum of the outputs, and the final states: of the forward scan, after the last step, and
+        of the reverse one, after the first.
+
+    Raises:
+        ValueError: ``initial_states`` are not two, or ``reverse`` is among the options.
+    """
+    if "reverse" in options:
+        raise ValueError("bidirectional: reverse must not be given, it runs both directions")
+    if len(initial_states) != 2:
+        raise ValueError(
+            "bidirectional: initial_states must be two, of the forward and of the reverse scan,"
+            f" got {len(initial_states)}"
+        )
+    given = (forward, forward if backward is None else backward)
+    (y, after_last), (y_back, after_first) = (
+        scan(*sequences, initial_state=state, reverse=reverse, **options)
+        for sequences, state, reverse in zip(given, initial_states, (False, True), strict=True)
+    )
+    return y + y_back, (after_last, after_first)
 
 
 def release_unused_memory() -> int:

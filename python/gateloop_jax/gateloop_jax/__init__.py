@@ -5,6 +5,7 @@ from gateloop_jax import _library
 _library.register()
 
 from gateloop_jax._attention import Attention, KeysValues  # noqa: E402
+from gateloop_jax._bidirectional import bidirectional  # noqa: E402
 from gateloop_jax._blocks import FeedForward, LayerNorm, RMSNorm  # noqa: E402
 from gateloop_jax._checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from gateloop_jax._gate_loop import gate_loop, polar_gate, polar_gate_loop  # noqa: E402
@@ -22,6 +23,7 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "SimpleGateLoop",
+    "bidirectional",
     "gate_loop",
     "linear_recurrence",
     "load_checkpoint",
