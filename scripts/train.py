@@ -7,6 +7,7 @@ sampled from. Flags that are not of this script go to 'gateloop train' as they a
 
 import argparse
 import contextlib
+import glob
 import io
 import json
 import os
@@ -54,13 +55,24 @@ def exists(path: str) -> bool:
         return False
 
 
+def expanded(word: str) -> list[Path]:
+    """What a shell makes of ~ and wildcards; the word itself where nothing has such a name."""
+    if word == "":
+        sys.exit("train: DATA holds an empty path: expected names of files and folders, got ''")
+    if exists(word):
+        return [Path(word)]
+    # As a shell, and unlike pathlib: no hidden files, and an unknown ~user is kept.
+    names = glob.glob(os.path.expanduser(word))  # noqa: PTH111, PTH207
+    return sorted(map(Path, names)) or [Path(word)]
+
+
 def paths_of(data: str) -> list[Path]:
     """One path, or several as words for the shell where not the whole but one of them is there."""
     if not exists(data):
         with contextlib.suppress(ValueError):  # a quote that is part of a name
-            words = shlex.split(data)
-            if any(map(exists, words)):
-                return [Path(word) for word in words]
+            paths = [path for word in shlex.split(data) for path in expanded(word)]
+            if any(exists(str(path)) for path in paths):
+                return paths
     return [Path(data)]
 
 

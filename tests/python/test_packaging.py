@@ -200,6 +200,8 @@ def test_make_train_takes_names_as_they_are(train: Train, tmp_path: Path) -> Non
         ("it's gone", ["it's gone"]),
         ("all gone", ["all gone"]),
         ("books " * 900, ["books"] * 900),  # longer than any path
+        ("bo*s *.txt", ["books", "notes.txt"]),
+        ("*.gone books", ["*.gone", "books"]),
     ],
 )
 def test_make_train_takes_several_paths(
@@ -213,6 +215,11 @@ def test_make_train_takes_several_paths(
     result = pasted(f"make train --assume-old=build DATA={shlex.quote(data)}", tmp_path)
     given = "".join(f"<{path}>" for path in paths)
     assert f"<--preset><quick><--data>{given}\n" in result.stdout, result.stderr
+
+
+def test_make_train_refuses_an_empty_path(train: Train) -> None:
+    result = train("--data=books '' more")
+    assert result.returncode == 1 and "DATA holds an empty path" in result.stderr
 
 
 @pytest.mark.parametrize(
