@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "commands.h"
+#include "model_flags.h"
 
 namespace gateloop::app {
 
@@ -44,6 +45,13 @@ CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::st
       ->type_name("PATH...");
 }
 
+void add_no_documents_flag(CLI::App& command, bool& no_documents, const std::string& meaning) {
+  command
+      .add_flag("--no-documents", no_documents,
+                meaning + "; without this flag and --documents, as the model was trained")
+      ->excludes("--documents");
+}
+
 void add_split_flag(CLI::App& command, CorpusFlags& flags) {
   command
       .add_option("--split", flags.split,
@@ -61,6 +69,23 @@ corpus::Corpus open_corpus(corpus::Sources sources, const std::optional<corpus::
   } catch (const std::runtime_error& error) {  // the files or the split: either is a flag's value
     throw UsageError(error.what());
   }
+}
+
+corpus::Corpus open_corpus_for(const std::string& checkpoint, const CorpusFlags& flags,
+                               bool quiet) {
+  const auto trained = trained_on_documents(checkpoint);
+  if (flags.documents && trained == false && !quiet)
+    std::fprintf(stderr,
+                 "gateloop: %s was trained without --documents: byte 0xFF between them is new to "
+                 "the model\n",
+                 checkpoint.c_str());
+  auto sources = flags.sources();
+  if (flags.documents || flags.no_documents || !trained.value_or(false))
+    return open_corpus(std::move(sources), flags.parts());
+  sources.documents = true;
+  if (!quiet)
+    std::printf("documents apart, as the model was trained (--no-documents: as one text)\n");
+  return open_corpus(std::move(sources), flags.parts());
 }
 
 void report_left_out(const corpus::Corpus& corpus) {

@@ -7,8 +7,8 @@ namespace gateloop::app {
 namespace {
 
 void run(const EvaluateFlags& flags) {
-  const auto corpus = open_text(flags);
-  auto session = open_session(flags.model);
+  const auto corpus = open_corpus_for(flags.model.directory, flags.corpus);
+  auto session = open_byte_session(flags.model);
   print_scores(flags, corpus, session.model().spec(), [&](auto text, const auto& options) {
     return runtime::evaluate(session, text, options);
   });

@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <utility>
 
 #include "commands.h"
-#include "model/config_file.h"
 #include "output.h"
 #include "process_flags.h"
 
@@ -56,23 +54,6 @@ Bytes part_of(const corpus::Corpus& corpus, const EvaluateFlags& flags) {
 
 }  // namespace
 
-corpus::Corpus open_text(const EvaluateFlags& flags, bool quiet) {
-  check_directory(flags.model.directory);
-  const auto trained = model::documents_of(model::read_config(flags.model.directory, {}));
-  auto sources = flags.corpus.sources();
-  if (sources.documents && trained == false && !quiet)
-    std::fprintf(stderr,
-                 "gateloop: %s was trained without --documents: byte 0xFF between them is new to "
-                 "the model\n",
-                 flags.model.directory.c_str());
-  if (sources.documents || flags.no_documents || !trained.value_or(false))
-    return open_corpus(std::move(sources), flags.corpus.parts());
-  sources.documents = true;
-  if (!quiet)
-    std::printf("documents apart, as the model was trained (--no-documents: as one text)\n");
-  return open_corpus(std::move(sources), flags.corpus.parts());
-}
-
 void print_scores(const EvaluateFlags& flags, const corpus::Corpus& corpus,
                   const model::ModelSpec& spec, const Reading& reading, bool quiet) {
   if (!quiet) report_left_out(corpus);
@@ -119,10 +100,7 @@ CLI::App* add_evaluate_flags(CLI::App& app, EvaluateFlags& flags) {
       "or srun) share the text.");
   add_checkpoint_flags(*command, flags.model);
   add_data_flags(*command, flags.corpus, "Text (required)")->required();
-  command
-      ->add_flag("--no-documents", flags.no_documents,
-                 "One text; without this flag and --documents, as the model was trained")
-      ->excludes("--documents");
+  add_no_documents_flag(*command, flags.corpus.no_documents, "One text");
   add_split_flag(*command, flags.corpus);
   command->add_option("--part", flags.part, "Part of the text to evaluate (default all)")
       ->check(CLI::IsMember({"train", "valid", "test", "all"}))

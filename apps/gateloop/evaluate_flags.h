@@ -18,7 +18,6 @@ namespace gateloop::app {
 struct EvaluateFlags {
   ModelFlags model;
   CorpusFlags corpus;
-  bool no_documents = false;
   std::string part = "all";
   std::string mode = "both";
   std::int64_t length = 256;
@@ -28,10 +27,6 @@ struct EvaluateFlags {
 
 /// Returns the command, whose callback is the caller's.
 CLI::App* add_evaluate_flags(CLI::App& app, EvaluateFlags& flags);
-
-/// The text that `flags` name; documents are apart as they say, else as in the model's training.
-/// Says which unless `quiet`. Throws UsageError as open_corpus(), and where there is no model.
-corpus::Corpus open_text(const EvaluateFlags& flags, bool quiet = false);
 
 /// runtime::evaluate() of a text, by one process or by several.
 using Reading = std::function<runtime::Score(std::span<const std::uint8_t> text,

@@ -21,7 +21,8 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
     throw UsageError(
         "--dtype in several processes needs --mode windowed; for the carried figure "
         "write the model in that type by `gateloop quantize` and evaluate that");
-  const auto corpus = open_text(flags, /*quiet=*/!communicator.is_main());
+  const auto corpus =
+      open_corpus_for(flags.model.directory, flags.corpus, /*quiet=*/!communicator.is_main());
   const std::string expected = communicator.from_main([&] { return corpus.fingerprint(); });
   if (corpus.fingerprint() != expected)
     throw std::runtime_error("--data " + corpus.name() + " is not the text of process 0: " +
@@ -29,7 +30,7 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
   if (flags.model.threads == 0)
     flags.model.threads = training::default_threads(communicator.local_size());
   torch::set_num_threads(flags.model.threads);
-  auto session = open_session(flags.model);
+  auto session = open_byte_session(flags.model);
   const auto modules = [&] {
     return checkpoint::load_model(flags.model.directory, flags.model.weights);
   };

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "corpus_flags.h"
 #include "gateloop/corpus.h"
 #include "gateloop/generation.h"
 #include "model_flags.h"
@@ -25,7 +26,7 @@ struct Flags {
   std::vector<std::string> stop;
   generation::GenerateOptions generate;
   bool echo_prompt = false;
-  bool documents = false;
+  bool documents = false, no_documents = false;
 };
 
 std::string read_file(const std::string& path) {
@@ -77,20 +78,19 @@ void run(const Flags& flags) {
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());
   }
-  auto session = open_session(flags.model);
-  const auto num_tokens = session.model().spec().num_tokens;
-  if (num_tokens > 256)
-    throw UsageError("the model has " + std::to_string(num_tokens) +
-                     " tokens, generate writes bytes: use a model of at most 256");
+  auto session = open_byte_session(flags.model);
+  const bool documents =
+      flags.documents ||
+      (!flags.no_documents && trained_on_documents(flags.model.directory).value_or(false));
   if (flags.echo_prompt) write(prompt);
 
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   auto last = Clock::now();
   const auto separator = static_cast<char>(corpus::kSeparator);
-  const auto ids = generation::encode_prompt(flags.documents ? separator + prompt : prompt);
+  const auto ids = generation::encode_prompt(documents ? separator + prompt : prompt);
   generation::generate(session, ids, 1, options, [&](auto tokens) {
-    if (flags.documents && tokens.front() == corpus::kSeparator) return false;
+    if (documents && tokens.front() == corpus::kSeparator) return false;
     write(std::string(1, static_cast<char>(tokens.front())));
     const auto now = Clock::now();
     seconds.push_back(std::chrono::duration<double>(now - last).count());
@@ -120,8 +120,9 @@ void add_generate_command(CLI::App& app) {
       ->type_name("FILE");
   command->add_flag("--echo-prompt", flags->echo_prompt, "Write the prompt before the bytes drawn");
   command->add_flag("--documents", flags->documents,
-                    "Of a model trained with --documents: the prompt begins a document, and the "
-                    "text ends with it");
+                    "The prompt begins a document, and the text ends with it, as with a model "
+                    "trained with --documents");
+  add_no_documents_flag(*command, flags->no_documents, "The prompt is from anywhere in a text");
   command->add_option("--length", flags->generate.length, "Bytes to draw (default 512)")
       ->check(CLI::NonNegativeNumber)
       ->type_name("N");

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "commands.h"
+#include "model/config_file.h"
 
 namespace gateloop::app {
 
@@ -54,6 +55,11 @@ void check_directory(const std::string& directory) {
                      ": give --checkpoint a directory written by gateloop train");
 }
 
+std::optional<bool> trained_on_documents(const std::string& directory) {
+  check_directory(directory);
+  return model::documents_of(model::read_config(directory, {}));
+}
+
 void check_model(const ModelFlags& flags) {
   const std::filesystem::path directory = flags.directory;
   check_directory(flags.directory);
@@ -65,11 +71,16 @@ void check_model(const ModelFlags& flags) {
                            : "training has not saved yet, use another --checkpoint"));
 }
 
-runtime::Session open_session(const ModelFlags& flags) {
+runtime::Session open_byte_session(const ModelFlags& flags) {
   check_model(flags);
-  return runtime::Session(
+  runtime::Session session(
       runtime::Model(flags.directory, {.weights = flags.weights, .format = flags.format}),
       {.threads = flags.threads});
+  const auto num_tokens = session.model().spec().num_tokens;
+  if (num_tokens > 256)
+    throw UsageError("the model in " + flags.directory + " has " + std::to_string(num_tokens) +
+                     " tokens, which are no bytes: this command takes a model of at most 256");
+  return session;
 }
 
 }  // namespace gateloop::app

@@ -2,6 +2,7 @@
 
 /// The flags shared by the subcommands that read a trained model.
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 #include "gateloop/runtime.h"
@@ -27,9 +28,13 @@ void add_threads_flag(CLI::App& command, int& threads);
 
 /// Throws UsageError where the directory holds no config.json.
 void check_directory(const std::string& directory);
+/// Whether the model in `directory` was trained with --documents; none where its config.json does
+/// not say. Throws as check_directory.
+std::optional<bool> trained_on_documents(const std::string& directory);
 /// Throws UsageError where the directory holds no such model.
 void check_model(const ModelFlags& flags);
-/// A session of the model. Throws as check_model.
-runtime::Session open_session(const ModelFlags& flags);
+/// A session of the model, for a command that reads or writes bytes. Throws as check_model, and
+/// UsageError for a model with more than 256 tokens.
+runtime::Session open_byte_session(const ModelFlags& flags);
 
 }  // namespace gateloop::app

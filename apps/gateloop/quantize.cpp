@@ -27,9 +27,9 @@ struct Flags {
 
 /// Bits per byte of a text, as the runtime reads it. Full attention costs time that grows with the
 /// square of a text: it starts anew every 1024 bytes.
-double score(const std::filesystem::path& dir, Bytes text, std::optional<std::uint8_t> separator,
+double score(const std::string& dir, Bytes text, std::optional<std::uint8_t> separator,
              int threads) {
-  runtime::Session session(runtime::Model(dir), {.threads = threads});
+  runtime::Session session = open_byte_session({.directory = dir, .threads = threads});
   const bool bounded = model::has_bounded_state(session.model().spec());
   return runtime::evaluate(session, text, {.window = bounded ? 0 : 1024, .separator = separator})
       .bits_per_byte();
@@ -50,7 +50,7 @@ void run(const Flags& flags) {
   std::optional<corpus::Corpus> corpus;
   Bytes text;
   if (!flags.corpus.data.empty()) {
-    corpus.emplace(open_corpus(flags.corpus.sources()));
+    corpus.emplace(open_corpus_for(flags.checkpoint, flags.corpus));
     report_left_out(*corpus);
     text = corpus->bytes();
     text = text.last(std::min(text.size(), flags.last));
@@ -58,12 +58,10 @@ void run(const Flags& flags) {
       throw UsageError(corpus->name() + " has " + std::to_string(text.size()) +
                        " bytes: at least 2 are needed");
   }
-  runtime::quantize(from, to, flags.format);
   std::optional<double> before, after;
-  if (corpus) {
-    before = score(from, text, corpus->separator(), flags.threads);
-    after = score(to, text, corpus->separator(), flags.threads);
-  }
+  if (corpus) before = score(flags.checkpoint, text, corpus->separator(), flags.threads);
+  runtime::quantize(from, to, flags.format);
+  if (corpus) after = score(flags.out, text, corpus->separator(), flags.threads);
   print_size("before", from, before);
   print_size("after", to, after);
   if (corpus)
@@ -91,7 +89,9 @@ void add_quantize_command(CLI::App& app) {
       ->type_name("int8|bfloat16");
   CLI::Option* const data =
       add_data_flags(*command, flags->corpus, "Text to measure bits per byte on, before and after");
-  for (const char* of_data : {"--field", "--documents"}) command->get_option(of_data)->needs(data);
+  add_no_documents_flag(*command, flags->corpus.no_documents, "The text is one");
+  for (const char* of_data : {"--field", "--documents", "--no-documents"})
+    command->get_option(of_data)->needs(data);
   command
       ->add_option("--last", flags->last,
                    "Only so many bytes from the end of the text (default 100000)")

@@ -60,6 +60,14 @@ class Cli : public testing::Test {
                                  {checkpoint::state_dict(*model), {{"step", "7"}}});
   }
 
+  /// `trained`: the model of `model`, whose config.json has `training`.
+  static void trained_with(const std::string& training) {
+    fs::remove_all(dir / "trained");
+    fs::copy(dir / "model", dir / "trained");
+    const std::string text = read(dir / "trained/config.json");
+    write(dir / "trained/config.json", "{\"training\": " + training + "," + text.substr(1));
+  }
+
   /// Runs `gateloop ARGUMENTS` in `dir`. Words may be quoted as for the shell.
   static Outcome run(const std::string& arguments) {
     const auto command = "cd " + dir.string() + " && " GATELOOP_BINARY " " + arguments;
@@ -95,14 +103,19 @@ TEST_F(Cli, RefusesMissingModelsAndFiles) {
 }
 
 TEST_F(Cli, ADocumentBeginsAndEndsAtTheSeparator) {
-  const std::string flags =
-      "generate --checkpoint model --length 2000 --top-k-threshold 0 --seed 3 --prompt ";
-  const auto whole = run(flags + "\"$(printf '\\377ab')\"");
+  const auto drawn = [](const std::string& flags) {
+    return run("generate --length 2000 --top-k-threshold 0 --seed 3 --checkpoint " + flags);
+  };
+  const auto whole = drawn("model --prompt \"$(printf '\\377ab')\"");
   const auto end = whole.out.find('\xFF');
   ASSERT_LT(end, 2000U) << "a seed that draws no separator shows nothing";
-  const auto document = run(flags + "ab --documents");
+  const auto document = drawn("model --prompt ab --documents");
   EXPECT_EQ(document.code, 0) << document.err;
   EXPECT_EQ(document.out, whole.out.substr(0, end));
+
+  trained_with("{\"documents\": true}");
+  EXPECT_EQ(drawn("trained --prompt ab").out, document.out);
+  EXPECT_EQ(drawn("trained --prompt ab --no-documents").out, drawn("model --prompt ab").out);
 }
 
 TEST_F(Cli, EvaluatesDocuments) {
@@ -118,10 +131,6 @@ TEST_F(Cli, EvaluatesDocuments) {
 
 TEST_F(Cli, EvaluatesDocumentsAsTheModelWasTrained) {
   write(dir / "rows.jsonl", "{\"text\": \"aaaa\"}\n{\"text\": \"aab\"}\n");
-  const auto config = [](const std::string& training) {
-    const std::string text = read(dir / "trained/config.json");
-    write(dir / "trained/config.json", "{\"training\": " + training + "," + text.substr(1));
-  };
   const auto figures = [](const std::string& flags) {
     const auto outcome =
         run("evaluate --checkpoint trained --data rows.jsonl --field text --mode carried" + flags);
@@ -134,8 +143,7 @@ TEST_F(Cli, EvaluatesDocumentsAsTheModelWasTrained) {
     EXPECT_EQ(text.find(part) != std::string::npos, is_there) << part << "\n" << text;
   };
 
-  fs::copy(dir / "model", dir / "trained");
-  config("{\"documents\": true}");
+  trained_with("{\"documents\": true}");
   expect(figures("").out, apart);
   expect(figures("").out, said);
   expect(figures(" --documents").out, apart);
@@ -144,9 +152,7 @@ TEST_F(Cli, EvaluatesDocumentsAsTheModelWasTrained) {
   expect(figures(" --no-documents").out, said, false);
   EXPECT_EQ(figures(" --documents").err, "");
 
-  fs::remove_all(dir / "trained");
-  fs::copy(dir / "model", dir / "trained");
-  config("{\"seed\": 1}");
+  trained_with("{\"seed\": 1}");
   expect(figures("").out, one);
   EXPECT_EQ(figures("").err, "");
   expect(figures(" --documents").out, apart);
@@ -189,6 +195,17 @@ TEST_F(Cli, RunTimeFailuresAreOne) {
   save("letters", options);
   expect_refused("generate --checkpoint letters --prompt xyz", "98", 1);
   expect_refused("evaluate --checkpoint letters --data text", "99", 1);
+}
+
+TEST_F(Cli, RefusesBytesForAModelOfOtherTokens) {
+  auto options = small_options();
+  options.num_tokens = 257;
+  save("words", options);
+  for (const std::string command :
+       {"generate", "evaluate --data text", "quantize --data text --out q"})
+    expect_refused(command + " --checkpoint words", "257 tokens");
+  EXPECT_FALSE(fs::exists(dir / "q"));
+  EXPECT_EQ(run("quantize --checkpoint words --out q").code, 0);
 }
 
 TEST_F(Cli, GenerateWritesTheBytesDrawn) {
@@ -266,6 +283,10 @@ TEST_F(Cli, QuantizeWritesASmallerModelAndSaysWhatItCosts) {
   // Other commands read what was written.
   EXPECT_EQ(run("generate --checkpoint small --length 5").out.size(), 5u);
   EXPECT_EQ(run("quantize --checkpoint small --out half --format bfloat16").code, 0);
+  trained_with("{\"documents\": true}");
+  const std::string documents = "quantize --checkpoint trained --data text --last 500 --out ";
+  EXPECT_NE(run(documents + "apart").out.find("documents apart"), std::string::npos);
+  EXPECT_EQ(run(documents + "one --no-documents").out, outcome.out);
   EXPECT_EQ(run("info --checkpoint half").code, 0);
   const std::string quantize = "quantize --checkpoint model --out refused ";
   expect_refused("quantize --checkpoint model", "--out");
@@ -273,6 +294,7 @@ TEST_F(Cli, QuantizeWritesASmallerModelAndSaysWhatItCosts) {
   expect_refused("quantize --checkpoint model --out model", "another directory");
   expect_refused(quantize + "--format int4", "--format");
   expect_refused(quantize + "--data nowhere", "nowhere");
+  expect_refused(quantize + "--no-documents", "--data");
   EXPECT_FALSE(fs::exists(dir / "refused"));
 }
 
