@@ -34,7 +34,8 @@ struct OpenOptions {
   Format format = Format::kFile;
 };
 
-/// A weight in memory, contiguous: its name in a state_dict, and "F64", "F32", "BF16" or "F16".
+/// A weight in memory, contiguous: its name in a state_dict, and "F64", "F32", "BF16", "F16" or, of
+/// a matrix NAME (rows, columns) beside its scales NAME.scale (rows) in "F32", "I8".
 struct StoredWeight {
   std::string name;
   std::string dtype;
@@ -61,6 +62,13 @@ class GATELOOP_RUNTIME_API Model {
         std::shared_ptr<const void> owner, Format format = Format::kFile);
 
   const model::ModelSpec& spec() const;
+  /// Of a model from a directory; nothing of one in memory.
+  const std::optional<model::ModelOptions>& options() const;
+  /// As the file or the caller has them, whatever the format; by name. Their memory is the model's,
+  /// read-only, and there as long as a copy of the model is.
+  std::vector<StoredWeight> weights() const;
+  /// Of the spec and every byte of weights(), 16 hexadecimal digits. Reads all of them.
+  std::string checksum() const;
   /// Bytes of all weights as products read them.
   std::int64_t weight_bytes() const;
   /// Bytes of them that this process has a copy of.

@@ -83,6 +83,7 @@ class Network {
   Network(WeightSet weights, Format format);
 
   const model::ModelSpec& spec() const { return weights_.spec(); }
+  const WeightSet& weights() const { return weights_; }
   const std::vector<Stage>& stages() const { return stages_; }
   const Widths& widths() const { return widths_; }
   const recurrence::Matrix& embedding() const { return embedding_; }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -35,6 +36,16 @@ Model::Model(const model::ModelSpec& spec, const std::vector<StoredWeight>& weig
     : network_(std::make_shared<Network>(WeightSet(spec, weights, std::move(owner)), format)) {}
 
 const model::ModelSpec& Model::spec() const { return network_->spec(); }
+const std::optional<model::ModelOptions>& Model::options() const {
+  return network_->weights().options();
+}
+std::vector<StoredWeight> Model::weights() const { return network_->weights().weights(); }
+std::string Model::checksum() const {
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%016llx",
+                static_cast<unsigned long long>(network_->weights().full_digest()));
+  return digits;
+}
 std::int64_t Model::weight_bytes() const { return network_->weight_bytes(); }
 std::int64_t Model::copied_bytes() const { return network_->copied_bytes(); }
 

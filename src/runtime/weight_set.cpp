@@ -48,7 +48,7 @@ std::shared_ptr<const std::byte> map_file(const std::filesystem::path& path, std
 
 }  // namespace
 
-WeightSet::WeightSet(const model::ModelFiles& files) : spec_(files.spec) {
+WeightSet::WeightSet(const model::ModelFiles& files) : spec_(files.spec), options_(files.options) {
   std::size_t size = 0;
   const auto bytes = map_file(files.weights, size);
   for (const model::TensorEntry& entry : files.header.tensors) {
@@ -70,6 +70,12 @@ WeightSet::WeightSet(const model::ModelSpec& spec, const std::vector<StoredWeigh
   }
   if (const std::string problems = model::stored_problems(spec, entries); !problems.empty())
     throw std::invalid_argument("Model: " + problems);
+}
+
+std::vector<StoredWeight> WeightSet::weights() const {
+  std::vector<StoredWeight> weights;
+  for (const auto& [name, weight] : weights_) weights.push_back(weight);
+  return weights;
 }
 
 StoredMatrix WeightSet::stored_matrix(const std::string& name) const {
@@ -118,6 +124,16 @@ std::uint64_t WeightSet::digest() const {
   for (const auto& [name, weight] : weights_) {
     digest.add(name);
     digest.add(weight.data, std::min<std::size_t>(64, bytes_of(weight)));
+  }
+  return digest.value();
+}
+
+std::uint64_t WeightSet::full_digest() const {
+  Digest digest;
+  digest.add(model::to_json(spec_));
+  for (const auto& [name, weight] : weights_) {
+    digest.add(name + " " + weight.dtype);
+    digest.add(weight.data, bytes_of(weight));
   }
   return digest.value();
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ class WeightSet {
             std::shared_ptr<const void> owner);
 
   const model::ModelSpec& spec() const { return spec_; }
+  const std::optional<model::ModelOptions>& options() const { return options_; }
+  std::vector<StoredWeight> weights() const;
   const StoredWeight& weight(const std::string& name) const { return weights_.at(name); }
   StoredMatrix stored_matrix(const std::string& name) const;
 
@@ -35,9 +38,12 @@ class WeightSet {
   std::int64_t copied_bytes() const { return copied_bytes_; }
   /// Of what the model is and of its weights: the options, and some numbers of every tensor.
   std::uint64_t digest() const;
+  /// Of the same, and all their numbers.
+  std::uint64_t full_digest() const;
 
  private:
   model::ModelSpec spec_;
+  std::optional<model::ModelOptions> options_;
   std::map<std::string, StoredWeight> weights_;
   std::shared_ptr<const void> owner_;
   std::vector<Converted> copies_;  // their buffers stay where they are when this grows

@@ -7,9 +7,13 @@
 #include <algorithm>
 #include <csignal>
 #include <functional>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "gateloop/checkpoint.h"
+#include "gateloop/nn/runtime_model.h"
 #include "model/file.h"
 #include "temporary_directory.h"
 
@@ -54,6 +58,58 @@ TEST(Model, LoadsWhatWasSaved) {
   const torch::Tensor ids = torch::arange(12).view({2, 6});
   EXPECT_TRUE(torch::equal(loaded->forward(ids), model->forward(ids)));
   EXPECT_FALSE(loaded->is_training());
+}
+
+TEST(Model, ModulesOfAMappedModelAreThoseOfItsFile) {
+  const TemporaryDirectory dir;
+  torch::manual_seed(3);
+  save_model(nn::Transformer(small_options()), dir / "float32");
+  using runtime::Format;
+  runtime::quantize(dir / "float32", dir / "int8", Format::kInt8);
+  runtime::quantize(dir / "float32", dir / "bfloat16", Format::kBFloat16);
+  for (const char* stored : {"float32", "int8", "bfloat16"}) {
+    const nn::Transformer expected = load_model(dir / stored);
+    for (const Format format : {Format::kFile, Format::kInt8}) {
+      std::optional<runtime::Model> mapped(std::in_place, dir / stored,
+                                           runtime::OpenOptions{.format = format});
+      nn::Transformer modules = nn::modules_of(*mapped);
+      mapped.reset();
+      EXPECT_TRUE(equal(modules, expected)) << stored;
+      EXPECT_FALSE(modules->is_training());
+      for (const auto& parameter : modules->parameters()) EXPECT_FALSE(parameter.requires_grad());
+    }
+  }
+}
+
+TEST(Model, ModulesOfAMappedModelAreInItsMemory) {
+  const TemporaryDirectory dir;
+  save_model(nn::Transformer(small_options()), dir.path());
+  const runtime::Model mapped(dir.path());
+  const auto modules = nn::modules_of(mapped);
+  const auto parameters = modules->named_parameters();
+  const auto weights = mapped.weights();
+  EXPECT_EQ(weights.size(), parameters.size());
+  for (const auto& weight : weights)
+    EXPECT_EQ(parameters[weight.name].const_data_ptr(), weight.data) << weight.name;
+}
+
+TEST(Model, ModulesNeedAModelFromADirectory) {
+  const auto in_memory = nn::runtime_model(nn::Transformer(small_options()));
+  EXPECT_THROW(nn::modules_of(in_memory), std::invalid_argument);
+}
+
+TEST(Model, ChecksumTellsTheLastNumberOfAWeight) {
+  const TemporaryDirectory dir;
+  const auto checksum = [&] { return runtime::Model(dir.path()).checksum(); };
+  nn::Transformer model(small_options());
+  save_model(model, dir.path());
+  const std::string before = checksum();
+  EXPECT_EQ(before.size(), 16);
+  EXPECT_EQ(checksum(), before);
+  const torch::NoGradGuard no_grad;
+  model->parameters().back().flatten()[-1].add_(1);
+  save_model(model, dir.path());
+  EXPECT_NE(checksum(), before);
 }
 
 TEST(Model, ReadsDirectoriesOfEarlierVersions) {
