@@ -68,6 +68,8 @@ class Corpus {
   /// Size and a CRC-32 of samples all over the unpacked bytes: differs for another corpus, at the
   /// cost of reading at most 4 MiB.
   std::string fingerprint() const;
+  /// The same of all bytes.
+  std::string checksum() const;
   /// The first byte of each document, at which a state starts anew; nothing without documents.
   std::optional<std::uint8_t> separator() const;
   /// "texts: 30 files, 123,456 bytes (111,112 train, 6,172 valid, 6,172 test)"

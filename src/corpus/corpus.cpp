@@ -23,6 +23,12 @@ using Paths = std::vector<std::filesystem::path>;
   throw std::runtime_error(name + ": " + problem);
 }
 
+std::string size_and_crc(std::size_t bytes, uLong crc) {
+  char text[48];
+  std::snprintf(text, sizeof text, "%zu bytes, crc %08lx", bytes, crc);
+  return text;
+}
+
 /// 12345678 -> "12,345,678"
 std::string grouped(std::int64_t number) {
   const std::string digits = std::to_string(number);
@@ -200,9 +206,11 @@ std::string Corpus::fingerprint() const {
     const std::size_t bytes = std::min(kBlockBytes, bytes_.size() - begin);
     crc = ::crc32(crc, bytes_.data() + begin, static_cast<uInt>(bytes));
   }
-  char text[48];
-  std::snprintf(text, sizeof text, "%zu bytes, crc %08lx", bytes_.size(), crc);
-  return text;
+  return size_and_crc(bytes_.size(), crc);
+}
+
+std::string Corpus::checksum() const {
+  return size_and_crc(bytes_.size(), ::crc32_z(0, bytes_.data(), bytes_.size()));
 }
 
 std::string Corpus::description() const {

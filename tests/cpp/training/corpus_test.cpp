@@ -515,5 +515,24 @@ TEST(Corpus, FingerprintTellsOneByte) {
   EXPECT_NE(Corpus(dir / "a").fingerprint(), Corpus(dir / "b").fingerprint());
 }
 
+TEST(Corpus, ChecksumTellsAByteBetweenTheSamplesOfTheFingerprint) {
+  const TemporaryDirectory dir;
+  std::string text(std::size_t{5} << 20, 'a');
+  write_bytes(dir / "a", text);
+  text[70'000] = 'b';
+  write_bytes(dir / "b", text);
+  const Corpus one(dir / "a"), other(dir / "b");
+  EXPECT_EQ(one.fingerprint(), other.fingerprint());
+  EXPECT_NE(one.checksum(), other.checksum());
+  EXPECT_EQ(one.checksum(), Corpus(dir / "a").checksum());
+}
+
+TEST(Corpus, FingerprintsInRecordsOfRunsStayTheSame) {
+  const TemporaryDirectory dir;
+  write_bytes(dir / "a", "123456789");
+  EXPECT_EQ(Corpus(dir / "a").fingerprint(), "9 bytes, crc cbf43926");  // CRC-32's check value
+  EXPECT_EQ(Corpus(dir / "a").checksum(), "9 bytes, crc cbf43926");
+}
+
 }  // namespace
 }  // namespace gateloop::training
