@@ -115,7 +115,9 @@ CLI::App* add_evaluate_flags(CLI::App& app, EvaluateFlags& flags) {
       ->check(CLI::PositiveNumber)
       ->type_name("N");
   add_compute_flags(*command, flags.model);
-  add_timeout_flag(*command, flags.timeout, "the slowest takes beyond the quickest");
+  add_timeout_flag(
+      *command, flags.timeout,
+      "the slowest takes for 8192 bytes, and to open text and model beyond the quickest");
   return command;
 }
 

@@ -59,6 +59,8 @@ class Communicator {
   /// Among the processes on this machine.
   int local_rank() const;
   int local_size() const;
+  /// How long a process waits for another; 0 of one process.
+  std::chrono::milliseconds timeout() const;
   /// Whether this is process 0, which decides, writes and prints.
   bool is_main() const { return rank() == 0; }
 

@@ -61,6 +61,7 @@ Communicator Communicator::join(const Launch& launch, const JoinOptions& options
   try {
     auto connection = std::make_shared<Connection>();
     connection->launch = launch;
+    connection->timeout = options.timeout;
     connection->launch_store = open_store(launch, options.timeout);
     connection->store = own_keys(connection->launch_store, launch, options);
     connection->group =
@@ -103,6 +104,9 @@ int Communicator::rank() const { return connection_ ? connection_->launch.rank :
 int Communicator::size() const { return connection_ ? connection_->launch.size : 1; }
 int Communicator::local_rank() const { return connection_ ? connection_->launch.local_rank : 0; }
 int Communicator::local_size() const { return connection_ ? connection_->launch.local_size : 1; }
+std::chrono::milliseconds Communicator::timeout() const {
+  return connection_ ? connection_->timeout : std::chrono::milliseconds(0);
+}
 
 std::pair<std::int64_t, std::int64_t> Communicator::part_of(std::int64_t count) const {
   return {count * rank() / size(), count * (rank() + 1) / size()};

@@ -20,6 +20,7 @@ struct Communicator::Connection {
   ~Connection();
 
   Launch launch;
+  std::chrono::milliseconds timeout = {};
   c10::intrusive_ptr<c10d::Store> launch_store;  // of the launcher or of process 0
   c10::intrusive_ptr<c10d::Store> store;         // the same, under keys of these processes' life
   c10::intrusive_ptr<c10d::ProcessGroup> group;

@@ -1,8 +1,10 @@
 #include "gateloop/evaluation.h"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "training/autocast.h"
@@ -122,6 +124,50 @@ double read_together(nn::Transformer& model, std::span<const std::uint8_t> text,
   return nats;
 }
 
+/// How far all processes are with what each reads alone. They exchange it while they read: so none
+/// waits for another longer than that takes for a pass, and each notices soon that another ended.
+class SharedProgress {
+ public:
+  using Report = std::function<void(std::int64_t done)>;
+
+  /// `report` is given the bytes that all have read, at each exchange.
+  SharedProgress(const distributed::Communicator& communicator, Report report)
+      : communicator_(communicator),
+        report_(std::move(report)),
+        interval_(std::min<std::chrono::milliseconds>(kLongest, communicator.timeout() / 4)) {}
+
+  /// After each pass, with the bytes that this process has read.
+  void update(std::int64_t own) {
+    if (Clock::now() - last_ >= interval_) exchange(own, /*finished=*/false);
+  }
+  /// Returns once all have finished.
+  void finish(std::int64_t own) {
+    while (!exchange(own, /*finished=*/true)) {
+    }
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::seconds kLongest{2};
+
+  /// Every process, in the same order: returns whether all have finished.
+  bool exchange(std::int64_t own, bool finished) {
+    double done = 0, waiting = 0;
+    for (const auto& row : communicator_.gather({static_cast<double>(own), finished ? 1.0 : 0.0})) {
+      done += row[0];
+      waiting += row[1];
+    }
+    last_ = Clock::now();
+    report_(static_cast<std::int64_t>(done));
+    return waiting == communicator_.size();
+  }
+
+  const distributed::Communicator& communicator_;
+  const Report report_;
+  const Clock::duration interval_;
+  Clock::time_point last_ = Clock::now();
+};
+
 Score sum_over(const distributed::Communicator& communicator, const Score& share) {
   Score sum;
   for (const auto& part : communicator.gather({share.nats, static_cast<double>(share.bytes)})) {
@@ -176,32 +222,30 @@ Score evaluate_over_processes(runtime::Session& session,
                               const runtime::EvaluateOptions& options,
                               const distributed::Communicator& communicator) {
   if (communicator.size() == 1) return runtime::evaluate(session, text, options);
-  const bool divisible = model::has_bounded_state(session.model().spec());
+  // Windows are read by the session, as in one process, however long they are.
+  const bool divisible = options.window == 0 && model::has_bounded_state(session.model().spec());
   const std::int64_t block = communicator.size() * options.bytes_at_once;
   std::vector<Stretch> whole, divided;
   for (const Stretch& stretch : runtime::stretches(text, options)) {
     (divisible && stretch.length > block ? divided : whole).push_back(stretch);
   }
-  whole = own_part(whole, communicator);
-  std::int64_t total = 0, done = 0;
-  for (const auto* part : {&whole, &divided}) {
-    for (const Stretch& stretch : *part) total += stretch.length;
-  }
-  runtime::EvaluateOptions alone = options;
-  alone.progress = [&](std::int64_t bytes, std::int64_t) {
+  std::int64_t done = 0;
+  const auto report = [&](std::int64_t bytes) {
     done = bytes;
-    if (options.progress) options.progress(done, total);
+    if (options.progress) options.progress(done, std::ssize(text) - 1);
   };
+  SharedProgress shared(communicator, report);
+  runtime::EvaluateOptions alone = options;
+  alone.progress = [&](std::int64_t own, std::int64_t) { shared.update(own); };
   // First, since it checks text and options.
-  Score score = runtime::evaluate_stretches(session, text, whole, alone);
+  Score score = runtime::evaluate_stretches(session, text, own_part(whole, communicator), alone);
+  shared.finish(score.bytes);
   if (!divided.empty()) {
     nn::Transformer model = modules();
     const EvalScope eval(*model);
     for (const Stretch& stretch : divided) {
-      score.nats += read_together(model, text, stretch, block, communicator, [&](auto bytes) {
-        done += bytes;
-        if (options.progress) options.progress(done, total);
-      });
+      score.nats += read_together(model, text, stretch, block, communicator,
+                                  [&](auto bytes) { report(done + bytes); });
       if (communicator.is_main()) score.bytes += stretch.length;
     }
   }

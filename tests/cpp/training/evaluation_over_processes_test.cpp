@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 #include <optional>
 #include <string>
@@ -32,7 +33,8 @@ std::uint16_t free_port() {
 
 /// work(communicator) in a thread for each process.
 template <typename Work>
-void in_processes(int size, const Work& work) {
+void in_processes(int size, const Work& work,
+                  std::chrono::milliseconds timeout = std::chrono::minutes(10)) {
   const std::uint16_t port = free_port();
   std::vector<std::exception_ptr> errors(static_cast<std::size_t>(size));
   std::vector<std::thread> threads;
@@ -45,7 +47,7 @@ void in_processes(int size, const Work& work) {
                                               .local_size = size,
                                               .address = "127.0.0.1",
                                               .port = port},
-                                             {.backend = "gloo"}));
+                                             {.backend = "gloo", .timeout = timeout}));
       } catch (...) {
         errors[static_cast<std::size_t>(rank)] = std::current_exception();
       }
@@ -101,6 +103,7 @@ TEST_P(OverProcesses, TheFigureIsThatOfOne) {
             std::int64_t done = 0, total = 0;
             auto observed = options;
             observed.progress = [&](std::int64_t now, std::int64_t all) {
+              EXPECT_GE(now, done);
               done = now, total = all;
             };
             const auto score = evaluate_over_processes(
@@ -108,12 +111,13 @@ TEST_P(OverProcesses, TheFigureIsThatOfOne) {
             EXPECT_EQ(score.bytes, expected.bytes);
             // Each byte's loss is rounded to 1e-7 of it, by two ways to the same state.
             EXPECT_NEAR(score.nats, expected.nats, 1e-5 * expected.nats);
+            EXPECT_EQ(total, std::ssize(text) - 1);
             EXPECT_EQ(done, total);
             std::int64_t longest = 0;
             for (const auto& stretch : runtime::stretches(text, options)) {
               longest = std::max(longest, stretch.length);
             }
-            EXPECT_EQ(modules, divisible && longest > 8 * size ? 1 : 0);
+            EXPECT_EQ(modules, divisible && window == 0 && longest > 8 * size ? 1 : 0);
           }
         }
       }
@@ -140,6 +144,34 @@ TEST_P(OverProcesses, WhatOneRefusesAllRefuse) {
     text.resize(1);
     EXPECT_THROW(evaluate(options_of(0, {})), std::invalid_argument);
   });
+}
+
+/// One process reads a window of 2.5 s, the other has nothing to read.
+TEST(UnevenParts, NoneWaitsForALongPart) {
+  constexpr std::chrono::seconds kTimeout(1);
+  const runtime::Model saved = nn::runtime_model(test::make_model(test::small_options()));
+  const auto evaluation = [&](std::size_t bytes) {
+    return options_of(static_cast<std::int64_t>(bytes), {});
+  };
+  constexpr std::size_t kProbe = 4000;
+  runtime::Session session(saved, {.threads = 1});
+  const auto start = std::chrono::steady_clock::now();
+  runtime::evaluate(session, text_of_words(kProbe), evaluation(kProbe));
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  const auto text = text_of_words(static_cast<std::size_t>(kProbe * 2.5 / took.count()));
+  in_processes(
+      2,
+      [&](const distributed::Communicator& communicator) {
+        runtime::Session own(saved, {.threads = 1});
+        int reports = 0;
+        auto options = evaluation(text.size());
+        options.progress = [&](std::int64_t, std::int64_t) { ++reports; };
+        const auto modules = [] { return nn::Transformer(nullptr); };
+        const auto score = evaluate_over_processes(own, modules, text, options, communicator);
+        EXPECT_EQ(score.bytes, std::ssize(text) - 1);
+        EXPECT_GT(reports, 1);
+      },
+      kTimeout);
 }
 
 INSTANTIATE_TEST_SUITE_P(
