@@ -1,8 +1,9 @@
 #pragma once
 
 /// One function per subcommand of `gateloop`, each in a file of its own: flags and help, and a
-/// callback that calls the library. No logic lives here. train is a program of its own,
-/// gateloop-train: it alone loads libtorch, which takes most of a second.
+/// callback that calls the library. No logic lives here. train, and evaluate in several processes,
+/// are in a program of their own, gateloop-train: it alone loads libtorch, which takes most of a
+/// second.
 ///
 /// How a callback ends the program: it returns (exit code 0), throws UsageError (2), throws
 /// CLI::RuntimeError(code) after it has printed what there is to say, or throws any other exception

@@ -2,20 +2,86 @@
 #include <torch/torch.h>
 
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "commands.h"
 #include "evaluate_flags.h"
-#include "gateloop/checkpoint.h"
 #include "gateloop/evaluation.h"
+#include "gateloop/nn/runtime_model.h"
 #include "gateloop/training.h"
 #include "processes.h"
 
 namespace gateloop::app {
 namespace {
 
+struct Field {
+  std::string name;
+  std::string value;  // a line
+};
+
+/// Throws std::runtime_error in all processes where a field is not that of process 0, and names the
+/// first such field.
+void check_same(const std::vector<Field>& fields, const distributed::Communicator& communicator) {
+  std::istringstream of_main(communicator.from_main([&] {
+    std::string lines;
+    for (const Field& field : fields) lines += field.value + "\n";
+    return lines;
+  }));
+  for (const Field& field : fields) {
+    std::string expected;
+    std::getline(of_main, expected);
+    if (field.value != expected)
+      throw std::runtime_error(field.name + " must be the same in all processes: " + field.value +
+                               " in process " + std::to_string(communicator.rank()) + ", " +
+                               expected + " in process 0");
+  }
+  communicator.gather({0});  // where one has thrown, this throws in the others
+}
+
+std::string name_of(runtime::Format format) {
+  switch (format) {
+    case runtime::Format::kFloat32:
+      return "float32";
+    case runtime::Format::kBFloat16:
+      return "bfloat16";
+    case runtime::Format::kFloat16:
+      return "float16";
+    case runtime::Format::kInt8:
+      return "int8";
+    case runtime::Format::kFile:
+      break;
+  }
+  return "as stored";
+}
+
+std::vector<Field> flag_fields(const EvaluateFlags& flags) {
+  const bool all = flags.first == EvaluateFlags().first;
+  return {
+      {"--part", flags.part},
+      {"--mode", flags.mode},
+      {"--length", std::to_string(flags.length)},
+      {"--first", all ? "all" : std::to_string(flags.first)},
+      {"--weights", flags.model.weights == model::Weights::kBest ? "best" : "latest"},
+      {"--dtype", name_of(flags.model.format)},
+  };
+}
+
+std::vector<Field> content_fields(const corpus::Corpus& corpus, const runtime::Model& model) {
+  const corpus::Split& split = corpus.split();
+  return {
+      {"--documents", corpus.separator() ? "documents apart" : "one text"},
+      {"the text of --data", corpus.checksum()},
+      {"--split", std::to_string(split.train) + "," + std::to_string(split.valid) + "," +
+                      std::to_string(split.test)},
+      {"the model of --checkpoint", "checksum " + model.checksum()},
+  };
+}
+
 void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator) {
+  check_same(flag_fields(flags), communicator);
   if (communicator.size() > 1 && flags.mode != "windowed" &&
       flags.model.format != runtime::Format::kFile)
     throw UsageError(
@@ -23,21 +89,16 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
         "write the model in that type by `gateloop quantize` and evaluate that");
   const auto corpus =
       open_corpus_for(flags.model.directory, flags.corpus, /*quiet=*/!communicator.is_main());
-  const std::string expected = communicator.from_main([&] { return corpus.fingerprint(); });
-  if (corpus.fingerprint() != expected)
-    throw std::runtime_error("--data " + corpus.name() + " is not the text of process 0: " +
-                             corpus.fingerprint() + " instead of " + expected);
   if (flags.model.threads == 0)
     flags.model.threads = training::default_threads(communicator.local_size());
   torch::set_num_threads(flags.model.threads);
   auto session = open_byte_session(flags.model);
-  const auto modules = [&] {
-    return checkpoint::load_model(flags.model.directory, flags.model.weights);
-  };
+  check_same(content_fields(corpus, session.model()), communicator);
   print_scores(
       flags, corpus, session.model().spec(),
       [&](auto text, const auto& options) {
-        return training::evaluate_over_processes(session, modules, text, options, communicator);
+        return training::evaluate_over_processes(
+            session, [&] { return nn::modules_of(session.model()); }, text, options, communicator);
       },
       /*quiet=*/!communicator.is_main());
 }

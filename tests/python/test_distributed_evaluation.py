@@ -4,8 +4,11 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -149,7 +152,7 @@ def test_a_killed_process_ends_all_and_is_named(
     evaluate: Evaluate, tmp_path: Path, victim: int
 ) -> None:
     text = tmp_path / "long"
-    text.write_text(words(random.Random(2), 100_000) * 40)
+    text.write_text(words(random.Random(2), 100_000) * 20)
     with evaluate(3, "gate_loop", "--data", text, "--length", "64") as job:
         output = job.processes[0].stdout
         assert output is not None
@@ -165,25 +168,118 @@ def test_a_killed_process_ends_all_and_is_named(
         assert err.splitlines()[-1].startswith(message)
 
 
-def test_another_text_is_refused(build_dir: Path, models: dict[str, Path], tmp_path: Path) -> None:
-    texts = [tmp_path / "here" / "text", tmp_path / "there" / "text"]
-    for number, path in enumerate(texts):
-        path.parent.mkdir()
-        path.write_text(words(random.Random(number), 1000))
-    model = ("--checkpoint", models["gate_loop"])
-    command = (build_dir / "gateloop", "evaluate", *model, "--data", "text")
-    port = free_port()
-    jobs = [
-        Job(command, [torchrun_environment(rank, 2, port)], cwd=texts[rank].parent)
-        for rank in range(2)
-    ]
-    with jobs[0], jobs[1]:
-        outcomes = [job.outcomes()[0] for job in jobs]
-    assert [code for code, _, _ in outcomes] == [1, 1]
-    assert outcomes[1][2].startswith("gateloop: --data text is not the text of process 0: ")
-    assert outcomes[0][2] == "gateloop: process 1 of 2 ended: " + outcomes[1][2].removeprefix(
-        "gateloop: "
+Start = Callable[[Sequence[Sequence[object]]], list[Job]]
+
+
+@pytest.fixture
+def start_each(build_dir: Path) -> Iterator[Start]:
+    """Starts processes together, each with flags of its own."""
+    with ExitStack() as stack:
+
+        def start_each(flags: Sequence[Sequence[object]]) -> list[Job]:
+            port, size = free_port(), len(flags)
+            command = (build_dir / "gateloop", "evaluate", "--threads", "1", "--timeout", "30")
+            return [
+                stack.enter_context(Job([*command, *own], [torchrun_environment(rank, size, port)]))
+                for rank, own in enumerate(flags)
+            ]
+
+        yield start_each
+
+
+def check_refused(jobs: Sequence[Job], expected: Sequence[str]) -> None:
+    """Each process but 0 says `expected` of itself, and process 0 what one of them said."""
+    (main,), *others = [job.outcomes() for job in jobs]
+    said = []
+    for rank, (((code, out, err),), text) in enumerate(zip(others, expected, strict=True), 1):
+        name, here, there = text.split("|")
+        said.append(
+            f"{name} must be the same in all processes: {here} in process {rank}, "
+            f"{there} in process 0"
+        )
+        assert (code, out) == (1, "")
+        assert re.fullmatch(rf"gateloop: {said[-1]}\n", err), err
+    code, out, err = main
+    assert (code, figures(out)) == (1, {})
+    ended = "|".join(said)
+    assert re.fullmatch(rf"gateloop: process \d of {len(jobs)} ended: ({ended})\n", err), err
+
+
+def test_a_flag_that_differs_is_named(
+    start_each: Start, models: dict[str, Path], text: Path
+) -> None:
+    own = {
+        ("--part", "valid"): "--part|valid|all",
+        ("--mode", "windowed"): "--mode|windowed|both",
+        ("--length", "16"): "--length|16|256",
+        ("--first", "500"): "--first|500|all",
+        ("--weights", "best"): "--weights|best|latest",
+        ("--dtype", "int8"): "--dtype|int8|as stored",
+    }
+    common = ("--checkpoint", models["gate_loop"], "--data", text)
+    jobs = start_each([(*common, *flags) for flags in ((), *own)])
+    check_refused(jobs, list(own.values()))
+
+
+def test_a_text_or_a_model_that_differs_is_named(
+    start_each: Start, models: dict[str, Path], tmp_path: Path
+) -> None:
+    content = bytearray(words(random.Random(3), 5_000_000), "ascii")
+    text, other_text = tmp_path / "text", tmp_path / "other"
+    text.write_bytes(content)
+    content[70_000] ^= 1  # between the samples that a run's record compares
+    other_text.write_bytes(content)
+    model, other_model = models["gate_loop"], tmp_path / "model"
+    shutil.copytree(model, other_model)
+    with (other_model / "model.safetensors").open("r+b") as weights:
+        weights.seek(-4, 2)
+        weights.write(struct.pack("<f", 0.5))
+
+    def flags(data: Path, checkpoint: Path, *own: str) -> tuple[object, ...]:
+        return ("--data", data, "--checkpoint", checkpoint, "--first", "100", *own)
+
+    jobs = start_each(
+        [
+            flags(text, model),
+            flags(text, model, "--documents"),
+            flags(other_text, model),
+            flags(text, model, "--split", "90,5,5"),
+            flags(text, other_model),
+        ]
     )
+    crc, digits = "5000000 bytes, crc [0-9a-f]{8}", "checksum [0-9a-f]{16}"
+    check_refused(
+        jobs,
+        [
+            "--documents|documents apart|one text",
+            f"the text of --data|{crc}|{crc}",
+            "--split|90,5,5|4500000,250000,250000",
+            f"the model of --checkpoint|{digits}|{digits}",
+        ],
+    )
+
+
+def test_a_checkpoint_may_be_replaced_meanwhile(
+    evaluate: Evaluate, models: dict[str, Path], text: Path, tmp_path: Path
+) -> None:
+    """The carried figure is of the weights that the windowed one was of."""
+    flags = ("--data", text, "--length", "1")
+    with evaluate(2, "gate_loop", *flags) as job:
+        expected = figures(job.check()[0])
+    models["replaced"] = shutil.copytree(models["gate_loop"], tmp_path / "replaced")
+    weights = models["replaced"] / "model.safetensors"
+    with evaluate(2, "replaced", *flags) as job:
+        for process in job.processes:
+            maps = Path(f"/proc/{process.pid}/maps")
+            while process.poll() is None and str(weights) not in maps.read_text("utf-8"):
+                time.sleep(0.001)
+        weights.unlink()
+        assert figures(job.check()[0]) == expected
+
+
+def test_windows_are_read_by_sessions_however_long(evaluate: Evaluate, text: Path) -> None:
+    flags = ("--mode", "windowed", "--length", "30000", "--dtype", "int8")
+    check_figures(evaluate, (2,), "gate_loop", "--data", text, *flags)
 
 
 def test_what_modules_do_not_read_is_refused(
