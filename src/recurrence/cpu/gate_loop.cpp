@@ -13,6 +13,7 @@
 
 #include "recurrence/cpu/gate_loop_backward-inl.h"
 #include "recurrence/cpu/gate_loop_forward-inl.h"
+#include "recurrence/cpu/gate_loop_narrow-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace gateloop::recurrence::cpu {
@@ -53,11 +54,13 @@ void RunChunks(const Op& op, const TileSizes& n, const ChunkPlan& plan, const Ex
   });
 }
 
-template <template <class, int, bool> class Op, class Params>
+template <template <class, int, bool> class Op, template <class, int, int> class NarrowOp,
+          class Params>
 void RunAnyChunks(const Params& p, const Executor& executor, void* scratch) {
   const TileSizes n(p);
   const ChunkPlan plan(p, executor.threads);
   const auto run_in = [&]<class T>() {
+    if (RunNarrow<NarrowOp, T>(p, executor, scratch)) return;
     const auto run = [&](const auto& op) { RunChunks(op, n, plan, executor, scratch); };
     if (p.complex) return p.per_key ? run(Op<T, 2, true>(p)) : run(Op<T, 2, false>(p));
     p.per_key ? run(Op<T, 1, true>(p)) : run(Op<T, 1, false>(p));
@@ -67,10 +70,10 @@ void RunAnyChunks(const Params& p, const Executor& executor, void* scratch) {
 }
 
 void RunGateLoop(const GateLoop& p, const Executor& executor, void* scratch) {
-  RunAnyChunks<GateLoopForward>(p, executor, scratch);
+  RunAnyChunks<GateLoopForward, NarrowForward>(p, executor, scratch);
 }
 void RunGateLoopBackward(const GateLoopBackward& p, const Executor& executor, void* scratch) {
-  RunAnyChunks<GateLoopAdjoint>(p, executor, scratch);
+  RunAnyChunks<GateLoopAdjoint, NarrowBackward>(p, executor, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -91,7 +94,12 @@ std::size_t chunk_bytes_of(const Params& p, int threads) {
   TileMemory shared(nullptr), own(nullptr);
   const ChunkStates<T> states(n, plan, shared);
   const Tiles<T> tiles(n, own);
-  return shared.taken() + static_cast<std::size_t>(plan.slots) * own.taken();
+  const auto slots = static_cast<std::size_t>(plan.slots);
+  const std::size_t chunks = shared.taken() + slots * own.taken();
+  if (!is_narrow(p)) return chunks;
+  TileMemory narrow(nullptr);
+  const NarrowTiles<T> narrow_tiles(p, narrow);
+  return std::max(chunks, slots * narrow.taken());
 }
 
 template <template <class> class Tiles, class Params>

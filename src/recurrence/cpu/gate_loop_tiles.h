@@ -139,4 +139,29 @@ struct BackwardTiles : ForwardTiles<T> {
   }
 };
 
+/// Heads of 2, 4 or 8 keys and as many values, with one transition a head and step.
+template <class Params>
+bool is_narrow(const Params& p) {
+  const std::int64_t keys = p.shape.keys;
+  return keys == p.shape.values && (keys == 2 || keys == 4 || keys == 8) && !p.per_key &&
+         p.feature_map == FeatureMap::kNone;
+}
+
+/// One chunk of narrow heads side by side: (steps, kTileColumns), of which a vector is used.
+template <class T>
+struct NarrowTiles {
+  T *q, *k, *v, *y, *a;  // a: (steps, heads and parts)
+  // Going back. (steps + 1, parts, keys, kTileColumns): the state before each step and at the end.
+  T *dy, *dq, *dk, *dv, *da, *states;
+
+  template <class Params>
+  NarrowTiles(const Params& p, TileMemory& memory) {
+    const TileSizes n(p);
+    const auto rows = [&] { return memory.take<T>(n.chunk * kTileColumns); };
+    q = rows(), k = rows(), v = rows(), y = rows(), a = rows();
+    dy = rows(), dq = rows(), dk = rows(), dv = rows(), da = rows();
+    states = memory.take<T>((n.chunk + 1) * n.parts * n.keys * kTileColumns);
+  }
+};
+
 }  // namespace gateloop::recurrence::cpu

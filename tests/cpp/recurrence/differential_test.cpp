@@ -123,6 +123,10 @@ void run_gate_loop(Draw& draw, std::uint64_t seed) {
                     .gradient = draw.flag(),
                     .threads = static_cast<int>(draw.integer(1, 4)),
                     .seed = seed};
+  if (draw.integer(0, 2) == 0) {
+    c.dims.heads = size(24);
+    c.dims.keys = c.dims.values = std::int64_t{1} << draw.integer(1, 3);
+  }
   if (!c.per_key && draw.integer(0, 3) == 0) {
     c.feature_map = recurrence::FeatureMap::kTaylor;
     c.dims.keys = std::min<std::int64_t>(c.dims.keys, 12);

@@ -6,11 +6,27 @@ namespace {
 
 /// Lengths around the chunk, its groups and primes; widths around the groups; empty sizes.
 std::vector<HeadDims> shapes() {
-  std::vector<HeadDims> all = {
-      {0, 5, 2, 3, 4},    {2, 0, 2, 3, 4},    {2, 5, 0, 3, 4},   {1, 5, 2, 0, 4},
-      {1, 5, 2, 3, 0},    {1, 1, 1, 1, 1},    {2, 1, 3, 5, 2},   {1, 15, 1, 16, 16},
-      {1, 16, 2, 17, 15}, {2, 17, 1, 3, 33},  {1, 63, 2, 8, 8},  {1, 64, 1, 16, 3},
-      {2, 65, 2, 7, 20},  {1, 127, 1, 1, 40}, {1, 129, 3, 5, 1}, {1, 200, 1, 64, 64}};
+  std::vector<HeadDims> all = {{0, 5, 2, 3, 4},
+                               {2, 0, 2, 3, 4},
+                               {2, 5, 0, 3, 4},
+                               {1, 5, 2, 0, 4},
+                               {1, 5, 2, 3, 0},
+                               {1, 1, 1, 1, 1},
+                               {2, 1, 3, 5, 2},
+                               {1, 15, 1, 16, 16},
+                               {1, 16, 2, 17, 15},
+                               {2, 17, 1, 3, 33},
+                               {1, 63, 2, 8, 8},
+                               {1, 64, 1, 16, 3},
+                               {2, 65, 2, 7, 20},
+                               {1, 127, 1, 1, 40},
+                               {1, 129, 3, 5, 1},
+                               {1, 200, 1, 64, 64},
+                               // Vectors of whole heads, the last one in part.
+                               {2, 65, 9, 4, 4},
+                               {1, 130, 21, 2, 2},
+                               {3, 64, 5, 8, 8},
+                               {2, 1, 16, 2, 2}};
   if (!kSanitized)
     all.insert(all.end(), {{1, 521, 2, 32, 48}, {2, 260, 1, 70, 66}, {1, 1031, 1, 4, 4}});
   return all;
@@ -58,8 +74,19 @@ TEST(GateLoop, AnyLayout) {
                .layout = layout});
       }
     }
-    check({.dtype = dtype, .dims = {2, 67, 2, 9, 5}, .states = false});
-    check({.dtype = dtype, .dims = {2, 67, 2, 9, 5}, .gradient = false});
+    for (const HeadDims& dims : {HeadDims{2, 67, 2, 9, 5}, HeadDims{2, 67, 5, 4, 4}}) {
+      check({.dtype = dtype, .dims = dims, .states = false});
+      check({.dtype = dtype, .dims = dims, .gradient = false});
+    }
+    for (const std::int64_t width : {2, 4, 8}) {
+      for (const Layout layout : kLayouts) {
+        const bool reverse = layout == kLayouts[0];
+        check({.dtype = dtype,
+               .dims = {2, 67, 11, width, width},
+               .reverse = reverse,
+               .layout = layout});
+      }
+    }
   }
 }
 
@@ -73,6 +100,9 @@ TEST(GateLoop, EveryTarget) {
           check(
               {.dtype = dtype, .dims = {2, 66, 2, 33, 20}, .complex = complex, .per_key = per_key});
         }
+        for (const std::int64_t width : {2, 4, 8}) {
+          check({.dtype = dtype, .dims = {2, 66, 11, width, width}, .complex = complex});
+        }
       }
     }
   }
@@ -83,7 +113,8 @@ TEST(GateLoop, EveryTarget) {
 TEST(GateLoop, SameBitsForAnyThreads) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
     for (const HeadDims dims :
-         {HeadDims{1, 300, 1, 16, 24}, HeadDims{2, 130, 3, 16, 16}, HeadDims{1, 200, 2, 40, 33}}) {
+         {HeadDims{1, 300, 1, 16, 24}, HeadDims{2, 130, 3, 16, 16}, HeadDims{1, 200, 2, 40, 33},
+          HeadDims{2, 200, 37, 4, 4}, HeadDims{1, 3000, 3, 2, 2}}) {
       for (const bool reverse : {false, true}) {
         Case c{.dtype = dtype, .dims = dims, .per_key = reverse, .reverse = reverse};
         const Outcome one = run(c);
@@ -100,11 +131,13 @@ TEST(GateLoop, SameBitsForAnyThreads) {
 TEST(GateLoop, ZeroTransitions) {
   for (const bool complex : {false, true}) {
     for (const bool per_key : {false, true}) {
-      const Case c{.dims = {1, 150, 1, 6, 5}, .complex = complex, .per_key = per_key};
-      Array<Complex> a(transition_count(c), 0.0);
-      check(c, run_on(c, a));
-      for (std::size_t i = 0; i < a.size(); i += 2) a[i] = 1;
-      check(c, run_on(c, a));
+      for (const std::int64_t width : {4, 6}) {
+        const Case c{.dims = {1, 150, 3, width, width}, .complex = complex, .per_key = per_key};
+        Array<Complex> a(transition_count(c), 0.0);
+        check(c, run_on(c, a));
+        for (std::size_t i = 0; i < a.size(); i += 2) a[i] = 1;
+        check(c, run_on(c, a));
+      }
     }
   }
 }

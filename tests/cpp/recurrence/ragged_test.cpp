@@ -333,7 +333,7 @@ TYPED_TEST(Ragged, EqualsEachSequenceAlone) {
       {0, 1, 2}, {0, 40, 40}, {0, 0, 5, 5, 5, 9}, {0, 15, 31, 48, 64, 64, 81, 200}};
   for (const DType dtype : TypeParam::kDTypes) {
     for (const Cuts& each : cuts) {
-      for (const std::int64_t channels : {0, 1, 19, 64}) {
+      for (const std::int64_t channels : {0, 1, 8, 19, 64}) {
         for (const bool reverse : {false, true}) {
           expect_one_by_one<TypeParam>(each, {dtype, 0, channels, 0}, reverse, {1, 2, 3});
         }
