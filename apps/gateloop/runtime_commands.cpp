@@ -8,6 +8,7 @@
 #include <string>
 
 #include "commands.h"
+#include "gateloop/launch.h"
 
 namespace gateloop::app {
 namespace {
@@ -20,17 +21,13 @@ void limit_spinning() {
   if (::getenv("OMP_WAIT_POLICY") == nullptr) ::setenv("GOMP_SPINCOUNT", "3000", /*overwrite=*/0);
 }
 
-/// Whether a launcher has started this process and others. What is wrong in its variables the other
-/// program says: distributed::launch_from_environment() reads them.
+/// Whether a launcher has started this process and others.
 bool is_one_of_several() {
-  const auto variable = [](const char* name) {
-    const char* value = ::getenv(name);
-    return std::string(value == nullptr ? "" : value);
-  };
-  if (!variable("RANK").empty() || !variable("WORLD_SIZE").empty())
-    return variable("WORLD_SIZE") != "1";
-  const std::string tasks = variable("SLURM_STEP_NUM_TASKS");
-  return !variable("SLURM_PROCID").empty() && !tasks.empty() && tasks != "1";
+  try {
+    return distributed::launch_from_environment().size > 1;
+  } catch (const std::invalid_argument& error) {
+    throw UsageError(error.what());
+  }
 }
 
 }  // namespace

@@ -13,25 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "gateloop/launch.h"
+
 namespace gateloop::distributed {
-
-/// This process's place, from its launcher.
-struct Launch {
-  int rank = 0;
-  int size = 1;        ///< processes in all
-  int local_rank = 0;  ///< on this machine
-  int local_size = 1;
-  std::string address;           ///< of the machine with the store, through which processes meet
-  std::uint16_t port = 0;        ///< of the store
-  bool launcher_stores = false;  ///< torchrun's agent keeps the store, else process 0
-};
-
-/// Of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
-/// TORCHELASTIC_USE_AGENT_STORE), else of a SLURM step (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
-/// SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE, SLURM_STEP_NODELIST, SLURM_JOB_ID, SLURM_STEP_ID;
-/// MASTER_ADDR and MASTER_PORT overrule the address), else one process. Throws
-/// std::invalid_argument naming a variable that is missing or out of range.
-Launch launch_from_environment();
 
 struct JoinOptions {
   /// By which tensors on CUDA devices travel: gloo, nccl, or auto: nccl where this build and this

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "gateloop/distributed.h"
+#include "gateloop/launch.h"
 
 namespace gateloop::distributed {
 namespace {

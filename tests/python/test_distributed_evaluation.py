@@ -147,6 +147,13 @@ def test_one_process_needs_no_torch(
     assert err.startswith(f"gateloop: cannot run {tmp_path}/gateloop-train: ")
 
 
+def test_variables_of_one_process_are_checked_too(build_dir: Path, tmp_path: Path) -> None:
+    command = (build_dir / "gateloop", "evaluate", "--checkpoint", tmp_path, "--data", tmp_path)
+    message = 'environment variable RANK: expected a number from 0 to 0, got "5"'
+    with Job(command, [environment(RANK=5, WORLD_SIZE=1)]) as job:
+        assert job.outcomes() == [(2, "", f"gateloop: {message}\n")]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_all_and_is_named(
     evaluate: Evaluate, tmp_path: Path, victim: int

@@ -55,6 +55,7 @@ DOORS = {
     "nn.h": "nn",
     "checkpoint.h": "checkpoint",
     "distributed.h": "distributed",
+    "launch.h": "distributed",
     "training.h": "training",
     "evaluation.h": "training",
     "generation.h": "runtime",
