@@ -2,10 +2,12 @@
 // evaluate in several processes.
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "commands.h"
 #include "gateloop/launch.h"
@@ -39,10 +41,15 @@ void become_other_program(int argc, char** argv) {
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
   const auto trainer = program.parent_path() / "gateloop-train";
   ::execv(trainer.c_str(), argv);
-  throw std::runtime_error(
-      "cannot run " + trainer.string() +
-      ": it is built where libtorch is (GATELOOP_TORCH), and trains, and evaluates in "
-      "several processes");
+  const int error = errno;
+  std::string hint;
+  if (error == ENOENT) {
+    hint =
+        "; it is built where libtorch is (GATELOOP_TORCH), and trains, and evaluates in several "
+        "processes";
+  }
+  throw std::runtime_error("cannot run " + trainer.string() + ": " +
+                           std::generic_category().message(error) + hint);
 }
 
 void add_commands(CLI::App& app) {

@@ -144,7 +144,11 @@ def test_one_process_needs_no_torch(
     with Job(command, [torchrun_environment(0, 2, free_port())]) as job:
         ((code, _, err),) = job.outcomes()
     assert code == 1
-    assert err.startswith(f"gateloop: cannot run {tmp_path}/gateloop-train: ")
+    assert err.startswith(f"gateloop: cannot run {tmp_path}/gateloop-train: No such file or ")
+    (tmp_path / "gateloop-train").write_bytes(b"")  # not to be run by anybody
+    with Job(command, [torchrun_environment(0, 2, free_port())]) as job:
+        ((code, _, err),) = job.outcomes()
+    assert err == f"gateloop: cannot run {tmp_path}/gateloop-train: Permission denied\n"
 
 
 def test_variables_of_one_process_are_checked_too(build_dir: Path, tmp_path: Path) -> None:
