@@ -7,7 +7,7 @@
 ///
 /// How a callback ends the program: it returns (exit code 0), throws UsageError (2), throws
 /// CLI::RuntimeError(code) after it has printed what there is to say, or throws any other exception
-/// (1). main() prints one line for each exception.
+/// (1). main() prints one line for each exception, then calls report_to_others().
 #include <CLI/CLI.hpp>
 #include <stdexcept>
 #include <string>
@@ -25,6 +25,9 @@ class UsageError : public std::runtime_error {
 /// add_commands().
 void become_other_program(int argc, char** argv);
 void add_commands(CLI::App& app);
+/// Where a launcher has started several processes and this one ends before it joins them: they end
+/// too, with its error. Each program defines it; takes up to some 15 s where they do not come.
+void report_to_others(const std::string& error);
 
 void add_train_command(CLI::App& app);
 void add_evaluate_command(CLI::App& app);

@@ -19,6 +19,13 @@ int report(std::string message, int code) {
   return code;
 }
 
+/// Of a process that others may wait for.
+int report_to_all(const std::string& message, int code, const std::string& remedy = "") {
+  report(message + remedy, code);
+  gateloop::app::report_to_others(message);
+  return code;
+}
+
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
   for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
@@ -37,7 +44,7 @@ int report_usage(std::string message, const CLI::App& app) {
     message = (given.empty() ? "no command" : "no command \"" + given.front() + "\"") +
               ": there are " + joined(names);
   }
-  return report(message + " (see: " + command + " --help)", 2);
+  return report_to_all(message, 2, " (see: " + command + " --help)");
 }
 
 /// CLI11's layout, without its own notation: validators beside the type of an option (the text says
@@ -92,8 +99,8 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return report_usage(error.what(), app);
   } catch (const gateloop::app::UsageError& error) {
-    return report(error.what(), 2);
+    return report_to_all(error.what(), 2);
   } catch (const std::exception& error) {
-    return report(error.what(), 1);
+    return report_to_all(error.what(), 1);
   }
 }

@@ -9,20 +9,32 @@
 
 namespace gateloop::app {
 
+namespace {
+
+/// From Communicator::join on, the library says to the others why this process ends.
+bool has_begun_to_join = false;
+
+distributed::Communicator join(const std::string& backend, int timeout) {
+  distributed::JoinOptions options;
+  options.on_wait = [](const std::string& text) {
+    std::fprintf(stderr, "gateloop: %s\n", text.c_str());
+  };
+  options.backend = backend;
+  options.timeout = std::chrono::seconds(timeout);
+  const distributed::Launch launch = distributed::launch_from_environment();
+  has_begun_to_join = true;
+  return distributed::Communicator::join(launch, options);
+}
+
+}  // namespace
+
 distributed::Communicator work_together(
     const std::string& backend, int timeout,
     const std::function<void(const distributed::Communicator&)>& work) {
   // A reader of our output that goes away must not end the others without a word.
   std::signal(SIGPIPE, SIG_IGN);
   try {
-    distributed::JoinOptions options;
-    options.on_wait = [](const std::string& text) {
-      std::fprintf(stderr, "gateloop: %s\n", text.c_str());
-    };
-    options.backend = backend;
-    options.timeout = std::chrono::seconds(timeout);
-    const auto communicator =
-        distributed::Communicator::join(distributed::launch_from_environment(), options);
+    const auto communicator = join(backend, timeout);
     communicator.report_failures([&] { work(communicator); });
     return communicator;
   } catch (const std::invalid_argument& error) {
@@ -31,6 +43,16 @@ distributed::Communicator work_together(
     const std::string text = error.what_without_backtrace();
     throw std::runtime_error(text.substr(0, text.find('\n')));
   }
+}
+
+void report_to_others(const std::string& error) {
+  if (has_begun_to_join) return;
+  distributed::Launch launch;
+  try {
+    launch = distributed::launch_from_environment();
+  } catch (const std::invalid_argument&) {  // which of the others wait is not known
+  }
+  distributed::report_absence(launch, error);
 }
 
 }  // namespace gateloop::app

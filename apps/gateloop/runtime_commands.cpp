@@ -52,6 +52,9 @@ void become_other_program(int argc, char** argv) {
                            std::generic_category().message(error) + hint);
 }
 
+/// What runs in several processes is in the other program.
+void report_to_others(const std::string&) {}
+
 void add_commands(CLI::App& app) {
   app.add_subcommand("train", "Train a model on the bytes of a file.");
   add_evaluate_command(app);

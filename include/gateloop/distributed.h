@@ -35,7 +35,8 @@ class Communicator {
   /// Of one process.
   Communicator() = default;
   /// Connects all processes. Throws std::invalid_argument for a backend that is not there,
-  /// std::runtime_error naming those that do not come within the time-out.
+  /// std::runtime_error naming those that do not come within the time-out, or the process that
+  /// ended before it joined (report_absence()) and its error.
   static Communicator join(const Launch& launch, const JoinOptions& options = {});
 
   int rank() const;
@@ -82,5 +83,11 @@ class Communicator {
   struct Connection;  // of src/distributed
   std::shared_ptr<Connection> connection_;
 };
+
+/// In place of Communicator::join, where this process ends by `error`: the join of the others
+/// throws an error that names this process and `error`. Returns once they have it, at the latest
+/// after some 15 s, and throws nothing: where they cannot be reached, they wait until their
+/// time-out. SIGTERM is ignored from then on, as after Communicator::report_failures().
+void report_absence(const Launch& launch, const std::string& error);
 
 }  // namespace gateloop::distributed

@@ -3,7 +3,6 @@
 #include <stdexcept>
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include "distributed/connection.h"
@@ -13,22 +12,6 @@ namespace gateloop::distributed {
 namespace {
 
 using c10d::ProcessGroup;
-
-c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch,
-                                           std::chrono::milliseconds timeout) {
-  c10d::TCPStoreOptions options;
-  options.port = launch.port;
-  options.isServer = launch.rank == 0 && !launch.launcher_stores;
-  options.numWorkers = static_cast<std::size_t>(launch.size);
-  options.waitWorkers = false;  // own_keys() waits
-  options.timeout = timeout;
-  // What listens there may be another program, which never answers; the store's own time-out comes
-  // first where it is none.
-  constexpr std::chrono::seconds kLater(5);
-  return within(timeout + kLater, [address = launch.address, options] {
-    return c10::intrusive_ptr<c10d::Store>(c10::make_intrusive<c10d::TCPStore>(address, options));
-  });
-}
 
 /// No other group of this process has it.
 std::string new_group_name() {
@@ -47,17 +30,22 @@ Communicator::Connection::~Connection() {
 }
 
 Communicator Communicator::join(const Launch& launch, const JoinOptions& options) {
-  if (options.backend != "auto" && options.backend != "gloo" && options.backend != "nccl") {
-    throw std::invalid_argument("backend must be auto, gloo or nccl, got " + options.backend);
-  }
-  if (launch.size == 1) return {};
+  const std::string& backend = options.backend;
   const bool has_cuda = torch::cuda::is_available();
-  if (options.backend == "nccl" && !has_cuda) {
-    throw std::invalid_argument(
-        "backend must be gloo or auto, got nccl: this libtorch finds no CUDA device");
+  const bool by_nccl = backend == "nccl" || (backend == "auto" && has_cuda && has_nccl());
+  MakeBackend make_gloo;
+  MakeBackend make_nccl;
+  try {  // all that fails on this machine alone, before the others begin to connect
+    if (backend != "auto" && backend != "gloo" && backend != "nccl") {
+      throw std::invalid_argument("backend must be auto, gloo or nccl, got " + backend);
+    }
+    if (launch.size == 1) return {};
+    make_gloo = prepare_gloo(launch, options.timeout);
+    if (by_nccl) make_nccl = prepare_nccl(launch, options.timeout);
+  } catch (const std::exception& error) {
+    report_absence(launch, first_line(error));
+    throw;
   }
-  const bool by_nccl =
-      has_cuda && (options.backend == "nccl" || (options.backend == "auto" && has_nccl()));
   try {
     auto connection = std::make_shared<Connection>();
     connection->launch = launch;
@@ -69,13 +57,12 @@ Communicator Communicator::join(const Launch& launch, const JoinOptions& options
     const auto prefixed = [&](const char* name) {
       return c10::make_intrusive<c10d::PrefixStore>(name, connection->store);
     };
-    const Backend gloo = make_gloo(prefixed("gloo"), launch, options.timeout);
+    const Backend gloo = make_gloo(prefixed("gloo"));
     ProcessGroup& group = *connection->group;
     group.setBackend(torch::kCPU, ProcessGroup::BackendType::GLOO, gloo);
     group.setDefaultBackend(ProcessGroup::BackendType::GLOO);
     if (by_nccl) {
-      group.setBackend(torch::kCUDA, ProcessGroup::BackendType::NCCL,
-                       make_nccl(prefixed("nccl"), launch, options.timeout));
+      group.setBackend(torch::kCUDA, ProcessGroup::BackendType::NCCL, make_nccl(prefixed("nccl")));
     } else if (has_cuda) {
       group.setBackend(torch::kCUDA, ProcessGroup::BackendType::GLOO, gloo);
     }
@@ -85,7 +72,7 @@ Communicator Communicator::join(const Launch& launch, const JoinOptions& options
     Communicator communicator;
     communicator.connection_ = std::move(connection);
     return communicator;
-  } catch (const std::invalid_argument&) {
+  } catch (const AbsentProcess&) {
     throw;
   } catch (const std::exception& error) {
     throw std::runtime_error("process " + std::to_string(launch.rank) + " of " +

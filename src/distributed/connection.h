@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <future>
 #include <stdexcept>
 #include <string>
@@ -28,15 +29,16 @@ struct Communicator::Connection {
 };
 
 using Backend = c10::intrusive_ptr<c10d::Backend>;
+/// Connects all processes through the store.
+using MakeBackend = std::function<Backend(const c10::intrusive_ptr<c10d::Store>& store)>;
 
-/// gloo's, in a build with its headers; else throws std::invalid_argument.
-Backend make_gloo(const c10::intrusive_ptr<c10d::Store>& store, const Launch& launch,
-                  std::chrono::milliseconds timeout);
+/// gloo on this machine's interfaces. Throws where GLOO_SOCKET_IFNAME names one that is not there,
+/// std::invalid_argument in a build without gloo's headers.
+MakeBackend prepare_gloo(const Launch& launch, std::chrono::milliseconds timeout);
 /// Whether this build has NCCL.
 bool has_nccl();
-/// Throws std::invalid_argument in a build without it.
-Backend make_nccl(const c10::intrusive_ptr<c10d::Store>& store, const Launch& launch,
-                  std::chrono::milliseconds timeout);
+/// Throws std::invalid_argument in a build without it, or where libtorch finds no CUDA device.
+MakeBackend prepare_nccl(const Launch& launch, std::chrono::milliseconds timeout);
 
 /// Of the error's text: libtorch's goes on for a page.
 std::string first_line(const std::exception& error);

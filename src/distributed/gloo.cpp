@@ -8,8 +8,7 @@
 
 namespace gateloop::distributed {
 
-Backend make_gloo(const c10::intrusive_ptr<c10d::Store>& store, const Launch& launch,
-                  std::chrono::milliseconds timeout) {
+MakeBackend prepare_gloo(const Launch& launch, std::chrono::milliseconds timeout) {
   using c10d::ProcessGroupGloo;
   auto options = ProcessGroupGloo::Options::create(timeout);
   // As in Python: a list of interfaces, or the address that the host's name has.
@@ -23,7 +22,9 @@ Backend make_gloo(const c10::intrusive_ptr<c10d::Store>& store, const Launch& la
     options->devices.push_back(ProcessGroupGloo::createDefaultDevice());
   }
   options->threads = static_cast<int>(2 * options->devices.size());
-  return c10::make_intrusive<ProcessGroupGloo>(store, launch.rank, launch.size, options);
+  return [launch, options](const c10::intrusive_ptr<c10d::Store>& store) {
+    return c10::make_intrusive<ProcessGroupGloo>(store, launch.rank, launch.size, options);
+  };
 }
 
 }  // namespace gateloop::distributed

@@ -4,8 +4,7 @@
 
 namespace gateloop::distributed {
 
-Backend make_gloo(const c10::intrusive_ptr<c10d::Store>&, const Launch& launch,
-                  std::chrono::milliseconds) {
+MakeBackend prepare_gloo(const Launch& launch, std::chrono::milliseconds) {
   throw std::invalid_argument(
       "this build has one process only, the launcher started " + std::to_string(launch.size) +
       ": gloo's headers were not there when it was built (Debian: libgloo-dev; scripts/setup)");

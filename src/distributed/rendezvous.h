@@ -1,5 +1,7 @@
 #pragma once
 
+#include <chrono>
+#include <stdexcept>
 #include <string>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
@@ -7,12 +9,23 @@
 
 namespace gateloop::distributed {
 
+/// Names the process that ended before it joined the others, or did not come.
+struct AbsentProcess : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// The store that `launch` names; process 0 serves it where the launcher does not. Throws where it
+/// cannot be reached within `timeout`.
+c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, std::chrono::milliseconds timeout);
+
 /// The keys that these processes, in this life, have to themselves. A launcher's store holds those
 /// of earlier lives too, and its count of restarts differs from machine to machine.
 ///
 /// Process 0 draws a name for the life and hands it to each process that shows a fresh token; a
-/// token left by an earlier life is never acknowledged. Throws std::runtime_error naming the
-/// processes that did not come within the time-out.
+/// token left by an earlier life is never answered under that name. It then lets all begin, or says
+/// to all why none may. Throws AbsentProcess naming a process that ended before it joined, or on
+/// the others those that did not come within the time-out; on process 0 that is a
+/// std::runtime_error.
 c10::intrusive_ptr<c10d::Store> own_keys(const c10::intrusive_ptr<c10d::Store>& store,
                                          const Launch& launch, const JoinOptions& options);
 
