@@ -21,9 +21,13 @@ distributed::Communicator join(const std::string& backend, int timeout) {
   };
   options.backend = backend;
   options.timeout = std::chrono::seconds(timeout);
-  const distributed::Launch launch = distributed::launch_from_environment();
-  has_begun_to_join = true;
-  return distributed::Communicator::join(launch, options);
+  try {
+    const distributed::Launch launch = distributed::launch_from_environment();
+    has_begun_to_join = true;
+    return distributed::Communicator::join(launch, options);
+  } catch (const std::invalid_argument& error) {
+    throw UsageError(error.what());
+  }
 }
 
 }  // namespace
@@ -37,8 +41,6 @@ distributed::Communicator work_together(
     const auto communicator = join(backend, timeout);
     communicator.report_failures([&] { work(communicator); });
     return communicator;
-  } catch (const std::invalid_argument& error) {
-    throw UsageError(error.what());
   } catch (const c10::Error& error) {  // a page of detail comes after the first line
     const std::string text = error.what_without_backtrace();
     throw std::runtime_error(text.substr(0, text.find('\n')));

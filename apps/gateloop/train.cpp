@@ -221,7 +221,11 @@ void run(const std::string& program, const TrainFlags& flags) {
   corpus::Sources sources;
   const auto communicator =
       work_together(flags.backend, flags.timeout, [&](const distributed::Communicator& processes) {
-        result = train(flags, processes, sources);
+        try {
+          result = train(flags, processes, sources);
+        } catch (const std::invalid_argument& error) {  // every option is a flag
+          throw UsageError(error.what());
+        }
       });
   if (communicator.is_main()) print_end(program, flags.dir(), result, sources);
   if (result.signal != 0) throw CLI::RuntimeError(128 + result.signal);

@@ -201,3 +201,9 @@ def evaluate(build_dir: Path, tmp_path: Path) -> Evaluate:
 def test_missing_data_end_an_evaluation(evaluate: Evaluate, text: Path) -> None:
     outcomes = evaluate(text, "nowhere.txt")
     assert_told(outcomes, 1, "--data: Path does not exist: nowhere.txt")
+
+
+def test_several_end_with_the_code_of_one(evaluate: Evaluate, text: Path) -> None:
+    for outcome in (*evaluate(text), *evaluate(text, text)):
+        assert outcome[0] == 1
+        assert "must be in [0, 98), got 116" in outcome[2]
