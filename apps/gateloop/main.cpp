@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdio>
 #include <exception>
 #include <iostream>
 #include <memory>
@@ -11,11 +12,13 @@
 
 namespace {
 
-/// One line, whatever is in the file names that the message quotes.
+/// One line, whatever is in the file names that the message quotes, and one write: several
+/// processes share a terminal.
 int report(std::string message, int code) {
   std::replace(message.begin(), message.end(), '\n', ' ');
   std::cout.flush();
-  std::cerr << "gateloop: " << message << std::endl;
+  const std::string line = "gateloop: " + message + "\n";
+  std::fwrite(line.data(), 1, line.size(), stderr);
   return code;
 }
 

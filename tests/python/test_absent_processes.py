@@ -2,12 +2,14 @@
 
 import contextlib
 import random
+import socket
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from processes import Job, environment, free_port, torchrun, torchrun_environment
+from processes import TIMEOUT, Job, environment, free_port, torchrun, torchrun_environment
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gateloop_cpp import Transformer, checkpoint
@@ -207,3 +209,21 @@ def test_several_end_with_the_code_of_one(evaluate: Evaluate, text: Path) -> Non
     for outcome in (*evaluate(text), *evaluate(text, text)):
         assert outcome[0] == 1
         assert "must be in [0, 98), got 116" in outcome[2]
+
+
+@pytest.mark.parametrize("command", [("train", "--data", "nowhere"), ("evaluate", "--stepz")])
+def test_an_error_is_one_write(build_dir: Path, command: tuple[str, ...]) -> None:
+    """The lines of several processes would mix on one terminal."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.settimeout(TIMEOUT)
+        code = subprocess.run(
+            [build_dir / "gateloop", *command],
+            env=environment(),
+            stderr=theirs.fileno(),
+            timeout=TIMEOUT,
+        ).returncode
+        line = ours.recv(100_000).decode()
+    assert code == 2
+    assert line.startswith("gateloop: ")
+    assert line.endswith("--help)\n")
