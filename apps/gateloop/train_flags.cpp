@@ -142,9 +142,10 @@ void add_training_flags(Overrides& flags) {
       ->type_name("float32|bfloat16");
   flags.add("device", TRAINING_FIELD(device), "auto: CUDA where libtorch finds some, else the CPU")
       ->type_name("cpu|cuda|cuda:N|auto");
-  flags.add("threads", TRAINING_FIELD(threads),
-            "Threads; 0: one for each core that this process may use. The same seed gives the same "
-            "losses with the same number");
+  flags.add(
+      "threads", TRAINING_FIELD(threads),
+      "Threads; 0: one for each core that this process may use, or OMP_NUM_THREADS if that is "
+      "less: torchrun sets it to 1. The same seed gives the same losses with the same number");
 
   flags.group("Optimiser");
   flags.add("optimizer", TRAINING_FIELD(optimizer), "adam, or adamw: with decoupled decay")

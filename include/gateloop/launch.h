@@ -13,6 +13,7 @@ struct Launch {
   int size = 1;        ///< processes in all
   int local_rank = 0;  ///< on this machine
   int local_size = 1;
+  int cpus = 0;                  ///< that the launcher gives each process; 0: it does not say
   std::string address;           ///< of the machine with the store, through which processes meet
   std::uint16_t port = 0;        ///< of the store
   bool launcher_stores = false;  ///< torchrun's agent keeps the store, else process 0
@@ -20,9 +21,9 @@ struct Launch {
 
 /// Of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
 /// TORCHELASTIC_USE_AGENT_STORE), else of a SLURM step (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
-/// SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE, SLURM_STEP_NODELIST, SLURM_JOB_ID, SLURM_STEP_ID;
-/// MASTER_ADDR and MASTER_PORT overrule the address), else one process. Throws
-/// std::invalid_argument naming a variable that is missing or out of range.
+/// SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE, SLURM_CPUS_PER_TASK, SLURM_STEP_NODELIST,
+/// SLURM_JOB_ID, SLURM_STEP_ID; MASTER_ADDR and MASTER_PORT overrule the address), else one
+/// process. Throws std::invalid_argument naming a variable that is missing or out of range.
 Launch launch_from_environment();
 
 }  // namespace gateloop::distributed

@@ -125,9 +125,10 @@ std::vector<std::string> preset_names();
 /// "bfloat16" where this processor multiplies it natively, else "float32".
 std::string fastest_dtype();
 
-/// As many as libtorch chooses, or fewer where this process may use fewer processors: by its
-/// affinity or by the CPU quota of its control groups (a container's), of which each of `processes`
-/// has its part.
+/// As many as libtorch chooses (OMP_NUM_THREADS, which torchrun sets to 1), or fewer where this
+/// process may use fewer processors: by its affinity or by the CPU quota of its control groups (a
+/// container's), of which each of `processes` on this machine has its part: in a SLURM step
+/// SLURM_CPUS_PER_TASK, where that is set.
 int default_threads(int processes = 1);
 
 /// Throws std::invalid_argument naming the option that is out of range or does not go with another.

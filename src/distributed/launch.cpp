@@ -1,10 +1,10 @@
+#include "gateloop/launch.h"
+
 #include <charconv>
 #include <cstdlib>
 #include <optional>
 #include <stdexcept>
 #include <string_view>
-
-#include "gateloop/launch.h"
 
 namespace gateloop::distributed {
 namespace {
@@ -42,6 +42,7 @@ std::int64_t number(const char* name, const std::string& text, std::int64_t leas
 }
 
 constexpr std::int64_t kMostProcesses = 1 << 20;
+constexpr std::int64_t kMostCpus = 1 << 20;
 
 /// The variables that differ from launcher to launcher.
 struct Names {
@@ -98,6 +99,9 @@ Launch launch_from_environment() {
   Launch launch = torchrun ? numbered({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
                            : numbered({"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID",
                                        "SLURM_STEP_TASKS_PER_NODE"});
+  if (const auto text = slurm ? variable("SLURM_CPUS_PER_TASK") : std::nullopt) {
+    launch.cpus = static_cast<int>(number("SLURM_CPUS_PER_TASK", *text, 1, kMostCpus));
+  }
   if (launch.size == 1) return launch;
   if (slurm && !variable(kAddress)) {
     launch.address = first_host(required("SLURM_STEP_NODELIST"));

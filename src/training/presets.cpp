@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "gateloop/launch.h"
 #include "gateloop/training.h"
 #include "model/machine.h"
 
@@ -116,8 +117,25 @@ std::string fastest_dtype() {
   return __builtin_cpu_supports("avx512bf16") ? "bfloat16" : "float32";
 }
 
+namespace {
+
+/// Of each process, as the launcher says; 0 where it does not.
+int given_cpus() {
+  try {
+    return distributed::launch_from_environment().cpus;
+  } catch (const std::invalid_argument&) {  // Communicator::join is not reached with such variables
+    return 0;
+  }
+}
+
+}  // namespace
+
 int default_threads(int processes) {
-  return std::min(torch::get_num_threads(), std::max(1, model::usable_cpus() / processes));
+  const int usable = model::usable_cpus();
+  const int given = given_cpus();
+  // srun may have bound each process to processors of its own, which are then not to be shared.
+  const int own = given > 0 ? std::min(given, usable) : std::max(1, usable / processes);
+  return std::min(torch::get_num_threads(), own);
 }
 
 }  // namespace gateloop::training

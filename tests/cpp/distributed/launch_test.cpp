@@ -22,6 +22,7 @@ constexpr const char* kNames[] = {"RANK",
                                   "SLURM_NTASKS",
                                   "SLURM_LOCALID",
                                   "SLURM_STEP_TASKS_PER_NODE",
+                                  "SLURM_CPUS_PER_TASK",
                                   "SLURM_STEP_ID",
                                   "SLURM_STEP_NODELIST",
                                   "SLURM_JOB_ID"};
@@ -97,6 +98,17 @@ TEST(Launch, OfSlurm) {
   launch = launch_in(with_address);
   EXPECT_EQ(launch.address, "other");
   EXPECT_EQ(launch.port, 1);
+}
+
+TEST(Launch, ProcessorsOfEachSlurmTask) {
+  Environment environment = slurm("gpu01");
+  EXPECT_EQ(launch_in(environment).cpus, 0);
+  environment["SLURM_CPUS_PER_TASK"] = "4";
+  EXPECT_EQ(launch_in(environment).cpus, 4);
+  environment["SLURM_CPUS_PER_TASK"] = "0";
+  EXPECT_THROW(launch_in(environment), std::invalid_argument);
+  // torchrun in a batch script of one task: its processes share what that task has.
+  EXPECT_EQ(launch_in({{"RANK", "0"}, {"WORLD_SIZE", "1"}, {"SLURM_CPUS_PER_TASK", "4"}}).cpus, 0);
 }
 
 TEST(Launch, FirstOfSlurmsHosts) {

@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 #include <torch/cuda.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "gateloop/checkpoint.h"
 #include "gateloop/training.h"
@@ -233,6 +236,23 @@ TEST(Memory, RunsTogetherWhatFits) {
   EXPECT_EQ(choose_rows_per_pass(config, 3, 2 * 3 * row), 3);
   EXPECT_EQ(choose_rows_per_pass(config, 3, 0), 3);
   EXPECT_GT(model::available_memory(), 0);
+}
+
+TEST(DefaultThreads, OfASlurmTaskAreItsOwn) {
+  const int all = std::min(model::usable_cpus(), torch::get_num_threads());
+  EXPECT_EQ(default_threads(), all);
+  EXPECT_EQ(default_threads(10'000), 1);
+  const std::pair<const char*, std::string> variables[] = {
+      {"SLURM_PROCID", "0"},
+      {"SLURM_STEP_NUM_TASKS", "10000"},
+      {"SLURM_STEP_NODELIST", "localhost"},
+      {"SLURM_JOB_ID", "1"},
+      {"SLURM_CPUS_PER_TASK", std::to_string(all)}};
+  for (const auto& [name, value] : variables) ::setenv(name, value.c_str(), 1);
+  EXPECT_EQ(default_threads(10'000), all);
+  ::setenv("SLURM_CPUS_PER_TASK", "1", 1);
+  EXPECT_EQ(default_threads(), 1);
+  for (const auto& [name, value] : variables) ::unsetenv(name);
 }
 
 }  // namespace
