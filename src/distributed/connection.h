@@ -49,10 +49,13 @@ template <class Call>
 auto within(std::chrono::milliseconds limit, Call call) {
   std::packaged_task<decltype(call())()> task(std::move(call));
   auto future = task.get_future();
-  std::thread(std::move(task)).detach();
+  std::thread thread(std::move(task));
   if (future.wait_for(limit) != std::future_status::ready) {
+    thread.detach();
     throw std::runtime_error("no answer within " + std::to_string(limit.count()) + " ms");
   }
+  // What the call holds is freed in its thread, which must not go on while the process exits.
+  thread.join();
   return future.get();
 }
 
