@@ -35,6 +35,19 @@ def read(path: Path, split: str | None) -> tuple[Bytes, Bytes]:
     return text[:train], text[train : train + valid]
 
 
+def check_lengths(parts: tuple[Tokens, Tokens], path: Path, length: int, unit: str) -> None:
+    """Ends the program where a part is shorter than a sequence and the number that follows it.
+
+    unit: what the parts hold, "bytes" or "tokens".
+    """
+    for part, use in zip(parts, ("train", "validate"), strict=True):
+        if len(part) <= length:
+            raise SystemExit(
+                f"{path}: the part to {use} on holds {len(part)} {unit}, --length {length} needs "
+                f"{length + 1}: use a longer text, a smaller --length or another --split"
+            )
+
+
 def tokenized(text: Bytes, tokenizer: Any, name: str) -> Tokens:
     """The tokens of UTF-8, int32, without those that a model's template adds.
 
@@ -70,14 +83,20 @@ def mix(x: int) -> int:
 
 
 def batch_at(text: Tokens, step: int, rows: Iterable[int], length: int, seed: int) -> Tokens:
-    """(len(rows), length + 1): these rows of what `gateloop train` takes at this step."""
+    """(len(rows), length + 1): these rows of what `gateloop train` takes at this step.
+
+    text: of more than length numbers.
+    """
     places = len(text) - length
     starts = [mix(mix(mix(seed) ^ step) ^ row) * places >> 64 for row in rows]
     return np.stack([text[start : start + length + 1] for start in starts])
 
 
 def windows(text: Tokens, count: int, length: int) -> Tokens:
-    """Evenly spaced, (count or as many as there are, length + 1); always the same."""
+    """Evenly spaced, (count or as many as there are, length + 1); always the same.
+
+    text: of more than length numbers.
+    """
     available = (len(text) - 1) // length
     count = min(count, available)
     starts = [i * available // count * length for i in range(count)]

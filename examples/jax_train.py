@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from byte_batches import batch_at, read, windows
+from byte_batches import batch_at, check_lengths, read, windows
 from jax import Array
 
 from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
@@ -93,7 +93,8 @@ def validate(model: GateLoopTransformer, ids: Any) -> float:
 
 
 def train(options: argparse.Namespace) -> GateLoopTransformer:
-    text, held_out = read(options.data, options.split)
+    text, held_out = parts = read(options.data, options.split)
+    check_lengths(parts, options.data, options.length, "bytes")
     validation = windows(held_out, options.validation_windows, options.length)
     key = jax.random.key(options.seed)
     model = (

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from byte_batches import Tokens, batch_at, read, tokenized, windows
+from byte_batches import Tokens, batch_at, check_lengths, read, tokenized, windows
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -140,6 +140,8 @@ class Text:
             self.num_tokens = self.tokenizer.get_vocab_size()
             name = str(options.data)
             self.train, self.held_out = (tokenized(part, self.tokenizer, name) for part in parts)
+        unit = "bytes" if self.tokenizer is None else "tokens"
+        check_lengths((self.train, self.held_out), options.data, options.length, unit)
         # Means of each part: a loss per token becomes one per byte by them.
         self.train_bytes_per_token = len(parts[0]) / len(self.train)
         self.held_out_bytes_per_token = len(parts[1]) / len(self.held_out)

@@ -1,5 +1,6 @@
 """examples/train_distributed.py in one and two processes, beside the C++ trainer."""
 
+import argparse
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from byte_batches import batch_at, mix, read, tokenized, windows
+import train_distributed
+from byte_batches import batch_at, check_lengths, mix, read, tokenized, windows
 
 import gateloop_cpp
 from gateloop_cpp import checkpoint
@@ -242,6 +244,47 @@ def test_long_texts_are_tokenized_in_pieces_of_lines() -> None:
     np.testing.assert_array_equal(tokenized(cut, tokenizer, "text"), [0, 1])
     with pytest.raises(SystemExit, match=r"text: a tokenizer takes UTF-8, .* position 0"):
         tokenized(np.array([255], np.uint8), tokenizer, "text")
+
+
+def word_level(path: Path, vocabulary: dict[str, int], **sections: Any) -> Path:
+    """A tokenizer.json of words between spaces, with sections that the format has beside them."""
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": next(iter(vocabulary))}
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
+    path.write_text(json.dumps(content | empty | {"model": model} | sections), encoding="utf-8")
+    return path
+
+
+def text_of(
+    data: Path, tokenizer: Path | None, length: int = 4, split: str | None = None
+) -> train_distributed.Text:
+    options = argparse.Namespace(data=data, tokenizer=tokenizer, length=length, split=split)
+    return train_distributed.Text(options)
+
+
+def test_a_part_holds_a_sequence_and_its_last_target(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    data = tmp_path / "text"
+    data.write_bytes(b"a b " * 100)
+    tokenizer = word_level(tmp_path / "tokens.json", {"a": 0, "b": 1})
+    for split, words in (
+        ("28,400", "the split is larger than the file of 400 bytes"),
+        ("40,40", "the part to train on holds 20 tokens, --length 20 needs 21: use a longer"),
+        ("42,40", "the part to validate on holds 20 tokens, --length 20 needs 21: use a longer"),
+        ("42,0", "the part to validate on holds 0 tokens, --length 20 needs 21: use a longer"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            text_of(data, tokenizer, 20, split)
+        assert str(ended.value).startswith(f"{data}: {words}")
+    enough = text_of(data, tokenizer, 20, "42,42")
+    assert batch_at(enough.train, 0, range(8), 20, 0).shape == (8, 21)
+    assert windows(enough.held_out, 8, 20).shape == (1, 21)
+    with pytest.raises(SystemExit, match="the part to validate on holds 20 bytes, --length 20"):
+        text_of(data, None, 20, "360,20")
+    text = np.zeros(21, np.uint8)
+    check_lengths((text, text), data, 20, "bytes")
+    with pytest.raises(SystemExit, match="the part to train on holds 20 bytes"):
+        check_lengths((text[1:], text), data, 20, "bytes")
 
 
 def test_batches_and_windows(tmp_path: Path) -> None:

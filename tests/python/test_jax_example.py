@@ -1,11 +1,13 @@
 """The JAX programs of examples/ and README.md."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax_train
 import pytest
 
 from gateloop_jax import load_checkpoint
@@ -27,6 +29,14 @@ def run(example: str, *arguments: str | Path) -> str:
 
 def test_the_readmes_example() -> None:
     assert run("jax_transformer.py") == "(1, 1024, 256)\n(1, 256)\n"
+
+
+def test_a_text_is_longer_than_a_sequence(tmp_path: Path) -> None:
+    data = tmp_path / "text"
+    data.write_bytes(bytes(100))
+    options = argparse.Namespace(data=data, split="80,20", length=20)
+    with pytest.raises(SystemExit, match=r"validate on holds 20 bytes, --length 20 needs 21"):
+        jax_train.train(options)
 
 
 def test_training_learns_and_writes_what_cpp_writes(tmp_path: Path) -> None:
