@@ -48,10 +48,31 @@ def check_lengths(parts: tuple[Tokens, Tokens], path: Path, length: int, unit: s
             )
 
 
+def open_tokenizer(path: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json, of which a text has one sequence of tokens.
+
+    What the file says of other uses is off: truncation, padding, and dropout of merges, by which
+    each process would have other tokens.
+    """
+    from tokenizers import Tokenizer  # which bytes do not need
+
+    if not path.is_file():
+        raise SystemExit(f"--tokenizer {path}: no such file, expected a tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own
+        raise SystemExit(f"--tokenizer {path}: not a tokenizer.json: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if hasattr(tokenizer.model, "dropout"):
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
 def tokenized(text: Bytes, tokenizer: Any, name: str) -> Tokens:
     """The tokens of UTF-8, int32, without those that a model's template adds.
 
-    tokenizer: a `tokenizers.Tokenizer`. It takes pieces of about a megabyte that end with a line;
+    tokenizer: of open_tokenizer(). It takes pieces of about a megabyte that end with a line;
         no token crosses from one into the next.
     name: of the text, for the error where it is no UTF-8.
 

@@ -27,7 +27,15 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from byte_batches import Tokens, batch_at, check_lengths, read, tokenized, windows
+from byte_batches import (
+    Tokens,
+    batch_at,
+    check_lengths,
+    open_tokenizer,
+    read,
+    tokenized,
+    windows,
+)
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -134,9 +142,7 @@ class Text:
         self.tokenizer: Any = None
         self.num_tokens = 256
         if options.tokenizer is not None:
-            from tokenizers import Tokenizer  # which bytes do not need
-
-            self.tokenizer = Tokenizer.from_file(str(options.tokenizer))
+            self.tokenizer = open_tokenizer(options.tokenizer)
             self.num_tokens = self.tokenizer.get_vocab_size()
             name = str(options.data)
             self.train, self.held_out = (tokenized(part, self.tokenizer, name) for part in parts)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import train_distributed
-from byte_batches import batch_at, check_lengths, mix, read, tokenized, windows
+from byte_batches import batch_at, check_lengths, mix, open_tokenizer, read, tokenized, windows
 
 import gateloop_cpp
 from gateloop_cpp import checkpoint
@@ -285,6 +285,37 @@ def test_a_part_holds_a_sequence_and_its_last_target(tmp_path: Path) -> None:
     check_lengths((text, text), data, 20, "bytes")
     with pytest.raises(SystemExit, match="the part to train on holds 20 bytes"):
         check_lengths((text[1:], text), data, 20, "bytes")
+
+
+def test_truncation_padding_and_dropout_are_left_out(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    cut = {"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
+    pad = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    pad |= {"pad_id": 1, "pad_type_id": 0, "pad_token": "b"}
+    words = {"a": 0, "b": 1}
+    path = word_level(tmp_path / "tokens.json", words, truncation=cut, padding=pad)
+    data = tmp_path / "text"
+    data.write_bytes(b"a b\n" * 300_000)  # two pieces, of unequal length
+    text = text_of(data, path, split="1160000,40000")
+    np.testing.assert_array_equal(text.train, np.tile([0, 1], 290_000))
+    np.testing.assert_array_equal(text.held_out, np.tile([0, 1], 10_000))
+    assert text.train_bytes_per_token == 2
+
+    words = {"a": 0, "b": 1, "ab": 2}
+    merges = tokenizers.models.BPE(vocab=words, merges=[("a", "b")], dropout=0.5)
+    tokenizers.Tokenizer(merges).save(str(path))
+    data.write_bytes(b"ab" * 100)
+    np.testing.assert_array_equal(text_of(data, path, split="160,40").train, [2] * 80)
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "tokens.json"
+    with pytest.raises(SystemExit, match=f"^--tokenizer {path}: no such file"):
+        open_tokenizer(path)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit, match=f"^--tokenizer {path}: not a tokenizer.json: "):
+        open_tokenizer(path)
 
 
 def test_batches_and_windows(tmp_path: Path) -> None:
