@@ -143,7 +143,8 @@ class Text:
         self.num_tokens = 256
         if options.tokenizer is not None:
             self.tokenizer = open_tokenizer(options.tokenizer)
-            self.num_tokens = self.tokenizer.get_vocab_size()
+            # The greatest id, as there may be gaps below it.
+            self.num_tokens = 1 + max(self.tokenizer.get_vocab().values(), default=-1)
             name = str(options.data)
             self.train, self.held_out = (tokenized(part, self.tokenizer, name) for part in parts)
         unit = "bytes" if self.tokenizer is None else "tokens"

@@ -308,6 +308,14 @@ def test_truncation_padding_and_dropout_are_left_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(text_of(data, path, split="160,40").train, [2] * 80)
 
 
+def test_ids_of_a_vocabulary_may_have_gaps(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    data = tmp_path / "text"
+    data.write_bytes(b"a b " * 100)
+    text = text_of(data, word_level(tmp_path / "tokens.json", {"a": 0, "b": 286}))
+    assert (text.num_tokens, text.train.max()) == (287, 286)
+
+
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     path = tmp_path / "tokens.json"
