@@ -40,7 +40,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
-    set_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -213,13 +214,11 @@ class Run:
         if not there:
             return
         state = torch.load(self.state_file, "cpu", weights_only=True) if first else {}
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state.get("model", {}),
-            optim_state_dict=state.get("optimizer", {}),
-            options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
-        )
+        # Not set_state_dict: where the model's is empty, it leaves out the model.
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, state.get("model", {}), options=options)
+        optimizer = state.get("optimizer", {})
+        set_optimizer_state_dict(self.model, self.optimizer, optimizer, options=options)
         step, elapsed = total(self.device, state.get("step", 0), state.get("elapsed", 0.0))
         self.step, self.elapsed_before = int(step), elapsed
         say(f"going on after step {self.step}")

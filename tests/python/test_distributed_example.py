@@ -131,7 +131,7 @@ def children(process: Any) -> list[int]:
 def test_a_signal_to_one_process_stops_all_and_others_go_on(
     folder: Path, alone: list[dict[str, Any]]
 ) -> None:
-    """Two replicas until a SIGTERM, then shards in one process: the losses of an unbroken run."""
+    """Two replicas until a SIGTERM, then two shards: the losses of an unbroken run."""
     common = ("--steps", str(STEPS), "--dtype", "float64", "--resume", "--checkpoint-every", "7")
     log = folder / "stopped" / "metrics.jsonl"
     with started(2, folder, "stopped", *common) as process:
@@ -148,7 +148,7 @@ def test_a_signal_to_one_process_stops_all_and_others_go_on(
     with log.open("a", encoding="utf-8") as file:  # steps after the checkpoint are made again
         file.write(json.dumps(first[-1] | {"step": len(first) + 1}) + "\n")
 
-    printed = run(1, folder, "stopped", *common, "--shard")
+    printed = run(2, folder, "stopped", *common, "--shard")
     assert f"going on after step {len(first)}" in printed
     assert_same_losses(metrics(folder / "stopped"), alone)
 
