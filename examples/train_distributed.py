@@ -49,6 +49,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from gateloop_cpp import Transformer, checkpoint, fuse
 
+TOKENIZER = "tokenizer.json"  # in the directory of a run that reads tokens
 received = [0]  # the last signal
 
 
@@ -59,7 +60,7 @@ def parse() -> argparse.Namespace:
     flag = parser.add_argument
     flag("--data", type=Path, required=True, help="the text; any bytes")
     flag("--out", type=Path, required=True, help="the directory of the run")
-    flag("--tokenizer", type=Path, help="a tokenizer.json; default: the model reads bytes")
+    flag("--tokenizer", type=Path, help="a tokenizer.json; default: bytes, or as the run began")
     flag("--resume", action="store_true", help="go on where DIR holds a checkpoint")
     flag("--shard", action="store_true", help="FSDP2 instead of DDP: a shard of the model each")
     flag("--split", help="bytes to train on, validate on: N,N (default: 90 and 5 per cent)")
@@ -133,22 +134,52 @@ def wrap(model: Transformer, options: argparse.Namespace) -> Any:
     return fully_shard(model, mp_policy=policy)
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two tokenizers have the same vocabulary, merges and other parts."""
+    return bool(json.loads(a.to_str()) == json.loads(b.to_str()))
+
+
+def choose_tokenizer(options: argparse.Namespace, state: dict[str, Any] | None) -> Any:
+    """That of the run that goes on from this state, or of --tokenizer; None: the model reads bytes.
+
+    state: "tokenizer" in it is the run's tokenizer.json as a string, or None; None: a new run.
+    """
+    given = None if options.tokenizer is None else open_tokenizer(options.tokenizer)
+    if state is None:
+        return given
+    if state["tokenizer"] is None:
+        if given is not None:
+            raise SystemExit(
+                f"--tokenizer {options.tokenizer}: the run in {options.out} reads bytes: go on "
+                "without --tokenizer, or begin another --out"
+            )
+        return None
+    from tokenizers import Tokenizer
+
+    kept = Tokenizer.from_str(state["tokenizer"])
+    if given is not None and not same(given, kept):
+        raise SystemExit(
+            f"--tokenizer {options.tokenizer}: differs from the tokenizer of the run, "
+            f"{options.out / TOKENIZER}: go on without --tokenizer, or begin another --out"
+        )
+    return kept
+
+
 class Text:
     """What is trained on and validated on, as the model reads it: bytes, or tokens of them."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, tokenizer: Any) -> None:
         self.train: Tokens
         self.held_out: Tokens
         self.train, self.held_out = parts = read(options.data, options.split)
-        self.tokenizer: Any = None
+        self.tokenizer = tokenizer
         self.num_tokens = 256
-        if options.tokenizer is not None:
-            self.tokenizer = open_tokenizer(options.tokenizer)
+        if tokenizer is not None:
             # The greatest id, as there may be gaps below it.
-            self.num_tokens = 1 + max(self.tokenizer.get_vocab().values(), default=-1)
+            self.num_tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
             name = str(options.data)
-            self.train, self.held_out = (tokenized(part, self.tokenizer, name) for part in parts)
-        unit = "bytes" if self.tokenizer is None else "tokens"
+            self.train, self.held_out = (tokenized(part, tokenizer, name) for part in parts)
+        unit = "bytes" if tokenizer is None else "tokens"
         check_lengths((self.train, self.held_out), options.data, options.length, unit)
         # Means of each part: a loss per token becomes one per byte by them.
         self.train_bytes_per_token = len(parts[0]) / len(self.train)
@@ -180,7 +211,8 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self.options, self.device = options, device
-        self.text = Text(options)
+        state = self.read_state()
+        self.text = Text(options, choose_tokenizer(options, state))
         # The weights come from the seed alone, and are the same in every process.
         torch.manual_seed(options.seed)
         wide = torch.float64 if options.dtype == "float64" else torch.float32
@@ -197,14 +229,15 @@ class Run:
         self.signals = 0.0  # the sum of what the processes received
         self.elapsed_before = 0.0
         self.begin = time.perf_counter()
-        self.load()
+        if state is not None:
+            self.set_state(state)
 
     @property
     def state_file(self) -> Path:
         return Path(self.options.out / "training_state.pt")
 
-    def load(self) -> None:
-        """The checkpoint, or nothing: the first process reads it, all get their part of it."""
+    def read_state(self) -> dict[str, Any] | None:
+        """The checkpoint, or None: the first process reads it, all get its tokenizer."""
         first = dist.get_rank() == 0
         if first:
             self.options.out.mkdir(parents=True, exist_ok=True)
@@ -212,8 +245,14 @@ class Run:
         if there and not self.options.resume:
             raise SystemExit(f"{self.options.out} holds a run already: pass --resume")
         if not there:
-            return
+            return None
         state = torch.load(self.state_file, "cpu", weights_only=True) if first else {}
+        tokenizer = [state.get("tokenizer")]
+        dist.broadcast_object_list(tokenizer, device=self.device)
+        return {**state, "tokenizer": tokenizer[0]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """To that of read_state(): all processes get their part of what the first has read."""
         # Not set_state_dict: where the model's is empty, it leaves out the model.
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, state.get("model", {}), options=options)
@@ -227,18 +266,21 @@ class Run:
         """All processes gather, the first writes; a crash leaves the former checkpoint or this."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
+        tokenizer = self.text.tokenizer
         if dist.get_rank() == 0:
             state = {
                 "model": model,
                 "optimizer": optimizer,
                 "step": self.step,
                 "elapsed": self.elapsed(),
+                "tokenizer": None if tokenizer is None else tokenizer.to_str(),
             }
             temporary = self.state_file.with_suffix(".tmp")
             torch.save(state, temporary)
             temporary.replace(self.state_file)
-            if self.text.tokenizer is not None:
-                self.text.tokenizer.save(str(self.options.out / "tokenizer.json"))
+            if tokenizer is not None:
+                tokenizer.save(str(temporary))
+                temporary.replace(self.options.out / TOKENIZER)
         if self.options.shard or dist.get_rank() == 0:
             checkpoint.save(self.model, self.options.out, overwrite=True)
 

@@ -209,6 +209,16 @@ def test_tokens_of_a_tokenizer_are_trained_on(folder: Path) -> None:
         run(processes, folder, f"tokens-{processes}", *common)
     ours, theirs = (metrics(folder / f"tokens-{processes}") for processes in (1, 2))
     assert_same_losses(ours, theirs)
+    # The run keeps its tokenizer.
+    resumed = run(2, folder, "tokens-1", *common[2:], "--steps", "21", "--resume")
+    assert "going on after step 20" in resumed
+    kept = [(folder / f"tokens-{number}" / "tokenizer.json").read_bytes() for number in (1, 2)]
+    assert kept[0] == kept[1]
+    further = metrics(folder / "tokens-1")
+    assert_same_losses(further[:20], ours)
+    # One step at a small learning rate, from the same weights in both processes.
+    name = "final_validation_bits_per_byte"
+    assert further[20][name] == pytest.approx(ours[-1][name], rel=0.01)
 
     read_back = tokenizers.Tokenizer.from_file(str(folder / "tokens-2" / "tokenizer.json"))
     train, held_out = read(folder / "text", None)
@@ -258,8 +268,8 @@ def word_level(path: Path, vocabulary: dict[str, int], **sections: Any) -> Path:
 def text_of(
     data: Path, tokenizer: Path | None, length: int = 4, split: str | None = None
 ) -> train_distributed.Text:
-    options = argparse.Namespace(data=data, tokenizer=tokenizer, length=length, split=split)
-    return train_distributed.Text(options)
+    options = argparse.Namespace(data=data, length=length, split=split)
+    return train_distributed.Text(options, tokenizer and open_tokenizer(tokenizer))
 
 
 def test_a_part_holds_a_sequence_and_its_last_target(tmp_path: Path) -> None:
@@ -290,7 +300,11 @@ def test_a_part_holds_a_sequence_and_its_last_target(tmp_path: Path) -> None:
 def test_truncation_padding_and_dropout_are_left_out(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     cut = {"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
-    pad = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    pad: dict[str, Any] = {
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+    }
     pad |= {"pad_id": 1, "pad_type_id": 0, "pad_token": "b"}
     words = {"a": 0, "b": 1}
     path = word_level(tmp_path / "tokens.json", words, truncation=cut, padding=pad)
@@ -314,6 +328,31 @@ def test_ids_of_a_vocabulary_may_have_gaps(tmp_path: Path) -> None:
     data.write_bytes(b"a b " * 100)
     text = text_of(data, word_level(tmp_path / "tokens.json", {"a": 0, "b": 286}))
     assert (text.num_tokens, text.train.max()) == (287, 286)
+
+
+def test_a_run_keeps_its_tokenizer(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    first = word_level(tmp_path / "first.json", {"a": 0, "b": 1})
+    other = word_level(tmp_path / "other.json", {"a": 1, "b": 0})
+
+    def chosen(flag: Path | None, state: dict[str, Any] | None) -> Any:
+        options = argparse.Namespace(tokenizer=flag, out=tmp_path)
+        return train_distributed.choose_tokenizer(options, state)
+
+    bytes_state, state = ({"tokenizer": of} for of in (None, open_tokenizer(first).to_str()))
+    assert chosen(None, None) is None and chosen(None, bytes_state) is None
+    for flag, of in ((first, None), (None, state), (first, state)):
+        assert chosen(flag, of).get_vocab() == {"a": 0, "b": 1}
+    indented = tmp_path / "indented.json"
+    tokenizers.Tokenizer.from_file(str(first)).save(str(indented), pretty=True)
+    assert indented.read_bytes() != first.read_bytes() and chosen(indented, state) is not None
+    for flag, of, words in (
+        (other, state, f"differs from the tokenizer of the run, {tmp_path / 'tokenizer.json'}: go"),
+        (first, bytes_state, f"the run in {tmp_path} reads bytes: go on without --tokenizer"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            chosen(flag, of)
+        assert str(ended.value).startswith(f"--tokenizer {flag}: {words}")
 
 
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
