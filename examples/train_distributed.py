@@ -5,12 +5,13 @@
 
 The twin of `gateloop train`: the same batches, schedule and Adam, and what N processes compute on
 their rows is what one computes on all. DIR gets metrics.jsonl, one object a step with the same
-fields, and config.json and model.safetensors, which `gateloop generate` and gateloop_cpp.checkpoint
-read. From training_state.pt --resume goes on in any number of processes. FILE may be compressed
-(.gz, .xz).
+fields, and config.json and model.safetensors, which gateloop_cpp.checkpoint reads, and `gateloop
+generate` where the model is one of bytes. From training_state.pt --resume goes on in any number of
+processes. FILE may be compressed (.gz, .xz).
 
 The model reads bytes, or with --tokenizer the tokens of a tokenizer.json of Hugging Face's library
-(`pip install tokenizers`), which is then kept in DIR. Losses stay in bits per byte of the text.
+(`pip install tokenizers`), which is then kept in DIR: docs/data.md says how to draw from such a
+model. Losses stay in bits per byte of the text.
 """
 
 import argparse
@@ -181,7 +182,7 @@ class Text:
             self.train, self.held_out = (tokenized(part, tokenizer, name) for part in parts)
         unit = "bytes" if tokenizer is None else "tokens"
         check_lengths((self.train, self.held_out), options.data, options.length, unit)
-        # Means of each part: a loss per token becomes one per byte by them.
+        # Means of each part. A loss per token, divided by them, is one per byte.
         self.train_bytes_per_token = len(parts[0]) / len(self.train)
         self.held_out_bytes_per_token = len(parts[1]) / len(self.held_out)
 

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +194,12 @@ def test_the_cpp_trainer_trains_the_same(folder: Path, build_dir: Path) -> None:
         assert [line[name] for line in ours] == expected, name
 
 
-def test_tokens_of_a_tokenizer_are_trained_on(folder: Path) -> None:
+def test_tokens_of_a_tokenizer_are_trained_on(
+    folder: Path,
+    build_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Bits per byte, one process as two, and a checkpoint from which tokens are drawn."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -200,9 +207,16 @@ def test_tokens_of_a_tokenizer_are_trained_on(folder: Path) -> None:
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, show_progress=False
+        vocab_size=300,
+        initial_alphabet=alphabet,
+        special_tokens=["[CLS]", "[SEP]"],
+        show_progress=False,
     )
     tokenizer.train([str(folder / "text")], trainer)
+    marks = [("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=marks
+    )
     tokenizer.save(str(folder / "tokens.json"))
     common = ("--tokenizer", "tokens.json", "--steps", "20", "--dtype", "float64", "--length", "24")
     for processes in (1, 2):
@@ -237,10 +251,19 @@ def test_tokens_of_a_tokenizer_are_trained_on(folder: Path) -> None:
     loss = torch.nn.functional.cross_entropy(logits, rows[:, 1:].flatten())
     bits = float(loss) / np.log(2) * len(tokens) / len(held_out)
     assert ours[-1]["final_validation_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
-    prompt = torch.tensor([read_back.encode("7 times").ids])
-    drawn = model.generate(prompt, 8)
-    assert drawn.numel() and drawn.max() < 300
-    assert isinstance(read_back.decode(drawn[0].tolist()), str)
+    # The program of the document draws from it, after the prompt alone.
+    document = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = document[document.index("    import torch\n") :].splitlines()
+    code = takewhile(lambda line: not line or line.startswith("    "), lines)
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {}
+    exec(textwrap.dedent("\n".join(code)).replace('"DIR', '"tokens-2'), found)
+    assert read_back.decode(found["prompt"][0].tolist(), False) == "Once upon a time"
+    assert len(capsys.readouterr().out) > 100
+    # And the programs of bytes take no such model.
+    command = [str(build_dir / "gateloop"), "generate", "--checkpoint", "tokens-2"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert refused.returncode == 2 and "has 300 tokens" in refused.stderr
 
 
 def test_long_texts_are_tokenized_in_pieces_of_lines() -> None:
