@@ -209,6 +209,20 @@ def test_no_steps(reverse: bool) -> None:
     np.testing.assert_array_equal(final, given[-1])
 
 
+def test_calls_outside_of_jit_compile_once(caplog: pytest.LogCaptureFixture) -> None:
+    given = drawn(5, "complex")
+
+    def call() -> None:
+        jax.block_until_ready((gate_loop(*given), jax.grad(loss_of(gate_loop), (0, 3))(*given)))
+
+    call()
+    with jax.log_compiles():
+        call()
+        assert not caplog.messages
+        gate_loop(*drawn(9, "complex"))
+    assert any("Compiling" in message for message in caplog.messages)
+
+
 # ---- Memory --------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ half) (transitions after the other in its half). No number is divided and no log
 are exact, and where |a| <= 1 every factor is at most 1.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -102,6 +103,8 @@ def _zero_state(k: Array, v: Array, a: Array, feature_map: FeatureMap) -> Array:
     return state + jnp.sum(a, 1)[..., None]
 
 
+# Compiled once for each shape, outside of jax.jit too: lax.scan compiles each new body.
+@functools.partial(jax.jit, static_argnames=("reverse", "feature_map"))
 def _scan_blocks(
     q: Array,
     k: Array,
@@ -130,7 +133,8 @@ def _scan_blocks(
 
     # A step of padding leaves the state as it is.
     sequences = (cut(q), cut(k), cut(v), cut(a, padding=1))
-    remade = jax.checkpoint(read, prevent_cse=False)  # a scan keeps its passes apart by itself
+    # lax.scan prevents that its forward pass and the recomputation are merged.
+    remade = jax.checkpoint(read, prevent_cse=False)
     state, y = lax.scan(remade, state, sequences, reverse=reverse)
     y = jnp.moveaxis(y, 0, 1).reshape(batch, blocks * steps, *v.shape[2:])
     return y[:, :time], state
