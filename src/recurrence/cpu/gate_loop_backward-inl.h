@@ -28,16 +28,7 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   using Tiles = BackwardTiles<T>;
 
   explicit GateLoopAdjoint(const GateLoopBackward& p)
-      : Base(p),
-        p_(p),
-        q_(p.q, storage_bytes(p.dtype)),
-        k_(p.k, storage_bytes(p.dtype)),
-        v_(p.v, storage_bytes(p.dtype)),
-        dy_(p.dy, storage_bytes(p.dtype)),
-        dq_(p.dq, storage_bytes(p.dtype)),
-        dk_(p.dk, storage_bytes(p.dtype)),
-        dv_(p.dv, storage_bytes(p.dtype)),
-        da_(p.da, kParts * sizeof(T)) {}
+      : Base(p), p_(p), rows_(p, kParts * sizeof(T)) {}
 
   void Whole(std::int64_t unit, const Tiles& t) const {
     Base::LoadState(p_.dfinal_state, unit, {t.carry[0], t.carry[1]});
@@ -90,16 +81,16 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   static std::array<T, 2> Conjugate(std::array<T, 2> a) { return {a[0], -a[1]}; }
 
   void LoadReads(const Place& at, const Tiles& t) const {
-    Base::LoadKeys(q_, at, t.q);
-    Base::Load(dy_, at, n.values, t.dy, n.value_stride);
+    Base::LoadKeys(rows_.q, at, t.q);
+    Base::Load(rows_.dy, at, n.values, t.dy, n.value_stride);
     Base::LoadTransitions(at, t.a);
     ChunkBackward<T, kParts, kPerKey>(n, t, at.steps).Decays();
   }
 
   /// The gradients of a chunk whose reads and carry are loaded.
   void WriteGradients(const Place& at, const Tiles& t) const {
-    Base::LoadKeys(k_, at, t.k);
-    Base::Load(v_, at, n.values, t.v, n.value_stride);
+    Base::LoadKeys(rows_.k, at, t.k);
+    Base::Load(rows_.v, at, n.values, t.v, n.value_stride);
     const T* from = Base::Saved(static_cast<const T*>(p_.saved_states), at);
     for (int part = 0; part < kParts; ++part) {
       for (std::int64_t k = 0; k < n.keys; ++k, from += n.values) {
@@ -109,11 +100,11 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
       }
     }
     ChunkBackward<T, kParts, kPerKey>(n, t, at.steps).Gradients();
-    Base::StoreKeys(t.q, t.dq, at, dq_);
-    Base::StoreKeys(t.k, t.dk, at, dk_);
-    Base::Store(t.dv, n.value_stride, at, n.values, dv_);
+    Base::StoreKeys(t.q, t.dq, at, rows_.dq);
+    Base::StoreKeys(t.k, t.dk, at, rows_.dk);
+    Base::Store(t.dv, n.value_stride, at, n.values, rows_.dv);
     for (std::int64_t s = 0; s < at.steps; ++s) {
-      T* const to = da_.template At<T>(at.batch, at.head, at.time(s));
+      T* const to = rows_.da.template At<T>(at.batch, at.head, at.time(s));
       for (std::int64_t k = 0; k < (kPerKey ? n.keys : 1); ++k) {
         for (int part = 0; part < kParts; ++part) {
           to[k * kParts + part] = t.da[part][s * n.transition() + k];
@@ -123,7 +114,7 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   }
 
   const GateLoopBackward& p_;
-  HeadRows q_, k_, v_, dy_, dq_, dk_, dv_, da_;
+  BackwardRows rows_;
 };
 
 }  // namespace HWY_NAMESPACE

@@ -27,13 +27,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
   using typename Base::T;
   using Tiles = ForwardTiles<T>;
 
-  explicit GateLoopForward(const GateLoop& p)
-      : Base(p),
-        p_(p),
-        q_(p.q, storage_bytes(p.dtype)),
-        k_(p.k, storage_bytes(p.dtype)),
-        v_(p.v, storage_bytes(p.dtype)),
-        y_(p.y, storage_bytes(p.dtype)) {}
+  explicit GateLoopForward(const GateLoop& p) : Base(p), p_(p), rows_(p) {}
 
   /// A unit from its first step to its last.
   void Whole(std::int64_t unit, const Tiles& t) const {
@@ -83,18 +77,18 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
 
  private:
   void LoadSources(const Place& at, const Tiles& t) const {
-    Base::LoadKeys(k_, at, t.k);
-    Base::Load(v_, at, n.values, t.v, n.value_stride);
+    Base::LoadKeys(rows_.k, at, t.k);
+    Base::Load(rows_.v, at, n.values, t.v, n.value_stride);
     Base::LoadTransitions(at, t.a);
     ChunkForward<T, kParts, kPerKey>(n, t, at.steps).Decays();
   }
 
   /// The output of a chunk whose sources and state are loaded.
   void Read(const Place& at, const Tiles& t) const {
-    Base::LoadKeys(q_, at, t.q);
+    Base::LoadKeys(rows_.q, at, t.q);
     const bool has_state = !at.begins || p_.initial_state != nullptr;
     ChunkForward<T, kParts, kPerKey>(n, t, at.steps).Output(has_state);
-    Base::Store(t.y, n.value_stride, at, n.values, y_);
+    Base::Store(t.y, n.value_stride, at, n.values, rows_.y);
     if (p_.saved_states == nullptr) return;
     T* to = Base::Saved(static_cast<T*>(p_.saved_states), at);
     for (int part = 0; part < kParts; ++part) {
@@ -105,7 +99,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
   }
 
   const GateLoop& p_;
-  HeadRows q_, k_, v_, y_;
+  ForwardRows rows_;
 };
 
 }  // namespace HWY_NAMESPACE

@@ -44,6 +44,33 @@ class HeadRows {
   std::int64_t batch_stride_, time_stride_, head_stride_;
 };
 
+/// What a forward call reads and writes.
+struct ForwardRows {
+  HeadRows q, k, v, y;
+
+  explicit ForwardRows(const GateLoop& p)
+      : q(p.q, storage_bytes(p.dtype)),
+        k(p.k, storage_bytes(p.dtype)),
+        v(p.v, storage_bytes(p.dtype)),
+        y(p.y, storage_bytes(p.dtype)) {}
+};
+
+/// The same of a backward call.
+struct BackwardRows {
+  HeadRows q, k, v, dy, dq, dk, dv, da;
+
+  /// `transition`: bytes of one number of da.
+  BackwardRows(const GateLoopBackward& p, std::size_t transition)
+      : q(p.q, storage_bytes(p.dtype)),
+        k(p.k, storage_bytes(p.dtype)),
+        v(p.v, storage_bytes(p.dtype)),
+        dy(p.dy, storage_bytes(p.dtype)),
+        dq(p.dq, storage_bytes(p.dtype)),
+        dk(p.dk, storage_bytes(p.dtype)),
+        dv(p.dv, storage_bytes(p.dtype)),
+        da(p.da, transition) {}
+};
+
 /// What both directions share: which steps a chunk has, and moving them between memory and tiles.
 template <class T_, int kParts, bool kPerKey>
 class Chunks {

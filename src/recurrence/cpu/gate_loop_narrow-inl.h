@@ -321,13 +321,7 @@ class NarrowForward : public NarrowHeads<T, kParts, kWidth> {
   using typename Base::D, typename Base::V, typename Base::Place, typename Base::State;
 
  public:
-  explicit NarrowForward(const GateLoop& p)
-      : Base(p),
-        p_(p),
-        q_(p.q, storage_bytes(p.dtype)),
-        k_(p.k, storage_bytes(p.dtype)),
-        v_(p.v, storage_bytes(p.dtype)),
-        y_(p.y, storage_bytes(p.dtype)) {}
+  explicit NarrowForward(const GateLoop& p) : Base(p), p_(p), rows_(p) {}
 
   void Whole(std::int64_t unit, const NarrowTiles<T>& t) const {
     const std::int64_t heads = Base::HeadCount(unit);
@@ -337,12 +331,12 @@ class NarrowForward : public NarrowHeads<T, kParts, kWidth> {
       if (p_.saved_states != nullptr) {
         Base::StoreSaved(state, at, heads, static_cast<T*>(p_.saved_states));
       }
-      Base::LoadRows(q_, at, heads, t.q);
-      Base::LoadRows(k_, at, heads, t.k);
-      Base::LoadRows(v_, at, heads, t.v);
+      Base::LoadRows(rows_.q, at, heads, t.q);
+      Base::LoadRows(rows_.k, at, heads, t.k);
+      Base::LoadRows(rows_.v, at, heads, t.v);
       Base::template LoadRowsOf<T>(this->a_, at, heads, kParts, t.a);
       state = Steps(t, at.steps, state);
-      Base::StoreRows(t.y, at, heads, y_);
+      Base::StoreRows(t.y, at, heads, rows_.y);
     }
     Base::StoreState(state, unit, p_.final_state);
   }
@@ -364,7 +358,7 @@ class NarrowForward : public NarrowHeads<T, kParts, kWidth> {
   }
 
   const GateLoop& p_;
-  HeadRows q_, k_, v_, y_;
+  ForwardRows rows_;
 };
 
 template <class T, int kParts, int kWidth>
@@ -375,17 +369,7 @@ class NarrowBackward : public NarrowHeads<T, kParts, kWidth> {
 
  public:
   explicit NarrowBackward(const GateLoopBackward& p)
-      : Base(p),
-        p_(p),
-        q_(p.q, storage_bytes(p.dtype)),
-        k_(p.k, storage_bytes(p.dtype)),
-        v_(p.v, storage_bytes(p.dtype)),
-        dy_(p.dy, storage_bytes(p.dtype)),
-        dq_(p.dq, storage_bytes(p.dtype)),
-        dk_(p.dk, storage_bytes(p.dtype)),
-        dv_(p.dv, storage_bytes(p.dtype)),
-        da_(p.da, kParts * sizeof(T)),
-        packed_(Lanes::Indices([](auto head, auto j) {
+      : Base(p), p_(p), rows_(p, kParts * sizeof(T)), packed_(Lanes::Indices([](auto head, auto j) {
           const auto lane = head * kWidth + j;  // lane / kParts is a head
           return lane < Base::kHeads * kParts ? lane / kParts * kWidth + lane % kParts : 0;
         })) {}
@@ -395,18 +379,18 @@ class NarrowBackward : public NarrowHeads<T, kParts, kWidth> {
     State carry = Base::LoadState(p_.dfinal_state, unit);
     for (std::int64_t i = Base::ChunksOf(unit) - 1; i >= 0; --i) {
       const Place at = Base::PlaceOf(unit, i);
-      Base::LoadRows(q_, at, heads, t.q);
-      Base::LoadRows(k_, at, heads, t.k);
-      Base::LoadRows(v_, at, heads, t.v);
-      Base::LoadRows(dy_, at, heads, t.dy);
+      Base::LoadRows(rows_.q, at, heads, t.q);
+      Base::LoadRows(rows_.k, at, heads, t.k);
+      Base::LoadRows(rows_.v, at, heads, t.v);
+      Base::LoadRows(rows_.dy, at, heads, t.dy);
       Base::template LoadRowsOf<T>(this->a_, at, heads, kParts, t.a);
       const State before = Base::LoadSaved(static_cast<const T*>(p_.saved_states), at, heads);
       Recompute(t, at.steps, before);
       carry = Steps(t, at.steps, carry);
-      Base::StoreRows(t.dq, at, heads, dq_);
-      Base::StoreRows(t.dk, at, heads, dk_);
-      Base::StoreRows(t.dv, at, heads, dv_);
-      Base::template StoreRowsOf<T>(t.da, at, heads, kParts, da_);
+      Base::StoreRows(t.dq, at, heads, rows_.dq);
+      Base::StoreRows(t.dk, at, heads, rows_.dk);
+      Base::StoreRows(t.dv, at, heads, rows_.dv);
+      Base::template StoreRowsOf<T>(t.da, at, heads, kParts, rows_.da);
     }
     Base::StoreState(carry, unit, p_.dinitial_state);
   }
@@ -477,7 +461,7 @@ class NarrowBackward : public NarrowHeads<T, kParts, kWidth> {
   }
 
   const GateLoopBackward& p_;
-  HeadRows q_, k_, v_, dy_, dq_, dk_, dv_, da_;
+  BackwardRows rows_;
   typename Base::Indices packed_;  // (head, part) side by side
 };
 
