@@ -19,6 +19,7 @@ from experiments.frame import ACCURACY, Experiment, Variant
 from experiments.synthetic import Synthetic
 
 COMPLEX = "gate=magnitude_phase transition_bias=[-1,5]"
+REAL = "gate=sigmoid transition_bias=[-1,5]"
 
 EXPERIMENT = Experiment(
     name="associative_recall",
@@ -37,9 +38,18 @@ EXPERIMENT = Experiment(
             "GateLoop, complex, learned but fixed, max heads",
         ),
         Variant(
+            "real",
+            f"{REAL} dim_gate_looped_attn=149",
+            "GateLoop, real, data-controlled, max heads",
+        ),
+        Variant(
+            "narrow",
+            f"{REAL} gate_loop_heads=42 dim_gate_looped_attn=168 gate_loop_dim_key=168",
+            "GateLoop, real, data-controlled, 42 heads of 4",
+        ),
+        Variant(
             "heads",
-            "gate=sigmoid transition_bias=[-1,5] gate_loop_heads=8 dim_gate_looped_attn=176"
-            " gate_loop_dim_key=176",
+            f"{REAL} gate_loop_heads=8 dim_gate_looped_attn=176 gate_loop_dim_key=176",
             "GateLoop, real, data-controlled, 8 heads of 22",
         ),
         Variant(
