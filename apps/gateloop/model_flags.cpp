@@ -73,13 +73,17 @@ void check_model(const ModelFlags& flags) {
 
 runtime::Session open_byte_session(const ModelFlags& flags) {
   check_model(flags);
+  const auto tokenizer = std::filesystem::path(flags.directory) / kTokenizer;
+  if (std::filesystem::exists(tokenizer))
+    throw UsageError("the model in " + flags.directory + " reads the tokens of its " + kTokenizer +
+                     ", which are no bytes: use it from Python");
   runtime::Session session(
       runtime::Model(flags.directory, {.weights = flags.weights, .format = flags.format}),
       {.threads = flags.threads});
   const auto num_tokens = session.model().spec().num_tokens;
   if (num_tokens > 256)
     throw UsageError("the model in " + flags.directory + " has " + std::to_string(num_tokens) +
-                     " tokens, which are no bytes: this command takes a model of at most 256");
+                     " tokens, which are no bytes: expected at most 256");
   return session;
 }
 

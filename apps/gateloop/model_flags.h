@@ -33,8 +33,10 @@ void check_directory(const std::string& directory);
 std::optional<bool> trained_on_documents(const std::string& directory);
 /// Throws UsageError where the directory holds no such model.
 void check_model(const ModelFlags& flags);
+/// Beside a model whose tokens are those of a tokenizer instead of bytes.
+inline constexpr const char* kTokenizer = "tokenizer.json";
 /// A session of the model, for a command that reads or writes bytes. Throws as check_model, and
-/// UsageError for a model with more than 256 tokens.
+/// UsageError for a model with a tokenizer or with more than 256 tokens.
 runtime::Session open_byte_session(const ModelFlags& flags);
 
 }  // namespace gateloop::app

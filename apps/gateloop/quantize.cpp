@@ -61,6 +61,9 @@ void run(const Flags& flags) {
   std::optional<double> before, after;
   if (corpus) before = score(flags.checkpoint, text, corpus->separator(), flags.threads);
   runtime::quantize(from, to, flags.format);
+  if (std::filesystem::exists(from / kTokenizer))
+    std::filesystem::copy_file(from / kTokenizer, to / kTokenizer,
+                               std::filesystem::copy_options::overwrite_existing);
   if (corpus) after = score(flags.out, text, corpus->separator(), flags.threads);
   print_size("before", from, before);
   print_size("after", to, after);

@@ -206,6 +206,12 @@ TEST_F(Cli, RefusesBytesForAModelOfOtherTokens) {
     expect_refused(command + " --checkpoint words", "257 tokens");
   EXPECT_FALSE(fs::exists(dir / "q"));
   EXPECT_EQ(run("quantize --checkpoint words --out q").code, 0);
+
+  save("pieces", small_options());
+  write(dir / "pieces/tokenizer.json", "{}");
+  expect_refused("generate --checkpoint pieces", "tokenizer.json");
+  EXPECT_EQ(run("quantize --checkpoint pieces --out p").code, 0);
+  EXPECT_EQ(read(dir / "p/tokenizer.json"), "{}");
 }
 
 TEST_F(Cli, GenerateWritesTheBytesDrawn) {
