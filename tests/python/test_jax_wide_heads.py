@@ -174,6 +174,63 @@ def test_float32_is_accurate_over_many_steps(kind: str) -> None:
         assert_close(our.astype(their.dtype), their, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_float32_is_accurate_with_constant_transitions(kind: str) -> None:
+    """A rounding error of a² is 32 times in a^64, that of a^64 hundreds of times in the state."""
+    time = 20000
+    transitions: Any = [[sign * (1 - u) for sign in (1, -1)] for u in (1e-3, 1e-4, 1e-5)]
+    if kind == "complex":
+        transitions = [[(1 - u) * np.exp(1j * x) for x in (0.1, 2.5)] for u in (1e-3, 1e-4, 1e-5)]
+    a = jnp.broadcast_to(jnp.ravel(jnp.array(transitions)), (1, time, 6))
+    a = a.astype("complex64" if kind == "complex" else "float32")
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (jax.random.normal(key, (1, time, 6, 2), "float32") for key in keys[:3])
+    state = jax.random.normal(keys[3], (1, 6, 2, 2)).astype(a.dtype)
+
+    def both(f: Function, *given: Array) -> Any:
+        y, back = jax.vjp(lambda *x: f(*x)[0], *given)
+        return y, *(back(y) if kind == "complex" else ())  # compiles for seconds
+
+    single = (q, k, v, a, state)
+    wide = [x.astype("complex128" if jnp.iscomplexobj(x) else "float64") for x in single]
+    ours, theirs = jax.jit(partial(both, gate_loop))(*single), both(by_steps, *wide)
+    # Errors of single roundings, 6e-8, that differ from step to step, and their sum of sums.
+    for our, their in zip(ours, theirs, strict=True):
+        assert_close(our.astype(their.dtype), their, 3e-6)
+
+
+@pytest.mark.parametrize("kind", ["real key zeros", "complex zeros"])
+def test_float32_derivatives(kind: str) -> None:
+    """Of products that keep their error: zeros, forward mode, second order, vmap."""
+    single = drawn(4, kind, "float32")
+    wide = [x.astype("complex128" if jnp.iscomplexobj(x) else "float64") for x in single]
+
+    def derivatives(f: Function, *given: Array) -> Any:
+        moves = [jnp.cos(x) for x in given]
+        gradients = jax.grad(loss_of(f), argnums=tuple(range(5)))
+        values, second = jax.jvp(gradients, given, tuple(moves))
+        per_row = jax.vmap(gradients)(*(x[:, None] for x in given))
+        return values, second, per_row
+
+    ours, theirs = (
+        jax.jit(partial(derivatives, f))(*given)
+        for f, given in zip(ours_and_theirs(kind), (single, wide), strict=True)
+    )
+    ours = jax.tree.map(lambda x, y: x.astype(y.dtype), ours, theirs)
+    assert_close(ours, theirs, 1e-5)  # a rounding is 6e-8, sums have some ten terms
+
+
+def test_products_of_tiny_transitions_are_zero() -> None:
+    """In float32 they underflow; their error must not be what is no number."""
+    a = jnp.array([1e-20, 1e-20, 1e-30, 0, 1, 0, 0, 1e-38], "float32")
+    a = (a * (0.6 + 0.8j)).reshape(1, 8, 1).astype("complex64")
+    one = jnp.ones((1, 8, 1, 1), "float32")
+    y, back = jax.vjp(lambda a: gate_loop(one, one, one, a)[0], a)
+    exact = by_steps(one, one, one, a, jnp.zeros((1, 1, 1, 1), "complex64"))[0]
+    np.testing.assert_allclose(y, exact, rtol=1e-6)
+    assert jnp.isfinite(back(y)[0]).all()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_storage_only(dtype: str) -> None:
     q, k, v, a, state = drawn(100, "complex", "float32")
@@ -189,7 +246,6 @@ def test_half_precision_is_storage_only(dtype: str) -> None:
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_what_is_no_number_reaches_no_earlier_step(reverse: bool) -> None:
-    """Nor, where the transition is zero, a later sequence."""
     q, k, v, a, state = drawn(100, "complex")
     expected = gate_loop(q, k, v, a, state, reverse)[0]
     for broken in (1, 2):
@@ -213,7 +269,8 @@ def test_calls_outside_of_jit_compile_once(caplog: pytest.LogCaptureFixture) -> 
     given = drawn(5, "complex")
 
     def call() -> None:
-        jax.block_until_ready((gate_loop(*given), jax.grad(loss_of(gate_loop), (0, 3))(*given)))
+        gradients = jax.grad(lambda *x: jnp.sum(gate_loop(*x)[0]), (0, 3))(*given)
+        jax.block_until_ready((gate_loop(*given), gradients))
 
     call()
     with jax.log_compiles():

@@ -4,14 +4,14 @@ Inside a block of 64 steps all is products of matrices; lax.scan carries the sta
 the next. Differentiated backward, a block is computed again from the state before it, so that one
 state a block is in memory.
 
-The transitions between two steps are a product of the transitions themselves, taken by halves: a
-step in the second half of a span reads a step in the first through (transitions up to it in its
-half) (transitions after the other in its half). No number is divided and no logarithm taken: zeros
-are exact, and where |a| <= 1 every factor is at most 1.
+The decay between two steps is a product of the transitions themselves, taken by halves. A step in
+the second half of a span reads one in the first through (transitions up to it in its half)
+(transitions after the other in its half). Nothing is divided and no logarithm taken, so that zeros
+are exact. Where |a| <= 1 every factor is at most 1.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks, _sharding
+from gateloop_jax._exact_products import Exact
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation
 from gateloop_jax._time_sharding import AxisName, run_over_axis
@@ -159,69 +160,41 @@ def _read_block(
 
     q, k, v, a = (turn(jnp.swapaxes(x, 1, 2)) for x in (q, k, v, a))
     q, k, v = _features(q, feature_map), _features(k, feature_map), v.astype(accumulation(dtype))
-    y, up_to, after = _read_inside(q, k, v, a)
+    y, up_to, after, all_steps = _read_inside(q, k, v, a)
+    # The one product that thousands of blocks repeat. First here, last in a gradient: see Exact.
+    carried = all_steps.times(Exact.of(state))
     y = y + _product("...tk,...kv->...tv", _parts(q * up_to), _parts(state, -2, conj=True))
     added = _product("...sk,...sv->...kv", _parts(k * after), v)
     if jnp.iscomplexobj(a):
         added = lax.complex(*jnp.split(added, 2, -2))
-    state = jnp.swapaxes(up_to[..., -1:, :], -1, -2) * state + added
-    return state, jnp.swapaxes(turn(y), 1, 2).astype(dtype)
+    return carried.value + (carried.low + added), jnp.swapaxes(turn(y), 1, 2).astype(dtype)
 
 
-def _read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array]:
+def _read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array, Exact]:
     """-> y of a block whose state before is zero; the products of the transitions up to each step,
-    that included, and of those after it, as a is.
+    that included, and of those after it, as a is; the product of all, (..., C, 1).
 
     All (..., steps, C), the steps a power of two. A span of n steps is known; the next is of two:
     its second half reads the first. What is no number at a step reaches no step before it.
     """
     y = jnp.sum(q * k, -1, keepdims=True) * v
-    up_to = _Decay(a, 1 - a)
-    after = _Decay(jnp.ones_like(a), jnp.zeros_like(a))
+    up_to, after, all_steps = a, jnp.ones_like(a), Exact.of(a)
     span = 1
     while span < a.shape[-2]:
-        up_to_1, up_to_2 = up_to.halves(span)
-        after_1, after_2 = after.halves(span)
+        all_1, all_2 = (Exact(*x) for x in zip(*(_halves(x, 1) for x in all_steps), strict=True))
+        up_to_1, up_to_2 = _halves(up_to, span)
+        after_1, after_2 = _halves(after, span)
         y_1, y_2 = _halves(y, span)
-        queries = _parts(_halves(q, span)[1] * up_to_2.value)
-        keys = _parts(_halves(k, span)[0] * after_1.value, conj=True)
+        queries = _parts(_halves(q, span)[1] * up_to_2)
+        keys = _parts(_halves(k, span)[0] * after_1, conj=True)
         scores = _product("...tk,...sk->...ts", queries, keys)
         across = _product("...ts,...sv->...tv", scores, _halves(v, span)[0])
         y = _joined(y_1, y_2 + across)
-        after = after_1.times(up_to_2.last()).joined(after_2)
-        up_to = up_to_1.joined(up_to_1.last().times(up_to_2))
+        after = _joined(after_1 * all_2.value, after_2)
+        up_to = _joined(up_to_1, all_1.value * up_to_2)
+        all_steps = Exact(*(x[..., 0, :] for x in all_1.times(all_2)))
         span *= 2
-    return y, up_to.value, after.value
-
-
-class _Decay(NamedTuple):
-    """Products of transitions, (..., steps, C), and 1 minus them: near 1 products alone round to
-    one side, (1 - u)(1 - v) to 1 - u - v, and a state that remembers 1 / u steps is off by u / 2.
-    """
-
-    value: Array
-    lost: Array
-
-    def times(self, other: "_Decay") -> "_Decay":
-        value = self.value * other.value
-        lost = self.lost + other.lost - self.lost * other.lost
-        near_one = _square(self.lost) + _square(other.lost) < 0.125
-        value = jnp.where(near_one, 1 - lost, value)
-        return _Decay(value, jnp.where(near_one, lost, 1 - value))
-
-    def last(self) -> "_Decay":
-        return _Decay(*(x[..., -1:, :] for x in self))
-
-    def halves(self, span: int) -> tuple["_Decay", "_Decay"]:
-        first, second = zip(*(_halves(x, span) for x in self), strict=True)
-        return _Decay(*first), _Decay(*second)
-
-    def joined(self, second: "_Decay") -> "_Decay":
-        return _Decay(*map(_joined, self, second))
-
-
-def _square(x: Array) -> Array:
-    return jnp.square(x.real) + jnp.square(x.imag)
+    return y, up_to, after, Exact(*(jnp.swapaxes(x, -1, -2) for x in all_steps))
 
 
 def _halves(x: Array, span: int) -> tuple[Array, Array]:
