@@ -93,9 +93,16 @@ def test_padding_is_as_if_left_out(case: Case) -> None:
 
 
 def test_names_what_does_not_fit() -> None:
-    x = torch.rand(1, 4, 3)
-    with pytest.raises(ValueError, match=r"bidirectional: reverse must not be given"):
-        ops.bidirectional(ops.linear_recurrence, (x, x), reverse=True)
-    states: Any = (None, None, None)
-    with pytest.raises(ValueError, match=r"bidirectional: initial_states must be two, .* got 3"):
-        ops.bidirectional(ops.linear_recurrence, (x, x), initial_states=states)
+    x = torch.rand(2, 4, 3)
+    scan = ops.linear_recurrence
+    options: Any = {"reverse": True, "initial_state": None}
+    for name, option in options.items():
+        with pytest.raises(ValueError, match=f"bidirectional: {name} must not be given"):
+            ops.bidirectional(scan, (x, x), **{name: option})
+    wrong: Any = {"tuple of 3": (None,) * 3, "NoneType": None, "Tensor": x[:, 0]}
+    for got, states in wrong.items():
+        with pytest.raises(ValueError, match=f"initial_states must be a tuple of two.* got {got}$"):
+            ops.bidirectional(scan, (x, x), initial_states=states)
+    # Shapes that a sum would broadcast.
+    with pytest.raises(ValueError, match=r"backward must .* \(2, 4, 3\), got \(2, 1, 3\)"):
+        ops.bidirectional(scan, (x, x), (x[:, :1], x[:, :1]))

@@ -113,8 +113,15 @@ def test_padding_is_as_if_left_out(name: str) -> None:
 
 def test_names_what_does_not_fit() -> None:
     scan, forward, _, _ = drawn("linear")
-    with pytest.raises(ValueError, match=r"bidirectional: reverse must not be given"):
-        bidirectional(scan, forward, reverse=True)
-    states: Any = (None,)
-    with pytest.raises(ValueError, match=r"bidirectional: initial_states must be two, .* got 1"):
-        bidirectional(scan, forward, initial_states=states)
+    options: Any = {"reverse": True, "initial_state": None}
+    for name, option in options.items():
+        with pytest.raises(ValueError, match=f"bidirectional: {name} must not be given"):
+            bidirectional(scan, forward, **{name: option})
+    wrong: Any = {"tuple of 1": (None,), "NoneType": None, type(forward[0]).__name__: forward[0]}
+    for got, states in wrong.items():
+        with pytest.raises(ValueError, match=f"initial_states must be a tuple of two.* got {got}$"):
+            bidirectional(scan, forward, initial_states=states)
+    # Shapes that a sum would broadcast.
+    first = tuple(x[:, :1] for x in forward)
+    with pytest.raises(ValueError, match=r"backward must .* \(1, 21, 3\), got \(1, 1, 3\)"):
+        bidirectional(scan, forward, first)
