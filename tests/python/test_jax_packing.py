@@ -184,7 +184,14 @@ def test_what_does_not_fit_is_refused() -> None:
     heads, a = drawn(4, 2, 3), transitions(4, 2)
     with pytest.raises(ValueError, match=r"k must be \(1, 4, 2, 3\) to go with q"):
         gate_loop(heads, heads[..., :2], heads, a)
-    with pytest.raises(ValueError, match=r"initial_state must be complex128 of shape \(1, 2, 3"):
+    for v in (heads[..., 0], heads[..., 0, 0]):
+        with pytest.raises(ValueError, match=r"gate_loop: v must be \(B, T, H, V\), got"):
+            gate_loop(heads, heads, v, a)
+    with pytest.raises(ValueError, match=r"initial_state must be \(B, H, K, V\) = \(1, 2, 3"):
         gate_loop(heads, heads, heads, a, a)
+    with pytest.raises(TypeError, match="initial_state must be complex128 as a is, got float64"):
+        gate_loop(heads, heads, heads, a, jnp.zeros((1, 2, 3, 3)))
+    with pytest.raises(ValueError, match=r"q must be \(B, T, D\) or \(B, T, H, K\), got"):
+        gate_loop(q[0], q, q, q)
     with pytest.raises(ValueError, match='feature_map must be "none" without heads'):
         gate_loop(q, q, q, transitions(4, 3), feature_map="taylor")

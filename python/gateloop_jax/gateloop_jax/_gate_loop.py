@@ -68,6 +68,8 @@ def gate_loop(
             mask=mask,
             axis_name=axis_name,
         )
+    if q.ndim != 3:
+        raise ValueError(f"{name}: q must be (B, T, D) or (B, T, H, K), got shape {q.shape}")
     q = _checks.sequence(name, "q", q, _checks.REAL)
     if feature_map != "none":
         raise ValueError(f'{name}: feature_map must be "none" without heads, got {feature_map!r}')

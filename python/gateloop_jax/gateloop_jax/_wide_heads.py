@@ -50,7 +50,9 @@ def read_heads(
     if feature_map not in ("none", "taylor"):
         raise ValueError(f'{name}: feature_map must be "none" or "taylor", got {feature_map!r}')
     k, v, a = _checks.like(name, "k", k, "q", q), jnp.asarray(v), jnp.asarray(a)
-    v = _checks.same_shape(name, "v", v, "q", (*q.shape[:3], *v.shape[3:4]))
+    if v.ndim != 4:
+        raise ValueError(f"{name}: v must be (B, T, H, V), got shape {v.shape}")
+    v = _checks.same_shape(name, "v", v, "q", (*q.shape[:3], v.shape[3]))
     if v.dtype != q.dtype:
         raise TypeError(f"{name}: v must be {q.dtype} as q is, got {v.dtype}")
     per_key = a.ndim == 4 and feature_map == "none"
@@ -67,10 +69,14 @@ def read_heads(
     initial = _zero_state(k, v, a, feature_map)
     if initial_state is not None:
         given = jnp.asarray(initial_state)
-        if given.shape != initial.shape or given.dtype != initial.dtype:
+        if given.shape != initial.shape:
             raise ValueError(
-                f"{name}: initial_state must be {initial.dtype} of shape {initial.shape},"
-                f" got {given.dtype} of shape {given.shape}"
+                f"{name}: initial_state must be (B, H, K, V) = {initial.shape},"
+                f" got shape {given.shape}"
+            )
+        if given.dtype != initial.dtype:
+            raise TypeError(
+                f"{name}: initial_state must be {initial.dtype} as a is, got {given.dtype}"
             )
         initial = initial + given
 
