@@ -79,7 +79,8 @@ def gate_loop(
         v: (B, T, D), or (B, T, H, V); the dtype of q.
         a: (B, T, D); or (B, T, H), one transition per head, or (B, T, H, K), one per key;
             complex64 (complex128 with float64 sequences) or real (float32, or float64 with
-            float64 sequences).
+            float64 sequences). Of heads, products of transitions in 64 steps must be finite
+            numbers, as they are where |a| <= 1.
         initial_state: (B, D), or (B, H, K, V), in the dtype of a. None is zero.
         reverse: run from the last step to the first.
         cu_seqlens, mask: see :mod:`gateloop_cpp.ops`.

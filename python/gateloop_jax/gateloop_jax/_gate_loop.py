@@ -51,7 +51,8 @@ def gate_loop(
     Returns (y as v, in the dtype of q, final_state as initial_state is).
 
     Wider heads are read in blocks of 64 steps, as products of matrices in full float32. A backward
-    pass keeps one state a block, (B, T / 64, H, K, V), and computes a block again from it.
+    pass keeps one state a block, (B, T / 64, H, K, V), and computes a block again from it. Products
+    of transitions in a block must be finite numbers, as they are where |a| <= 1.
     """
     name = "gate_loop"
     q = jnp.asarray(q)
