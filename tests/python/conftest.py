@@ -21,8 +21,9 @@ if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in 
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
-# Two devices for shard_map; read when JAX first computes, whichever test that is in.
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Four devices for shard_map: the state before a third block comes through the second. Read when JAX
+# first computes, whichever test that is in.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # Read when gateloop_jax is imported.
 os.environ.setdefault("GATELOOP_JAX_LIBRARY", str(BUILD / "lib" / "libgateloop_jax.so"))
 HAS_JAX = importlib.util.find_spec("jax") is not None

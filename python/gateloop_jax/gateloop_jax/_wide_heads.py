@@ -86,7 +86,11 @@ def read_heads(
     if axis_name is None:
         y, final = run(initial)
     else:
-        y, final = run_over_axis(run, jnp.prod(a, 1)[..., None], initial, axis_name, reverse)
+        # The state that a state of ones becomes without inputs.
+        nothing = jnp.zeros_like(a.real)
+        ones = 1 + _zero_state(nothing, nothing[..., :1], a, "none")
+        product = _scan_blocks(nothing, nothing, nothing[..., :1], a, ones, reverse, "none")[1]
+        y, final = run_over_axis(run, product, initial, axis_name, reverse)
     return (y if packing is None else packing.filled(y)), final
 
 
