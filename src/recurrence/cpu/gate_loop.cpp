@@ -1,4 +1,5 @@
-// GateLoop for heads wider than one channel, and its adjoint: chunks of time as matrix products.
+// GateLoop for heads wider than one channel, and its adjoint: narrow heads step by step, others in
+// chunks of time, as matrix products.
 #include <string>
 
 #include "gateloop/recurrence.h"
@@ -60,7 +61,7 @@ void RunAnyChunks(const Params& p, const Executor& executor, void* scratch) {
   const TileSizes n(p);
   const ChunkPlan plan(p, executor.threads);
   const auto run_in = [&]<class T>() {
-    if (RunNarrow<NarrowOp, T>(p, executor, scratch)) return;
+    if (RunNarrow<NarrowOp, T>(p, plan.slots, executor, scratch)) return;
     const auto run = [&](const auto& op) { RunChunks(op, n, plan, executor, scratch); };
     if (p.complex) return p.per_key ? run(Op<T, 2, true>(p)) : run(Op<T, 2, false>(p));
     p.per_key ? run(Op<T, 1, true>(p)) : run(Op<T, 1, false>(p));

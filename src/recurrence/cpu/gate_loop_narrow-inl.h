@@ -1,4 +1,4 @@
-// GateLoop of heads of 2, 4 or 8 channels, step by step: a vector holds several heads whole.
+// GateLoop of heads of 2, 4 or 8 channels, step by step: a vector holds heads whole.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -22,7 +22,7 @@ namespace HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_SCALAR
 template <template <class, int, int> class Op, class T, class Params>
-bool RunNarrow(const Params&, const Executor&, void*) {
+bool RunNarrow(const Params&, int, const Executor&, void*) {
   return false;  // a vector holds no head
 }
 template <class, int, int>
@@ -62,7 +62,7 @@ void NarrowPadded(const Accumulation<S>* from, std::int64_t n, S* to) {
   if (whole == n) return;
   if constexpr (std::is_same_v<S, T> && !HWY_MEM_OPS_MIGHT_FAULT) {
     const auto mask = hn::FirstN(d, static_cast<std::size_t>(n - whole));
-    hn::BlendedStore(hn::LoadU(d, from + whole), mask, d, to + whole);
+    hn::BlendedStore(hn::MaskedLoad(mask, d, from + whole), mask, d, to + whole);
   } else {
     ForEachVector<T>(n - whole, [&](auto part, std::int64_t c) HWY_ATTR {
       StoreReal(part, hn::LoadU(part, from + whole + c), to + whole + c, /*stream=*/false);
@@ -114,6 +114,7 @@ struct NarrowLanes {
   /// Each in the place of its neighbour.
   template <int kGroup>
   static HWY_INLINE V Swapped(V x) {
+    static_assert(kGroup * sizeof(T) <= 16);
     if constexpr (kGroup * sizeof(T) == 4) return hn::Shuffle2301(x);
     if constexpr (kGroup * sizeof(T) == 8) {
       const hn::Repartition<double, D> pairs;
@@ -124,6 +125,7 @@ struct NarrowLanes {
   /// The odd ones of `odd` between the even ones of `even`.
   template <int kGroup>
   static HWY_INLINE V InTurns(V odd, V even) {
+    static_assert(kGroup * sizeof(T) <= 16);
     if constexpr (kGroup * sizeof(T) == 4) return hn::OddEven(odd, even);
     if constexpr (kGroup * sizeof(T) == 8) {
       const hn::Repartition<double, D> pairs;
@@ -152,8 +154,7 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
   static constexpr std::int64_t kHeads = Lanes::kHeads;
 
   template <class Params>
-  explicit NarrowHeads(const Params& p)
-      : Base(p), groups_((p.shape.heads + kHeads - 1) / kHeads), sequences_(p) {
+  explicit NarrowHeads(const Params& p) : Base(p), groups_((p.shape.heads + kHeads - 1) / kHeads) {
     for (int i = 0; i < kWidth; ++i) {
       of_key_[i] = Lanes::Indices([i](auto head, auto) { return head * kWidth + i; });
     }
@@ -161,7 +162,7 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
     imaginary_ = Lanes::Indices([](auto head, auto) { return head * kParts + kParts - 1; });
   }
 
-  std::int64_t Units() const { return sequences_.count() * groups_; }
+  std::int64_t Units() const { return this->sequences_.count() * groups_; }
 
  protected:
   using typename Base::Place;
@@ -175,12 +176,14 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
   };
 
   Place PlaceOf(std::int64_t unit, std::int64_t chunk) const {
-    return Base::PlaceOf(unit / groups_ * this->heads_ + FirstHead(unit), chunk);
+    return Base::PlaceOf(FirstRow(unit), chunk);
   }
-  std::int64_t ChunksOf(std::int64_t unit) const {
-    return Base::ChunksOf(unit / groups_ * this->heads_);
-  }
+  std::int64_t ChunksOf(std::int64_t unit) const { return Base::ChunksOf(FirstRow(unit)); }
   std::int64_t FirstHead(std::int64_t unit) const { return unit % groups_ * kHeads; }
+  /// Of the heads of all sequences, the first of the unit.
+  std::int64_t FirstRow(std::int64_t unit) const {
+    return unit / groups_ * this->heads_ + FirstHead(unit);
+  }
   std::int64_t HeadCount(std::int64_t unit) const {
     return std::min(kHeads, this->heads_ - FirstHead(unit));
   }
@@ -306,12 +309,10 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
 
  private:
   std::int64_t InState(std::int64_t unit, std::int64_t head, std::int64_t key) const {
-    const std::int64_t row = unit / groups_ * this->heads_ + FirstHead(unit) + head;
-    return (row * kWidth + key) * kWidth * kParts;
+    return ((FirstRow(unit) + head) * kWidth + key) * kWidth * kParts;
   }
 
   std::int64_t groups_;
-  Sequences sequences_;
   Indices of_key_[kWidth], real_, imaginary_;
 };
 
@@ -471,26 +472,24 @@ constexpr bool HoldsHeads() {
   return NarrowLanes<T, kWidth>::kHeads > 0 && kWidth * sizeof(T) <= 32;
 }
 
-/// Runs heads of 2, 4 or 8 keys and as many values, and says whether it did. As products of small
-/// matrices forward and backward take 4 times as long with 8 channels, 7 with 4 and 14 with 2.
-/// Threads share sequences and vectors of heads; time is not cut, however few these are.
+/// Runs heads that HoldsHeads(), and says whether it did. As products of small matrices forward and
+/// backward take 4 times as long with 8 channels, 7 with 4 and 14 with 2. Threads share sequences
+/// and vectors of heads. Time is not cut, so that the bits of a sequence depend on it alone.
 template <template <class, int, int> class Op, class T, class Params>
-bool RunNarrow(const Params& p, const Executor& executor, void* scratch) {
+bool RunNarrow(const Params& p, int slots, const Executor& executor, void* scratch) {
   if (!is_narrow(p)) return false;
   const auto run = [&]<int kParts, int kWidth>() {
     if constexpr (!HoldsHeads<T, kWidth>()) {
       return false;
     } else {
       const Op<T, kParts, kWidth> op(p);
-      const std::int64_t elements = p.shape.batch * p.shape.heads * p.shape.time * kWidth * kWidth;
       TileMemory counted(nullptr);
       const NarrowTiles<T> none(p, counted);
-      parallel(executor, slots_for(elements, executor.threads), op.Units(),
-               [&](std::int64_t unit, std::int64_t slot) {
-                 TileMemory own(static_cast<std::byte*>(scratch) +
-                                static_cast<std::size_t>(slot) * counted.taken());
-                 op.Whole(unit, NarrowTiles<T>(p, own));
-               });
+      parallel(executor, slots, op.Units(), [&](std::int64_t unit, std::int64_t slot) {
+        TileMemory own(static_cast<std::byte*>(scratch) +
+                       static_cast<std::size_t>(slot) * counted.taken());
+        op.Whole(unit, NarrowTiles<T>(p, own));
+      });
       return true;
     }
   };
