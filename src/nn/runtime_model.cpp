@@ -13,16 +13,9 @@
 namespace gateloop::nn {
 namespace {
 
-torch::ScalarType type_of(const std::string& dtype) {
-  if (dtype == "F64") return torch::kFloat64;
-  if (dtype == "BF16") return torch::kBFloat16;
-  if (dtype == "F16") return torch::kFloat16;
-  return dtype == "I8" ? torch::kInt8 : torch::kFloat32;
-}
-
 /// In the memory of `model` where it is float32 there, at an address that a float may have.
 torch::Tensor floats_of(const runtime::StoredWeight& weight, const runtime::Model& model) {
-  const auto type = type_of(weight.dtype);
+  const auto type = ops::scalar_type_of(weight.dtype);
   if (type == torch::kFloat32 &&
       reinterpret_cast<std::uintptr_t>(weight.data) % sizeof(float) == 0) {
     // from_blob takes memory to write to; nothing writes to parameters without gradients.

@@ -6,23 +6,32 @@
 namespace gateloop::ops {
 namespace {
 
+struct DTypeName {
+  const char* name;
+  at::ScalarType type;
+};
+constexpr DTypeName kDTypes[] = {{"F64", at::kDouble},
+                                 {"F32", at::kFloat},
+                                 {"BF16", at::kBFloat16},
+                                 {"F16", at::kHalf},
+                                 {"I8", at::kChar}};
+
 std::string dtype_of(const std::string& name, const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return "F64";
-    case at::kFloat:
-      return "F32";
-    case at::kBFloat16:
-      return "BF16";
-    case at::kHalf:
-      return "F16";
-    default:
-      TORCH_CHECK_VALUE(false, "Session: ", name, " must be floating point, got ",
-                        tensor.scalar_type());
+  const at::ScalarType type = tensor.scalar_type();
+  for (const DTypeName& known : kDTypes) {
+    if (known.type == type && tensor.is_floating_point()) return known.name;
   }
+  TORCH_CHECK_VALUE(false, "Session: ", name, " must be floating point, got ", type);
 }
 
 }  // namespace
+
+at::ScalarType scalar_type_of(const std::string& dtype) {
+  for (const DTypeName& known : kDTypes) {
+    if (known.name == dtype) return known.type;
+  }
+  TORCH_CHECK_VALUE(false, "Model: no torch dtype for ", dtype);
+}
 
 runtime::Model model_of(const model::ModelSpec& spec, const std::vector<std::string>& names,
                         const std::vector<at::Tensor>& tensors) {

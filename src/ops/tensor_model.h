@@ -15,4 +15,7 @@ namespace gateloop::ops {
 runtime::Model model_of(const model::ModelSpec& spec, const std::vector<std::string>& names,
                         const std::vector<at::Tensor>& tensors);
 
+/// Of the dtype of a runtime::StoredWeight. Throws c10::ValueError for a name that is none.
+at::ScalarType scalar_type_of(const std::string& dtype);
+
 }  // namespace gateloop::ops
