@@ -42,17 +42,8 @@ void check_same(const std::vector<Field>& fields, const distributed::Communicato
 }
 
 std::string name_of(runtime::Format format) {
-  switch (format) {
-    case runtime::Format::kFloat32:
-      return "float32";
-    case runtime::Format::kBFloat16:
-      return "bfloat16";
-    case runtime::Format::kFloat16:
-      return "float16";
-    case runtime::Format::kInt8:
-      return "int8";
-    case runtime::Format::kFile:
-      break;
+  for (const auto& [name, known] : formats()) {
+    if (known == format) return name;
   }
   return "as stored";
 }

@@ -1,7 +1,6 @@
 #include "model_flags.h"
 
 #include <filesystem>
-#include <map>
 
 #include "commands.h"
 #include "model/config_file.h"
@@ -26,17 +25,21 @@ void add_checkpoint_flags(CLI::App& command, ModelFlags& flags) {
       ->type_name("latest|best");
 }
 
-void add_compute_flags(CLI::App& command, ModelFlags& flags) {
+const std::map<std::string, runtime::Format>& formats() {
   using runtime::Format;
+  static const std::map<std::string, Format> names{{"float32", Format::kFloat32},
+                                                   {"bfloat16", Format::kBFloat16},
+                                                   {"float16", Format::kFloat16},
+                                                   {"int8", Format::kInt8}};
+  return names;
+}
+
+void add_compute_flags(CLI::App& command, ModelFlags& flags) {
   command
       .add_option("--dtype", flags.format,
                   "Type of the matrices (default: as stored); what is stored so is read in place, "
                   "what is not is converted and copied")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, Format>{{"float32", Format::kFloat32},
-                                                                {"bfloat16", Format::kBFloat16},
-                                                                {"float16", Format::kFloat16},
-                                                                {"int8", Format::kInt8}}))
+      ->transform(CLI::CheckedTransformer(formats()))
       ->type_name("float32|bfloat16|float16|int8");
   add_threads_flag(command, flags.threads);
 }

@@ -2,6 +2,7 @@
 
 /// The flags shared by the subcommands that read a trained model.
 #include <CLI/CLI.hpp>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -20,6 +21,8 @@ struct ModelFlags {
 void add_directory_flag(CLI::App& command, std::string& directory);
 /// --checkpoint and --weights.
 void add_checkpoint_flags(CLI::App& command, ModelFlags& flags);
+/// The values of --dtype.
+const std::map<std::string, runtime::Format>& formats();
 /// --dtype and --threads.
 void add_compute_flags(CLI::App& command, ModelFlags& flags);
 
