@@ -80,10 +80,8 @@ corpus::Corpus open_corpus_for(const std::string& checkpoint, const CorpusFlags&
                  "the model\n",
                  checkpoint.c_str());
   auto sources = flags.sources();
-  if (flags.documents || flags.no_documents || !trained.value_or(false))
-    return open_corpus(std::move(sources), flags.parts());
-  sources.documents = true;
-  if (!quiet)
+  sources.documents = are_apart(flags.documents, flags.no_documents, trained);
+  if (sources.documents && !flags.documents && !quiet)
     std::printf("documents apart, as the model was trained (--no-documents: as one text)\n");
   return open_corpus(std::move(sources), flags.parts());
 }

@@ -80,8 +80,7 @@ void run(const Flags& flags) {
   }
   auto session = open_byte_session(flags.model);
   const bool documents =
-      flags.documents ||
-      (!flags.no_documents && trained_on_documents(flags.model.directory).value_or(false));
+      are_apart(flags.documents, flags.no_documents, trained_on_documents(flags.model.directory));
   if (flags.echo_prompt) write(prompt);
 
   using Clock = std::chrono::steady_clock;
