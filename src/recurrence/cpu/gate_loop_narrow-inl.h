@@ -199,9 +199,7 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
       std::fill_n(tile, at.steps * kTileColumns, T(0));
       return;
     }
-    const bool is_one_row =
-        heads == 1 ||
-        from.template At<const S>(0, 1, 0) - from.template At<const S>(0, 0, 0) == width;
+    const bool is_one_row = heads == 1 || AreSideBySide<S>(from, width);
     for (std::int64_t s = 0; s < at.steps; ++s, tile += kTileColumns) {
       if (is_one_row) {
         WidenPadded(from.template At<const S>(at.batch, at.head, at.time(s)), heads * width, tile);
@@ -220,8 +218,7 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
   template <class S>
   void StoreRowsOf(const T* tile, const Place& at, std::int64_t heads, std::int64_t width,
                    const HeadRows& to) const {
-    const bool is_one_row =
-        heads == 1 || to.template At<S>(0, 1, 0) - to.template At<S>(0, 0, 0) == width;
+    const bool is_one_row = heads == 1 || AreSideBySide<S>(to, width);
     for (std::int64_t s = 0; s < at.steps; ++s, tile += kTileColumns) {
       for (std::int64_t h = 0; h < (is_one_row ? 1 : heads); ++h) {
         NarrowPadded(tile + h * width, is_one_row ? heads * width : width,
@@ -292,14 +289,13 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
             [&](auto h, auto part, auto k) { return to + InState(unit, h, k) + part; });
   }
   State LoadSaved(const T* saved, const Place& at, std::int64_t heads) const {
-    return Gathered(heads, 1, [&](auto h, auto part, auto k) {
-      return Base::Saved(saved, at) + ((h * kParts + part) * kWidth + k) * kWidth;
-    });
+    const T* const from = Base::Saved(saved, at);
+    return Gathered(heads, 1,
+                    [&](auto h, auto part, auto k) { return from + InSaved(h, part, k); });
   }
   void StoreSaved(const State& state, const Place& at, std::int64_t heads, T* saved) const {
-    Scatter(state, heads, 1, [&](auto h, auto part, auto k) {
-      return Base::Saved(saved, at) + ((h * kParts + part) * kWidth + k) * kWidth;
-    });
+    T* const to = Base::Saved(saved, at);
+    Scatter(state, heads, 1, [&](auto h, auto part, auto k) { return to + InSaved(h, part, k); });
   }
   static State Zeros() {
     State state;
@@ -308,6 +304,14 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
   }
 
  private:
+  /// Whether rows of `width` numbers follow one another from head to head.
+  template <class S>
+  static bool AreSideBySide(const HeadRows& rows, std::int64_t width) {
+    return rows.template At<S>(0, 1, 0) - rows.template At<S>(0, 0, 0) == width;
+  }
+  static std::int64_t InSaved(std::int64_t head, std::int64_t part, std::int64_t key) {
+    return ((head * kParts + part) * kWidth + key) * kWidth;
+  }
   std::int64_t InState(std::int64_t unit, std::int64_t head, std::int64_t key) const {
     return ((FirstRow(unit) + head) * kWidth + key) * kWidth * kParts;
   }
