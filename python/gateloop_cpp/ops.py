@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gateloop_cpp import _library as _library  # loads the operators
 from gateloop_cpp import _vmap as _vmap  # gives them their batching rules
+from gateloop_cpp._directions import both_directions
 
 
 def linear_recurrence(
@@ -221,31 +222,7 @@ def bidirectional(
         ValueError: ``initial_states`` is no tuple or list of two, ``reverse`` or ``initial_state``
             is among the options, or outputs differ in shape.
     """
-    if "reverse" in options:
-        raise ValueError("bidirectional: reverse must not be given, it runs both directions")
-    if "initial_state" in options:
-        raise ValueError(
-            "bidirectional: initial_state must not be given, initial_states takes one a direction"
-        )
-    if not isinstance(initial_states, (tuple, list)) or len(initial_states) != 2:
-        got = type(initial_states).__name__
-        if isinstance(initial_states, (tuple, list)):
-            got += f" of {len(initial_states)}"
-        raise ValueError(
-            "bidirectional: initial_states must be a tuple of two, of the forward and of the"
-            f" reverse scan, got {got}"
-        )
-    given = (forward, forward if backward is None else backward)
-    (y, after_last), (y_back, after_first) = (
-        scan(*sequences, initial_state=state, reverse=reverse, **options)
-        for sequences, state, reverse in zip(given, initial_states, (False, True), strict=True)
-    )
-    if y.shape != y_back.shape:
-        raise ValueError(
-            "bidirectional: backward must have outputs of the same shape as forward,"
-            f" {tuple(y.shape)}, got {tuple(y_back.shape)}"
-        )
-    return y + y_back, (after_last, after_first)
+    return both_directions(scan, forward, backward, initial_states, options)
 
 
 def release_unused_memory() -> int:

@@ -6,6 +6,8 @@ from typing import Any
 from jax import Array
 from jax.typing import ArrayLike
 
+from gateloop_jax._directions import both_directions
+
 
 def bidirectional(
     scan: Callable[..., tuple[Array, Array]],
@@ -35,28 +37,4 @@ def bidirectional(
     Returns (the sum of the outputs, (the state of the forward scan after the last step, that of the
     reverse one after the first)).
     """
-    if "reverse" in options:
-        raise ValueError("bidirectional: reverse must not be given, it runs both directions")
-    if "initial_state" in options:
-        raise ValueError(
-            "bidirectional: initial_state must not be given, initial_states takes one a direction"
-        )
-    if not isinstance(initial_states, (tuple, list)) or len(initial_states) != 2:
-        got = type(initial_states).__name__
-        if isinstance(initial_states, (tuple, list)):
-            got += f" of {len(initial_states)}"
-        raise ValueError(
-            "bidirectional: initial_states must be a tuple of two, of the forward and of the"
-            f" reverse scan, got {got}"
-        )
-    given = (forward, forward if backward is None else backward)
-    (y, after_last), (y_back, after_first) = (
-        scan(*sequences, initial_state=state, reverse=reverse, **options)
-        for sequences, state, reverse in zip(given, initial_states, (False, True), strict=True)
-    )
-    if y.shape != y_back.shape:
-        raise ValueError(
-            "bidirectional: backward must have outputs of the same shape as forward,"
-            f" {y.shape}, got {y_back.shape}"
-        )
-    return y + y_back, (after_last, after_first)
+    return both_directions(scan, forward, backward, initial_states, options)

@@ -1,0 +1,1 @@
+../../gateloop_cpp/_directions.py
