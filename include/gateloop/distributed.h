@@ -17,6 +17,8 @@
 
 namespace gateloop::distributed {
 
+struct Prepared;  // of src/distributed
+
 struct JoinOptions {
   /// By which tensors on CUDA devices travel: gloo, nccl, or auto: nccl where this build and this
   /// machine have it, else gloo. CPU tensors always travel by gloo.
@@ -35,8 +37,8 @@ class Communicator {
   /// Of one process.
   Communicator() = default;
   /// Connects all processes. Throws std::invalid_argument for a backend that is not there,
-  /// std::runtime_error naming those that do not come within the time-out, or the process that
-  /// ended before it joined (report_absence()) and its error.
+  /// std::runtime_error naming those that do not come or connect within the time-out, or the
+  /// process that ended before it joined (report_absence()) or could not connect, and its error.
   static Communicator join(const Launch& launch, const JoinOptions& options = {});
 
   int rank() const;
@@ -78,6 +80,8 @@ class Communicator {
   void report_failures(const std::function<void()>& work) const;
 
  private:
+  friend Communicator connect(const Launch& launch, const JoinOptions& options,
+                              const Prepared& prepared);
   friend class GradientReduction;
   friend class FailureReport;
   struct Connection;  // of src/distributed

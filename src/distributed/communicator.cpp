@@ -2,7 +2,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
-#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include "distributed/connection.h"
@@ -33,46 +32,22 @@ Communicator Communicator::join(const Launch& launch, const JoinOptions& options
   const std::string& backend = options.backend;
   const bool has_cuda = torch::cuda::is_available();
   const bool by_nccl = backend == "nccl" || (backend == "auto" && has_cuda && has_nccl());
-  MakeBackend make_gloo;
-  MakeBackend make_nccl;
+  Prepared prepared;
   try {  // all that fails on this machine alone, before the others begin to connect
     if (backend != "auto" && backend != "gloo" && backend != "nccl") {
       throw std::invalid_argument("backend must be auto, gloo or nccl, got " + backend);
     }
     if (launch.size == 1) return {};
-    make_gloo = prepare_gloo(launch, options.timeout);
-    if (by_nccl) make_nccl = prepare_nccl(launch, options.timeout);
+    prepared.make_gloo = prepare_gloo(launch, options.timeout);
+    if (by_nccl) prepared.make_nccl = prepare_nccl(launch, options.timeout);
   } catch (const std::exception& error) {
     report_absence(launch, first_line(error));
     throw;
   }
   try {
-    auto connection = std::make_shared<Connection>();
-    connection->launch = launch;
-    connection->timeout = options.timeout;
-    connection->launch_store = open_store(launch, options.timeout);
-    connection->store = own_keys(connection->launch_store, launch, options);
-    connection->group =
-        c10::make_intrusive<ProcessGroup>(connection->store, launch.rank, launch.size);
-    const auto prefixed = [&](const char* name) {
-      return c10::make_intrusive<c10d::PrefixStore>(name, connection->store);
-    };
-    const Backend gloo = make_gloo(prefixed("gloo"));
-    ProcessGroup& group = *connection->group;
-    group.setBackend(torch::kCPU, ProcessGroup::BackendType::GLOO, gloo);
-    group.setDefaultBackend(ProcessGroup::BackendType::GLOO);
-    if (by_nccl) {
-      group.setBackend(torch::kCUDA, ProcessGroup::BackendType::NCCL, make_nccl(prefixed("nccl")));
-    } else if (has_cuda) {
-      group.setBackend(torch::kCUDA, ProcessGroup::BackendType::GLOO, gloo);
-    }
-    const std::string name = new_group_name();
-    c10d::register_process_group(name, connection->group);
-    connection->group_name = name;
-    Communicator communicator;
-    communicator.connection_ = std::move(connection);
-    return communicator;
-  } catch (const AbsentProcess&) {
+    prepared.store = open_store(launch, options.timeout);
+    return connect(launch, options, prepared);
+  } catch (const LostProcess&) {
     throw;
   } catch (const std::exception& error) {
     throw std::runtime_error("process " + std::to_string(launch.rank) + " of " +
@@ -80,6 +55,31 @@ Communicator Communicator::join(const Launch& launch, const JoinOptions& options
                              launch.address + ":" + std::to_string(launch.port) + ": " +
                              first_line(error));
   }
+}
+
+Communicator connect(const Launch& launch, const JoinOptions& options, const Prepared& prepared) {
+  auto connection = std::make_shared<Communicator::Connection>();
+  connection->launch = launch;
+  connection->timeout = options.timeout;
+  connection->launch_store = prepared.store;
+  connection->store = own_keys(prepared.store, launch, options);
+  connection->group =
+      c10::make_intrusive<ProcessGroup>(connection->store, launch.rank, launch.size);
+  const Backends backends = Communicator::Connection::connect(connection, prepared);
+  ProcessGroup& group = *connection->group;
+  group.setBackend(torch::kCPU, ProcessGroup::BackendType::GLOO, backends.gloo);
+  group.setDefaultBackend(ProcessGroup::BackendType::GLOO);
+  if (backends.nccl) {
+    group.setBackend(torch::kCUDA, ProcessGroup::BackendType::NCCL, backends.nccl);
+  } else if (torch::cuda::is_available()) {
+    group.setBackend(torch::kCUDA, ProcessGroup::BackendType::GLOO, backends.gloo);
+  }
+  const std::string name = new_group_name();
+  c10d::register_process_group(name, connection->group);
+  connection->group_name = name;
+  Communicator communicator;
+  communicator.connection_ = std::move(connection);
+  return communicator;
 }
 
 std::string first_line(const std::exception& error) {

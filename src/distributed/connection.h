@@ -14,11 +14,38 @@
 
 namespace gateloop::distributed {
 
+using Backend = c10::intrusive_ptr<c10d::Backend>;
+/// Connects all processes through the store.
+using MakeBackend = std::function<Backend(const c10::intrusive_ptr<c10d::Store>& store)>;
+
+/// What a process has before it meets the others.
+struct Prepared {
+  c10::intrusive_ptr<c10d::Store> store;  // of the launcher or of process 0
+  MakeBackend make_gloo;
+  MakeBackend make_nccl;  // empty: CUDA tensors travel by gloo
+};
+
+struct Backends {
+  Backend gloo;
+  Backend nccl;  // or null
+};
+
+/// An error that names already the process that ended, or did not come.
+struct LostProcess : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct Communicator::Connection {
   Connection() = default;
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
   ~Connection();
+
+  /// By which all processes are connected, within the time-out and some 5 s. Where one of them
+  /// cannot connect, all throw within seconds: that one its error, the others LostProcess. Those
+  /// that are not connected at the end of the time-out are named by a LostProcess. SIGTERM is
+  /// ignored then, as after Communicator::report_failures().
+  static Backends connect(const std::shared_ptr<Connection>& connection, const Prepared& prepared);
 
   Launch launch;
   std::chrono::milliseconds timeout = {};
@@ -28,9 +55,8 @@ struct Communicator::Connection {
   std::string group_name;  // in c10d's registry, which does not own the group
 };
 
-using Backend = c10::intrusive_ptr<c10d::Backend>;
-/// Connects all processes through the store.
-using MakeBackend = std::function<Backend(const c10::intrusive_ptr<c10d::Store>& store)>;
+/// Meets the others and connects to them. Throws LostProcess, or this process's own error.
+Communicator connect(const Launch& launch, const JoinOptions& options, const Prepared& prepared);
 
 /// gloo on this machine's interfaces. Throws where GLOO_SOCKET_IFNAME names one that is not there,
 /// std::invalid_argument in a build without gloo's headers.
@@ -43,7 +69,11 @@ MakeBackend prepare_nccl(const Launch& launch, std::chrono::milliseconds timeout
 /// Of the error's text: libtorch's goes on for a page.
 std::string first_line(const std::exception& error);
 
-/// What `call` returns. Throws std::runtime_error where that takes longer than `limit`: then the
+struct NoAnswer : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// What `call` returns. Throws NoAnswer where that takes longer than `limit`: then the
 /// call goes on in its thread. A store on a machine that is cut off returns from no call at all.
 template <class Call>
 auto within(std::chrono::milliseconds limit, Call call) {
@@ -52,7 +82,7 @@ auto within(std::chrono::milliseconds limit, Call call) {
   std::thread thread(std::move(task));
   if (future.wait_for(limit) != std::future_status::ready) {
     thread.detach();
-    throw std::runtime_error("no answer within " + std::to_string(limit.count()) + " ms");
+    throw NoAnswer("no answer within " + std::to_string(limit.count()) + " ms");
   }
   // What the call holds is freed in its thread, which must not go on while the process exits.
   thread.join();

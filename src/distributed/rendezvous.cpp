@@ -146,7 +146,7 @@ std::string gather_life(const Store& store, const Launch& launch, const JoinOpti
     const std::string failure = roll.call();
     if (!failure.empty()) {
       dismiss(roll, failure, roll.absent());
-      throw AbsentProcess(failure);
+      throw LostProcess(failure);
     }
     if (roll.absent().empty()) break;
     const auto waited = steady_clock::now() - began;
@@ -201,7 +201,7 @@ Meeting meet(const Store& store, const Launch& launch, milliseconds timeout,
 
 std::string ask_for_life(const Store& store, const Launch& launch, const JoinOptions& options) {
   const Meeting meeting = meet(store, launch, options.timeout, "");
-  if (!meeting.verdict.empty()) throw AbsentProcess(meeting.verdict);
+  if (!meeting.verdict.empty()) throw LostProcess(meeting.verdict);
   return meeting.life;
 }
 

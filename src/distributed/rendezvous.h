@@ -1,18 +1,12 @@
 #pragma once
 
 #include <chrono>
-#include <stdexcept>
 #include <string>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include "gateloop/distributed.h"
 
 namespace gateloop::distributed {
-
-/// Names the process that ended before it joined the others, or did not come.
-struct AbsentProcess : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 /// The store that `launch` names; process 0 serves it where the launcher does not. Throws where it
 /// cannot be reached within `timeout`.
@@ -23,7 +17,7 @@ c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, std::chrono::mi
 ///
 /// Process 0 draws a name for the life and hands it to each process that shows a fresh token; a
 /// token left by an earlier life is never answered under that name. It then lets all begin, or says
-/// to all why none may. Throws AbsentProcess naming a process that ended before it joined, or on
+/// to all why none may. Throws LostProcess naming a process that ended before it joined, or on
 /// the others those that did not come within the time-out; on process 0 that is a
 /// std::runtime_error.
 c10::intrusive_ptr<c10d::Store> own_keys(const c10::intrusive_ptr<c10d::Store>& store,
