@@ -14,11 +14,11 @@ namespace {
 /// From Communicator::join on, the library says to the others why this process ends.
 bool has_begun_to_join = false;
 
+void say(const std::string& text) { std::fprintf(stderr, "gateloop: %s\n", text.c_str()); }
+
 distributed::Communicator join(const std::string& backend, int timeout) {
   distributed::JoinOptions options;
-  options.on_wait = [](const std::string& text) {
-    std::fprintf(stderr, "gateloop: %s\n", text.c_str());
-  };
+  options.on_wait = say;
   options.backend = backend;
   options.timeout = std::chrono::seconds(timeout);
   try {
@@ -54,7 +54,7 @@ void report_to_others(const std::string& error) {
     launch = distributed::launch_from_environment();
   } catch (const std::invalid_argument&) {  // which of the others wait is not known
   }
-  distributed::report_absence(launch, error);
+  distributed::report_absence(launch, error, say);
 }
 
 }  // namespace gateloop::app

@@ -26,7 +26,8 @@ struct JoinOptions {
   /// How long a process waits for another, before it ends with an error: longer than process 0
   /// takes to validate, sample and save.
   std::chrono::milliseconds timeout = std::chrono::minutes(10);
-  /// Called on process 0, once, where others are missing after 10 s.
+  /// Called on process 0, once, where others are missing after 10 s; and where this process ends,
+  /// if it takes longer than 1 s to say why to others.
   std::function<void(const std::string& text)> on_wait = {};
 };
 
@@ -90,8 +91,10 @@ class Communicator {
 
 /// In place of Communicator::join, where this process ends by `error`: the join of the others
 /// throws an error that names this process and `error`. Returns once they have it, at the latest
-/// after some 15 s, and throws nothing: where they cannot be reached, they wait until their
-/// time-out. SIGTERM is ignored from then on, as after Communicator::report_failures().
-void report_absence(const Launch& launch, const std::string& error);
+/// after 15 s, and throws nothing: where they cannot be reached, they wait until their time-out.
+/// SIGTERM is ignored from then on, as after Communicator::report_failures(). `on_wait`: called
+/// once, where this takes longer than 1 s.
+void report_absence(const Launch& launch, const std::string& error,
+                    const std::function<void(const std::string& text)>& on_wait = {});
 
 }  // namespace gateloop::distributed

@@ -41,7 +41,7 @@ Communicator Communicator::join(const Launch& launch, const JoinOptions& options
     prepared.make_gloo = prepare_gloo(launch, options.timeout);
     if (by_nccl) prepared.make_nccl = prepare_nccl(launch, options.timeout);
   } catch (const std::exception& error) {
-    report_absence(launch, first_line(error));
+    report_absence(launch, first_line(error), options.on_wait);
     throw;
   }
   try {

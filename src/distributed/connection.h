@@ -69,18 +69,27 @@ MakeBackend prepare_nccl(const Launch& launch, std::chrono::milliseconds timeout
 /// Of the error's text: libtorch's goes on for a page.
 std::string first_line(const std::exception& error);
 
+/// A process that ends and waits longer than this says for what.
+constexpr std::chrono::seconds kNotice(1);
+
 struct NoAnswer : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 /// What `call` returns. Throws NoAnswer where that takes longer than `limit`: then the
 /// call goes on in its thread. A store on a machine that is cut off returns from no call at all.
+/// `on_wait`: called once, where it takes longer than kNotice.
 template <class Call>
-auto within(std::chrono::milliseconds limit, Call call) {
+auto within(std::chrono::milliseconds limit, Call call,
+            const std::function<void()>& on_wait = nullptr) {
   std::packaged_task<decltype(call())()> task(std::move(call));
   auto future = task.get_future();
   std::thread thread(std::move(task));
-  if (future.wait_for(limit) != std::future_status::ready) {
+  const auto deadline = std::chrono::steady_clock::now() + limit;
+  if (on_wait && limit > kNotice && future.wait_for(kNotice) != std::future_status::ready) {
+    on_wait();
+  }
+  if (future.wait_until(deadline) != std::future_status::ready) {
     thread.detach();
     throw NoAnswer("no answer within " + std::to_string(limit.count()) + " ms");
   }

@@ -17,11 +17,13 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using Store = c10::intrusive_ptr<c10d::Store>;
+using OnWait = std::function<void(const std::string& text)>;
 
 constexpr milliseconds kStorePoll(10);
 constexpr std::chrono::seconds kSilence(10);
 /// For how long a process that ends is there for others, which start up to this much later.
 constexpr std::chrono::seconds kPatience(15);
+constexpr const char* kUpTo = ", for up to 15 s";
 /// What listens at the store's port may be another program, which never answers; the store's own
 /// time-out comes this much earlier where it is none.
 constexpr std::chrono::seconds kLater(5);
@@ -33,7 +35,7 @@ std::string random_name() {
 
 // Keys: a process shows a token, is given the life's name for it, and answers under that name: with
 // nothing, or with the error by which it ends. Process 0's verdict follows: nothing, or why none
-// may begin, which each acknowledges.
+// may begin, which each acknowledges. It is over when all have, or do not come in time.
 std::string token_key(int rank) { return "gateloop/token/" + std::to_string(rank); }
 std::string life_key(int rank, const std::string& token) {
   return "gateloop/life/" + std::to_string(rank) + "/" + token;
@@ -45,6 +47,8 @@ std::string verdict_key(const std::string& life) { return "gateloop/verdict/" + 
 std::string read_key(int rank, const std::string& life) {
   return "gateloop/read/" + life + "/" + std::to_string(rank);
 }
+
+std::string over_key(const std::string& life) { return "gateloop/over/" + life; }
 
 std::string listed(const std::set<int>& ranks) {
   std::string text;
@@ -106,21 +110,28 @@ class RollCall {
 
   void begin() const { store_->set(verdict_key(life_), std::string()); }
 
-  /// Says to all why none may begin: to those of `late` too, if they come soon. Throws where the
-  /// store is gone.
-  void dismiss(const std::string& why, const std::set<int>& late) {
+  /// Says to all why none may begin: to those of `late` too, if they come by `deadline`. Throws
+  /// where the store is gone.
+  void dismiss(const std::string& why, const std::set<int>& late, steady_clock::time_point deadline,
+               const OnWait& on_wait) {
     outlive_launcher();
     store_->set(verdict_key(life_), why);
     std::set<int> unread = late;
     for (int rank = 1; rank < launch_.size; ++rank) {
       if (!absent_.contains(rank)) unread.insert(rank);
     }
-    const auto deadline = steady_clock::now() + kPatience;
+    const auto notice = steady_clock::now() + kNotice;
+    bool said = !on_wait;
     while (!unread.empty() && steady_clock::now() < deadline) {
       call();
       std::erase_if(unread, [&](int rank) { return store_->check({read_key(rank, life_)}); });
+      if (!said && !unread.empty() && steady_clock::now() > notice) {
+        on_wait(why + "; telling " + named(listed(unread), launch_) + kUpTo);
+        said = true;
+      }
       std::this_thread::sleep_for(kStorePoll);
     }
+    store_->set(over_key(life_), std::string());
   }
 
  private:
@@ -130,9 +141,10 @@ class RollCall {
   std::set<int> absent_;
 };
 
-void dismiss(RollCall& roll, const std::string& why, const std::set<int>& late) {
+void dismiss(RollCall& roll, const std::string& why, const std::set<int>& late,
+             const OnWait& on_wait) {
   try {
-    roll.dismiss(why, late);
+    roll.dismiss(why, late, steady_clock::now() + kPatience, on_wait);
   } catch (const std::exception&) {  // a launcher's store that is gone; the reason stands
   }
 }
@@ -145,7 +157,7 @@ std::string gather_life(const Store& store, const Launch& launch, const JoinOpti
   while (true) {
     const std::string failure = roll.call();
     if (!failure.empty()) {
-      dismiss(roll, failure, roll.absent());
+      dismiss(roll, failure, roll.absent(), options.on_wait);
       throw LostProcess(failure);
     }
     if (roll.absent().empty()) break;
@@ -153,7 +165,7 @@ std::string gather_life(const Store& store, const Launch& launch, const JoinOpti
     const std::string absent = named(listed(roll.absent()), launch);
     if (waited > options.timeout) {
       const std::string error = absent + " did not come within the time-out";
-      dismiss(roll, error, {});
+      dismiss(roll, error, {}, options.on_wait);
       throw std::runtime_error(error);
     }
     if (!said && waited > kSilence && options.on_wait) {
@@ -166,13 +178,11 @@ std::string gather_life(const Store& store, const Launch& launch, const JoinOpti
   return roll.life();
 }
 
-/// What process 0 sets under `key`.
-std::string await(const Store& store, const std::string& key, milliseconds timeout) {
-  const auto deadline = steady_clock::now() + timeout;
+/// What process 0 sets under `key`. Throws `failure` where that is not there by `deadline`.
+std::string await(const Store& store, const std::string& key, steady_clock::time_point deadline,
+                  const std::string& failure) {
   while (!store->check({key})) {
-    if (steady_clock::now() > deadline) {
-      throw std::runtime_error("process 0 did not come within the time-out");
-    }
+    if (steady_clock::now() > deadline) throw std::runtime_error(failure);
     std::this_thread::sleep_for(kStorePoll);
   }
   return store->get_to_str(key);
@@ -183,24 +193,31 @@ struct Meeting {
   std::string verdict;  // why none may begin
 };
 
-/// On the others. `error`: by which this process ends, or nothing.
-Meeting meet(const Store& store, const Launch& launch, milliseconds timeout,
-             const std::string& error) {
+/// On the others. `come`: by when process 0 must have come; `end`: by when it must have said
+/// whether all begin. `error`: by which this process ends, or nothing.
+Meeting meet(const Store& store, const Launch& launch, steady_clock::time_point come,
+             steady_clock::time_point end, const std::string& error) {
   const std::string token = random_name();
   store->set(token_key(launch.rank), token);
-  const std::string life = await(store, life_key(launch.rank, token), timeout);
+  const std::string life = await(store, life_key(launch.rank, token), come,
+                                 "process 0 did not come within the time-out");
   store->set(answer_key(launch.rank, life), error);
-  // Process 0 may have begun to wait just now, and waits as long.
-  const std::string verdict = await(store, verdict_key(life), timeout + kLater);
+  const std::string verdict =
+      await(store, verdict_key(life), end,
+            "process 0 came, and did not say within the time-out whether all others did");
   if (!verdict.empty()) {
     outlive_launcher();
     store->set(read_key(launch.rank, life), std::string());
   }
+  // The launcher ends all as soon as one has ended: those that are late too.
+  if (!error.empty()) await(store, over_key(life), end, "process 0 ended");
   return {life, verdict};
 }
 
 std::string ask_for_life(const Store& store, const Launch& launch, const JoinOptions& options) {
-  const Meeting meeting = meet(store, launch, options.timeout, "");
+  const auto come = steady_clock::now() + options.timeout;
+  // Process 0 may begin to wait as late as that, and waits as long.
+  const Meeting meeting = meet(store, launch, come, come + options.timeout + kLater, "");
   if (!meeting.verdict.empty()) throw LostProcess(meeting.verdict);
   return meeting.life;
 }
@@ -225,20 +242,24 @@ Store own_keys(const Store& store, const Launch& launch, const JoinOptions& opti
   return c10::make_intrusive<c10d::PrefixStore>("gateloop/" + life, store);
 }
 
-void report_absence(const Launch& launch, const std::string& error) {
+void report_absence(const Launch& launch, const std::string& error, const OnWait& on_wait) {
   if (launch.size == 1) return;
   outlive_launcher();
   const QuietLibtorch quiet;
+  const auto deadline = steady_clock::now() + kPatience;
+  const auto report = [launch, error, deadline] {
+    const Store store = open_store(launch, kPatience);
+    if (launch.rank == 0) {
+      RollCall roll(store, launch);
+      roll.dismiss(absence(0, launch, error), roll.absent(), deadline, nullptr);
+    } else {
+      meet(store, launch, deadline, deadline, error.empty() ? "no reason given" : error);
+    }
+  };
+  std::function<void()> notice;
+  if (on_wait) notice = [&] { on_wait(std::string("telling the other processes why") + kUpTo); };
   try {
-    within(2 * kPatience + kLater, [launch, error] {
-      const Store store = open_store(launch, kPatience);
-      if (launch.rank == 0) {
-        RollCall roll(store, launch);
-        roll.dismiss(absence(0, launch, error), roll.absent());
-      } else {
-        meet(store, launch, kPatience, error.empty() ? "no reason given" : error);
-      }
-    });
+    within(kPatience, report, notice);
   } catch (const std::exception&) {  // none can be reached
   }
 }
