@@ -22,6 +22,13 @@ torch::Tensor tensor_of(const std::vector<double>& numbers) {
   return torch::tensor(numbers, torch::kFloat64);
 }
 
+std::runtime_error unreached(const Launch& launch, const std::exception& error) {
+  return std::runtime_error("process " + std::to_string(launch.rank) + " of " +
+                            std::to_string(launch.size) + " did not reach the others at " +
+                            launch.address + ":" + std::to_string(launch.port) + ": " +
+                            first_line(error));
+}
+
 }  // namespace
 
 Communicator::Connection::~Connection() {
@@ -30,30 +37,33 @@ Communicator::Connection::~Connection() {
 
 Communicator Communicator::join(const Launch& launch, const JoinOptions& options) {
   const std::string& backend = options.backend;
-  const bool has_cuda = torch::cuda::is_available();
-  const bool by_nccl = backend == "nccl" || (backend == "auto" && has_cuda && has_nccl());
+  if (backend != "auto" && backend != "gloo" && backend != "nccl") {
+    const std::string error = "backend must be auto, gloo or nccl, got " + backend;
+    report_absence(launch, error, options.on_wait);
+    throw std::invalid_argument(error);
+  }
+  if (launch.size == 1) return {};
   Prepared prepared;
-  try {  // all that fails on this machine alone, before the others begin to connect
-    if (backend != "auto" && backend != "gloo" && backend != "nccl") {
-      throw std::invalid_argument("backend must be auto, gloo or nccl, got " + backend);
-    }
-    if (launch.size == 1) return {};
-    prepared.make_gloo = prepare_gloo(launch, options.timeout);
-    if (by_nccl) prepared.make_nccl = prepare_nccl(launch, options.timeout);
+  try {  // first: CUDA may take seconds to start, while others report by the store
+    prepared.store = open_store(launch, options.timeout);
   } catch (const std::exception& error) {
-    report_absence(launch, first_line(error), options.on_wait);
+    throw unreached(launch, error);
+  }
+  try {  // all that fails on this machine alone, before the others begin to connect
+    prepared.make_gloo = prepare_gloo(launch, options.timeout);
+    if (backend == "nccl" || (backend == "auto" && has_nccl() && torch::cuda::is_available())) {
+      prepared.make_nccl = prepare_nccl(launch, options.timeout);
+    }
+  } catch (const std::exception& error) {
+    report_absence(launch, first_line(error), options.on_wait, prepared.store);
     throw;
   }
   try {
-    prepared.store = open_store(launch, options.timeout);
     return connect(launch, options, prepared);
   } catch (const LostProcess&) {
     throw;
   } catch (const std::exception& error) {
-    throw std::runtime_error("process " + std::to_string(launch.rank) + " of " +
-                             std::to_string(launch.size) + " did not reach the others at " +
-                             launch.address + ":" + std::to_string(launch.port) + ": " +
-                             first_line(error));
+    throw unreached(launch, error);
   }
 }
 

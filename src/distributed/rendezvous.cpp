@@ -243,12 +243,17 @@ Store own_keys(const Store& store, const Launch& launch, const JoinOptions& opti
 }
 
 void report_absence(const Launch& launch, const std::string& error, const OnWait& on_wait) {
+  report_absence(launch, error, on_wait, nullptr);
+}
+
+void report_absence(const Launch& launch, const std::string& error, const OnWait& on_wait,
+                    const Store& opened) {
   if (launch.size == 1) return;
   outlive_launcher();
   const QuietLibtorch quiet;
   const auto deadline = steady_clock::now() + kPatience;
-  const auto report = [launch, error, deadline] {
-    const Store store = open_store(launch, kPatience);
+  const auto report = [launch, error, deadline, opened] {
+    const Store store = opened ? opened : open_store(launch, kPatience);
     if (launch.rank == 0) {
       RollCall roll(store, launch);
       roll.dismiss(absence(0, launch, error), roll.absent(), deadline, nullptr);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
@@ -11,6 +12,11 @@ namespace gateloop::distributed {
 /// The store that `launch` names; process 0 serves it where the launcher does not. Throws where it
 /// cannot be reached within `timeout`.
 c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, std::chrono::milliseconds timeout);
+
+/// report_absence() of gateloop/distributed.h by a store that is open; null: opens it.
+void report_absence(const Launch& launch, const std::string& error,
+                    const std::function<void(const std::string& text)>& on_wait,
+                    const c10::intrusive_ptr<c10d::Store>& opened);
 
 /// The keys that these processes, in this life, have to themselves. A launcher's store holds those
 /// of earlier lives too, and its count of restarts differs from machine to machine.
