@@ -42,6 +42,14 @@ def first_line(*command: str) -> str:
     return done.stdout.splitlines()[0].strip()
 
 
+def revision() -> str:
+    """Of the checkout, with ``-dirty`` where files other than documents and records differ."""
+    commit = first_line("git", "rev-parse", "--short=12", "HEAD")
+    differing = ["git", "diff", "--name-only", "HEAD", "--", ".", ":!docs", ":!experiments/results"]
+    done = subprocess.run(differing, capture_output=True, text=True, cwd=ROOT, check=True)
+    return commit + ("-dirty" if done.stdout else "")
+
+
 def package(name: str) -> str:
     try:
         return version(name)
@@ -57,6 +65,6 @@ def environment(build: Path, arguments: list[str]) -> dict[str, str]:
         "jax": package("jax"),
         "peer": f"gateloop-transformer {package('gateloop-transformer')}",
         "everyone runs with": " ".join(f"{name}={value}" for name, value in LARGE_PAGES.items()),
-        "revision": first_line("git", "describe", "--always", "--dirty"),
+        "revision": revision(),
         "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
     }

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, cores, first_line, package, processor
+from benchmarks.environment import ROOT, cores, package, processor, revision
 from benchmarks.measure import environment_of, packages
 from benchmarks.report import table
 
@@ -213,7 +213,7 @@ def measure(build: Path) -> dict[str, Any]:
             "machine": f"{processor()}, {cores()} cores",
             "torch": package("torch"),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "revision": first_line("git", "describe", "--always", "--dirty"),
+            "revision": revision(),
             "load": round(os.getloadavg()[0], 1),
         },
         "parameters": counts[0].pop("parameters"),

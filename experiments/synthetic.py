@@ -111,7 +111,7 @@ def train(
     seconds = time.perf_counter() - began
     results = accuracies(model, task, torch.Generator().manual_seed(TEST_SEED))
     tokens = steps * task.batch * task.length
-    revision = environment.first_line("git", "describe", "--always", "--dirty")
+    revision = environment.revision()
     return Outcome(parameters, steps, round(seconds, 2), tokens, results, task.definition, revision)
 
 
