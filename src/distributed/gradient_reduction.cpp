@@ -32,10 +32,12 @@ class SumHook : public c10d::CppCommHookInterface<Group> {
 };
 
 /// `parameters` that `backward` reaches, in the order in which their gradients are ready.
-std::vector<torch::Tensor> in_order_of_gradients(const std::vector<torch::Tensor>& parameters,
+std::vector<torch::Tensor> in_order_of_gradients(std::vector<torch::Tensor> parameters,
                                                  const std::function<void()>& backward) {
   std::vector<torch::Tensor> order;
   std::vector<unsigned> hooks;
+  // Constants of a model, such as rotary frequencies, take no hook.
+  std::erase_if(parameters, [](const torch::Tensor& t) { return !t.requires_grad(); });
   for (const torch::Tensor& parameter : parameters) {
     hooks.push_back(parameter.register_hook(
         [&order, parameter](torch::Tensor) { order.push_back(parameter); }));
