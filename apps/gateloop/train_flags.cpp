@@ -135,6 +135,9 @@ void add_training_flags(Overrides& flags) {
   flags.add("rows-per-pass", TRAINING_FIELD(rows_per_pass),
             "Sequences that go through the model together; 0: all of a step's if the memory "
             "allows, else one micro-batch");
+  flags.add("checkpoint-blocks", TRAINING_FIELD(checkpoint_blocks),
+            "Keep of each layer only what it reads and run it again in the backward pass: long "
+            "sequences in less memory");
   flags
       .add("dtype", TRAINING_FIELD(dtype),
            "float32, or bfloat16: matrix products and activations in bfloat16, weights in "

@@ -68,6 +68,10 @@ struct TrainingOptions {
   /// not, so that a run keeps its choice.
   std::int64_t rows_per_pass = 0;
 
+  /// Keep of each layer only what it reads, and run it again in the backward pass: less memory, for
+  /// one more forward pass. A run may be resumed with another choice.
+  bool checkpoint_blocks = false;
+
   std::string optimizer = "adam";  ///< adam (decay added to the gradient) or adamw (decoupled)
   double learning_rate = 1e-4;
   double beta1 = 0.9;

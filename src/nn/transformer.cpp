@@ -1,5 +1,6 @@
 #include "gateloop/nn/transformer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <utility>
@@ -7,6 +8,7 @@
 #include "nn/block.h"
 #include "nn/common.h"
 #include "nn/packing.h"
+#include "nn/recompute.h"
 #include "ops/linear.h"
 
 namespace gateloop::nn {
@@ -31,6 +33,34 @@ void check_ids(const Tensor& ids, std::int64_t num_tokens) {
 /// Sums of exponentials over the vocabulary lose too much in 8 or 11 bits.
 Tensor widened(const Tensor& logits) {
   return at::isReducedFloatingType(logits.scalar_type()) ? logits.to(torch::kFloat) : logits;
+}
+
+/// Of the sum alone: what a layer has yet to add is added.
+Stream stream_of(const torch::autograd::variable_list& tensors) {
+  return {.x = tensors[0], .added = {}, .input = tensors.size() > 1 ? tensors[1] : Tensor()};
+}
+
+torch::autograd::variable_list tensors_of(Stream stream) {
+  stream.settle();
+  if (stream.read().is_same(stream.x)) return {stream.x};
+  return {stream.x, stream.input};
+}
+
+/// Moves the stream through a layer that runs again in the backward pass.
+void checkpoint(const std::shared_ptr<Block>& block, Stream& stream, Ablation ablation,
+                const Packing& packing) {
+  const auto run = [block, ablation, packing](const torch::autograd::variable_list& inputs) {
+    Stream inside = stream_of(inputs);
+    block->forward(inside, ablation, nullptr, packing);
+    return tensors_of(inside);
+  };
+  stream = stream_of(recomputed_backward(run, tensors_of(stream)));
+}
+
+bool trains(const torch::nn::Module& module, const Stream& stream) {
+  const auto takes_part = [](const Tensor& t) { return t.requires_grad(); };
+  const auto parameters = module.parameters();
+  return takes_part(stream.x) || std::any_of(parameters.begin(), parameters.end(), takes_part);
 }
 
 }  // namespace
@@ -71,8 +101,14 @@ Tensor TransformerImpl::forward(const Tensor& ids, TransformerState* state,
   const auto active = ablation.value_or(spec_.ablation);
 
   Stream stream{.x = token_emb_(ids), .added = {}, .input = {}};
+  const bool checkpoints = checkpoint_blocks_ && !state && torch::GradMode::is_enabled();
   for (std::size_t i = 0; i < layers_->size(); ++i) {
-    layers_->at<Block>(i).forward(stream, active, state ? &(*state)[i] : nullptr, packing);
+    const auto block = layers_->ptr<Block>(i);
+    if (checkpoints && trains(*block, stream)) {
+      checkpoint(block, stream, active, packing);
+    } else {
+      block->forward(stream, active, state ? &(*state)[i] : nullptr, packing);
+    }
   }
   const auto x = final_norm_ ? normalise(stream, final_norm_) : stream.read();
   return to_logits_ ? to_logits_(x) : ops::linear(x, token_emb_->weight);

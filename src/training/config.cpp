@@ -83,6 +83,7 @@ void for_each_field(Options& options, Visitor&& visit) {
   visit("accumulation", options.accumulation);
   visit("length", options.length);
   visit("rows_per_pass", options.rows_per_pass);
+  visit("checkpoint_blocks", options.checkpoint_blocks);
   visit("optimizer", options.optimizer);
   visit("learning_rate", options.learning_rate);
   visit("beta1", options.beta1);
@@ -118,9 +119,9 @@ json model_json(const nn::TransformerOptions& options) {
 
 bool may_change(const std::string& name, const TrainingOptions& stored) {
   // The corpus is compared by its fingerprint, not by where it lies.
-  for (const char* free :
-       {"data", "field", "fingerprint", "threads", "device", "sample_every", "shard_optimizer",
-        "sample_prime", "sample_length", "checkpoint_every", "diagnostics_every"}) {
+  for (const char* free : {"data", "field", "fingerprint", "threads", "device", "sample_every",
+                           "shard_optimizer", "sample_prime", "sample_length", "checkpoint_every",
+                           "checkpoint_blocks", "diagnostics_every"}) {
     if (name == free) return true;
   }
   return name == "steps" && stored.schedule == "constant";
@@ -209,6 +210,7 @@ std::string to_json(const RunConfig& config) {
   if (!config.training.documents) training.erase("documents");
   if (config.training.plan.empty()) training.erase("plan");
   if (config.training.gradient_compression == "none") training.erase("gradient_compression");
+  if (!config.training.checkpoint_blocks) training.erase("checkpoint_blocks");
   if (!config.training.shard_optimizer) training.erase("shard_optimizer");
   if (config.training.diagnostics_every == 0) training.erase("diagnostics_every");
   if (!config.id.empty()) object["id"] = config.id;

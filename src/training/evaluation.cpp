@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "training/autocast.h"
+#include "nn/autocast.h"
 #include "training/device.h"
 #include "training/packed_rows.h"
 
@@ -190,7 +190,7 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
   const auto device = device_of(model);
   const torch::NoGradGuard no_grad;
   const EvalScope eval(*model);
-  const Autocast autocast(device.type(), options.dtype);
+  const nn::Autocast autocast(device.type(), options.dtype);
 
   const std::vector<Window> all = chosen_windows(text, options);
   const auto [first, last] = communicator.part_of(std::ssize(all));

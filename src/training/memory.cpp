@@ -4,17 +4,28 @@
 
 namespace gateloop::training {
 
-std::int64_t activation_bytes_per_row(const nn::TransformerOptions& options, std::int64_t length) {
+std::int64_t activation_bytes_per_row(const RunConfig& config) {
   constexpr std::int64_t kBytes = 4;     // float32; autocast keeps some twice, at 2 bytes
   constexpr std::int64_t kBackward = 2;  // gradients in flight, allocator slack
-  return model::activations_per_token(model::resolve(options), length) * length * kBytes *
-         kBackward;
+  const std::int64_t length = config.training.length;
+  const model::ModelSpec spec = model::resolve(config.model);
+  std::int64_t kept = 0, largest = model::activations_per_token(spec, length);
+  if (config.training.checkpoint_blocks) {
+    largest = 0;
+    for (const model::LayerSpec& layer : spec.layers) {
+      model::ModelSpec one = spec;
+      one.layers = {layer};
+      largest = std::max(largest, model::activations_per_token(one, length));
+      kept += 2 * spec.dim;  // behind a post-norm the sum and its norm
+    }
+  }
+  return (kept + largest) * length * kBytes * kBackward;
 }
 
 std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t rows,
                                   std::int64_t available) {
   const TrainingOptions& training = config.training;
-  const std::int64_t bytes = rows * activation_bytes_per_row(config.model, training.length);
+  const std::int64_t bytes = rows * activation_bytes_per_row(config);
   return bytes <= available / 2 ? rows : std::min(rows, training.batch);
 }
 

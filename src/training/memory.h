@@ -6,8 +6,8 @@
 
 namespace gateloop::training {
 
-/// Upper estimate of what one sequence of `length` steps keeps alive during a training step.
-std::int64_t activation_bytes_per_row(const nn::TransformerOptions& options, std::int64_t length);
+/// Upper estimate of what one sequence keeps alive during a training step.
+std::int64_t activation_bytes_per_row(const RunConfig& config);
 
 /// Sequences to run together: all that a process has of a step, `rows`, if their activations fit
 /// half of `available` bytes, else at most `batch`. Fewer and larger matrix products are faster;

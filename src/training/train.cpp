@@ -109,7 +109,9 @@ void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
 nn::Transformer make_model(const RunConfig& config) {
   torch::manual_seed(config.training.seed);
   try {
-    return nn::Transformer(config.model);
+    nn::Transformer model(config.model);
+    model->set_checkpoint_blocks(config.training.checkpoint_blocks);
+    return model;
   } catch (const c10::Error& error) {
     throw std::invalid_argument(error.what_without_backtrace());
   }

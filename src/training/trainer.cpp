@@ -12,7 +12,7 @@
 #include "gateloop/checkpoint.h"
 #include "model/config_file.h"
 #include "model/file.h"
-#include "training/autocast.h"
+#include "nn/autocast.h"
 #include "training/device.h"
 #include "training/diagnostics.h"
 #include "training/files.h"
@@ -111,7 +111,7 @@ double Trainer::backward() {
   for (const torch::Tensor& pass : passes) {  // (at most rows_per_pass, T + 1)
     torch::Tensor loss;                       // ()
     {
-      const Autocast autocast(device_.type(), scalar_type(options_.dtype));
+      const nn::Autocast autocast(device_.type(), scalar_type(options_.dtype));
       loss = this->loss(pass);
     }
     losses.push_back(loss.detach());

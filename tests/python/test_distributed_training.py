@@ -124,6 +124,16 @@ def test_diagnostics_are_those_of_one_process(train: Train, tmp_path: Path) -> N
             assert two[name] == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING), name
 
 
+def test_models_with_constants_and_checkpointed_blocks(train: Train, tmp_path: Path) -> None:
+    flags = ("--layers", "gate_loop,attention", "--rotary-emb", "--steps", "5")
+    for size in (1, 2):
+        train(size, tmp_path / str(size), *flags).check()
+    one, two = (records(tmp_path / name) for name in "12")
+    assert_close(two, one, 1e-6)
+    train(2, tmp_path / "checkpointed", *flags, "--checkpoint-blocks").check()
+    assert records(tmp_path / "checkpointed") == two
+
+
 def test_the_log_says_how_many_trained(unbroken: dict[int, Path]) -> None:
     for size, run in unbroken.items():
         provenance = json.loads((run / "config.json").read_text())["provenance"]

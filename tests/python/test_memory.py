@@ -114,3 +114,27 @@ def test_steps_after_the_first_take_no_fresh_memory(build_dir: Path, tmp_path: P
     print(f"{few} page faults in 5 steps, {many} in 20")
     # A step's activations, fetched from the system each time, were 8,000 pages.
     assert many - few < 15 * 1_000
+
+
+def test_checkpointed_blocks_take_less_memory_in_the_trainer(
+    build_dir: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(bytes(range(256)) * 1000)
+    flags = ("--steps", "1", "--batch", "1", "--accumulation", "1", "--length", "8192")
+    shared = ("--dim", "128", "--depth", "6", "--sample-length", "0", "--threads", "1")
+
+    def peak_of_training(*more: str) -> int:
+        command = (build_dir / "gateloop", "train", "--data", text, "--overwrite")
+        process = subprocess.Popen(
+            [*map(str, command), "--out", str(tmp_path / "run"), *flags, *shared, *more],
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return usage.ru_maxrss
+
+    whole, checkpointed = peak_of_training(), peak_of_training("--checkpoint-blocks")
+    print(f"{whole // 1024} MiB, with checkpointed blocks {checkpointed // 1024} MiB")
+    assert checkpointed < 0.65 * whole

@@ -43,12 +43,19 @@ class TransformerImpl : public torch::nn::Module {
   torch::Tensor loss(const torch::Tensor& ids, std::optional<Ablation> ablation = std::nullopt,
                      const Packing& packing = {});
 
+  /// Whether a pass with gradients and without a state keeps of each layer only what it reads, and
+  /// runs it again in the backward pass: long sequences in less memory, for one more forward pass.
+  /// Off at first; the bits are the same. Then backward() alone has the gradients:
+  /// torch::autograd::grad and second derivatives throw c10::NotImplementedError.
+  void set_checkpoint_blocks(bool on) { checkpoint_blocks_ = on; }
+
   const TransformerOptions& options() const { return options_; }
   const model::ModelSpec& spec() const { return spec_; }
 
  private:
   TransformerOptions options_;
   model::ModelSpec spec_;
+  bool checkpoint_blocks_ = false;
   torch::nn::Embedding token_emb_{nullptr};
   torch::nn::ModuleList layers_{nullptr};
   RMSNorm final_norm_{nullptr};  ///< pre-norm only: post-norm blocks leave a normalised output

@@ -213,6 +213,7 @@ TEST(Config, ResumingNeedsTheOptionsThatShapeTheRun) {
   requested.training.device = "cuda";
   requested.training.data = {"elsewhere"};
   requested.training.shard_optimizer = true;
+  requested.training.checkpoint_blocks = true;
   EXPECT_TRUE(obstacles_to_resuming(stored, requested).empty());
   requested.training.steps = 200;
   requested.training.batch = 3;
@@ -228,13 +229,17 @@ TEST(Config, ResumingNeedsTheOptionsThatShapeTheRun) {
 }
 
 TEST(Memory, RunsTogetherWhatFits) {
-  const RunConfig config = preset("enwik8");
-  const std::int64_t row = activation_bytes_per_row(config.model, 256);
+  RunConfig config = preset("enwik8");
+  config.training.length = 256;
+  const std::int64_t row = activation_bytes_per_row(config);
   EXPECT_EQ(choose_rows_per_pass(config, 16, 2 * 16 * row), 16);
   EXPECT_EQ(choose_rows_per_pass(config, 16, 2 * 16 * row - 2), 4);
   EXPECT_EQ(choose_rows_per_pass(config, 16, 0), 4);  // the system does not say
   EXPECT_EQ(choose_rows_per_pass(config, 3, 2 * 3 * row), 3);
   EXPECT_EQ(choose_rows_per_pass(config, 3, 0), 3);
+  // Of six layers, one and what the others read.
+  config.training.checkpoint_blocks = true;
+  EXPECT_LT(activation_bytes_per_row(config), row / 3);
   EXPECT_GT(model::available_memory(), 0);
 }
 

@@ -69,6 +69,16 @@ class TrainerTest : public ::testing::Test {
   RunConfig config_;
 };
 
+TEST_F(TrainerTest, CheckpointedBlocksTrainTheSame) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    config_.training.dtype = dtype;
+    config_.training.checkpoint_blocks = false;
+    const auto whole = run(std::string("whole ") + dtype, config_);
+    config_.training.checkpoint_blocks = true;
+    EXPECT_EQ(run(std::string("checkpointed ") + dtype, config_), whole) << dtype;
+  }
+}
+
 TEST_F(TrainerTest, LearnsAndLeavesEveryFile) {
   config_.training.steps = 60;
   config_.training.validate_every = 20;

@@ -2,7 +2,7 @@
 
 #include <ATen/autocast_mode.h>
 
-namespace gateloop::training {
+namespace gateloop::nn {
 
 /// Autocast on `device` for the life of the object, in `dtype`; float32: none. The cache of cast
 /// weights is emptied at both ends: a copy made without gradients must not reach a training step,
@@ -32,4 +32,4 @@ class Autocast {
   at::ScalarType was_dtype_;
 };
 
-}  // namespace gateloop::training
+}  // namespace gateloop::nn
