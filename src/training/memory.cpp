@@ -29,4 +29,18 @@ std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t rows,
   return bytes <= available / 2 ? rows : std::min(rows, training.batch);
 }
 
+std::optional<std::string> memory_advice(const RunConfig& config, std::int64_t available) {
+  // Passes that were measured took from a third to a half of the upper estimate.
+  constexpr std::int64_t kOver = 2;
+  const TrainingOptions& training = config.training;
+  const std::int64_t bytes = training.rows_per_pass * activation_bytes_per_row(config) / kOver;
+  if (available <= 0 || bytes <= available) return std::nullopt;
+  const auto gigabytes = [](std::int64_t n) { return std::to_string(n / 1'000'000'000) + " GB"; };
+  std::string way = training.rows_per_pass > 1 ? "a smaller rows_per_pass" : "a smaller length";
+  if (!training.checkpoint_blocks) way += " or checkpoint_blocks";
+  return "A pass of " + std::to_string(training.rows_per_pass) + " x " +
+         std::to_string(training.length) + " bytes takes by estimate " + gigabytes(bytes) + ", " +
+         gigabytes(available) + " are free: " + way + " needs less";
+}
+
 }  // namespace gateloop::training

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 
 #include "gateloop/training.h"
 
@@ -14,5 +16,9 @@ std::int64_t activation_bytes_per_row(const RunConfig& config);
 /// the rest of the memory stays free for the page cache and others.
 std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t rows,
                                   std::int64_t available);
+
+/// Which options make a pass smaller, where one of rows_per_pass sequences is likely to take more
+/// than `available` bytes. 0: the system does not say how many there are.
+std::optional<std::string> memory_advice(const RunConfig& config, std::int64_t available);
 
 }  // namespace gateloop::training

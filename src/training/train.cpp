@@ -78,14 +78,14 @@ void settle(RunConfig& config, const Corpus& corpus, const torch::Device& device
   options.documents = corpus.sources().documents;
   options.split = corpus.split();
   settle_machine(options, device, communicator);
+  const std::int64_t available =
+      device.is_cpu() ? model::available_memory() / communicator.local_size() : free_memory(device);
   if (options.rows_per_pass == 0) {
-    const std::int64_t available = device.is_cpu()
-                                       ? model::available_memory() / communicator.local_size()
-                                       : free_memory(device);
     const std::int64_t rows = options.batch * options.accumulation;
     const std::int64_t most = (rows + communicator.size() - 1) / communicator.size();
     options.rows_per_pass = choose_rows_per_pass(config, most, available);
   }
+  if (const auto advice = memory_advice(config, available)) std::printf("%s\n", advice->c_str());
 }
 
 void check_rows(const TrainingOptions& options, const distributed::Communicator& communicator) {

@@ -243,6 +243,23 @@ TEST(Memory, RunsTogetherWhatFits) {
   EXPECT_GT(model::available_memory(), 0);
 }
 
+TEST(Memory, AdvisesWhereAPassIsLikelyNotToFit) {
+  RunConfig config = preset("enwik8");
+  config.training.length = 65'536;
+  config.training.rows_per_pass = 2;
+  const std::int64_t likely = activation_bytes_per_row(config);  // of two rows, half the estimate
+  EXPECT_FALSE(memory_advice(config, likely));
+  EXPECT_FALSE(memory_advice(config, 0));
+  const std::string estimate = "A pass of 2 x 65536 bytes takes by estimate " +
+                               std::to_string(likely / 1'000'000'000) + " GB, 8 GB are free: ";
+  EXPECT_EQ(memory_advice(config, 8'000'000'000),
+            estimate + "a smaller rows_per_pass or checkpoint_blocks needs less");
+  config.training.rows_per_pass = 1;
+  config.training.checkpoint_blocks = true;
+  EXPECT_NE(memory_advice(config, 100)->find("0 GB are free: a smaller length needs less"),
+            std::string::npos);
+}
+
 TEST(DefaultThreads, OfASlurmTaskAreItsOwn) {
   const int all = std::min(model::usable_cpus(), torch::get_num_threads());
   EXPECT_EQ(default_threads(), all);
