@@ -24,7 +24,7 @@ namespace gateloop::runtime {
 enum class Format : std::uint8_t {
   kFile,  ///< as the file has them: float32, bfloat16, float16 or int8; float64 becomes float32
   kFloat32,
-  kBFloat16,
+  kBFloat16,  ///< matrix products round their inputs to it too, as torch's do
   kFloat16,
   kInt8,  ///< symmetric, one float32 scale for each row
 };

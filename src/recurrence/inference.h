@@ -12,7 +12,8 @@
 
 namespace gateloop::recurrence {
 
-/// How a matrix is stored. Products accumulate in float32; with int8 in int32, exactly.
+/// How a matrix is stored. Products accumulate in float32; with int8 in int32, exactly. Rows that
+/// meet bfloat16 are rounded to bfloat16 first, as torch's products round theirs.
 enum class Storage : std::uint8_t { kFloat32, kBFloat16, kFloat16, kInt8 };
 inline constexpr int kStorages = 4;
 
@@ -33,8 +34,9 @@ struct Matrix {
 
 /// Bytes that arrange() writes of a row of so many columns.
 std::size_t arranged_bytes(Storage storage, std::int64_t columns);
-/// x (columns) as dot products with this storage read it. For int8 it is rounded to int16 with one
-/// scale for the row: an error of at most 2^-16 of its largest number.
+/// x (columns) as dot products with this storage read it. For bfloat16 it is rounded: a relative
+/// error of at most 2^-9. For int8 it is rounded to int16 with one scale for the row: an error of
+/// at most 2^-16 of its largest number.
 void arrange(Storage storage, const float* x, std::int64_t columns, void* arranged);
 /// y[r - first] = matrix[r] · x + bias[r] for r in [first, last); bias may be null.
 void multiply_rows(const Matrix& matrix, const void* arranged, std::int64_t first,
@@ -43,7 +45,8 @@ void multiply_rows(const Matrix& matrix, const void* arranged, std::int64_t firs
 // ---- Many rows times a matrix -------------------------------------------------------------------
 
 /// y[m, n] = x[m] · matrix[n] + bias[n]. x: (rows, columns), y: (rows, matrix.rows), both with
-/// contiguous rows `x_stride` and `y_stride` numbers apart.
+/// contiguous rows `x_stride` and `y_stride` numbers apart. Rows of x are rounded as arrange()
+/// does; more than four that meet int8 only where the processor multiplies pairs of int16.
 struct Product {
   Matrix matrix;
   std::int64_t rows = 0;

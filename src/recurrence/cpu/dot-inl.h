@@ -20,6 +20,15 @@ constexpr std::int64_t kDotRun =
     static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<Accumulation<S>>()) *
                               (std::is_same_v<S, BFloat16> && HWY_TARGET != HWY_SCALAR ? 2 : 1));
 
+/// To the nearest bfloat16, as float32. `to` may be x.
+inline void RoundToBFloat16(const float* x, std::int64_t n, float* to) {
+  ForEachVector<float>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+    const hn::RebindToUnsigned<decltype(d)> du;
+    const auto bits = hn::And(BFloat16Bits(d, hn::LoadU(d, x + c)), hn::Set(du, 0xFFFF0000u));
+    hn::StoreU(hn::BitCast(d, bits), d, to + c);
+  });
+}
+
 /// Puts x into the order in which Dot<S> reads it, in place: of bfloat16, in every whole run, the
 /// even numbers before the odd ones.
 template <class S>

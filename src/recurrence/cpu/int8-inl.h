@@ -15,13 +15,16 @@ HWY_BEFORE_NAMESPACE();
 namespace gateloop::recurrence::cpu {
 namespace HWY_NAMESPACE {
 
-/// A row as int16: x[c] = scale * values[c], in memory behind one float.
+/// A row as int16: x[c] = scale * values[c].
 struct Int16Row {
   float* scale;
   std::int16_t* values;
 
-  explicit Int16Row(void* memory)
-      : scale(static_cast<float*>(memory)), values(reinterpret_cast<std::int16_t*>(scale + 1)) {}
+  /// The scale first.
+  static Int16Row in(void* memory) {
+    auto* const scale = static_cast<float*>(memory);
+    return {scale, reinterpret_cast<std::int16_t*>(scale + 1)};
+  }
 };
 
 inline float LargestOf(const float* x, std::int64_t n) {

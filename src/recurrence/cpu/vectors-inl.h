@@ -184,19 +184,24 @@ HWY_INLINE void StoreReal(D d, hn::Vec<D> v, T* p, bool stream) {
   StoreOrStream(d, v, p, stream, IsWhole(d));
 }
 
-/// Rounds to nearest even as PyTorch does; Highway 1.0.3 truncates.
+/// The nearest bfloat16, halves to even as in PyTorch (Highway 1.0.3 truncates): the upper halves.
 template <class D>
-HWY_INLINE void StoreReal(D, hn::Vec<D> v, BFloat16* p, bool stream) {
-  const hn::Rebind<std::uint16_t, D> d16;
-  const hn::Rebind<std::uint32_t, D> d32;
-  const hn::Rebind<std::int32_t, D> di32;
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> BFloat16Bits(D, hn::Vec<D> v) {
+  const hn::RebindToUnsigned<D> d32;
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
   const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7FFFu)));
   const auto is_nan = hn::RebindMask(d32, hn::Ne(v, v));
-  const auto kept = hn::IfThenElse(is_nan, hn::Set(d32, 0x7FC00000u), rounded);
-  const auto narrow = hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(kept)));
-  StoreOrStream(d16, narrow, reinterpret_cast<std::uint16_t*>(p), stream, IsWhole(D()));
+  return hn::IfThenElse(is_nan, hn::Set(d32, 0x7FC00000u), rounded);
+}
+
+template <class D>
+HWY_INLINE void StoreReal(D d, hn::Vec<D> v, BFloat16* p, bool stream) {
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Rebind<std::int32_t, D> di32;
+  const auto upper = hn::BitCast(di32, hn::ShiftRight<16>(BFloat16Bits(d, v)));
+  StoreOrStream(d16, hn::DemoteTo(d16, upper), reinterpret_cast<std::uint16_t*>(p), stream,
+                IsWhole(D()));
 }
 
 template <class D>

@@ -1,6 +1,7 @@
 // Products with stored weights, and operations on rows, against double precision on every target.
 #include "recurrence/inference.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -65,27 +66,36 @@ struct Stored {
   }
 };
 
+/// Halves to even.
+float nearest_bfloat16(float value) {
+  auto bits = std::bit_cast<std::uint32_t>(value);
+  bits += 0x7FFF + (bits >> 16 & 1);
+  return std::bit_cast<float>(bits & 0xFFFF0000u);
+}
+
 struct Expected {
   double value = 0, bound = 0;
 };
 /// x[m] · w[n] + bias[n], and how far float32 may lie: a rounding of each of columns / 4 + 8
-/// partial sums of at most Σ|w x|; with dot products of int8 also x rounded by 2^-16 of its
-/// largest.
+/// partial sums of at most Σ|w x|; with int8 also x rounded by 2^-16 of its largest. With bfloat16
+/// x itself is rounded, and its products have no other error.
 Expected expected(const Stored& w, const std::vector<float>& x, std::int64_t m, std::int64_t n,
-                  double bias, bool rounded) {
+                  double bias) {
   const auto columns = static_cast<std::size_t>(w.matrix.columns);
   const float* const row = x.data() + static_cast<std::size_t>(m) * columns;
   double magnitude = std::fabs(bias), weights = 0, most = 0;
   Expected out{bias, 0};
   for (std::size_t c = 0; c < columns; ++c) {
     const double weight = w.numbers[static_cast<std::size_t>(n) * columns + c];
-    out.value += weight * static_cast<double>(row[c]);
-    magnitude += std::fabs(weight * static_cast<double>(row[c]));
+    const auto value = static_cast<double>(
+        w.matrix.storage == Storage::kBFloat16 ? nearest_bfloat16(row[c]) : row[c]);
+    out.value += weight * value;
+    magnitude += std::fabs(weight * value);
     weights += std::fabs(weight);
-    most = std::max(most, std::fabs(static_cast<double>(row[c])));
+    most = std::max(most, std::fabs(value));
   }
   out.bound = magnitude * (static_cast<double>(columns) / 4 + 8) * 0x1p-24;
-  if (rounded) out.bound += weights * most * 0x1p-16;
+  if (w.matrix.storage == Storage::kInt8) out.bound += weights * most * 0x1p-16;
   return out;
 }
 
@@ -113,7 +123,6 @@ void expect_product(Storage storage, std::int64_t rows, std::int64_t out, std::i
   p.y = again.data();
   execute(p, 1);
   EXPECT_EQ(y, again) << "threads change bits";
-  const bool rounded = storage == Storage::kInt8 && rows <= 4;
   for (std::int64_t m = 0; m < rows; ++m) {
     for (std::int64_t n = 0; n < stride; ++n) {
       const double actual = static_cast<double>(y[static_cast<std::size_t>(m * stride + n)]);
@@ -122,7 +131,7 @@ void expect_product(Storage storage, std::int64_t rows, std::int64_t out, std::i
         continue;
       }
       const double b = with_bias ? static_cast<double>(bias[static_cast<std::size_t>(n)]) : 0;
-      const auto [value, bound] = expected(w, x, m, n, b, rounded);
+      const auto [value, bound] = expected(w, x, m, n, b);
       ASSERT_NEAR(actual, value, bound) << m << ", " << n;
     }
   }

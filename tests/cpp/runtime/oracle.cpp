@@ -18,9 +18,17 @@ std::complex<double> polar_gate(double re, double im) {
   return r == 0 ? 0.5 : sigmoid(r) / r * std::complex<double>(re, im);
 }
 
+/// To 8 significant bits, halves to even.
+double nearest_bfloat16(double value) {
+  int exponent = 0;
+  const double fraction = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
+}
+
 class Oracle {
  public:
-  Oracle(const model::ModelSpec& spec, const Weights& weights) : spec_(spec), weights_(weights) {}
+  Oracle(const model::ModelSpec& spec, const Weights& weights, Inputs inputs)
+      : spec_(spec), weights_(weights), inputs_(inputs) {}
 
   Rows run(const std::vector<std::int64_t>& ids) const {
     const Row& embedding = weights_.at("token_emb.weight");
@@ -39,7 +47,9 @@ class Oracle {
     const Row& w = weights_.at(name);
     const std::size_t columns = x[0].size(), rows = w.size() / columns;
     Rows y;
-    for (const Row& in : x) {
+    for (Row in : x) {
+      if (inputs_ == Inputs::kBFloat16)
+        std::transform(in.begin(), in.end(), in.begin(), nearest_bfloat16);
       Row& out = y.emplace_back(rows);
       for (std::size_t r = 0; r < rows; ++r) {
         out[r] = bias.empty() ? 0 : weights_.at(bias)[r];
@@ -254,14 +264,15 @@ class Oracle {
 
   const model::ModelSpec& spec_;
   const Weights& weights_;
+  Inputs inputs_;
 };
 
 }  // namespace
 
 std::vector<double> oracle_logits(const model::ModelSpec& spec, const Weights& weights,
-                                  const std::vector<std::int64_t>& ids) {
+                                  const std::vector<std::int64_t>& ids, Inputs inputs) {
   std::vector<double> logits;
-  for (const Row& row : Oracle(spec, weights).run(ids))
+  for (const Row& row : Oracle(spec, weights, inputs).run(ids))
     logits.insert(logits.end(), row.begin(), row.end());
   return logits;
 }

@@ -1,0 +1,260 @@
+// Products of many rows with a stored matrix, in blocks that fit registers and caches.
+#include <algorithm>
+#include <array>
+#include <cstddef>
+
+#include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/dot-inl.h"
+#include "recurrence/cpu/int8-inl.h"
+#include "recurrence/cpu/parallel.h"
+#include "recurrence/cpu/product_words.h"
+#include "recurrence/cpu/rows-inl.h"
+
+#if defined(GATELOOP_RECURRENCE_CPU_BLOCKED_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef GATELOOP_RECURRENCE_CPU_BLOCKED_PRODUCTS_INL_H_
+#undef GATELOOP_RECURRENCE_CPU_BLOCKED_PRODUCTS_INL_H_
+#else
+#define GATELOOP_RECURRENCE_CPU_BLOCKED_PRODUCTS_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace gateloop::recurrence::cpu {
+namespace HWY_NAMESPACE {
+
+/// The words that products with this storage are made of here: pairs double the products of an
+/// instruction where the processor has it. Without, int8 is widened to float32.
+inline Word WordOf(Storage storage) {
+#if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
+  static const bool has_bfloat16 = __builtin_cpu_supports("avx512bf16") != 0;
+  static const bool has_int16 = __builtin_cpu_supports("avx512vnni") != 0;
+  if (storage == Storage::kBFloat16 && has_bfloat16) return Word::kTwoBFloat16;
+  if (storage == Storage::kInt8 && has_int16) return Word::kTwoInt16;
+#endif
+  (void)storage;
+  return Word::kFloat32;
+}
+
+/// sum += weight x, word by word. Highway 1.0.3 has no such instructions, and an intrinsic in a
+/// function with a target of its own would not be inlined.
+template <Word kWord, class V>
+HWY_INLINE void AddProduct(V weight, V x, V& sum) {
+  if constexpr (kWord == Word::kFloat32) {
+    sum = hn::MulAdd(weight, x, sum);
+  } else {
+#if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
+    if constexpr (kWord == Word::kTwoBFloat16) {
+      asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(x.raw), "v"(weight.raw));
+    } else {
+      asm("vpdpwssd %2, %1, %0" : "+v"(sum.raw) : "v"(x.raw), "v"(weight.raw));
+    }
+#endif
+  }
+}
+
+inline constexpr auto kPanel =
+    static_cast<std::int64_t>(2 * hn::MaxLanes(hn::ScalableTag<float>()));
+
+/// to[r, 0 .. kPanel) += Σ_k w[r][k] panel[k], k over words. Its 12 sums hide the latency of two
+/// multiply-adds a cycle, and fit 16 registers.
+template <Word kWord, std::size_t kRows>
+HWY_INLINE void MicroTile(const std::array<const float*, kRows>& w, const float* HWY_RESTRICT panel,
+                          std::int64_t words, float* HWY_RESTRICT to) {
+  const hn::ScalableTag<float> d;
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
+  hn::Vec<decltype(d)> low[kRows], high[kRows];
+  for (std::size_t r = 0; r < kRows; ++r) low[r] = high[r] = hn::Zero(d);
+  for (std::int64_t k = 0; k < words; ++k) {
+    const auto x0 = hn::LoadU(d, panel + k * kPanel),
+               x1 = hn::LoadU(d, panel + k * kPanel + kLanes);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const auto weight = hn::Set(d, w[r][k]);
+      AddProduct<kWord>(weight, x0, low[r]);
+      AddProduct<kWord>(weight, x1, high[r]);
+    }
+  }
+  const auto as_float = [d](auto sum) HWY_ATTR {
+    if constexpr (kWord == Word::kTwoInt16) {
+      return hn::ConvertTo(d, hn::BitCast(hn::RebindToSigned<decltype(d)>(), sum));
+    } else {
+      return sum;
+    }
+  };
+  for (std::size_t r = 0; r < kRows; ++r) {
+    float* const at = to + static_cast<std::int64_t>(r) * kProductSumsStride;
+    hn::StoreU(hn::Add(hn::LoadU(d, at), as_float(low[r])), d, at);
+    hn::StoreU(hn::Add(hn::LoadU(d, at + kLanes), as_float(high[r])), d, at + kLanes);
+  }
+}
+
+/// A row of x as words: where it lies, or rounded in `memory`. Of int16 its scale too.
+template <Word kWord>
+const float* RowWords(const Product& p, std::int64_t row, float* memory, float* scale) {
+  const std::int64_t n = p.matrix.columns;
+  const float* const x = p.x + row * p.x_stride;
+  if constexpr (kWord == Word::kTwoBFloat16) {
+    auto* const to = reinterpret_cast<BFloat16*>(memory);
+    ForEachVector<float>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+      StoreReal(d, hn::LoadU(d, x + c), to + c, /*stream=*/false);
+    });
+    if (n % 2 != 0) to[n] = BFloat16{};
+  } else if constexpr (kWord == Word::kTwoInt16) {
+    const Int16Row to{scale, reinterpret_cast<std::int16_t*>(memory)};
+    RoundToInt16(x, n, to);
+    if (n % 2 != 0) to.values[n] = 0;
+  } else {
+    if (p.matrix.storage != Storage::kBFloat16) return x;
+    RoundToBFloat16(x, n, memory);
+  }
+  return memory;
+}
+
+/// The panels of x: panel i holds rows i kPanel .. as (words, kPanel), rows past the last zero.
+template <Word kWord>
+void PackPanel(const Product& p, std::int64_t panel, float* packed, float* scales, float* rounded) {
+  const std::int64_t words = words_of(kWord, p.matrix.columns), first = panel * kPanel;
+  const std::int64_t rows = std::min(kPanel, p.rows - first);
+  std::array<const float*, static_cast<std::size_t>(kPanel)> from{};
+  for (std::int64_t r = 0; r < rows; ++r) {
+    from[static_cast<std::size_t>(r)] =
+        RowWords<kWord>(p, first + r, rounded + r * words, scales + first + r);
+  }
+  float* const to = packed + first * words;
+  if (rows < kPanel) std::fill_n(to, words * kPanel, 0.0f);
+  constexpr std::int64_t kStep = 16;  // a cache line of each row, so that both sides stay in L1
+  for (std::int64_t begin = 0; begin < words; begin += kStep) {
+    const std::int64_t end = std::min(words, begin + kStep);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float* const row = from[static_cast<std::size_t>(r)];
+      for (std::int64_t k = begin; k < end; ++k) to[k * kPanel + r] = row[k];
+    }
+  }
+}
+
+/// Columns [first, first + n) of one row as float32.
+inline void WidenPart(const Matrix& w, std::int64_t row, std::int64_t first, std::int64_t n,
+                      float* to) {
+  const std::int64_t at = row * w.columns + first;
+  switch (w.storage) {
+    case Storage::kFloat32:
+      return Widen(static_cast<const float*>(w.data) + at, n, to);
+    case Storage::kBFloat16:
+      return Widen(static_cast<const BFloat16*>(w.data) + at, n, to);
+    case Storage::kFloat16:
+      return Widen(static_cast<const Float16*>(w.data) + at, n, to);
+    case Storage::kInt8: {
+      const auto* const from = static_cast<const std::int8_t*>(w.data) + at;
+      const float scale = w.scales[row];
+      ForEachVector<float>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+        const hn::Rebind<std::int8_t, decltype(d)> d8;
+        const hn::Rebind<std::int32_t, decltype(d)> d32;
+        const auto wide = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, from + c)));
+        hn::StoreU(hn::Mul(wide, hn::Set(d, scale)), d, to + c);
+      });
+    }
+  }
+}
+
+/// The same as words: where they lie, or in `to`.
+template <Word kWord>
+const float* WeightWords(const Matrix& w, std::int64_t row, std::int64_t first, std::int64_t n,
+                         float* to) {
+  const std::int64_t at = row * w.columns + first;
+  if constexpr (kWord == Word::kTwoBFloat16) {
+    if (w.columns % 2 == 0)
+      return reinterpret_cast<const float*>(static_cast<const BFloat16*>(w.data) + at);
+    auto* const words = reinterpret_cast<BFloat16*>(to);
+    std::copy_n(static_cast<const BFloat16*>(w.data) + at, n, words);
+    if (n % 2 != 0) words[n] = BFloat16{};
+  } else if constexpr (kWord == Word::kTwoInt16) {
+    auto* const words = reinterpret_cast<std::int16_t*>(to);
+    std::copy_n(static_cast<const std::int8_t*>(w.data) + at, n, words);
+    if (n % 2 != 0) words[n] = 0;
+  } else {
+    if (w.storage == Storage::kFloat32) return static_cast<const float*>(w.data) + at;
+    WidenPart(w, row, first, n, to);
+  }
+  return to;
+}
+
+struct ProductTile {
+  std::int64_t first_row, rows;        // of x
+  std::int64_t first_column, columns;  // of y: rows of the matrix
+};
+
+template <Word kWord, std::size_t kRows>
+std::int64_t MicroRows(const Product& p, const ProductTile& tile, std::int64_t column,
+                       std::int64_t begin, std::int64_t depth, const float* packed, float* sums,
+                       float* memory) {
+  const std::int64_t words = words_of(kWord, p.matrix.columns);
+  for (; column + static_cast<std::int64_t>(kRows) <= tile.columns;
+       column += static_cast<std::int64_t>(kRows)) {
+    std::array<const float*, kRows> weights;
+    for (std::size_t r = 0; r < kRows; ++r) {
+      weights[r] =
+          WeightWords<kWord>(p.matrix, tile.first_column + column + static_cast<std::int64_t>(r),
+                             begin, depth, memory + static_cast<std::int64_t>(r) * kProductDepth);
+    }
+    for (std::int64_t m = 0; m < tile.rows; m += kPanel) {
+      const float* const panel =
+          packed + (tile.first_row + m) * words + words_of(kWord, begin) * kPanel;
+      MicroTile<kWord, kRows>(weights, panel, words_of(kWord, depth),
+                              sums + column * kProductSumsStride + m);
+    }
+  }
+  return column;
+}
+
+/// One tile of y: sums, (columns, rows of x), are gathered block by block of the depth.
+template <Word kWord>
+void RunTile(const Product& p, const ProductTile& tile, const float* packed, const float* scales,
+             float* sums, float* memory) {
+  std::fill_n(sums, kProductTileRows * kProductSumsStride, 0.0f);
+  for (std::int64_t begin = 0; begin < p.matrix.columns; begin += kProductDepth) {
+    const std::int64_t depth = std::min(kProductDepth, p.matrix.columns - begin);
+    std::int64_t n = 0;
+    n = MicroRows<kWord, kMicroRows>(p, tile, n, begin, depth, packed, sums, memory);
+    n = MicroRows<kWord, 3>(p, tile, n, begin, depth, packed, sums, memory);
+    MicroRows<kWord, 1>(p, tile, n, begin, depth, packed, sums, memory);
+  }
+  constexpr float kNoBias[kProductTileRows] = {};
+  const float* const bias = p.bias == nullptr ? kNoBias : p.bias + tile.first_column;
+  for (std::int64_t m = 0; m < tile.rows; ++m) {
+    float* const y = p.y + (tile.first_row + m) * p.y_stride + tile.first_column;
+    for (std::int64_t n = 0; n < tile.columns; ++n) {
+      float sum = sums[n * kProductSumsStride + m];
+      if constexpr (kWord == Word::kTwoInt16)
+        sum *= scales[tile.first_row + m] * p.matrix.scales[tile.first_column + n];
+      y[n] = sum + bias[n];
+    }
+  }
+}
+
+template <Word kWord>
+void RunBlocked(const Product& p, const Executor& executor, float* scratch) {
+  const ProductBuffers buffers(p);
+  float* const packed = scratch;
+  float* const scales = packed + buffers.x;
+  float* const slots = scales + buffers.rows;
+  const int threads = std::max(1, executor.threads);
+  parallel(executor, threads, (p.rows + kPanel - 1) / kPanel,
+           [&](std::int64_t panel, std::int64_t slot) {
+             PackPanel<kWord>(p, panel, packed, scales, slots + slot * buffers.per_slot);
+           });
+  const std::int64_t down = (p.rows + kProductBlockRows - 1) / kProductBlockRows;
+  const std::int64_t across = (p.matrix.rows + kProductTileRows - 1) / kProductTileRows;
+  parallel(executor, threads, down * across, [&](std::int64_t item, std::int64_t slot) {
+    const std::int64_t row = item / across * kProductBlockRows,
+                       column = item % across * kProductTileRows;
+    float* const sums = slots + slot * buffers.per_slot;
+    RunTile<kWord>(p,
+                   {row, std::min(kProductBlockRows, p.rows - row), column,
+                    std::min(kProductTileRows, p.matrix.rows - column)},
+                   packed, scales, sums, sums + kProductTileRows * kProductSumsStride);
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace gateloop::recurrence::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // GATELOOP_RECURRENCE_CPU_BLOCKED_PRODUCTS_INL_H_
