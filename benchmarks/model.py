@@ -1,4 +1,4 @@
-"""The model of the reference's train.py: a training step, and reading a long prompt.
+"""The model of the reference's train.py: a training step, and reading a prompt.
 
 Ours makes one step of the whole batch; the peer does as its train.py, four micro-batches, and is
 also shown with the whole batch at once. All clip the gradient and update by Adam.
@@ -35,7 +35,7 @@ class Size:
     batch: int = 16
     micro_batches: int = 4
     length: int = 256
-    prompt: int = 16384
+    prompts: tuple[int, ...] = (1024, 16384)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(dim=32, depth=1, batch=4, micro_batches=2, length=32, prompt=96)
+QUICK = Size(dim=32, depth=1, batch=4, micro_batches=2, length=32, prompts=(96,))
 
 
 @dataclass(frozen=True)
@@ -260,32 +260,47 @@ def prefill_passes(
     return {dtype: one(dtype) for dtype in DTYPES}
 
 
+def decoder_passes(size: Size, data: Inputs) -> Mapping[str, Pass]:
+    """Of the runtime, with weights stored in the dtype."""
+    package = our_package()
+    if not hasattr(package, "Decoder"):
+        raise AbsentError("this revision has no Decoder")
+
+    def one(dtype: str) -> Pass:
+        decoder = package.Decoder(build(ours, size, data).to(DTYPES[dtype]))
+        return Pass(lambda: decoder(data.ids), lambda: numpy_of([decoder(data.ids)[0]]))
+
+    return {dtype: one(dtype) for dtype in DTYPES}
+
+
 def prefill_oracle(data: Inputs) -> list[Array]:
     with torch.no_grad():
         weights = {name: w.double() for name, w in data.weights.items()}
         return numpy_of([oracle.transformer(weights, data.ids)])
 
 
-def prefill(size: Size) -> Problem:
+def prefill(size: Size, tokens: int) -> Problem:
     return Problem(
         "model",
-        f"prefill, {size.prompt:,} tokens",
+        f"prefill, {tokens:,} tokens",
         TOLERANCES,
-        partial(inputs, size, 1, size.prompt),
+        partial(inputs, size, 1, tokens),
         prefill_oracle,
         [
             Contender("gateloop_cpp", "ours", "ours", partial(prefill_passes, ours, size)),
             Contender(
                 "gateloop_cpp, fused", "ours", "ours", partial(prefill_passes, ours_fused, size)
             ),
+            Contender("gateloop_cpp, Decoder", "ours", "ours", partial(decoder_passes, size)),
             Contender(
                 "gateloop-transformer", "peer", "peer", partial(prefill_passes, theirs, size)
             ),
-            *floors(size.prompt, False),
+            *floors(tokens, False),
         ],
     )
 
 
 def problems(quick: bool) -> list[Problem]:
     size = QUICK if quick else FULL
-    return [training(size, compile_peers=not quick), prefill(size)]
+    prompts = [prefill(size, tokens) for tokens in size.prompts]
+    return [training(size, compile_peers=not quick), *prompts]

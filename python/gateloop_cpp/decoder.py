@@ -60,7 +60,8 @@ class Decoder:
     """Reads tokens after tokens without gradients, as the runtime of C++ programs does.
 
     It goes past the modules and reads the weights where ``model`` has them: they must not change
-    meanwhile. Activations and states are float32 whatever the weights are.
+    meanwhile. Activations and states are float32 whatever the weights are; matrix products with
+    bfloat16 weights round what they multiply to bfloat16.
 
     Args:
         model: an untouched Transformer: its modules are what its options make them, without hooks,
