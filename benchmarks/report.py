@@ -106,7 +106,8 @@ def details(rows: Sequence[Row]) -> str:
             over = ratio(row.value / floor.value) if floor else "–"
             error = "–" if row.error is None else f"{row.error:.1e}"
             value = amount(row.value, row.unit)
-            lines.append([f"{row.problem}, {row.which}", row.contender, value, over, error])
+            name = f"{row.contender}, base" if row.kind == "base" else row.contender
+            lines.append([f"{row.problem}, {row.which}", name, value, over, error])
     header = ["what", "contender", "median", "over floor", "error"]
     text = f"## Everyone\n\n{table(header, lines)}"
     out = [sentence(row) for row in rows if not row.values]
