@@ -1,0 +1,82 @@
+"""The three forms of gate_loop beside each other, over steps and widths of heads.
+
+    python -m benchmarks.forms
+
+Prints a table of milliseconds, forward and forward + backward: the fastest call of all rounds, the
+forms in turns. One sequence of 512 channels, complex transitions of each head, float32. Only the
+surrogate attention grows with T²: 4,096 steps are the most.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import ROOT
+from benchmarks.timing import interleave, seconds_of
+
+CHANNELS = 512
+FORMS = ("scan", "attention", "recurrent")
+STEPS = (1, 4, 16, 64, 256, 1024, 4096)
+WIDTHS = (4, 16, 64, 128)
+
+
+def passes(time: int, width: int, form: str) -> dict[str, Callable[[], object]]:
+    torch.manual_seed(0)
+    heads = CHANNELS // width
+    raw = torch.randn(1, time, heads, dtype=torch.complex64)
+    given = [torch.randn(1, time, heads, width) for _ in range(3)]
+    given.append(raw / raw.abs() * raw.abs().sigmoid())
+    leaves = [t.clone().requires_grad_() for t in given]
+    dy = torch.randn(1, time, heads, width)
+    operator = partial(torch.ops.gateloop.gate_loop, form=form)
+
+    def forward() -> None:
+        with torch.no_grad():
+            operator(*given)
+
+    def both() -> None:
+        y, _ = operator(*leaves)
+        torch.autograd.grad(y, leaves, dy)
+
+    return {"forward": forward, "forward + backward": both}
+
+
+def measure(time: int, width: int, rounds: int) -> dict[tuple[str, str], float]:
+    """Milliseconds of (form, pass)."""
+    contenders = {
+        (form, which): partial(seconds_of, run, 0.02)
+        for form in FORMS
+        for which, run in passes(time, width, form).items()
+    }
+    return {
+        key: 1e3 * min(seconds)
+        for key, seconds in interleave(contenders, rounds, budget=20).items()
+    }
+
+
+def cell(values: dict[tuple[str, str], float], form: str) -> str:
+    return " | ".join(f"{values[form, which]:.3g}" for which in ("forward", "forward + backward"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "release")
+    chosen = parser.parse_args()
+    torch.ops.load_library(chosen.build / "lib" / "libgateloop_ops.so")
+    columns = [f"{form}{more}" for form in FORMS for more in (", forward", ", with backward")]
+    print("| T | K = V | " + " | ".join(columns) + " |")
+    print("|---:" * (2 + len(columns)) + "|")
+    for width in WIDTHS:
+        for time in STEPS:
+            values = measure(time, width, chosen.rounds)
+            print(f"| {time} | {width} | {' | '.join(cell(values, f) for f in FORMS)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
