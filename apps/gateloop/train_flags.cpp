@@ -190,7 +190,6 @@ void add_process_flags(Overrides& flags) {
 void add_model_flags(TrainFlags& given) {
   Overrides& flags = *given.overrides;
   flags.group("Model");
-  flags.add("num-tokens", MODEL_FIELD(num_tokens), "Vocabulary, 256 or more");
   flags.add("dim", MODEL_FIELD(dim), "Width of the residual stream");
   flags.add("depth", MODEL_FIELD(depth), "Layers");
   flags.add("ff-mult", MODEL_FIELD(ff_mult), "Hidden width of the feed-forward, in dim");
