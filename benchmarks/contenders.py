@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 Kind = Literal["ours", "base", "peer", "floor"]
-# The process that a contender runs in: libraries with thread pools of their own stay apart, and so
-# do two revisions of our operators, which no process can hold together.
+# The process that a contender runs in. Libraries with thread pools of their own stay apart. So do
+# two revisions of our operators: no process can hold both.
 Home = Literal["ours", "base", "peer", "jax", "floor"]
 
 

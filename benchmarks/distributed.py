@@ -3,10 +3,10 @@
     python -m benchmarks.distributed                  two processes, (1, 1,048,576, 64)
     python -m benchmarks.distributed --processes 4 --shape 1 65536 512
 
-Prints, for every operator, the time of one process and of all together, the fastest of all rounds,
-and how many times as fast that is. Then the same of processor time, of the process that took most:
-without the waiting on a busy machine. --lasting takes gates so near one that no product of them
-underflows: then a block is read three times.
+Prints, for every operator, the time of one process and of all together. Each is the fastest of all
+rounds. Prints also how many times as fast all together are. Then the same of processor time, of the
+process that took most: without the waiting on a busy machine. --lasting takes gates so near one
+that no product of them underflows: then a block is read three times.
 """
 
 import argparse

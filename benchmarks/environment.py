@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# torch's own switch, for peers and ours alike: without it most of what a long sequence costs is the
-# system handing out fresh memory in pages of 4 KiB.
+# torch's own switch, for peers and ours alike. Without it most of what a long sequence costs is
+# fresh memory: the system hands it out in pages of 4 KiB.
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 

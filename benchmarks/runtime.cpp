@@ -68,8 +68,8 @@ double read_ms(int threads, const F& read) {
   return *std::max_element(shortest.begin(), shortest.end());
 }
 
-/// Reads the bytes once, an equal share to each thread: the faster of a sum of integers, which is
-/// all loads, and of products with a row in L1, whose loads are wider.
+/// Reads the bytes once, an equal share to each thread, in the faster of two ways. A sum of
+/// integers is all loads; products with a row in L1 have wider loads.
 double floor_ms(const std::vector<std::byte>& bytes, int threads) {
   const auto shares = static_cast<std::size_t>(threads);
   const std::size_t share = bytes.size() / shares / 2048 * 2048;

@@ -4,8 +4,8 @@
     python examples/jax_train.py --data FILE --out DIR
 
 The twin of `gateloop train`: the same model, batches, schedule and Adam. DIR gets metrics.jsonl,
-one object a step with the same fields, and config.json and model.safetensors, which `gateloop
-evaluate` and `gateloop generate` read. FILE may be compressed (.gz, .xz).
+one object a step with the same fields, config.json and model.safetensors. `gateloop evaluate` and
+`gateloop generate` read the last two. FILE may be compressed (.gz, .xz).
 """
 
 import argparse

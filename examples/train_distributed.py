@@ -5,13 +5,13 @@
 
 The twin of `gateloop train`: the same batches, schedule and Adam, and what N processes compute on
 their rows is what one computes on all. DIR gets metrics.jsonl, one object a step with the same
-fields, and config.json and model.safetensors, which gateloop_cpp.checkpoint reads, and `gateloop
-generate` where the model is one of bytes. From training_state.pt --resume goes on in any number of
-processes. FILE may be compressed (.gz, .xz).
+fields, config.json and model.safetensors. gateloop_cpp.checkpoint reads the last two, and so does
+`gateloop generate` where the model is one of bytes. From training_state.pt --resume goes on in any
+number of processes. FILE may be compressed (.gz, .xz).
 
-The model reads bytes, or with --tokenizer the tokens of a tokenizer.json of Hugging Face's library
-(`pip install tokenizers`), which is then kept in DIR: docs/data.md says how to draw from such a
-model. Losses stay in bits per byte of the text.
+The model reads bytes. With --tokenizer it reads the tokens of a tokenizer.json of Hugging Face's
+library (`pip install tokenizers`). That file is then kept in DIR: docs/data.md says how to draw
+from such a model. Losses stay in bits per byte of the text.
 """
 
 import argparse
@@ -372,7 +372,7 @@ def leave(status: int) -> NoReturn:
     """Ends the process as it is.
 
     Gloo's threads may hold tensors while DistributedDataParallel's last reference to the group is
-    dropped, which then waits for them for ever (github.com/pytorch/pytorch/pull/179291).
+    dropped. The drop then waits for them for ever (github.com/pytorch/pytorch/pull/179291).
     """
     sys.stdout.flush()
     sys.stderr.flush()

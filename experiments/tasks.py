@@ -44,7 +44,7 @@ def memory_horizon(
 ) -> Batch:
     """Numbers 0..4 and resets; the target is the sum modulo 5 of all numbers since the last reset.
 
-    After arXiv 2311.01927, section 5, which has number tokens, reset tokens, and a target that
+    After arXiv 2311.01927, section 5, which has number tokens and reset tokens. Its target
     compresses all inputs since the last reset. Sequences begin with a reset; any other step is one
     with the given probability. At a reset the target is 0 and the span 0; n steps after it the
     span is n.

@@ -2,9 +2,9 @@
 """Get the training text into data/.
 
 enwik8 (the first 100,000,000 bytes of an English Wikipedia dump) comes from its public home. Where
-that cannot be reached, a sample of 6 million bytes is taken from the test data of the gensim
-package, by a Python package index. Either way the text is checked against a known SHA-256
-before it gets its name, so a file called data/enwik8 or data/wiki_sample is always whole.
+that cannot be reached, a sample of 6 million bytes is taken. It is in the test data of the gensim
+package, and comes by a Python package index. Either way the text is checked against a known SHA-256
+before it gets its name. So a file called data/enwik8 or data/wiki_sample is always whole.
 
 Needs nothing but Python's standard library.
 """

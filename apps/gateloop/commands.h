@@ -5,17 +5,17 @@
 /// are in a program of their own, gateloop-train: it alone loads libtorch, which takes most of a
 /// second.
 ///
-/// How a callback ends the program: it returns (exit code 0), throws UsageError (2), throws
-/// CLI::RuntimeError(code) after it has printed what there is to say, or throws any other exception
-/// (1). main() prints one line for each exception, then calls report_to_others().
+/// A callback ends the program in one of four ways. It returns (exit code 0), throws UsageError (2)
+/// or throws any other exception (1). Or it throws CLI::RuntimeError(code), after it has printed
+/// the message. main() prints one line for each exception, then calls report_to_others().
 #include <CLI/CLI.hpp>
 #include <stdexcept>
 #include <string>
 
 namespace gateloop::app {
 
-/// A mistake in the command line that only the callback can find (a file of the wrong kind, two
-/// flags that do not go together). The message is one line and names the remedy.
+/// A mistake in the command line that only the callback can find: a file of the wrong kind, or two
+/// flags that do not go together. The message is one line and names the remedy.
 class UsageError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

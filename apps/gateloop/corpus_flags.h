@@ -29,8 +29,8 @@ CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::st
 void add_no_documents_flag(CLI::App& command, bool& no_documents, const std::string& meaning);
 void add_split_flag(CLI::App& command, CorpusFlags& flags);
 
-/// Whether documents are apart by these two flags, for a model whose training was so, or not, or
-/// does not say.
+/// Whether documents are apart: by these two flags, else as in the model's training. `trained`:
+/// whether they were apart there; nullopt: not recorded, then they are not apart.
 inline bool are_apart(bool documents, bool no_documents, std::optional<bool> trained) {
   return documents || (!no_documents && trained.value_or(false));
 }

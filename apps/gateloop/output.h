@@ -6,8 +6,8 @@
 
 namespace gateloop::app {
 
-/// Opens /dev/null on each of the descriptors 0, 1 and 2 that is closed, so that no data file gets
-/// that number. It is opened for the other direction: a write to such an output fails.
+/// Opens /dev/null on each of the descriptors 0, 1 and 2 that is closed. So no data file gets that
+/// number. It is opened for the other direction: a write to such an output fails.
 void occupy_standard_descriptors();
 
 /// Hands what was printed to the system. Throws std::runtime_error where standard output did not

@@ -39,8 +39,8 @@ void load_state_dict(torch::nn::Module& module,
 void save_model(nn::Transformer transformer, const std::filesystem::path& dir);
 
 /// What explains a model later, as a JSON object: "program" with its version, git "revision" (empty
-/// if unknown), "torch", "processor", "command" line, "date" (UTC), and how many "processes"
-/// trained it where they were several.
+/// if unknown), "torch", "processor", "command" line and "date" (UTC). Where several processes
+/// trained it, also their number, "processes".
 std::string provenance(int processes = 1);
 /// "provenance" of DIR/config.json: such an object for each process that wrote to the directory,
 /// oldest first. Empty in directories of earlier versions.

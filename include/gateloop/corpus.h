@@ -48,9 +48,10 @@ inline constexpr std::uint8_t kSeparator = 0xFF;
 class Corpus {
  public:
   /// Default split: 90/5/5 per cent of all bytes. Throws std::runtime_error naming the path and
-  /// what is wrong: missing, empty, truncated, damaged, encrypted, several files in an archive, a
-  /// folder without text, a link back to a folder around it, a split longer than the text, a
-  /// parquet file, a line that is no JSON or without the field, a document that holds kSeparator.
+  /// what is wrong. A file: missing, empty, truncated, damaged, encrypted, parquet, or an archive
+  /// of several files. A folder: without text, or a link back to a folder around it. A text:
+  /// shorter than the split, a line that is no JSON or without the field, a document that holds
+  /// kSeparator.
   explicit Corpus(Sources sources, std::optional<Split> split = std::nullopt);
   explicit Corpus(const std::filesystem::path& path, std::optional<Split> split = std::nullopt)
       : Corpus(Sources{.paths = {path}}, split) {}

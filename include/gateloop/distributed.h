@@ -37,10 +37,10 @@ class Communicator {
  public:
   /// Of one process.
   Communicator() = default;
-  /// Connects all processes. Throws std::invalid_argument for a backend that is not there,
-  /// std::runtime_error naming those that do not come or connect within the time-out, or the
-  /// process that ended before it joined (report_absence()) or could not connect, and its error.
-  /// Where it throws, SIGTERM is ignored from then on, as after report_failures().
+  /// Connects all processes. Throws std::invalid_argument for a backend that is not there. Throws
+  /// std::runtime_error naming those that do not come or connect within the time-out. Where a
+  /// process ended before it joined (report_absence()) or could not connect, the message names it
+  /// and its error. Where it throws, SIGTERM is ignored from then on, as after report_failures().
   static Communicator join(const Launch& launch, const JoinOptions& options = {});
 
   int rank() const;

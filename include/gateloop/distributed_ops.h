@@ -5,8 +5,8 @@
 /// differ in length and may be empty. Each process passes its block and gets its block of the
 /// outputs. In Python these are the functions of gateloop_cpp.distributed.
 ///
-/// All processes of the group call a function together, in the same order, with the same options
-/// and with the same shapes but for T; and all run the backward pass if one does.
+/// All processes of the group call a function together and in the same order. Options are the same
+/// on all, and so are shapes but for T. If one runs the backward pass, all do.
 #include <ATen/ATen.h>
 
 #include <cstdint>
@@ -30,10 +30,11 @@ namespace gateloop::time_sharded {
 // torch.distributed's collectives, the loss is the sum of what the processes call backward on: a
 // final state that each of them uses receives the sum of their gradients.
 //
-// A block sends a state and the product of its transitions, and the gradient of a state and one
-// more product on the way back, in the dtype of states, whatever T is. Where the products of the
-// first and of the last steps of a block underflow to zero, as gates below one make them, these
-// steps alone are read twice. Else the block is read three times, and twice on the way back.
+// A block sends a state and the product of its transitions. On the way back it sends the gradient
+// of a state and one more product. All are in the dtype of states, and their size does not depend
+// on T. Where the products of a block's first and last steps underflow to zero, these steps alone
+// are read twice. Gates below one make such products. Else the block is read three times, and twice
+// on the way back.
 //
 // Differentiable once. Throws c10::Error naming the operator and the argument.
 

@@ -19,11 +19,12 @@ struct Launch {
   bool launcher_stores = false;  ///< torchrun's agent keeps the store, else process 0
 };
 
-/// Of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
-/// TORCHELASTIC_USE_AGENT_STORE), else of a SLURM step (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
-/// SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE, SLURM_CPUS_PER_TASK, SLURM_STEP_NODELIST,
-/// SLURM_JOB_ID, SLURM_STEP_ID; MASTER_ADDR and MASTER_PORT overrule the address), else one
-/// process. Throws std::invalid_argument naming a variable that is missing or out of range.
+/// Of torchrun, else of a SLURM step, else one process. torchrun sets RANK, WORLD_SIZE, LOCAL_RANK,
+/// LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and TORCHELASTIC_USE_AGENT_STORE. SLURM sets
+/// SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE,
+/// SLURM_CPUS_PER_TASK, SLURM_STEP_NODELIST, SLURM_JOB_ID and SLURM_STEP_ID; MASTER_ADDR and
+/// MASTER_PORT overrule its address. Throws std::invalid_argument naming a variable that is missing
+/// or out of range.
 Launch launch_from_environment();
 
 }  // namespace gateloop::distributed

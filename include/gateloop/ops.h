@@ -48,10 +48,10 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence(
 ///                auto takes. attention: the surrogate attention of section 3.3 in tiles, T² work.
 ///                recurrent: step by step, which keeps T states for a backward pass. All compute
 ///                the same, and their gradients too.
-/// feature_map:   taylor: of heads, with transitions a head: φ(q) and φ(k) in place of q and k, so
-///                that their products are 1 + s + s²/2 with s = q · k (arXiv 2312.04927). States
-///                have 1 + K + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other
-///                forms all of q and k.
+/// feature_map:   taylor: of heads, with transitions a head: φ(q) and φ(k) in place of q and k
+///                (arXiv 2312.04927). Their products are 1 + s + s²/2 with s = q · k. States have 1
+///                + K + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all
+///                of q and k.
 /// Returns (y (B, T, D) or (B, T, H, V) in the dtype of q, final_state as initial_state is).
 std::tuple<at::Tensor, at::Tensor> gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,

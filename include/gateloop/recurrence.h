@@ -66,8 +66,9 @@ constexpr std::int64_t saved_state_count(std::int64_t time) {
   return (time + kSavedStateBlock - 1) / kSavedStateBlock;
 }
 /// Beside Offsets the states of sequence n, which begins at step o, lie from saved_state_count(o,
-/// n) on. One of L steps has at most floor(L / 16) + 1 blocks, and floor(o / 16) + floor(L / 16) is
-/// at most floor((o + L) / 16): it ends before the next begins, and so many states hold them all.
+/// n) on. A sequence of L steps has at most floor(L / 16) + 1 blocks. As floor(o / 16) + floor(L /
+/// 16) is at most floor((o + L) / 16), its states end before the next begin. So many states hold
+/// them all.
 constexpr std::int64_t saved_state_count(std::int64_t time, std::int64_t sequences) {
   return time / kSavedStateBlock + sequences;
 }
@@ -219,8 +220,8 @@ constexpr Integer feature_count(FeatureMap map, Integer channels) {
 /// q, k: (B, T, H, K), v, y: (B, T, H, V) real in `dtype` (not complex). a: (B, T, H), or if
 /// `per_key` (B, T, H, K), in the accumulation type, complex if `complex`; its strides count its
 /// elements. States: (B, H, K, V) of the type of a. saved_states: (B, gate_loop_chunks(T, per_key),
-/// H, 1 or 2, K, V) real, contiguous, the parts of the state before each chunk in scan order; null
-/// where no backward pass follows. Beside Offsets states are (N, H, K, V) and (1,
+/// H, 1 or 2, K, V) real, contiguous. They are the parts of the state before each chunk in scan
+/// order; null where no backward pass follows. Beside Offsets states are (N, H, K, V) and (1,
 /// gate_loop_chunks(T, N, per_key), H, 1 or 2, K, V). With a feature map, which excludes per_key,
 /// states have feature_count(K) keys instead of K.
 struct GateLoop {

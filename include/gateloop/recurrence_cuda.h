@@ -6,8 +6,8 @@
 /// values are not found; a kernel then accesses memory outside of the arrays, or waits for ever.
 /// Nothing here allocates or synchronises: run() queues its work on the stream and can be captured
 /// in a graph. The same call gives the same bits on every run, whatever else the device does. A
-/// transition of modulus above 1 may overflow in the product over a chunk, of up to 256 steps,
-/// where a state that is small enough would not.
+/// transition of modulus above 1 may overflow in the product over a chunk, of up to 256 steps. A
+/// state that is small enough would not overflow there.
 ///
 /// Tests run the same bodies on the CPU, and on an H100, the only GPU that has been tried.
 #include <cstddef>
@@ -39,7 +39,7 @@ std::size_t scratch_bytes(const SimpleGateLoopBackward&);
 std::size_t scratch_bytes(const RmsNorm&);
 std::size_t scratch_bytes(const RmsNormBackward&);
 
-/// Throws std::invalid_argument for a dtype or a shape that the operation does not take, and
+/// Throws std::invalid_argument for a dtype or a shape that the operation does not take. Throws
 /// std::runtime_error, with the operation and CUDA's message, where a launch fails.
 void run(const LinearRecurrence&, const Context&);
 void run(const LinearRecurrenceBackward&, const Context&);

@@ -1,7 +1,7 @@
 #pragma once
 
-/// Inference without torch: a model read from its directory, sessions that read tokens and give
-/// logits, and what a session carries from token to token as a value.
+/// Inference without torch: a model read from its directory, and sessions that read tokens and give
+/// logits. What a session carries from token to token is a value.
 ///
 /// Shapes: B batch, T time, D channels. Arguments that do not fit are std::invalid_argument, files
 /// that are not there or damaged std::runtime_error; both name what was expected and what came.
@@ -34,8 +34,8 @@ struct OpenOptions {
   Format format = Format::kFile;
 };
 
-/// A weight in memory, contiguous: its name in a state_dict, and "F64", "F32", "BF16", "F16" or, of
-/// a matrix NAME (rows, columns) beside its scales NAME.scale (rows) in "F32", "I8".
+/// A weight in memory, contiguous: its name in a state_dict, and "F64", "F32", "BF16", "F16" or
+/// "I8". The last is of a matrix NAME (rows, columns) beside its scales NAME.scale (rows) in "F32".
 struct StoredWeight {
   std::string name;
   std::string dtype;

@@ -9,9 +9,9 @@
 ///   training_state.safetensors  all that resuming needs, in one file: a kill between two files
 ///                               cannot mix two steps
 ///   metrics.jsonl               one JSON object per step, in ASCII
-/// A resumed run repeats, bit for bit, what the unbroken one would have done, on the same machine
-/// with the same number of threads. With `minutes` the length, and so the decay, depends on the
-/// clock: `plan` says how.
+///
+/// A resumed run repeats the unbroken one bit for bit, on the same machine with the same number of
+/// threads. With `minutes` the length, and so the decay, depends on the clock: `plan` says how.
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -130,8 +130,8 @@ std::vector<std::string> preset_names();
 std::string fastest_dtype();
 
 /// As many as libtorch chooses (OMP_NUM_THREADS, which torchrun sets to 1), or fewer where this
-/// process may use fewer processors: by its affinity or by the CPU quota of its control groups (a
-/// container's), of which each of `processes` on this machine has its part: in a SLURM step
+/// process may use fewer processors. Its affinity and the CPU quota of its control groups (a
+/// container's) bound them. Each of `processes` on this machine has its part: in a SLURM step
 /// SLURM_CPUS_PER_TASK, where that is set.
 int default_threads(int processes = 1);
 
@@ -145,8 +145,8 @@ RunConfig config_from_json(const std::string& text);
 RunConfig load_config(const std::filesystem::path& dir);
 /// Whether DIR holds any file of a run.
 bool holds_run(const std::filesystem::path& dir);
-/// Names of the options that differ, though resuming needs them equal; options that only say how
-/// often to save, sample and so on may change, and `steps` may where the schedule is constant.
+/// Names of the options that differ, though resuming needs them equal. Options that only say how
+/// often to save, sample and so on may change. `steps` may change where the schedule is constant.
 std::vector<std::string> obstacles_to_resuming(const RunConfig& stored, const RunConfig& requested);
 
 /// Length of the run as planned when `step` updates were made; nullopt before the first estimate.
@@ -193,15 +193,15 @@ enum class Start {
 /// obstacles_to_resuming() allows.
 ///
 /// Every process of `communicator` calls it, inside report_failures(). The run has the options and
-/// the corpus of process 0, which alone reads and writes `dir`, prints, and calls `sample`. Of
-/// their own options the others take threads, and the number of the device. Each has its copy of
+/// the corpus of process 0. That process alone reads and writes `dir`, prints, and calls `sample`.
+/// Of their own options the others take threads, and the number of the device. Each has its copy of
 /// the corpus.
 ///
-/// Throws std::invalid_argument for options that do not fit (as check(), and those of the model),
-/// for a corpus shorter than a window and for kNew where there is a run; std::runtime_error for
-/// files that cannot be read or written, a run with other options or another corpus, a directory in
-/// which another process trains, and a loss or gradient that is not finite. Whatever it throws, the
-/// last good checkpoint is whole.
+/// Throws std::invalid_argument for options that do not fit (as check(), and those of the model).
+/// Also for a corpus shorter than a window, and for kNew where there is a run. Throws
+/// std::runtime_error for files that cannot be read or written, and for a loss or gradient that is
+/// not finite. Also for a run with other options or another corpus, and for a directory in which
+/// another process trains. Whatever it throws, the last good checkpoint is whole.
 ///
 /// With `minutes` the run ends that long after its start, validation and saving included; the time
 /// of earlier processes counts where the run was resumed.

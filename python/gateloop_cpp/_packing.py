@@ -76,8 +76,8 @@ def next_tokens_over(
     """Of a block x (B, T) of the ids that a group holds.
 
     Returns:
-        What follows in its sequence after each step, in this block or a later one, (B, T) int64,
-        IGNORED as in next_tokens; and the number of all that is not ignored, over all blocks, ().
+        What follows each step in its sequence, in this block or a later one: (B, T) int64, IGNORED
+        as in next_tokens. And the number of all that is not ignored, over all blocks, ().
     """
     x = x.long()
     batch, time = x.shape

@@ -26,9 +26,10 @@ def difference(model: Any, cls: type[Any]) -> str | None:
     """What code that computes the result of ``model`` from its weights would miss; None: nothing.
 
     An untouched model is a ``cls`` with the modules, types and attributes that its ``options`` give
-    it. It has no hooks, local or global, no ``forward`` of an instance, and plain parameters of one
-    dtype on the CPU. It is called outside of autocast and of torch's transforms and modes. Values
-    of parameters, ties between them, ``train()`` and ``fuse()`` make no difference.
+    it. It has no hooks, local or global, and no ``forward`` of an instance. Its parameters are
+    plain, of one dtype and on the CPU. It is called outside of autocast and of torch's transforms
+    and modes. Values of parameters, ties between them, ``train()`` and ``fuse()`` make no
+    difference.
     """
     if plain_class(type(model)) is not cls:
         return f"the type {type(model).__qualname__}"

@@ -26,7 +26,7 @@ class CausalFullAttention(nn.Module):
     With data-dependent relative positions each pair of channels c of a head has a transition a_c
     of its own step; q is scaled by max(Re(a_1 ... a_c), 1e-10) and k by the inverse. The paper's
     product (arXiv 2311.01927, section 3.4) runs over the steps up to t; the reference's runs over
-    the channels up to c within one step, and ours does as the reference's so that its weights keep
+    the channels up to c within one step. Ours does as the reference's, so that its weights keep
     their meaning. The floor decides the result for heads wider than about 60 channels.
 
     Args:
@@ -37,8 +37,8 @@ class CausalFullAttention(nn.Module):
         data_dependent_rel_pos: see above.
         frac_gradient_data_dependent_rel_pos: the share of the gradient that reaches ``to_a``.
         softmax_normalize: default: not data_dependent_rel_pos.
-        window: each step attends to itself and the window - 1 steps before it, so that the cost and
-            the cache of a step are bounded; default: to all steps before it.
+        window: each step attends to itself and the window - 1 steps before it. The cost and the
+            cache of a step are then bounded. Default: to all steps before it.
     """
 
     def __init__(

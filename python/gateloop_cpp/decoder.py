@@ -65,8 +65,8 @@ class Decoder:
 
     Args:
         model: an untouched Transformer: its modules are what its options make them, without hooks,
-            wrappers or adapters, its parameters plain tensors of one dtype (float32, bfloat16 or
-            float16) on the CPU. Autocast is off.
+            wrappers or adapters. Its parameters are plain tensors of one dtype (float32, bfloat16
+            or float16) on the CPU. Autocast is off.
         threads: default: as many as torch uses.
 
     Raises:

@@ -4,8 +4,8 @@ Each process of a c10d group holds a block of consecutive steps: rank 0 the firs
 those that follow, and so on. Blocks may differ in length and may be empty. A process passes its
 block and gets its block of the outputs; between processes go states, whatever T is.
 
-All processes of the group call a function together, in the same order, with the same options and
-with the same shapes but for T. If one runs the backward pass of a call, all do.
+All processes of the group call a function together and in the same order. Options are the same on
+all, and so are shapes but for T. If one runs the backward pass of a call, all do.
 
 Arguments that differ from those of :mod:`gateloop_cpp.ops`:
 
@@ -20,9 +20,9 @@ The final state is that of the whole sequence, the same on every process. As for
 collectives, the loss is the sum of what the processes call ``backward`` on: a final state that each
 of them uses receives the sum of their gradients.
 
-A block is read about once where the products of its first and of its last few thousand transitions
-underflow to zero, as those of gates below one do; else three times. Infinities and NaN go no
-further than the block at whose end their factor is zero.
+A block is read about once where the products of its first and last few thousand transitions
+underflow to zero. Gates below one make such products. Else it is read three times. Infinities and
+NaN go no further than the block at whose end their factor is zero.
 
 Differentiable once, under autocast and ``torch.utils.checkpoint`` too. ``torch.compile`` leaves the
 calls as they are.
@@ -81,7 +81,7 @@ def linear_recurrence(
         reverse: run from the last step of the whole to its first.
 
     Returns:
-        h (B, T, D) of this block, and the state after the last step of the whole, (B, D) or (N, D).
+        h (B, T, D) of this block; and the state after the last step of the whole, (B, D) or (N, D).
 
     Raises:
         RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.
@@ -111,8 +111,8 @@ def gate_loop(
         reverse: run from the last step of the whole to its first.
 
     Returns:
-        y (B, T, D) or (B, T, H, V) of this block, and the state after the last step of the whole in
-        the dtype of a and the shape of initial_state.
+        y (B, T, D) or (B, T, H, V) of this block; and the state after the last step of the whole,
+        in the dtype of a and the shape of initial_state.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -141,7 +141,7 @@ def polar_gate_loop(
         reverse: run from the last step of the whole to its first.
 
     Returns:
-        y (B, T, D) of this block, and the complex state after the last step of the whole, (B, D) or
+        y (B, T, D) of this block; and the complex state after the last step of the whole, (B, D) or
         (N, D).
 
     Raises:
@@ -172,7 +172,7 @@ def simple_gate_loop(
         reverse: run from the last step of the whole to its first.
 
     Returns:
-        y (B, T, D) of this block, and the state after the last step of the whole, (B, D) or (N, D).
+        y (B, T, D) of this block; and the state after the last step of the whole, (B, D) or (N, D).
 
     Raises:
         RuntimeError, TypeError, ValueError: naming the argument, what was expected and what came.

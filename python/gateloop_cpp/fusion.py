@@ -1,8 +1,8 @@
 """Blocks that fuse what stands between their matrix products.
 
 A fused model has the modules, parameters and state_dict of the plain one; some modules have a
-subclass of their class. What those compute with are operators of this package (docs/math.md, "What
-a block does to rows"), which take torch's own wherever a tensor is not plain numbers on the CPU:
+subclass of their class. Those compute with operators of this package (docs/math.md, "What a block
+does to rows"). These take torch's own wherever a tensor is not plain numbers on the CPU:
 
 - a projection: on AMD's processors with AVX-512, products in float32 by oneDNN instead of MKL;
 - exact GELU, and the SiLU gate with its product: one pass each way;
@@ -36,15 +36,15 @@ def fuse(model: Module) -> Module:
     """Fuse what stands between the matrix products of ``model``, in place.
 
     The numbers stay, to the rounding of their dtype, and so do parameters, state_dict, caches,
-    ``generate`` and files. Layers and projections are still called as modules. Looked past are the
-    residual connections with their norms (PreNorm, PostNorm, the Identity of a layer without a
-    mixer), the Sequential and the norm in front of the logits, and the SiLU of gates.
+    ``generate`` and files. Layers and projections are still called as modules. Not called are the
+    residual connections with their norms: PreNorm, PostNorm, the Identity of a layer without a
+    mixer. Nor are the Sequential and the norm in front of the logits, and the SiLU of gates.
 
-    Each of these parts is called as before where any module in it has hooks, a forward of its own,
-    a compiled call or another class, whenever it got that; and all of them under hooks on all
-    modules, modes that see torch's functions, ``torch.compile`` and the transforms of
-    ``torch.func``. With ``checkpoint_blocks`` residual connections are called too. Under autocast a
-    norm passes its dtype on, and layers read that.
+    Each of these parts is called as before where any module in it was changed, at any time. Such
+    changes are hooks, a forward of its own, a compiled call or another class. All parts are called
+    under hooks on all modules, modes that see torch's functions, ``torch.compile`` and the
+    transforms of ``torch.func``. With ``checkpoint_blocks`` residual connections are called too.
+    Under autocast a norm passes its dtype on, and layers read that.
 
     So fuse first and wrap, shard, hook or quantise then. Tools that look for the class nn.Linear
     itself, not for its instances, miss a fused one: :func:`unfuse` before.

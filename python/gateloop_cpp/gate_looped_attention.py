@@ -33,8 +33,9 @@ class GateLoopedAttention(nn.Module):
         S_t = a_t S_{t-1} + k_t^T v_t   (K, V)        y_t = q_t Re(S_t)   (V)
 
     then sub-LN, swish gating and the output projection. With max heads (K = V = 1, the default) the
-    recurrence is one fused operator that reads q, k, v and z in place, but with the magnitude_phase
-    gate a scan of computed transitions. Wider heads are one :func:`~gateloop_cpp.ops.gate_loop`.
+    recurrence is one fused operator. It reads q, k, v and z in place. With the magnitude_phase gate
+    it is a scan of computed transitions instead. Wider heads are one
+    :func:`~gateloop_cpp.ops.gate_loop`.
 
     Args:
         dim: channels of the input and output.
@@ -57,8 +58,8 @@ class GateLoopedAttention(nn.Module):
             heads only); ``to_qkv`` then has 2 dim_inner rows.
         dim_key: width of the keys of all heads, and of the queries; default dim_inner.
         per_key_transitions: a transition for every key channel instead of one for every head.
-        feature_map: "taylor": q and k become their Taylor features (arXiv 2312.04927), so that
-            their products are 1 + s + s²/2 with s = q · k / √K. Meant for K of 8 to 24: the state
+        feature_map: "taylor": q and k become their Taylor features (arXiv 2312.04927). Their
+            products are then 1 + s + s²/2 with s = q · k / √K. Meant for K of 8 to 24: the state
             has 1 + K + K (K + 1) / 2 keys.
         phase_bias: initial bias of the phases in radians, within [first, second)
             (magnitude_phase gate only). Alike magnitudes get unlike phases.

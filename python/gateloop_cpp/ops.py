@@ -90,12 +90,11 @@ def gate_loop(
             surrogate attention of section 3.3, T² work, in tiles. "recurrent": step by step, with
             T states in memory for a backward pass.
         feature_map: "taylor": of heads, with a transition for each, φ(q) and φ(k) in place of q and
-            k, so that their products are 1 + s + s²/2 with s = q · k (arXiv 2312.04927). States
-            have 1 + K + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all
-            of q and k.
+            k (arXiv 2312.04927). Their products are 1 + s + s²/2 with s = q · k. States have 1 + K
+            + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all of q and k.
 
     Returns:
-        y (B, T, D) or (B, T, H, V) in the dtype of q, and the state after the last step in the
+        y (B, T, D) or (B, T, H, V) in the dtype of q; and the state after the last step in the
         dtype of a and the shape of initial_state.
 
     Raises:
@@ -228,7 +227,7 @@ def bidirectional(
 def release_unused_memory() -> int:
     """Give unused memory of outputs above 32 MiB to the system; returns how many bytes.
 
-    Up to 1 GiB of it is kept for the next outputs of about that size, since clearing fresh pages
-    takes as long as a recurrence. The system takes it by itself when it runs short (Linux).
+    Up to 1 GiB of it is kept for the next outputs of about that size: clearing fresh pages takes as
+    long as a recurrence. The system takes it by itself when it runs short (Linux).
     """
     return int(torch.ops.gateloop._release_unused_memory())

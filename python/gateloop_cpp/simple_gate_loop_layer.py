@@ -26,8 +26,8 @@ class SimpleGateLoopLayer(nn.Module):
     """h_t = σ(z_t) h_{t-1} + kv_t, y_t = q_t h_t, for q, kv, z = chunks of Linear(RMSNorm(x)).
 
     No residual connection. By default the gate, the recurrence and the read-out are one fused
-    operator, the fastest and the most exact of the three; the other two scans are there because the
-    reference offers them.
+    operator. It is the fastest and the most exact of the three scans. The other two are there
+    because the reference offers them.
 
     Args:
         dim: channels of the input and output.

@@ -74,8 +74,8 @@ class Transformer(nn.Module):
             a mapping of its prenorm and post_ln.
         tie_embeddings: the logits are products with the token embedding.
         checkpoint_blocks: keep of each mixer and feed-forward, with its norm and residual, only the
-            input, and run it again in the backward pass (``torch.utils.checkpoint``; hooks inside
-            then fire twice). An attribute too: how a model is trained, no part of ``options``.
+            input. The backward pass runs it again (``torch.utils.checkpoint``; hooks inside then
+            fire twice). An attribute too: how a model is trained, no part of ``options``.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ class Transformer(nn.Module):
         """Continue ``prompt`` by ``length`` tokens; one step for each.
 
         A :class:`~gateloop_cpp.Decoder` reads an untouched model; any other model's modules are
-        called. Of a model that is sharded over processes all of them have to call this, each with
+        called. Of a model that is sharded over processes all of them have to call this. Each passes
         a prompt, a length and a seed of its own.
 
         Args:

@@ -17,9 +17,9 @@ namespace gateloop::distributed {
 /// Sums gradients over processes while the backward pass still runs, in buckets of up to 25 MiB, by
 /// c10d's Reducer. One process: does nothing.
 ///
-/// The sums are the same bits on every process. They are on every run with the same number of
-/// processes too, because the buckets hold the gradients in the order in which a first backward
-/// pass gives them, and that pass is made before the first step of every process.
+/// The sums are the same bits on every process. They are so on every run with the same number of
+/// processes too. The reason: the buckets hold the gradients in the order in which a first backward
+/// pass gives them. That pass is made before the first step of every process.
 class GradientReduction {
  public:
   /// `backward` runs a pass that reaches every parameter that training reaches; its gradients are

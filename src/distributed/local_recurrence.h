@@ -44,9 +44,8 @@ class LocalRecurrence {
   bool reverse() const { return reverse_; }
 
  private:
-  /// The state after a scan in the other direction, whose transitions are those of `sequences` and
-  /// whose input is what `dy` adds to the gradient of the state where the first sequence is
-  /// `first`.
+  /// The state after a scan in the other direction. Its transitions are those of `sequences`. Its
+  /// input is what `dy` adds to the gradient of the state where the first sequence is `first`.
   virtual at::Tensor run_back(const Tensors& sequences, const at::Tensor& first,
                               const at::Tensor& dy, const OptionalTensor& initial_state) const = 0;
 

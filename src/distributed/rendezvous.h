@@ -23,9 +23,9 @@ void report_absence(const Launch& launch, const std::string& error,
 ///
 /// Process 0 draws a name for the life and hands it to each process that shows a fresh token; a
 /// token left by an earlier life is never answered under that name. It then lets all begin, or says
-/// to all why none may. Throws LostProcess naming a process that ended before it joined, or on
-/// the others those that did not come within the time-out; on process 0 that is a
-/// std::runtime_error.
+/// to all why none may. Throws LostProcess naming a process that ended before it joined. Where some
+/// did not come within the time-out, the error names those: a std::runtime_error on process 0,
+/// LostProcess on the others.
 c10::intrusive_ptr<c10d::Store> own_keys(const c10::intrusive_ptr<c10d::Store>& store,
                                          const Launch& launch, const JoinOptions& options);
 

@@ -47,8 +47,8 @@ class TimeBlock {
   /// Where sequences end within a piece, (N + 1) int64 from its beginning; absent if not packed.
   OptionalTensor cu_seqlens(const Piece& piece) const;
 
-  /// Rows of a state that other blocks need from the last, and from the first, steps of this one
-  /// and that have steps outside of `piece` too.
+  /// Rows of a state that other blocks need from the last, and from the first, steps of this one.
+  /// Only those that have steps outside of `piece` too.
   std::vector<std::int64_t> leaving_beyond(const Piece& piece) const;
   std::vector<std::int64_t> entering_beyond(const Piece& piece) const;
   /// The rank whose block ends each packed sequence; of an empty one that which has initial_state.

@@ -80,8 +80,8 @@ void MemoryPool::give_back(void* data) {
   unused_bytes_ += size;
 }
 
-/// The smallest blocks first, because the large cost most to get again, until `at_least` bytes are
-/// gone or nothing is left.
+/// The smallest blocks first, because the large cost most to get again. Ends when `at_least` bytes
+/// are gone or nothing is left.
 std::size_t MemoryPool::release(std::size_t at_least) {
   std::size_t gone = 0;
   while (gone < at_least && !unused_.empty()) {

@@ -46,8 +46,8 @@ struct Pages {
   }
 };
 
-/// The share of the pages that compute_behind_pages() takes before the kernel starts: with an 8th,
-/// a 16th and a 32nd LinearRecurrence took 0.74, 0.69 and 0.87 of what it took with all pages
+/// The share of the pages that compute_behind_pages() takes before the kernel starts. Times of
+/// LinearRecurrence with an 8th, a 16th and a 32nd: 0.74, 0.69 and 0.87 of that with all pages
 /// before.
 constexpr std::int64_t kLead = 16;
 

@@ -4,10 +4,10 @@
 /// kernel's struct.
 ///
 /// In memory, sequences are dense (..., T, D), pairs (..., T, D, 2), states (..., D), saved states
-/// (..., N, D). With `time_last` a program names the axes of the same memory (..., D, T), so that
-/// all buffers begin with the axes along which XLA may partition; it sets layouts to match, which
-/// XLA does not pass to handlers. A program may be deserialised or made by hand, so every buffer's
-/// dtype and shape are checked here too.
+/// (..., N, D). With `time_last` a program names the axes of the same memory (..., D, T). All
+/// buffers then begin with the axes along which XLA may partition. The program sets layouts to
+/// match, which XLA does not pass to handlers. A program may be deserialised or made by hand, so
+/// every buffer's dtype and shape are checked here too.
 #include <xla/ffi/api/ffi.h>
 
 #include <cstddef>

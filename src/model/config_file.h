@@ -51,8 +51,8 @@ struct ModelFiles {
   std::filesystem::path weights;
   SafeTensorsHeader header;
 };
-/// Throws std::runtime_error naming the file that is not there or what is wrong with it, and every
-/// weight that is missing, unexpected or misshapen.
+/// Throws std::runtime_error naming the file that is not there or what is wrong with it. Also names
+/// every weight that is missing, unexpected or misshapen.
 ModelFiles open_model(const std::filesystem::path& dir, Weights weights);
 
 }  // namespace gateloop::model

@@ -127,7 +127,7 @@ Tensor CausalFullAttentionImpl::relative_scale(const Tensor& x, Ablation ablatio
   return at::real(a.cumprod(-1)).clamp_min(1e-10);
 }
 
-/// q (B, H, T, D), k, v (B, H, S, D) with S ≥ T, the queries being the last T of S steps.
+/// q (B, H, T, D), k, v (B, H, S, D) with S ≥ T. The queries are the last T of S steps.
 Tensor CausalFullAttentionImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v) const {
   const auto time = q.size(2), steps = k.size(2), past = steps - time;
   const auto window = spec_.window.value_or(steps);

@@ -15,12 +15,12 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 inline bool is_given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
-/// gate_loop of max heads around a recurrence of a and kv (B, T, D), which returns the states and
-/// the last of them.
+/// gate_loop of max heads around a recurrence of a and kv (B, T, D). `recurrence` returns the
+/// states and the last of them.
 std::tuple<at::Tensor, at::Tensor> gate_loop_around(
     const std::function<std::tuple<at::Tensor, at::Tensor>(const at::Tensor& kv)>& recurrence,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a);
-/// gate_loop of max heads in torch's operators and the linear recurrence, of which each has a
+/// gate_loop of max heads in torch's operators and the linear recurrence. Each of these has a
 /// gradient and a batching rule.
 std::tuple<at::Tensor, at::Tensor> gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,

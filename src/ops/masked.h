@@ -25,7 +25,7 @@ class Padding {
 };
 
 /// z there makes a gate hold the state: σ(8192) is 1 in every dtype. As a power of two it also has
-/// z / |z| = 1 without rounding, which 10,000 has not, and float16 holds it.
+/// z / |z| = 1 without rounding, which 10,000 has not. float16 holds it too.
 inline constexpr double kHoldingGate = 8192;
 
 /// Each checks all its arguments, the mask too. cu_seqlens is there to be refused beside a mask.

@@ -6,9 +6,10 @@
 
 namespace gateloop::ops {
 
-/// gateloop::rms_norm: x / max(‖x‖, ε) √dim gamma over the last dimension, for x (..., dim) and
-/// gamma (dim) of floating dtypes, in the wider of them. ε is the reference's 1e-12, and 2^-24 in
-/// float16, where 1e-12 is zero. Throws c10::Error for a gamma or a dtype that does not fit.
+/// gateloop::rms_norm: x / max(‖x‖, ε) √dim gamma over the last dimension. x (..., dim) and gamma
+/// (dim) have floating dtypes; the result has the wider of them. ε is the reference's 1e-12, and
+/// 2^-24 in float16, where 1e-12 is zero. Throws c10::Error for a gamma or a dtype that does not
+/// fit.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& gamma);
 
 /// gateloop::_rms_norm_backward -> (dx (..., dim), dgamma (dim)); dy is as y.

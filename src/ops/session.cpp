@@ -57,8 +57,8 @@ struct Session : torch::CustomClassHolder {
                                   {.threads = static_cast<int>(threads)});
         })) {}
 
-  /// ids (B, T) after a state, None at the start of a text -> logits (B, T, num_tokens), or (B, 1,
-  /// num_tokens) of the last step; and the state after them.
+  /// ids (B, T) after a state, None at the start of a text. Returns logits (B, T, num_tokens), or
+  /// (B, 1, num_tokens) of the last step; and the state after them.
   std::tuple<at::Tensor, c10::intrusive_ptr<State>> read(
       const at::Tensor& ids, const std::optional<c10::intrusive_ptr<State>>& before,
       bool last_only) {

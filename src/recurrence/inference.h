@@ -3,8 +3,8 @@
 /// What reading a model without its gradient needs beside the scans: products with weights in the
 /// format that they are stored in, and operations on rows of float32. Weights are (out, in).
 ///
-/// As in gateloop/recurrence.h, the caller provides threads and memory, and a result is the same
-/// bits for any number of threads.
+/// As in gateloop/recurrence.h, the caller provides threads and memory. A result is the same bits
+/// for any number of threads.
 #include <cstddef>
 #include <cstdint>
 

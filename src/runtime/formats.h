@@ -30,7 +30,7 @@ struct Converted {
   std::vector<float> scales;
 };
 /// To the nearest number of the format, halves to even. Int8 is scale times an integer of at most
-/// 127, with a scale of a 127th of the row's largest number: an error of at most scale / 2.
+/// 127. The scale is a 127th of the row's largest number: an error of at most scale / 2.
 Converted convert(const StoredMatrix& from, recurrence::Storage to);
 
 /// The storage of a format where the file has `dtype`.

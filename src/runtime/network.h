@@ -43,8 +43,8 @@ constexpr bool mixes(Output output) {
   return output == Output::kSimple || output == Output::kGateLoop || output == Output::kAttention;
 }
 
-/// A product of a stage's input. Its rows are `blocks` equal parts, one after the other, and each
-/// part has `per_group` rows for every group of the stage.
+/// A product of a stage's input. Its rows are `blocks` equal parts, one after the other. Each part
+/// has `per_group` rows for every group of the stage.
 struct Projection {
   recurrence::Matrix matrix;
   const float* bias = nullptr;

@@ -62,9 +62,9 @@ void Pool::take_items(const Body& body, std::int64_t n) {
   }
 }
 
-/// A round is odd while workers may join it. A worker counts itself inside before it looks at the
-/// round, and the caller ends the round before it waits for those inside: so no worker reads the
-/// body of a call that has returned.
+/// A round is odd while workers may join it. A worker counts itself inside before it reads the
+/// round. The caller ends the round before it waits for those inside. So no worker reads the body
+/// of a call that has returned.
 void Pool::parallel_for(std::int64_t n, const Body& body) {
   body_ = &body;
   items_ = n;

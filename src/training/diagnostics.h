@@ -42,9 +42,9 @@ class UpdateDiagnosis {
   /// Gradients are there; a copy of the layers' parameters is held until destruction.
   explicit UpdateDiagnosis(nn::Transformer model);
 
-  /// The weights are updated. Transitions and units are those of a pass over the first windows of
-  /// `text`, of `length` bytes each, 2048 bytes at most, in float32; the state starts anew before
-  /// each `separator` too.
+  /// The weights are updated. Transitions and units are those of a pass in float32 over the first
+  /// windows of `text`. Windows have `length` bytes each, and 2048 at most together; the state
+  /// starts anew before each `separator` too.
   Diagnostics diagnose(std::span<const std::uint8_t> text, std::int64_t length,
                        Separator separator) const;
 

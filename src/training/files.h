@@ -15,7 +15,7 @@ inline constexpr const char* kRunFiles[] = {kConfigFile, kLatestFile, kBestFile,
                                             kMetricsFile};
 
 /// The absolute path as text for JSON, which is UTF-8. A name of other bytes becomes a URI as in
-/// RFC 8089, "file:///data/%FF", so that every reader of JSON can read the file.
+/// RFC 8089, "file:///data/%FF". So every reader of JSON can read the file.
 std::string path_to_text(const std::filesystem::path& path);
 /// The reverse. Throws std::runtime_error for a URI that is malformed.
 std::filesystem::path path_from_text(const std::string& text);

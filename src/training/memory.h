@@ -11,8 +11,8 @@ namespace gateloop::training {
 /// Upper estimate of what one sequence keeps alive during a training step.
 std::int64_t activation_bytes_per_row(const RunConfig& config);
 
-/// Sequences to run together: all that a process has of a step, `rows`, if their activations fit
-/// half of `available` bytes, else at most `batch`. Fewer and larger matrix products are faster;
+/// Sequences to run together. All that a process has of a step, `rows`, if their activations fit
+/// half of `available` bytes; else at most `batch`. Fewer and larger matrix products are faster;
 /// the rest of the memory stays free for the page cache and others.
 std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t rows,
                                   std::int64_t available);

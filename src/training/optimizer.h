@@ -15,8 +15,9 @@ namespace gateloop::training {
 /// Adam or AdamW in one fused pass over parameters, gradients and moments. Equals torch.optim.Adam
 /// / AdamW after clip_grad_norm_, to rounding.
 ///
-/// With options.shard_optimizer each parameter belongs to one process, which alone holds its
-/// moments and updates it (stage 1 of ZeRO, arXiv 1910.02054); else every process updates all.
+/// With options.shard_optimizer each parameter belongs to one process (stage 1 of ZeRO, arXiv
+/// 1910.02054). That process alone holds its moments and updates it. Without the option every
+/// process updates all.
 class Optimizer {
  public:
   Optimizer(const torch::nn::Module& model, const TrainingOptions& options,

@@ -21,9 +21,9 @@ struct PackedRows {
 /// ids (B, T) -> the same in one row, of which a sequence begins at each row and each separator.
 PackedRows pack_rows(const torch::Tensor& ids, std::uint8_t separator);
 
-/// ids (B, T + 1) int64 -> -ln p of the bytes 1..T of each row given those before them since the
-/// last start of a state, the row's or a separator; a separator itself is predicted from the
-/// document before it. Reduced as by cross_entropy, the softmax in at least float32.
+/// ids (B, T + 1) int64 -> -ln p of the bytes 1..T of each row. Each is predicted from those before
+/// it since the last start of a state: the row's or a separator. A separator itself is predicted
+/// from the document before it. Reduced as by cross_entropy, the softmax in at least float32.
 torch::Tensor next_byte_loss(nn::Transformer& model, const torch::Tensor& ids, Separator separator,
                              at::Reduction::Reduction reduction);
 

@@ -7,8 +7,8 @@
 namespace gateloop::training {
 namespace {
 
-// From a terminal (HUP, INT, QUIT), from kill, containers and init systems (TERM), from batch
-// schedulers before their time limit (USR1, USR2, XCPU).
+// From a terminal: HUP, INT, QUIT. From kill, containers and init systems: TERM. From batch
+// schedulers before their time limit: USR1, USR2, XCPU.
 constexpr std::array kStop = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 constexpr std::array kIgnored = {SIGPIPE, SIGXFSZ};
 

@@ -13,8 +13,8 @@ constexpr double kFirstEstimate = 0.02;
 constexpr double kRememberedShare = 0.05;
 // Held back for what is not timed, such as the last sample.
 constexpr double kReserve = 0.005;
-// A length is kept while it ends this near to the budget, and nearer than 2 per cent of what is
-// left.
+// A length is kept while its end misses the budget by at most the sum of two shares: of the budget,
+// and of what is left.
 constexpr double kTolerance = 0.005;
 constexpr double kToleranceOfRest = 0.02;
 

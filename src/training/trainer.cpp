@@ -96,8 +96,8 @@ torch::Tensor Trainer::loss(const torch::Tensor& ids) {
   return next_byte_loss(model_, ids, corpus_.separator(), at::Reduction::Mean);
 }
 
-/// The gradient of the mean loss over all rows of the step, summed over processes, and this
-/// process's part of that loss in nats.
+/// Computes the gradient of the mean loss over all rows of the step, summed over processes. Returns
+/// this process's part of that loss in nats.
 double Trainer::backward() {
   const auto [first, last] = communicator_.part_of(rows());
   const torch::Tensor ids =

@@ -1,7 +1,7 @@
 // fuzz_readers [SECONDS [SEED]]: every reader on broken files, for SECONDS each.
 //
-// A reader may refuse a file by an exception and by nothing else: a crash, a sanitizer's complaint
-// or another exception ends the program and leaves the file that did it where the last line says.
+// A reader may refuse a file by an exception and by nothing else. A crash, a sanitizer's complaint
+// or another exception ends the program. The file that did it is left where the last line says.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

@@ -41,8 +41,8 @@ def forced() -> Iterator[None]:
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """The same bits on the kernels; on the definitions the same numbers, of the size of one.
 
-    There sizes and strides decide where torch vectorises and fuses products with sums: up to 20
-    units in the last place are seen, and one where a float32 state is rounded at the end.
+    There sizes and strides decide where torch vectorises and fuses products with sums. Up to 20
+    units in the last place are seen. One is seen where a float32 state is rounded at the end.
     """
     unit = torch.finfo(theirs.dtype).eps
     allowed = unit if theirs.dtype in (torch.bfloat16, torch.float16) else 256 * unit

@@ -2,8 +2,9 @@
 
     python distributed_cases.py RANK
 
-writes RANK.json in the working directory: of each case "passed" or its error. A case compares what
-two processes compute on halves of a batch with what each computes alone on the whole of it.
+writes RANK.json in the working directory: of each case "passed" or its error. A case compares two
+results: what two processes compute on halves of a batch, and what each computes alone on the whole
+of it.
 """
 
 import datetime

@@ -2,10 +2,10 @@
 
 Both packages compute in float32 what the peer also computes in float64. Summing in another order
 is allowed, losing digits is not. In float32 our distance to the float64 results may be at most
-twice the peer's own, in the geometric mean over all results of a case. A single result is one draw
-of a rounding error. Over 40 seeds the ratio of the two packages had the median 1.0. Its tails are
-heavy where a transition is close to zero (its gradient divides by |z|): 16 times is allowed there.
-In float64 nothing but the order of summation differs.
+twice the peer's own. This holds in the geometric mean over all results of a case. A single result
+is one draw of a rounding error. Over 40 seeds the ratio of the two packages had the median 1.0. Its
+tails are heavy where a transition is close to zero (its gradient divides by |z|): 16 times is
+allowed there. In float64 nothing but the order of summation differs.
 """
 
 import copy

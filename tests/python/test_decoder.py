@@ -56,8 +56,8 @@ def test_a_decoder_gives_what_the_modules_give(
         logits, cache = decoder(piece, cache)
         assert logits.dtype == torch.float32 and not logits.requires_grad
         pieces.append(logits)
-    # All between the weights and the logits is float32, so that it is no further from the truth
-    # than the modules are. Per channel.
+    # All between the weights and the logits is float32. So it is no further from the truth than the
+    # modules are. Per channel.
     error = (torch.cat(pieces, 1).double() - exact).abs().amax((0, 1))
     theirs = (by_modules.double() - exact).abs().amax((0, 1))
     assert (error <= (2 * theirs).clamp_min(2e-6)).all()

@@ -73,8 +73,8 @@ def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
         np.testing.assert_allclose(one / scale, other / scale, rtol=0, atol=tolerance)
 
 
-# A rounding of float32 is 6e-8, and some hundreds of steps count. One of bfloat16 is 4e-3, and
-# where the two devices round a float32 to different neighbours they are twice that apart.
+# A rounding of float32 is 6e-8, and some hundreds of steps count. One of bfloat16 is 4e-3. Where
+# the two devices round a float32 to different neighbours they are twice that apart.
 TOLERANCE = {"float32": 2e-5, "complex64": 2e-5, "bfloat16": 1e-2}
 CASES = [
     (linear_recurrence, "float32"),

@@ -57,8 +57,8 @@ def test_names_and_initial_weights_are_the_peers() -> None:
 
 def test_equals_the_peer_in_float32() -> None:
     ours, theirs = GateLoopTransformer(**SIZES, key=KEY), Peer(**SIZES, key=KEY)
-    # Logits of order 0.1: sums of 24 products and scans of 21 steps, rounded at 6e-8 of numbers
-    # that the standard normal weights make large.
+    # Logits of order 0.1: sums of 24 products and scans of 21 steps. They are rounded at 6e-8 of
+    # numbers that the standard normal weights make large.
     np.testing.assert_allclose(ours(IDS), theirs(IDS), atol=1e-5)
 
 

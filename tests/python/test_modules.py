@@ -90,7 +90,7 @@ SIMPLE = list(grid(prenorm=BOTH, post_ln=BOTH, reverse=BOTH))
 
 def scans() -> list[Options]:
     """Our three ways to scan. The peer's is its plain one each time: its own logarithms are good to
-    six digits at best (they are complex64 whatever the input), and its JAX scan needs jax2torch."""
+    six digits at best (they are complex64 whatever the input). Its JAX scan needs jax2torch."""
     return [{}, {"use_heinsen": True}, {"use_jax_associative_scan": True}]
 
 

@@ -58,7 +58,7 @@ def test_a_step_by_hand() -> None:
     """Two buckets, of 2 and 1 MB in backward order, on 2 processes: each message is half of one."""
     parameters = [250_000, 500_000]
     assert scaling.buckets(parameters) == [2_000_000, 1_000_000]
-    # The first is full after 1 s forward and two thirds of 2 s backward, and takes 2 messages of
+    # The first is full after 1 s forward and two thirds of 2 s backward. It takes 2 messages of
     # 1 ms + 1 s; the second was full meanwhile and takes 2 of 1 ms + 0.5 s.
     seconds = scaling.seconds(MACHINE, FABRIC, PLAIN, 2, parameters)
     assert seconds == pytest.approx(1 + 4 / 3 + 2.002 + 1.002)

@@ -37,9 +37,9 @@ struct CausalFullAttentionOptions {
 /// With data-dependent relative positions each pair of channels c of a head has a transition a_c of
 /// its own step; q is scaled by max(Re(a_1 ... a_c), 1e-10) and k by the inverse. The paper's
 /// product (arXiv 2311.01927, section 3.4) runs over the steps up to t; the reference's runs over
-/// the channels up to c, within one step, and ours does as the reference's so that its weights keep
-/// their meaning. The floor decides the result for heads wider than about 60 channels and wherever
-/// the product leaves the right half plane.
+/// the channels up to c, within one step. Ours does as the reference's, so that its weights keep
+/// their meaning. The floor decides the result for heads wider than about 60 channels. It does so
+/// too wherever the product leaves the right half plane.
 ///
 /// Parameters: to_qkv.0.weight, to_out.1.{weight,bias}, and by the options to_a.0.weight,
 /// to_gates.0.weight, rotary_emb.freqs (not trained).

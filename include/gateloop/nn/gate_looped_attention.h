@@ -37,9 +37,9 @@ struct GateLoopedAttentionOptions {
 ///   S_t = a_t S_{t-1} + k_t^T v_t   (K, V)        y_t = q_t Re(S_t)   (V)
 ///
 /// then sub-LN, swish gating and the output projection. With max heads (K = V = 1) the whole
-/// recurrence is one fused operator that reads q, k, v and z in place, but with the magnitude_phase
-/// gate a scan of computed transitions; wider heads are gate_loop(). With joint_kv the projection
-/// gives q and kv, (2 dim_inner) channels.
+/// recurrence is one fused operator. It reads q, k, v and z in place. With the magnitude_phase gate
+/// it is a scan of computed transitions instead. Wider heads are gate_loop(). With joint_kv the
+/// projection gives q and kv, (2 dim_inner) channels.
 ///
 /// Parameters: to_qkv.weight (2 dim_key + dim_inner, dim), to_a.0.{weight,bias}, of every
 /// transition in turn the numbers that make it; and by the options to_gates.0.weight,

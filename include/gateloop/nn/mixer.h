@@ -56,8 +56,8 @@ class SpatialMixer : public torch::nn::Module {
  public:
   /// x (B, T, dim) -> (B, T, dim). With `state`, continues from it and updates it.
   /// `packing`: of attention without a state.
-  /// Throws c10::Error for an x of another shape, for a state of another layer or batch, and for a
-  /// packing that does not fit.
+  /// Throws c10::Error for an x of another shape and for a state of another layer or batch. Also
+  /// for a packing that does not fit.
   virtual torch::Tensor forward(const torch::Tensor& x, Ablation ablation = {},
                                 MixerState* state = nullptr, const Packing& packing = {}) = 0;
 };

@@ -6,9 +6,9 @@
 
 namespace gateloop::nn {
 
-/// y = x / max(‖x‖₂, 1e-12) · √dim · gamma, over the last dimension (Zhang & Sennrich 2019, with
-/// the reference's floor on the norm, in float16 2^-24: a row of zeros gives zeros). Parameter:
-/// gamma (dim), ones.
+/// y = x / max(‖x‖₂, 1e-12) · √dim · gamma, over the last dimension (Zhang & Sennrich 2019). The
+/// floor on the norm is the reference's, but in float16 2^-24: a row of zeros gives zeros.
+/// Parameter: gamma (dim), ones.
 class RMSNormImpl : public torch::nn::Module {
  public:
   explicit RMSNormImpl(std::int64_t dim);

@@ -10,10 +10,10 @@ namespace gateloop::nn {
 /// by a session takes a fraction of the time of the modules, one operator after the other.
 runtime::Model runtime_model(const Transformer& transformer);
 
-/// The modules of a model that was opened from a directory, in eval mode and float32, whatever the
-/// type that the session computes in. Parameters stored as float32 are in the memory of `model`:
-/// read-only, and without gradients. Others are converted copies. Throws std::invalid_argument for
-/// a model without options.
+/// The modules of a model that was opened from a directory, in eval mode. They are float32,
+/// whatever the type that the session computes in. Parameters stored as float32 are in the memory
+/// of `model`: read-only, and without gradients. Others are converted copies. Throws
+/// std::invalid_argument for a model without options.
 Transformer modules_of(const runtime::Model& model);
 
 }  // namespace gateloop::nn

@@ -28,8 +28,8 @@ class TransformerImpl : public torch::nn::Module {
   /// full speed see runtime_model().
   /// `packing`: sequences of different lengths; attention then takes no state. A block of ids over
   /// a time group gives its block of the logits.
-  /// Throws c10::Error for ids that are not (B, T) int64 in [0, num_tokens), for a state of another
-  /// model or batch and for a packing that does not fit.
+  /// Throws c10::Error for ids that are not (B, T) int64 in [0, num_tokens). Also for a state of
+  /// another model or batch, and for a packing that does not fit.
   torch::Tensor forward(const torch::Tensor& ids, TransformerState* state = nullptr,
                         std::optional<Ablation> ablation = std::nullopt,
                         const Packing& packing = {});
@@ -43,9 +43,9 @@ class TransformerImpl : public torch::nn::Module {
   torch::Tensor loss(const torch::Tensor& ids, std::optional<Ablation> ablation = std::nullopt,
                      const Packing& packing = {});
 
-  /// Whether a pass with gradients and without a state keeps of each layer only what it reads, and
-  /// runs it again in the backward pass: long sequences in less memory, for one more forward pass.
-  /// Off at first; the bits are the same. Then backward() alone has the gradients:
+  /// Whether a pass with gradients and without a state keeps of each layer only what it reads. The
+  /// backward pass then runs the layer again: long sequences in less memory, for one more forward
+  /// pass. Off at first; the bits are the same. Then backward() alone has the gradients:
   /// torch::autograd::grad and second derivatives throw c10::NotImplementedError.
   void set_checkpoint_blocks(bool on) { checkpoint_blocks_ = on; }
 

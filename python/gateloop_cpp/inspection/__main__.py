@@ -1,8 +1,8 @@
 """Writes a page that shows what a model keeps of a text, byte by byte.
 
-Of every byte: its surprise and what was predicted; of every layer: how much of its state the byte
-erases, the half-lives of its channels, and which earlier bytes the prediction leans on. The page
-is one file and loads nothing.
+Of every byte: its surprise and what was predicted. Of every layer: how much of its state the byte
+erases, and the half-lives of its channels; and the earlier bytes that the prediction leans on. The
+page is one file and loads nothing.
 """
 
 import argparse

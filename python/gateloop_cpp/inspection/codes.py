@@ -1,7 +1,7 @@
 """Numbers of a page as codes of 8 bits; page.js decodes them by the same constants.
 
-Rates are kept as half-lives and inputs as sizes, both on a logarithmic scale: a step of the scale
-is 5.9 per cent of a half-life and 9.4 per cent of a size, so that codes are right to half of that.
+Rates are kept as half-lives and inputs as sizes, both on a logarithmic scale. A step of the scale
+is 5.9 per cent of a half-life and 9.4 per cent of a size. Codes are right to half of that.
 """
 
 import math

@@ -1,7 +1,7 @@
 """How much of a mixer's output each of the last bytes contributes.
 
-With S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t), y_t is a sum over the steps s ≤ t of the
-contributions w(t, s) v_s, with the weights of surrogate attention (arXiv 2311.01927, section 3.3)
+With S_t = a_t S_{t-1} + k_t^T v_t and y_t = q_t Re(S_t), y_t is a sum over the steps s ≤ t. The
+contributions are w(t, s) v_s, weighted as surrogate attention (arXiv 2311.01927, section 3.3)
 
     w(t, s) = q_t · k_s Re(a_{s+1} ... a_t)        of each head; with max heads v_s is in k_s
 
@@ -33,7 +33,7 @@ def max_head_sizes(query: Tensor, key: Tensor, rate: Tensor, phase: Tensor | Non
 
         Σ_c q_t² k_s² |a_{s+1} ... a_t|² cos²(φ_{s+1} + ... + φ_t)
 
-    and cos² x = (1 + cos 2x) / 2 makes each a sum of products of a factor of t and one of s.
+    with cos² x = (1 + cos 2x) / 2: each is a sum of products of a factor of t and one of s.
     """
     queries, keys = _features(query, key, phase)
     rate = rate.clamp(max=_MAX_RATE).mul_(2)

@@ -1,6 +1,7 @@
 """A text read by a model in chunks, and what is measured on the way.
 
-Memory is bounded by a chunk's activations and by what is kept of a byte, in codes of 8 and 16 bits.
+Memory is bounded by a chunk's activations and by what is kept of a byte. That is in codes of 8 and
+16 bits.
 """
 
 import math

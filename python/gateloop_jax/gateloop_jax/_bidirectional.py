@@ -31,10 +31,10 @@ def bidirectional(
                     last.
     options:        segment_ids, mask, axis_name and all else that `scan` takes, the same for both.
                     Packed sequences do not read each other. Of them the first alone begins at the
-                    forward scan's initial state, the last alone at that of the reverse one; the
-                    final states are those of the last and of the first. The output at padding is
-                    zero.
-    Returns (the sum of the outputs, (the state of the forward scan after the last step, that of the
-    reverse one after the first)).
+                    forward scan's initial state. The last alone begins at that of the reverse one.
+                    The final states are those of the last and of the first. The output at padding
+                    is zero.
+    Returns (the sum of the outputs, (state of the forward scan, state of the reverse one)). These
+    are the states after the last and after the first step.
     """
     return both_directions(scan, forward, backward, initial_states, options)

@@ -53,7 +53,7 @@ def save_checkpoint(
 
     training: what config.json shall say of how the model was trained.
     A crash leaves the former model or this one, never a part of each. Raises ValueError for a model
-    that those do not have, and for one whose arrays are no longer those of its options.
+    that those do not have. Also for one whose arrays are no longer those of its options.
     """
     tensors = to_state_dict(model)
     _files.write_model(

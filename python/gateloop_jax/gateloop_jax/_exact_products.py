@@ -3,8 +3,8 @@
 A product of many equal numbers, rounded at each factor, is off in one direction. Here the error of
 a float32 product is carried beside it. float64 is rounded: its errors are 5e8 times smaller.
 
-A number is cut into two of half as many bits, so that products of the parts are exact (Dekker 1971,
-doi 10.1007/BF01397083). The cut is a mask of bits. XLA may compute a b + c with one rounding, which
+A number is cut into two of half as many bits (Dekker 1971, doi 10.1007/BF01397083). Products of the
+parts are then exact. The cut is a mask of bits. XLA may compute a b + c with one rounding, which
 changes nothing where a b is exact.
 """
 

@@ -4,7 +4,7 @@ channel.
 gate_loop takes the transition a and is the linear recurrence between two elementwise passes, which
 XLA fuses with their surroundings; heads wider than one channel are in _wide_heads.py.
 polar_gate_loop takes what a is computed from and is one kernel: gate, recurrence and read-out in
-one pass over memory, and one pass back that recomputes the states from one kept every few steps.
+one pass over memory. One pass back recomputes the states from one kept every few steps.
 """
 
 import functools
@@ -44,15 +44,15 @@ def gate_loop(
     a:             (B, T, D), or (B, T, H), one for each head, or (B, T, H, K), one for each key;
                    complex64 (complex128 for float64), or real: float32 (float64).
     initial_state: (B, D), or (B, H, K, V), in the dtype of a.
-    feature_map:   "taylor": of heads, with a transition for each, the Taylor features of q and k
-                   (arXiv 2312.04927) in place of q and k: their products are 1 + s + s²/2 with s =
-                   q · k. States then have 1 + K + K (K + 1) / 2 keys.
+    feature_map:   "taylor": of heads, with a transition for each. The Taylor features of q and k
+                   (arXiv 2312.04927) take the place of q and k: their products are 1 + s + s²/2
+                   with s = q · k. States then have 1 + K + K (K + 1) / 2 keys.
     segment_ids, mask, axis_name: as linear_recurrence takes them; the output at padding is zero.
     Returns (y as v, in the dtype of q, final_state as initial_state is).
 
     Wider heads are read in blocks of 64 steps, as products of matrices in full float32. A backward
-    pass keeps one state a block, (B, T / 64, H, K, V), and computes a block again from it. Products
-    of transitions in a block must be finite numbers, as they are where |a| <= 1.
+    pass keeps one state a block, (B, T / 64, H, K, V). It computes a block again from that state.
+    Products of transitions in a block must be finite numbers, as they are where |a| <= 1.
     """
     name = "gate_loop"
     q = jnp.asarray(q)

@@ -32,8 +32,8 @@ Gate = Literal["polar", "sigmoid", "magnitude_phase"]
 
 
 class GateLoop(Mixer):
-    """Mixes in time, with K = P / H channels of queries and keys and V = E / H of values in each of
-    H heads, and a transition a_t for each head, or for each of its keys:
+    """Mixes in time, in H heads. Each has K = P / H channels of queries and keys and V = E / H of
+    values. Each, or each of its keys, has a transition a_t:
 
         S_t = a_t S_{t-1} + k_t^T v_t   (K, V)        y_t = q_t Re(S_t)   (V)
 

@@ -3,7 +3,7 @@
 Three primitives: the recurrence; its tangent, a linear map; and that map's adjoint, which has a
 kernel of its own because one pass backward gives all gradients. Forward mode stops at the tangent,
 reverse mode transposes it. Derivatives of the tangent and the adjoint come from their definitions
-by the recurrence itself, so that every order works in every mode.
+by the recurrence itself. So every order works in every mode.
 """
 
 import jax
@@ -36,8 +36,8 @@ def linear_recurrence(
                    step whose mask is false neither decays nor feeds the state; its h is zero.
     axis_name:     of the mesh axis, or axes, that shard time inside jax.shard_map, where all
                    sequences are this device's block: those of the first device come first. The
-                   initial state, which the device of the first step read uses, and the final state
-                   are those of the whole. A block is read three times.
+                   initial and the final state are those of the whole. The device of the first step
+                   read uses the initial one. A block is read three times.
     Returns (h (B, T, D) in the dtype of x, final_state (B, D) in the dtype of the state).
     """
     name = "linear_recurrence"

@@ -37,9 +37,9 @@ class GateLoopTransformer(eqx.Module):
     architecture "jax": numbers, and from the same key the weights, of the package's JAX model: tied
         embedding, eps 1e-5 in the norms, approximate GELU. Its initial weights are standard normal
         whatever the width, which trains poorly.
-    architecture "pytorch": numbers of the PyTorch Transformer and of our C++ one, with every option
-        that says what those compute, and PyTorch's initial distributions. Checkpoints of those can
-        be loaded and saved.
+    architecture "pytorch": numbers of the PyTorch Transformer and of our C++ one, and PyTorch's
+        initial distributions. It has every option that says what those compute. Checkpoints of
+        those can be loaded and saved.
     """
 
     embedding: Array  # (num_tokens, D)

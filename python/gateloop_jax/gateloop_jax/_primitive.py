@@ -1,7 +1,7 @@
 """What our primitives share: kernels where there are, the definition elsewhere, vmap, sharding.
 
 Arguments and results are sequences (..., T, D), pairs (..., T, D, 2), states (..., D) and saved
-states (..., N, D). The first argument is a sequence. Leading axes and channels are independent, so
+states (..., N, D). The first argument is a sequence. Leading axes and channels are independent. So
 vmap adds a leading axis, and arrays sharded along those axes are computed where they lie.
 """
 
@@ -33,8 +33,8 @@ def primitive(
 ) -> Primitive:
     """A primitive with the one parameter `reverse`.
 
-    `kernel` names the handler that computes it on the platforms that the library has handlers of,
-    without the arguments at `unread`; where there is none, and elsewhere, `definition` does.
+    `kernel` names the handler that computes it, without the arguments at `unread`, where the
+    library has one. Where there is no kernel, and on other platforms, `definition` computes it.
     Derivatives are those of the definition until the caller gives better ones.
     """
     p = Primitive(name)
@@ -92,8 +92,8 @@ def primitive(
 
 def _call(target: str, ctx: Any, inputs: Any, operands: Any, reverse: bool) -> Any:
     """The kernel's handler. XLA partitions custom calls along leading axes. A program that it
-    partitions therefore names the axes with time last, in a layout that leaves memory as it is.
-    XLA's CPU compiler then copies the results, so other programs name the axes as they are."""
+    partitions therefore names the axes with time last. Its layout leaves memory as it is. XLA's CPU
+    compiler then copies the results, so other programs name the axes as they are."""
     lead = inputs[0].ndim - 2
     turned = _is_partitioned(ctx)
 
@@ -135,7 +135,7 @@ def _is_partitioned(ctx: Any) -> bool:
 
 
 def bind(p: Primitive, *args: Array, reverse: bool) -> list[Array]:
-    """p.bind for arguments of which some vary over a shard_map's axes, or are sharded along
+    """p.bind for arguments that differ: some vary over a shard_map's axes, or are sharded along
     explicit axes, and some do not (yet)."""
     args = tuple(_sharding.align(p.name, args))
     axes = [jax.typeof(x).manual_axis_type.varying for x in args]

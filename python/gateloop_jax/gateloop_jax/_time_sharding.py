@@ -2,7 +2,7 @@
 
 Each device has a block of the steps: the first device of the axis the first, and so on. What a
 block does to the state before it is h ↦ A h + X. The devices gather A and X, (B, D) each whatever T
-is, and each runs its block again from the state that follows. Derivatives are those of this
+is. Each then runs its block again from the state that follows. Derivatives are those of this
 program.
 """
 

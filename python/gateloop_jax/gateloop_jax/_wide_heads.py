@@ -1,13 +1,13 @@
 """gate_loop of heads wider than one channel, in blocks of time (docs/math.md).
 
 Inside a block of 64 steps all is products of matrices; lax.scan carries the state from one block to
-the next. Differentiated backward, a block is computed again from the state before it, so that one
-state a block is in memory.
+the next. Differentiated backward, a block is computed again from the state before it. So one state
+a block is in memory.
 
 The decay between two steps is a product of the transitions themselves, taken by halves. A step in
-the second half of a span reads one in the first through (transitions up to it in its half)
-(transitions after the other in its half). Nothing is divided and no logarithm taken, so that zeros
-are exact. Where |a| <= 1 every factor is at most 1.
+the second half of a span reads one in the first through a product of two: (transitions up to it in
+its half) (transitions after the other in its half). Nothing is divided and no logarithm taken, so
+that zeros are exact. Where |a| <= 1 every factor is at most 1.
 """
 
 import functools

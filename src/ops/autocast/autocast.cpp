@@ -8,7 +8,7 @@ namespace gateloop::ops {
 namespace {
 
 /// Under autocast the sequences may come in different precisions (a projection in bfloat16, a gate
-/// in float32): they are taken to the widest of them. The state is float32 or wider in any case, so
+/// in float32): they are taken to the widest of them. The state is float32 or wider in any case. So
 /// nothing is lost in bfloat16 sequences, and nothing is gained by casting them up.
 template <class... Rest>
 at::ScalarType widest(const at::Tensor& first, const Rest&... rest) {

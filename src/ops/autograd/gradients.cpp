@@ -39,8 +39,8 @@ variable_list differentiate(const std::function<variable_list(const variable_lis
                             const variable_list& inputs, const variable_list& grad_outputs) {
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode record(true);
-  // One input may be computed from another, or be the same tensor. Only through an alias of its own
-  // does each receive what is its part and not also what flows through the others.
+  // One input may be computed from another, or be the same tensor. By an alias of its own each
+  // receives its own part alone. Otherwise it would also receive what flows through the others.
   variable_list aliases, used_outputs, used_grads, wanted;
   for (const auto& input : inputs) {
     const bool needed = input.defined() && input.requires_grad();

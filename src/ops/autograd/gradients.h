@@ -25,9 +25,9 @@ bool needs_pieces(std::initializer_list<OptionalTensor> inputs);
 inline bool needs_differentiable_backward() { return at::GradMode::is_enabled(); }
 
 /// Whether a backward pass over `tensors`, some undefined, cannot be a kernel's: under
-/// create_graph, under a mode of Python's, and where gradients are wrapped for torch.func or
-/// hooks save others than plain numbers. The dtypes, which hooks may change too, are the caller's
-/// to check.
+/// create_graph, under a mode of Python's, and where gradients are wrapped for torch.func. Also
+/// where hooks save others than plain numbers. The dtypes, which hooks may change too, are the
+/// caller's to check.
 bool needs_pieces_backward(std::initializer_list<at::Tensor> tensors);
 
 /// Partial gradients of definition(inputs) with respect to `inputs`, with a graph under

@@ -28,8 +28,8 @@ at::Tensor in_chunks(const at::Tensor& t, std::int64_t chunks, std::int64_t step
   return whole.unflatten(1, {chunks, steps}).flatten(0, 1);
 }
 
-/// The states after each chunk from what each adds, (B, chunks, H, K, V), and its decay (B, chunks,
-/// H, 1 or K).
+/// The states after each chunk. `added`: what each adds, (B, chunks, H, K, V). `decays`: the decay
+/// over each, (B, chunks, H, 1 or K).
 std::tuple<at::Tensor, at::Tensor> states_joined(const at::Tensor& added, const at::Tensor& decays,
                                                  const at::Tensor& initial_state) {
   const auto [states, last] = linear_recurrence(decays.unsqueeze(-1).expand_as(added).flatten(2),

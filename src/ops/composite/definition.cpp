@@ -9,8 +9,8 @@ namespace gateloop::ops {
 namespace {
 
 /// Numbers of a span. Forward and backward at (1, 16,384, 512) on 2 cores, for 2^18, 2^20 and 2^22:
-/// polar gate 800, 778 and 1,206 ms, simple gate 131, 108 and 119 ms, and at 4,096 steps 8 heads of
-/// 64 keys and values 701, 505 and 448 ms. Memory grows with it, launches shrink.
+/// polar gate 800, 778 and 1,206 ms, simple gate 131, 108 and 119 ms. At 4,096 steps 8 heads of 64
+/// keys and values take 701, 505 and 448 ms. Memory grows with it, launches shrink.
 constexpr std::int64_t kSpanNumbers = std::int64_t{1} << 20;
 
 /// Steps that are computed together, of one sequence or, unless they are packed, of the batch.

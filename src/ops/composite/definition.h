@@ -1,7 +1,7 @@
 #pragma once
 
-/// Operators stated in torch's operators: what runs on devices without a kernel, in spans of time
-/// so that it takes little memory, and what autograd differentiates twice.
+/// Operators stated in torch's operators. They run on devices without a kernel, in spans of time so
+/// that they take little memory. Autograd differentiates them twice.
 #include <ATen/ATen.h>
 
 #include <cstddef>

@@ -1,5 +1,5 @@
 /// GateLoop in torch's operators: step by step, and as surrogate attention (arXiv 2311.01927,
-/// section 3.3) in tiles, at most one row of them in memory.
+/// section 3.3) in tiles. At most one row of tiles is in memory.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -23,8 +23,9 @@ using torch::autograd::variable_list;
 std::int64_t tile_steps(const at::Tensor& a) { return a.dim() == 4 ? 32 : 128; }
 
 /// y of the steps from `first` on, which are q's; k, v and a are those of all steps up to them.
-/// Decays of pairs in one tile are products of their own; further apart they are that from the
-/// earlier step to its tile's end, of the tiles between, and into the later one. None divides.
+/// Decays of pairs in one tile are products of their own. Decays of pairs further apart have three
+/// factors: from the earlier step to its tile's end, over the tiles between, and into the later
+/// one. None divides.
 at::Tensor attention_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& a, const OptionalTensor& initial_state,
                           std::int64_t first) {

@@ -77,7 +77,7 @@ std::optional<Borders> borders_of(const OptionalTensor& cu_seqlens, const at::Te
                                 reverse);
 }
 
-/// h (B, T, D) before each step, T > 0, of a recurrence that begins in `initial` (B, D) or (N, D).
+/// h (B, T, D) before each step, T > 0. The recurrence begins in `initial`, (B, D) or (N, D).
 at::Tensor before_each_step(const at::Tensor& h, const at::Tensor& initial,
                             const std::optional<Borders>& borders, bool reverse) {
   if (!borders) return shifted(h, initial.unsqueeze(1), /*later=*/!reverse);

@@ -288,9 +288,9 @@ class ChunkBackward : public ChunkForward<T, kParts, kPerKey> {
     }
   }
 
-  /// da_r = Σ over s < r <= t of the gradient of the product from s to t, times conj of that
-  /// product without a_r. `gathered` holds the sums over s; the state before the chunk counts as
-  /// step -1, that after it as step `steps`. Nothing is divided: a zero transition is as good.
+  /// da_r = Σ over s < r <= t of (gradient of the product from s to t) conj(that product without
+  /// a_r). `gathered` holds the sums over s; the state before the chunk counts as step -1, that
+  /// after it as step `steps`. Nothing is divided: a zero transition is as good.
   void Transitions() const {
     for (int part = 0; part < kParts; ++part) {
       std::fill_n(t.gathered[part], whole_tiles(steps_), T(0));

@@ -86,8 +86,8 @@ class KeyChunk {
     SumScores(t);
   }
 
-  /// What dq, dk and da get of pairs of steps in the chunk and of the state before it and the
-  /// carry after it, `read`, `written` and `last`; and the scores.
+  /// What dq, dk and da get of pairs of steps in the chunk. Also of the state before it and the
+  /// carry after it: `read`, `written` and `last`. And the scores.
   void Gradients(const BackwardTiles<T>& t) const {
     std::fill_n(t.lanes, kKeyChunk * kKeyChunk * kTileColumns, T(0));
     for (std::int64_t c = 0; c < n.keys; c += kLanes) {

@@ -244,8 +244,8 @@ class NarrowHeads : public Chunks<T_, kParts, false> {
     }
   }
 
-  /// Between a state and numbers in memory, where `row(head, part, key)` is where the values of a
-  /// key lie, `stride` numbers apart.
+  /// Between a state and numbers in memory. `row(head, part, key)` is where the values of a key
+  /// lie, `stride` numbers apart.
   template <class Row>
   State Gathered(std::int64_t heads, std::int64_t stride, const Row& row) const {
     State state;
@@ -476,9 +476,10 @@ constexpr bool HoldsHeads() {
   return NarrowLanes<T, kWidth>::kHeads > 0 && kWidth * sizeof(T) <= 32;
 }
 
-/// Runs heads that HoldsHeads(), and says whether it did. As products of small matrices forward and
-/// backward take 4 times as long with 8 channels, 7 with 4 and 14 with 2. Threads share sequences
-/// and vectors of heads. Time is not cut, so that the bits of a sequence depend on it alone.
+/// Runs heads that HoldsHeads(), and returns whether it did. As products of small matrices they
+/// take longer, forward and backward: 4 times as long with 8 channels, 7 with 4 and 14 with 2.
+/// Threads share sequences and vectors of heads. Time is not cut, so that the bits of a sequence
+/// depend on it alone.
 template <template <class, int, int> class Op, class T, class Params>
 bool RunNarrow(const Params& p, int slots, const Executor& executor, void* scratch) {
   if (!is_narrow(p)) return false;

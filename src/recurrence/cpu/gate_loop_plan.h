@@ -52,7 +52,7 @@ struct ChunkPlan {
         cut(chunks > 1 && units * 4 < 3 * ((units + slots - 1) / slots * slots)) {}
 };
 
-/// The state before each chunk and after the last one, planes of (keys, values) tiles, and the
+/// The state before each chunk and after the last one, in planes of (keys, values) tiles; and the
 /// transitions over each chunk.
 template <class T>
 struct ChunkStates {

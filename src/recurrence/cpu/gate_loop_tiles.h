@@ -14,8 +14,8 @@ constexpr std::int64_t whole_tiles(std::int64_t n) {
   return (n + kTileColumns - 1) / kTileColumns * kTileColumns;
 }
 
-/// Numbers between the rows of a tile: an odd number of groups, so that the rows of a product's
-/// right factor fall into all sets of the L1 cache.
+/// Numbers between the rows of a tile: an odd number of groups. The rows of a product's right
+/// factor then fall into all sets of the L1 cache.
 constexpr std::int64_t tile_stride(std::int64_t columns) {
   return whole_tiles(columns) + (whole_tiles(columns) / kTileColumns % 2 == 0 ? kTileColumns : 0);
 }

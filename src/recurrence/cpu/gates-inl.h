@@ -18,8 +18,9 @@ namespace HWY_NAMESPACE {
 template <class T>
 struct ExpConstants;
 
-/// kSeries: minimax polynomial of e^-y - 1 over |y| <= ln(2)/2, divided by y; its relative error to
-/// e^-y is 2.6e-9 in float32, a 23rd of half an ulp, and 1.8e-17 in float64, a sixth.
+/// kSeries: minimax polynomial of e^-y - 1 over |y| <= ln(2)/2, divided by y. Its relative error to
+/// e^-y is 2.6e-9 in float32, a 23rd of half an ulp. In float64 it is 1.8e-17, a sixth of half an
+/// ulp.
 template <>
 struct ExpConstants<float> {
   static constexpr float kHighest = 87.0f;    // e^-r stays normal: 1.6e-38
@@ -151,8 +152,9 @@ HWY_INLINE hn::Vec<D> Radius(D, Complex<D> z) {
   return hn::Sqrt(hn::MulAdd(z.re, z.re, hn::Mul(z.im, z.im)));
 }
 
-/// x kGrow, exactly, also for a subnormal x that arithmetic reads as zero: as bits it is m 2^-n
-/// beside its sign, of n mantissa bits, and 1 + m 2^-n the float of exponent 0 with the mantissa m.
+/// x kGrow, exactly, also for a subnormal x that arithmetic reads as zero. Such an x has a sign and
+/// n mantissa bits m: it is m 2^-n times the least normal number. 1 + m 2^-n is the float of
+/// exponent 0 with the mantissa m.
 template <class D>
 HWY_INLINE hn::Vec<D> Grow(D d, hn::Vec<D> x) {
   using T = hn::TFromD<D>;

@@ -11,8 +11,8 @@
 
 namespace gateloop::recurrence::cpu {
 
-/// Calls work(i) for every i in [0, n), each on another thread where the executor has several, and
-/// without subnormal numbers. All arithmetic of the kernels runs in here.
+/// Calls work(i) for every i in [0, n), each on another thread where the executor has several.
+/// Subnormal numbers are flushed to zero there. All arithmetic of the kernels runs in here.
 template <class Work>
 void fan_out(const Executor& executor, std::int64_t n, const Work& work) {
   const auto flushed = [&work](std::int64_t i) {

@@ -26,7 +26,7 @@ class Phases {
 
   /// Calls body(phase, unit) for every unit of every phase. A thread stays with its unit, because
   /// its caches hold what that read before. One that waits too long takes work that no thread has
-  /// begun, so that fewer threads than units, down to one, finish.
+  /// begun. So fewer threads than units, down to one, finish.
   template <class Body>
   void run(const Executor& executor, std::int64_t phases, const Body& body) {
     fan_out(executor, units_, [&](std::int64_t own) {

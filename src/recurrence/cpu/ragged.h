@@ -75,8 +75,8 @@ Params sequence_of(const Params& p, const Problem& whole, std::int64_t n) {
 
 // ---------------------------------------------------------------- all of them
 
-/// Whether each sequence runs on one thread, `slots` of them at a time, or on all threads, one
-/// after the other; and the scratch that a sequence takes.
+/// Whether each sequence runs on one thread, `slots` of them at a time. Else each runs on all
+/// threads, one after the other. And the scratch that a sequence takes.
 struct RaggedPlan {
   bool side_by_side;
   int slots;

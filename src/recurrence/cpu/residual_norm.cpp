@@ -79,7 +79,7 @@ struct RowGradients {
 };
 
 /// With u the normalised row and d its gradient: dgain += u d, dbias += d, and
-/// dx = dsum + scale (gain d - mean(gain d) - u mean(u gain d)), for kRms without the second term.
+/// dx = dsum + scale (gain d - mean(gain d) - u mean(u gain d)). For kRms without the second term.
 template <class S>
 void BackwardRow(const ResidualNormBackward& p, std::int64_t r, Accumulation<S>* flowing,
                  Accumulation<S>* dgain, Accumulation<S>* dbias) {

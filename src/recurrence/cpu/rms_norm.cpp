@@ -27,8 +27,8 @@ void RunRmsNorm(const RmsNorm& p, int slots, const Executor& executor) {
   });
 }
 
-/// With n = √columns / max(‖x‖, ε): dgain += n x dy, and dx = n (gain dy - x (x · gain dy) / ‖x‖²),
-/// or without its second term where the norm is below ε.
+/// With n = √columns / max(‖x‖, ε): dgain += n x dy, and dx = n (gain dy - x (x · gain dy) / ‖x‖²).
+/// Where the norm is below ε, dx is without its second term.
 template <class S>
 void BackwardRow(const S* x, const S* gain, const S* dy, std::int64_t columns, S* dx,
                  Accumulation<S>* dgain) {

@@ -59,8 +59,8 @@ std::int64_t pipeline_steps(const Problem& p) {
   return kPipelineLines / row_lines(p) / kSavedStateBlock * kSavedStateBlock;
 }
 
-/// Where tiles are narrow because sequences are few, and time is long enough for all threads to be
-/// at work nearly all the time.
+/// Whether tiles are narrow because sequences are few, and time is long enough: all threads are
+/// then at work nearly all the time.
 bool pipelines(const Problem& p, int threads) {
   return p.shape.batch < threads && tile_channels(p, threads) < p.shape.channels &&
          pipeline_steps(p) > 0 && p.shape.time >= 8 * threads * pipeline_steps(p);
@@ -121,10 +121,10 @@ struct alignas(kCacheLine) Baton {
   void pass(std::int64_t blocks) { passed.store(blocks + 1, std::memory_order_release); }
 };
 
-/// Carries that go from block to block of `length` steps: calls
-/// run(unit, steps, position, baton, stash) for every tile of every block, blocks in the order in
-/// which the carry passes them, and all tiles of a block by one thread. Blocks are taken in order:
-/// the block before any that waits is already under way, so that any number of threads finishes.
+/// Carries that go from block to block of `length` steps. Calls run(unit, steps, position, baton,
+/// stash) for every tile of every block. Blocks come in the order in which the carry passes them,
+/// and one thread has all tiles of a block. Blocks are taken in order: the block before any that
+/// waits is already under way, so that any number of threads finishes.
 template <class Run>
 void relay(const Problem& p, std::int64_t tile, std::int64_t length, const Executor& executor,
            std::byte* scratch, const Run& run) {

@@ -1,7 +1,7 @@
 #pragma once
 
-/// Who computes what: cuts a (B, T, D) recurrence into units of batch × channel tile (× time block)
-/// and runs them on the executor's threads. The arithmetic is in a Kernel.
+/// Who computes what. Cuts a (B, T, D) recurrence into units of batch × channel tile (× time
+/// block). Runs them on the executor's threads. The arithmetic is in a Kernel.
 #include <cstddef>
 #include <cstdint>
 

@@ -32,9 +32,9 @@ struct Rows {
   HWY_INLINE S* operator[](std::int64_t t) const { return first + t * stride; }
 };
 
-/// A (B, T, D) sequence of S (of pairs of S if kParts is 2), turned around if the scan is reversed:
-/// the one place that reads `reverse`. `unit` is the number of S that strides count. With `stream`
-/// writes bypass the cache where every vector of every row is aligned.
+/// A (B, T, D) sequence of S (of pairs of S if kParts is 2). It is turned around if the scan is
+/// reversed: the one place that reads `reverse`. `unit` is the number of S that strides count. With
+/// `stream` writes bypass the cache where every vector of every row is aligned.
 template <class S, std::int64_t kParts>
 class View {
  public:
@@ -79,8 +79,8 @@ template <class V, class D, class S>
 HWY_INLINE V LoadOrZero(D d, const Rows<S>& rows, std::int64_t t, std::int64_t c) {
   return rows.first == nullptr ? Zeros<V>(d) : Load<V>(d, rows[t], c);
 }
-/// Two ways to fetch a cache line: not waiting for it, or as an ordinary read, which the hardware
-/// prefetchers of a Zen 4 follow (they ignore prefetch instructions).
+/// Two ways to fetch a cache line: without waiting for it, or as an ordinary read. The hardware
+/// prefetchers of a Zen 4 follow reads; they ignore prefetch instructions.
 struct Prefetch {
   static HWY_INLINE void Line(const void* p) { hwy::Prefetch(p); }
 };

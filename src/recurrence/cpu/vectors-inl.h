@@ -314,8 +314,9 @@ HWY_INLINE void StorePlanar(D d, Complex<D> v, T* row, std::int64_t plane, std::
 
 // ---------------------------------------------------------------- rows of channels
 
-/// Calls f(d, c) for whole vectors, then for halves, quarters, ... of one: no masks, no lane read
-/// out of bounds, and every lane executes the same instructions, so the same bits, in every size.
+/// Calls f(d, c) for whole vectors, then for halves, quarters, ... of one: no masks, and no lane
+/// read out of bounds. Every lane executes the same instructions in every size, so the bits are the
+/// same.
 template <class T, std::size_t kLanes, class F>
 HWY_INLINE void ForTail(std::int64_t channels, std::int64_t c, const F& f) {
   if constexpr (kLanes > 0) {

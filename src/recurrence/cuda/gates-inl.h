@@ -34,8 +34,8 @@ GATELOOP_HD T reciprocal_root(T x) {
   return T(1) / std::sqrt(x);
 }
 
-/// exp(x) of an x that is stored as S. Of 16-bit numbers, |x| is exact to 2^-8 or 2^-11 at best, so
-/// the error of the device's instruction, |x| 2^-24, is next to nothing.
+/// exp(x) of an x that is stored as S. Of 16-bit numbers, |x| is exact to 2^-8 or 2^-11 at best.
+/// The error of the device's instruction, |x| 2^-24, is next to nothing beside that.
 template <class S, class T>
 GATELOOP_HD T exponential(T x) {
 #if defined(__CUDA_ARCH__)

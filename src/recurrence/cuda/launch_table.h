@@ -2,10 +2,10 @@
 
 /// Shape of the blocks of every kernel.
 ///
-/// Of float32 and 16-bit numbers measured on an H100 (132 SMs, 64 K registers and 2048 threads
-/// each, copies at 3.0 TB/s): of 4 to 12 shapes each, at (8, 8192, 1536) and (1, 65536, 1536), the
-/// fastest that keeps everything in registers. Of float64 and complex numbers estimated by the same
-/// means:
+/// Of float32 and 16-bit numbers measured on an H100: 132 SMs, 64 K registers and 2048 threads
+/// each, copies at 3.0 TB/s. Chosen from 4 to 12 shapes each, at (8, 8192, 1536) and (1, 65536,
+/// 1536): the fastest that keeps everything in registers. Of float64 and complex numbers estimated
+/// by the same means:
 /// - Little's law gives 3.35 TB/s x 700 ns = 2.3 MB in flight, 18 KB an SM. A thread loads all
 ///   its steps at once: 256 threads of 16 steps of two float32 sequences are 32 KB, one block.
 ///   A second block loads while the first looks back or stores; so two blocks an SM at least.
@@ -66,7 +66,7 @@ constexpr Launch step_launch(std::size_t storage, std::size_t) {
 
 // ---------------------------------------------------------------- norms
 
-/// Rows of a norm. Here `lanes` threads share a row, a block has `rows` of them at a time, and a
+/// Rows of a norm. Here `lanes` threads share a row, and a block has `rows` of them at a time. A
 /// thread has `steps` vectors of 16 bytes, `channels` numbers each: 4 registers an array, 8 for the
 /// sums of a gradient of 16-bit numbers. The size is the smallest whose registers hold a row:
 ///                      forward           backward

@@ -3,9 +3,9 @@
 /// The norm of rows and its adjoint.
 ///
 /// The threads of a row load it once and keep it in registers. They add their sums in shared
-/// memory, all in the same order, and write the row. Blocks take rows in turns, so that the gain is
-/// loaded once a block and its gradient is summed in registers. A row that registers do not hold
-/// (see norm_launch) is read a second time, and its sums of the gradient lie in scratch.
+/// memory, all in the same order, and write the row. Blocks take rows in turns. So the gain is
+/// loaded once a block, and its gradient is summed in registers. A row that registers do not hold
+/// (see norm_launch) is read a second time. Its sums of the gradient lie in scratch.
 ///
 /// Bodies are phases as in the scan driver: the threads of a warp synchronise after kLoad, those
 /// of a block after every other phase.
@@ -193,7 +193,7 @@ class NormBlock {
   }
 
   /// With n = √columns / max(‖x‖, ε): y = n x gain; and dgain += n x dy, dx = n (gain dy - x (x ·
-  /// gain dy) / ‖x‖²), or without its second term where the norm is below ε.
+  /// gain dy) / ‖x‖²). Where the norm is below ε, dx is without its second term.
   GATELOOP_HD void finish(std::int64_t block, Thread& thread) {
     const std::int64_t row = row_of(block, thread);
     if (row < op_.rows) {

@@ -4,14 +4,13 @@
 ///
 /// A block reads its chunk once and keeps it in registers. It finds the state before the chunk by
 /// looking back, publishes the state after it, and writes its outputs. Looking back, a block takes
-/// the nearest state that is already published and applies to it what the chunks between do to any
+/// the nearest state that is already published. It applies to it what the chunks between do to any
 /// state (their aggregates), in the order of the scan. Where one of them has published neither, the
 /// block publishes its own aggregate and polls. The block that published the state did the same
 /// arithmetic: the bits are those of a chain from chunk to chunk, wherever the look-back ends.
 ///
-/// The body is a sequence of phases, between which all threads of a block synchronise. What a
-/// phase does depends on the block and the thread alone, so that a test can run it on a CPU in any
-/// order.
+/// The body is a sequence of phases, between which all threads of a block synchronise. What a phase
+/// does depends on the block and the thread alone. So a test can run it on a CPU in any order.
 #include <cstdint>
 #include <type_traits>
 
@@ -27,17 +26,18 @@ inline constexpr int kWindow = 32;
 
 enum class Phase { kTake, kLoad, kMeasure, kPublish, kAnnounce, kPoll, kReceive, kFinish, kDone };
 
-/// Op: what is scanned. It has a Value, Numbers (what is read of one step), a Step (what a thread
-/// keeps of it), and
+/// Op: what is scanned. It has a Value, Numbers (what is read of one step) and a Step (what a
+/// thread keeps of it). It also has
 ///   kBackwards             the scan runs from the last step to the first
 ///   load(memory, place, i)  the Numbers of the thread's i-th step
 ///   step(numbers)          the Step
 ///   transition(step, c)    its Affine map for channel c
 ///   apply(memory, place, i, step, state)  advances the state over it and writes outputs
 ///   whole                  all its sequences are given and read in whole accesses
-/// and may have kSaves (states at the start of every kSavedStateBlock steps are written) or
-/// kRecomputes (they are read, and `apply` gets the forward state before the step, which
-/// forward_transition(step, c) advances).
+///
+/// It may have kSaves: states at the start of every kSavedStateBlock steps are written. Or it may
+/// have kRecomputes: they are read, and `apply` gets the forward state before the step, which
+/// forward_transition(step, c) advances.
 template <class Op, class Tile, class Memory>
 class ScanBlock {
  public:

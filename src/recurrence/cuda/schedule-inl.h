@@ -10,8 +10,8 @@
 
 namespace gateloop::recurrence::cuda {
 
-/// A block of kLanes x kRows threads: lane l has kChannels adjacent channels, row r has kSteps
-/// steps of them, and the block a chunk of kRows kSteps steps.
+/// A block of kLanes x kRows threads: lane l has kChannels adjacent channels, and row r has kSteps
+/// steps of them. The block has a chunk of kRows kSteps steps.
 template <Launch kLaunch>
 struct Tile {
   static constexpr int kLanes = kLaunch.lanes, kRows = kLaunch.rows;

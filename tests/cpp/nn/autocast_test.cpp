@@ -14,11 +14,11 @@ namespace {
 
 using namespace gateloop::nn;
 
-// A bfloat16 rounding is 2^-9 of the value; two layers with some ten roundings each along a path
-// add up to about √20 · 2^-9 = 0.9 %, and twice that is allowed.
+// A bfloat16 rounding is 2^-9 of the value. Two layers with some ten roundings each along a path
+// add up to about √20 · 2^-9 = 0.9 %. Twice that is allowed.
 constexpr double kTolerance = 0.02;
 // Gradients pass through as many roundings again. Those of the transition also go through the phase
-// of z, whose derivative is 1/|z| and amplifies the rounding of the smallest z.
+// of z. Its derivative is 1/|z|, which amplifies the rounding of the smallest z.
 constexpr double kGradientTolerance = 0.06, kTransitionGradientTolerance = 0.15;
 
 class Autocast {

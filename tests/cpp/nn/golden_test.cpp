@@ -26,11 +26,11 @@ using Tensors = std::map<std::string, Tensor>;
 
 // Both packages compute in float32 what the peer also computed in float64. Summing in another order
 // is allowed, losing digits is not: our distance to the float64 results may be at most twice the
-// peer's own, in the geometric mean over a case. A single result is one draw of a rounding error,
-// with heavy tails where a transition is close to zero (its gradient divides by |z|): in the case
-// "readme" the mean ratio is 1.1 and the largest 2.5. As in tests/python/parity.py it may be 16.
-// The floor covers results where the peer happens to be almost exact, such as a loss (one number):
-// eight roundings of 2^-24.
+// peer's own. This holds in the geometric mean over a case. A single result is one draw of a
+// rounding error. Its tails are heavy where a transition is close to zero (its gradient divides by
+// |z|): in the case "readme" the mean ratio is 1.1 and the largest 2.5. As in
+// tests/python/parity.py it may be 16. The floor covers results where the peer happens to be almost
+// exact, such as a loss (one number): eight roundings of 2^-24.
 constexpr double kMeanPeerErrors = 2;
 constexpr double kSinglePeerErrors = 16;
 constexpr double kFloor32 = 8 * 0x1p-24;

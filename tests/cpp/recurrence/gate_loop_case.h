@@ -21,8 +21,8 @@ struct Case {
   std::uint64_t seed = 11;
 };
 
-/// Inputs as stored and outputs as read back; in.q, k and a as the oracle takes them, features and
-/// a transition for each, the rest as the kernel gives it. q, k: before the feature map.
+/// Inputs as stored and outputs as read back; in.q, k and a as the oracle takes them: features, and
+/// a transition for each. The rest is as the kernel gives it. q, k: before the feature map.
 struct Outcome {
   oracle::GateLoopInputs in;
   Array<double> q, k, dy, y, dq, dk, dv;

@@ -160,14 +160,14 @@ struct Tolerance {
   double scaled, relative, absolute = 0, largest = INFINITY;
 };
 /// Of a value computed by `steps` steps of recurrence in the accumulation type of `dtype` and then
-/// stored. Every step rounds a few times at half an ulp of the running value and, as |a| <= 1, no
-/// error grows; errors of random sign add up as the square root of the steps. 8 covers the tail of
-/// the distribution over all elements and the handful of roundings per step. `absolute`: what
-/// numbers too small to be normal lose.
+/// stored. Every step rounds a few times at half an ulp of the running value. As |a| <= 1, no error
+/// grows; errors of random sign add up as the square root of the steps. 8 covers the tail of the
+/// distribution over all elements and the handful of roundings per step. `absolute`: what numbers
+/// too small to be normal lose.
 Tolerance tolerance(DType dtype, std::int64_t steps);
 
-/// Of rows of as many channels as `scales` has, complex numbers in pairs: the scale of an element
-/// is that of its channel, so that a large channel does not hide errors of a small one.
+/// Of rows of as many channels as `scales` has, complex numbers in pairs. The scale of an element
+/// is that of its channel: a large channel does not hide errors of a small one.
 ::testing::AssertionResult near(const std::vector<double>& actual,
                                 const std::vector<double>& expected,
                                 const std::vector<double>& scales, Tolerance tolerance,

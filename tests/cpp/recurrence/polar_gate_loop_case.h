@@ -25,8 +25,8 @@ struct Outcome {
 };
 
 std::string describe(const Case&);
-/// Half the gates with |z| around 1, where the gradient is large, half with |a| in [0.99, 1), and
-/// now and then z = 0.
+/// Half the gates have |z| around 1, where the gradient is large, half |a| in [0.99, 1). Now and
+/// then z = 0.
 Array<Complex> gates(Random& random, std::size_t n);
 /// Draws everything but z from the seed and runs the kernels.
 Outcome run_on(const Case&, const Array<Complex>& z);

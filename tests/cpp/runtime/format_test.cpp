@@ -25,11 +25,12 @@ const Stored kStored[] = {{Format::kFloat32, "F32"},
                           {Format::kFloat16, "F16"},
                           {Format::kInt8, "I8"}};
 
-/// Against the definition with the weights as stored, only the products' own error is left: float32
-/// arithmetic, and for int8 one row's inputs rounded by 2^-16 of their largest number, four of some
-/// standard deviations: relative to a sum of n products that is 4 · 2^-16 / √3, below 4e-5, for
-/// each of some 10 products on the way. With bfloat16 the definition rounds what products read too;
-/// where float32 lies on the other side of a half, a number is 2^-8 of itself away.
+/// Against the definition with the weights as stored, only the products' own error is left. It is
+/// float32 arithmetic, and for int8 one row's inputs rounded by 2^-16 of their largest number. That
+/// number is some four standard deviations. Relative to a sum of n products the error is 4 · 2^-16
+/// / √3, below 4e-5. There are some 10 products on the way. With bfloat16 the definition rounds
+/// what products read too; where float32 lies on the other side of a half, a number is 2^-8 of
+/// itself away.
 double tolerance(Format format) {
   return format == Format::kInt8 ? 4e-4 : format == Format::kBFloat16 ? 2e-3 : 2e-5;
 }

@@ -199,8 +199,8 @@ INSTANTIATE_TEST_SUITE_P(Session, EveryModel, testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });
 
 TEST(Session, RandomModelsGiveWhatTheirDefinitionsGive) {
-  // One seed always: of drawn ones some models of 3 channels, whose LayerNorm divides by next to
-  // nothing, lose 7e-4 of their logits in float32.
+  // One seed always. With drawn ones the LayerNorm of some models of 3 channels divides by next to
+  // nothing. These lose 7e-4 of their logits in float32.
   constexpr std::uint64_t seed = 4;
   std::mt19937_64 random(seed);
   for (int i = 0; i < 60; ++i) {

@@ -19,8 +19,8 @@ inline nn::TransformerOptions small_options() {
 
 /// In double precision: two ways to the same number then differ by far less than any mistake.
 inline nn::Transformer make_model(const nn::TransformerOptions& options, std::uint64_t seed = 1) {
-  // Tensors this small gain nothing from a second thread, and waiting for it on a busy machine made
-  // the tests take 97 s instead of 0.4 s.
+  // Tensors this small gain nothing from a second thread. Waiting for it on a busy machine made the
+  // tests take 97 s instead of 0.4 s.
   torch::set_num_threads(1);
   torch::manual_seed(seed);
   nn::Transformer model(options);

@@ -34,8 +34,8 @@ class TrainerTest : public ::testing::Test {
     config_.model.depth = 2;
     TrainingOptions& options = config_.training;
     options.steps = 12;
-    // A second thread costs more than it brings to matrices this small, and on a busy machine the
-    // two wait for each other.
+    // A second thread costs more than it brings to matrices this small. On a busy machine the two
+    // wait for each other.
     options.threads = 1;
     options.batch = 2;
     options.accumulation = 2;

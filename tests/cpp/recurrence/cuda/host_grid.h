@@ -1,7 +1,7 @@
 #pragma once
 
 /// Runs the body of a CUDA kernel on the CPU: all blocks and threads, phase by phase, in an order
-/// that the test chooses, with an account of the accesses to global memory.
+/// that the test chooses. Keeps an account of the accesses to global memory.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// What the compiled kernels take of an SM, as ptxas reports it, and what a launch says where there
-// is no device.
+// What the compiled kernels take of an SM, as ptxas reports it. And the error of a launch where
+// there is no device.
 #include <filesystem>
 #include <fstream>
 #include <regex>
