@@ -17,7 +17,7 @@ from benchmarks.timing import interleave
 from benchmarks.worker import FailedError, Worker
 
 # Of one answer: compiling the peer takes up to two minutes.
-PATIENCE = 300.0
+TIMEOUT = 300.0
 
 
 def environment_of(build: Path, program: bool) -> dict[str, str]:
@@ -98,12 +98,12 @@ class Measurement:
         where = (p.group, p.name, which, entry.name, entry.kind)
         return Row(*where, p.unit, p.work, p.tolerances[which])
 
-    def ask(self, worker: Worker, method: str, entry: Entry, row: Row, *arguments: Any) -> Any:
-        """The answer, or None with the reason in the row."""
-        question = (method, self.key, entry.name, row.which, *arguments)
+    def call(self, worker: Worker, method: str, entry: Entry, row: Row, *arguments: Any) -> Any:
+        """The worker's result, or None with the reason in the row."""
+        request = (method, self.key, entry.name, row.which, *arguments)
         start = time.perf_counter()
         try:
-            return worker.call(*question, timeout=PATIENCE)
+            return worker.call(*request, timeout=TIMEOUT)
         except AbsentError as reason:
             row.absent = str(reason)
         except FailedError as reason:
@@ -117,10 +117,10 @@ class Measurement:
 
     def rows(self) -> list[Row]:
         for worker in self.pool.workers.values():
-            worker.call("rest", timeout=PATIENCE)  # the oracle needs the memory
+            worker.call("rest", timeout=TIMEOUT)  # the oracle needs the memory
         with tempfile.TemporaryDirectory() as folder:
             try:
-                self.pool["floor"].call("oracle", self.key, Path(folder), timeout=PATIENCE)
+                self.pool["floor"].call("oracle", self.key, Path(folder), timeout=TIMEOUT)
             except FailedError as reason:
                 for _, row in self.lanes:
                     row.failed = f"no oracle: {reason}"
@@ -144,9 +144,9 @@ class Measurement:
             worker.stop()
         for entry, row in self.lanes:
             worker = self.pool.fresh(entry.home)
-            peak = self.ask(worker, "bytes", entry, row)
+            peak = self.call(worker, "bytes", entry, row)
             if peak is not None:
-                row.error = self.ask(worker, "error", entry, row, folder)
+                row.error = self.call(worker, "error", entry, row, folder)
                 row.values = [peak]
             worker.stop()
 
@@ -156,7 +156,7 @@ class Measurement:
             # What failed in one pass, after minutes perhaps, is not tried in another.
             row.failed = broken.get(entry)
             if row.failed is None:
-                row.error = self.ask(self.pool[entry.home], "error", entry, row, folder)
+                row.error = self.call(self.pool[entry.home], "error", entry, row, folder)
             if row.failed is not None:
                 broken[entry] = row.failed
 
@@ -168,7 +168,7 @@ class Measurement:
                 if row.which == which and not (row.absent or row.failed or row.wrong)
             }
             measures = {
-                entry: partial(self.ask, self.pool[entry.home], "seconds", entry, row)
+                entry: partial(self.call, self.pool[entry.home], "seconds", entry, row)
                 for entry, row in able.items()
             }
             for entry, values in interleave(measures, self.rounds, self.budget).items():

@@ -89,7 +89,7 @@ def run(chosen: argparse.Namespace) -> None:
         session = Session(known[name], settings, file, lambda text: print(text, flush=True))
         print(f"== {name}, {settings.form} form, equal {settings.budget}", flush=True)
         if chosen.again:
-            session.forget(chosen.variant)
+            session.remove(chosen.variant)
         session.run(chosen.variant)
 
 

@@ -63,7 +63,7 @@ class Trainer(Protocol):
         """With what is measured at the chosen learning rate alone."""
         ...
 
-    def forget(self, cell: Cell) -> None:
+    def remove(self, cell: Cell) -> None:
         """Removes what a later run of the cell would take for its own or go on from."""
         ...
 
@@ -143,23 +143,23 @@ class Session:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def forget(self, only: Sequence[str] = ()) -> None:
+    def remove(self, only: Sequence[str] = ()) -> None:
         """Records and runs of this form, budget and text, of all variants or of some."""
         variants = self._named(only)
         names = [variant.name for variant in variants]
         mine = (self.settings.form, self.settings.budget, self.trainer.text)
 
-        def asked(cell: Cell) -> bool:
+        def named(cell: Cell) -> bool:
             return cell.variant in names and (cell.form, cell.budget, cell.text) == mine
 
         for variant in variants:
-            self._forget_runs(variant)
-        records.change(self.file, lambda found: [r for r in found if not asked(r.cell)])
+            self._remove_runs(variant)
+        records.change(self.file, lambda found: [r for r in found if not named(r.cell)])
 
-    def _forget_runs(self, variant: Variant) -> None:
+    def _remove_runs(self, variant: Variant) -> None:
         for rate in self.experiment.learning_rates:
             for seed in self.experiment.seeds:
-                self.trainer.forget(self.cell(variant, rate, seed))
+                self.trainer.remove(self.cell(variant, rate, seed))
 
     def _named(self, only: Sequence[str]) -> list[Variant]:
         names = [variant.name for variant in self.experiment.variants]
@@ -221,7 +221,7 @@ class Session:
             finished = self.trainer.finish(record.cell, record.outcome)
             if finished != record.outcome:
                 self._keep(dataclasses.replace(record, outcome=finished))
-        self._forget_runs(variant)
+        self._remove_runs(variant)
 
     def _record(self, cell: Cell, steps: int) -> Record:
         known = [r for r in records.load(self.file) if r.cell == cell]

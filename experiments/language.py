@@ -99,7 +99,7 @@ class Language:
         }
         return dataclasses.replace(outcome, results=outcome.results | found)
 
-    def forget(self, cell: Cell) -> None:
+    def remove(self, cell: Cell) -> None:
         """metrics.jsonl and config.json stay."""
         for weights in self._folder(cell).glob("*.safetensors"):
             weights.unlink()

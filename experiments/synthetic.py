@@ -54,7 +54,7 @@ class Synthetic:
     def finish(self, cell: Cell, outcome: Outcome) -> Outcome:
         return outcome
 
-    def forget(self, cell: Cell) -> None:
+    def remove(self, cell: Cell) -> None:
         pass
 
     def _call(self, flags: Sequence[str], **options: Any) -> dict[str, Any]:

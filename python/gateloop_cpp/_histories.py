@@ -99,7 +99,7 @@ def read(folder: Path) -> History:
     return history
 
 
-def tell_apart(histories: Sequence[History]) -> None:
+def make_names_distinct(histories: Sequence[History]) -> None:
     """Where two folders have the same name, their paths are the names."""
     names = [history.run.name for history in histories]
     for history in histories:

@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         histories = [_histories.read(folder) for folder in _runs.find_runs(chosen.runs)]
-        _histories.tell_apart(histories)
+        _histories.make_names_distinct(histories)
         picture = Picture(histories, chosen.against)
         status = 0
         if sys.stdout.isatty() and not chosen.once:

@@ -22,7 +22,7 @@ using OnWait = std::function<void(const std::string& text)>;
 constexpr milliseconds kStorePoll(10);
 constexpr std::chrono::seconds kSilence(10);
 /// For how long a process that ends is there for others, which start up to this much later.
-constexpr std::chrono::seconds kPatience(15);
+constexpr std::chrono::seconds kReportTimeout(15);
 constexpr const char* kUpTo = ", for up to 15 s";
 /// What listens at the store's port may be another program, which never answers; the store's own
 /// time-out comes this much earlier where it is none.
@@ -144,7 +144,7 @@ class RollCall {
 void dismiss(RollCall& roll, const std::string& why, const std::set<int>& late,
              const OnWait& on_wait) {
   try {
-    roll.dismiss(why, late, steady_clock::now() + kPatience, on_wait);
+    roll.dismiss(why, late, steady_clock::now() + kReportTimeout, on_wait);
   } catch (const std::exception&) {  // a launcher's store that is gone; the reason stands
   }
 }
@@ -214,7 +214,7 @@ Meeting meet(const Store& store, const Launch& launch, steady_clock::time_point 
   return {life, verdict};
 }
 
-std::string ask_for_life(const Store& store, const Launch& launch, const JoinOptions& options) {
+std::string request_life(const Store& store, const Launch& launch, const JoinOptions& options) {
   const auto come = steady_clock::now() + options.timeout;
   // Process 0 may begin to wait as late as that, and waits as long.
   const Meeting meeting = meet(store, launch, come, come + options.timeout + kLater, "");
@@ -238,7 +238,7 @@ Store open_store(const Launch& launch, milliseconds timeout) {
 
 Store own_keys(const Store& store, const Launch& launch, const JoinOptions& options) {
   const std::string life =
-      launch.rank == 0 ? gather_life(store, launch, options) : ask_for_life(store, launch, options);
+      launch.rank == 0 ? gather_life(store, launch, options) : request_life(store, launch, options);
   return c10::make_intrusive<c10d::PrefixStore>("gateloop/" + life, store);
 }
 
@@ -251,9 +251,9 @@ void report_absence(const Launch& launch, const std::string& error, const OnWait
   if (launch.size == 1) return;
   outlive_launcher();
   const QuietLibtorch quiet;
-  const auto deadline = steady_clock::now() + kPatience;
+  const auto deadline = steady_clock::now() + kReportTimeout;
   const auto report = [launch, error, deadline, opened] {
-    const Store store = opened ? opened : open_store(launch, kPatience);
+    const Store store = opened ? opened : open_store(launch, kReportTimeout);
     if (launch.rank == 0) {
       RollCall roll(store, launch);
       roll.dismiss(absence(0, launch, error), roll.absent(), deadline, nullptr);
@@ -264,7 +264,7 @@ void report_absence(const Launch& launch, const std::string& error, const OnWait
   std::function<void()> notice;
   if (on_wait) notice = [&] { on_wait(std::string("telling the other processes why") + kUpTo); };
   try {
-    within(kPatience, report, notice);
+    within(kReportTimeout, report, notice);
   } catch (const std::exception&) {  // none can be reached
   }
 }

@@ -32,7 +32,7 @@ struct Pages {
     begin = address / kPage * kPage;
     end = round_up(address + bytes, kPage);
   }
-  bool ask_for_large() const { return begin < end && advise(begin, end, MADV_HUGEPAGE); }
+  bool request_large() const { return begin < end && advise(begin, end, MADV_HUGEPAGE); }
   /// Borders lie between large pages.
   std::uintptr_t border(std::int64_t share, std::int64_t shares) const {
     const std::uintptr_t even = begin + (end - begin) / static_cast<std::uintptr_t>(shares) *
@@ -61,7 +61,7 @@ void ready_output(void* data, std::size_t bytes, std::int64_t batch,
                   const recurrence::Executor& executor) {
   const Pages pages(data, bytes);
   const int threads = threads_of(executor);
-  if (!pages.ask_for_large() || batch >= threads) return;
+  if (!pages.request_large() || batch >= threads) return;
   executor.parallel_for(threads, [&](std::int64_t share) { pages.take(share, threads); });
 }
 
@@ -70,7 +70,7 @@ void compute_behind_pages(std::span<const Memory> outputs, bool downwards, std::
                           const std::function<void(const recurrence::Executor&)>& compute) {
   std::vector<Pages> fresh;
   for (const Memory& output : outputs) {
-    if (const Pages pages(output.data, output.bytes); pages.ask_for_large()) fresh.push_back(pages);
+    if (const Pages pages(output.data, output.bytes); pages.request_large()) fresh.push_back(pages);
   }
   const int threads = threads_of(executor), takers = threads / 2;
   if (fresh.empty() || takers == 0 || batch >= threads) return compute(executor);

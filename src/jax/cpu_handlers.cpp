@@ -23,7 +23,7 @@ template <class Params>
 void execute_linear(const Kernel<Params>& kernel, bool downwards,
                     const recurrence::Executor& executor) {
   host::compute_behind_pages(kernel.fresh, downwards, kernel.params.shape.batch, executor,
-                             [&](const recurrence::Executor& lent) { run(kernel.params, lent); });
+                             [&](const recurrence::Executor& rest) { run(kernel.params, rest); });
 }
 void execute(const Kernel<recurrence::LinearRecurrence>& kernel,
              const recurrence::Executor& executor) {
@@ -38,7 +38,7 @@ template <class Params, class... Buffers>
 auto on_cpu(const char* name, Kernel<Params> (*operation)(Attributes, Buffers...)) {
   return [=](ffi::ThreadPool pool, bool reverse, bool time_last, Buffers... buffers) {
     return guarded(name, [&] {
-      execute(operation({reverse, time_last}, buffers...), lend_threads(pool));
+      execute(operation({reverse, time_last}, buffers...), executor_of(pool));
     });
   };
 }

@@ -41,7 +41,7 @@ class Work {
 /// The threads of a pool with num_threads() and Schedule(task): xla::ffi::ThreadPool, or the
 /// tests'. The caller takes part in the work, so a pool whose threads are all busy cannot deadlock.
 template <class Pool>
-recurrence::Executor lend_threads(Pool& pool) {
+recurrence::Executor executor_of(Pool& pool) {
   recurrence::Executor executor;
   // Zero where XLA has no pool: then all is done on the calling thread.
   executor.threads = static_cast<int>(std::max<std::int64_t>(1, pool.num_threads()));

@@ -18,7 +18,7 @@ std::array<struct sigaction, NSIG> before;
 
 /// timeout(1), shells and schedulers signal a process twice, once by itself and once in its group;
 /// the second must not end it unsaved. A person presses Ctrl-C a second time later than that.
-void remember(int signal) {
+void record_signal(int signal) {
   std::timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
   if (received_signal == 0) {
@@ -46,7 +46,7 @@ void handle(int signal, void (*handler)(int)) {
 
 StopSignals::StopSignals() {
   received_signal = 0;
-  for (const int signal : kStop) handle(signal, remember);
+  for (const int signal : kStop) handle(signal, record_signal);
   for (const int signal : kIgnored) handle(signal, SIG_IGN);
 }
 

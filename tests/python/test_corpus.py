@@ -36,16 +36,16 @@ ARCHIVE = zipped("enwik8", TEXT)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `archive`, breaking off after `bytes_per_answer`; with ranges if `knows_ranges`."""
+    """Serves `archive`, breaking off after `bytes_per_answer`; with ranges if `supports_ranges`."""
 
     archive = ARCHIVE
     bytes_per_answer: int | None = None
-    knows_ranges = True
+    supports_ranges = True
     status: int | None = None
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges_asked: list[str | None] = []
+        self.ranges_requested: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -56,14 +56,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.ranges_asked.append(asked)
+        requested = self.headers.get("Range")
+        self.server.ranges_requested.append(requested)
         if self.server.status is not None:
             self.send_error(self.server.status)
             return
         archive, start = self.server.archive, 0
-        if asked and self.server.knows_ranges:
-            match = re.fullmatch(r"bytes=(\d+)-", asked)
+        if requested and self.server.supports_ranges:
+            match = re.fullmatch(r"bytes=(\d+)-", requested)
             assert match
             start = int(match.group(1))
             if start >= len(archive):
@@ -73,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(archive) - 1}/{len(archive)}")
         else:
             self.send_response(200)
-        if self.server.knows_ranges:
+        if self.server.supports_ranges:
             self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(archive) - start))
         self.end_headers()
@@ -173,11 +173,11 @@ def test_good(run: Run, data: Path) -> None:
 
 def test_present_asks_nobody(run: Run, data: Path, server: Server) -> None:
     assert run().returncode == 0
-    asked = len(server.ranges_asked)
+    requested = len(server.ranges_requested)
     result = run()
     assert result.returncode == 0
     assert "in use" in result.stdout
-    assert len(server.ranges_asked) == asked
+    assert len(server.ranges_requested) == requested
 
 
 def test_wrong_hash(run: Run, data: Path, server: Server) -> None:
@@ -218,7 +218,7 @@ def test_damaged_inside(run: Run, data: Path, server: Server) -> None:
 
 
 def test_truncated_by_a_server_without_ranges(run: Run, data: Path, server: Server) -> None:
-    server.knows_ranges = False
+    server.supports_ranges = False
     server.bytes_per_answer = 10_000
     result = run()
     assert result.returncode == 1
@@ -230,7 +230,7 @@ def test_goes_on_when_the_connection_breaks(run: Run, data: Path, server: Server
     server.bytes_per_answer = len(ARCHIVE) // 3 + 1
     result = run()
     assert result.returncode == 0, result.stderr
-    assert len(server.ranges_asked) == 3
+    assert len(server.ranges_requested) == 3
     assert (data / "enwik8").read_bytes() == TEXT
     assert files(data) == ["enwik8"]
 
@@ -240,7 +240,7 @@ def test_resumes_what_an_earlier_run_left(run: Run, data: Path, server: Server) 
     (data / "enwik8.zip.part").write_bytes(ARCHIVE[:12_345])
     result = run()
     assert result.returncode == 0, result.stderr
-    assert server.ranges_asked == ["bytes=12345-"]
+    assert server.ranges_requested == ["bytes=12345-"]
     assert files(data) == ["enwik8"]
 
 
@@ -252,7 +252,7 @@ def test_resumes_a_part_that_is_already_whole(run: Run, data: Path) -> None:
 
 
 def test_starts_over_where_ranges_are_unknown(run: Run, data: Path, server: Server) -> None:
-    server.knows_ranges = False
+    server.supports_ranges = False
     data.mkdir()
     (data / "enwik8.zip.part").write_bytes(b"something older")
     assert run().returncode == 0
@@ -282,9 +282,9 @@ def test_falls_back_to_the_sample(
     assert files(data) == ["wiki_sample"]
     assert (data / "wiki_sample").read_bytes() == SAMPLE
     # The next run uses it without a request, and names it.
-    asked = len(server.ranges_asked)
+    requested = len(server.ranges_requested)
     assert "wiki_sample" in run(url=url).stdout
-    assert len(server.ranges_asked) == asked
+    assert len(server.ranges_requested) == requested
 
 
 def test_enwik8_or_nothing(run: Run, data: Path, package_index: Path) -> None:

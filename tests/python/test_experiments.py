@@ -111,7 +111,7 @@ class Fake:
     def __init__(self, settings: Settings) -> None:
         self.ran: list[tuple[float, int, int]] = []
         self.finished: list[int] = []
-        self.forgotten: list[tuple[float, int]] = []
+        self.removed: list[tuple[float, int]] = []
         self.paced: list[str] = []
 
     def parameters(self, flags: Sequence[str]) -> int:
@@ -133,8 +133,8 @@ class Fake:
         self.finished.append(cell.seed)
         return dataclasses.replace(outcome, results=outcome.results | {"test_256": 1.0})
 
-    def forget(self, cell: Cell) -> None:
-        self.forgotten.append((cell.learning_rate, cell.seed))
+    def remove(self, cell: Cell) -> None:
+        self.removed.append((cell.learning_rate, cell.seed))
 
 
 def experiment_of(*variants: Variant) -> Experiment:
@@ -186,15 +186,15 @@ def test_a_stopped_experiment_goes_on(tmp_path: Path) -> None:
     session, fake = session_of(tmp_path, ONE)
     session.run()
     assert fake.ran == [(0.2, 1, 10)]
-    session.forget()
+    session.remove()
     session.run()
     assert len(fake.ran) == 1 + 5
 
 
-def test_forgetting_removes_the_runs_too(tmp_path: Path) -> None:
+def test_removing_records_removes_the_runs_too(tmp_path: Path) -> None:
     session, fake = session_of(tmp_path, ONE, Variant("two", "--two", "Two"))
-    session.forget(["one"])
-    assert fake.forgotten == [(rate, seed) for rate in RATES for seed in (0, 1, 2)]
+    session.remove(["one"])
+    assert fake.removed == [(rate, seed) for rate in RATES for seed in (0, 1, 2)]
 
 
 def test_records_of_other_flags_are_made_anew(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_names_that_are_none_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session, _ = session_of(tmp_path, ONE)
-    for action in (session.run, session.forget):
+    for action in (session.run, session.remove):
         with pytest.raises(ValueError, match="no variant other: expected one of one"):
             action(["other"])
     assert main(["nothing", "--results", str(tmp_path)]) == 1
@@ -378,11 +378,11 @@ def test_a_run_of_the_program_is_a_record(
     (answer,) = frame.answers(wider, records.load(session.file))
     assert len(answer.values("test_128")) == 2
     assert len(list((tmp_path / "runs").rglob("metrics.jsonl"))) == 3
-    # A run of other steps is no answer, and a forgotten one leaves nothing to go on from.
+    # A run of other steps is no answer, and a removed one leaves nothing to go on from.
     cell, trainer = found[0].cell, session.trainer
     assert [trainer.run(cell, steps).steps for steps in (4, 2)] == [4, 2]
     assert list((tmp_path / "runs").rglob("*.safetensors"))
-    session.forget()
+    session.remove()
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateloop_cpp._histories import History, tell_apart
+from gateloop_cpp._histories import History, make_names_distinct
 
 # Options of training that change no number beyond rounding, or follow from the clock.
 NO_DIFFERENCE = {
@@ -34,7 +34,7 @@ class Group:
 
 def groups(histories: Sequence[History]) -> list[Group]:
     """The best first; those without a validation last."""
-    tell_apart(histories)
+    make_names_distinct(histories)
     found: dict[str, list[History]] = {}
     for history in histories:
         found.setdefault(_key(history), []).append(history)

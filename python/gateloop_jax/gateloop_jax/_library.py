@@ -71,7 +71,7 @@ def target(name: str, platform: str, time: Any) -> str:
     return f"gateloop_{name}_step" if step else f"gateloop_{name}"
 
 
-def ask(name: str, *words: str) -> str:
+def call_text(name: str, *words: str) -> str:
     """The result of a function of src/jax/model.cpp; ValueError with its message where it fails."""
     function = getattr(_load(), f"gateloop_jax_{name}")
     function.restype = ctypes.c_char_p

@@ -19,7 +19,7 @@ def stored(options: Mapping[str, Any]) -> str:
     simple = plain.get("simple_gate_loop")
     if isinstance(simple, bool):
         plain["simple_gate_loop"] = {} if simple else None
-    return _library.ask("stored_options", json.dumps(plain, default=_plain))
+    return _library.call_text("stored_options", json.dumps(plain, default=_plain))
 
 
 def describe(options: str) -> dict[str, Any]:
@@ -27,13 +27,13 @@ def describe(options: str) -> dict[str, Any]:
 
     Raises ValueError naming the option that does not fit, what was expected and what came.
     """
-    return dict(json.loads(_library.ask("describe", options)))
+    return dict(json.loads(_library.call_text("describe", options)))
 
 
 def weight_problems(options: str, tensors: Mapping[str, Any]) -> str:
     """Every missing, unexpected and misshapen tensor by name; "": they are this model's weights."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return _library.ask("weight_problems", options, json.dumps(shapes))
+    return _library.call_text("weight_problems", options, json.dumps(shapes))
 
 
 def _plain(value: Any) -> Any:

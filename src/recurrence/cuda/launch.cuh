@@ -155,7 +155,7 @@ void run_scan(const char* name, const Params& p, const Context& context) {
     const OnDevice device(context.device, name);
     Schedule schedule = schedule_of<Tile>(p);
     const ScanScratch sizes = scratch_of<typename Op::Value, Tile>(schedule);
-    lend(schedule, sizes, context.scratch);
+    set_scratch(schedule, sizes, context.scratch);
     if (sizes.cleared > 0) {
       check(cudaMemsetAsync(context.scratch, 0, sizes.cleared, context.stream), name,
             "clearing the flags of the look-back");

@@ -126,7 +126,7 @@ bool is_step(const Params& p) {
   return p.offsets.empty() && p.shape.time == 1;
 }
 
-inline void lend(Schedule& s, const ScanScratch& sizes, void* scratch) {
+inline void set_scratch(Schedule& s, const ScanScratch& sizes, void* scratch) {
   if (sizes.total == 0) return;
   auto* const bytes = static_cast<std::byte*>(scratch);
   s.ticket = reinterpret_cast<unsigned*>(bytes);

@@ -65,28 +65,28 @@ void expect_every_index_once(const recurrence::Executor& executor, std::int64_t 
   for (std::int64_t i = 0; i < n; ++i) ASSERT_EQ(calls[static_cast<std::size_t>(i)], 1) << i;
 }
 
-TEST(LendThreads, EveryIndexIsDoneOnceAndSeenByTheCaller) {
+TEST(ExecutorOf, EveryIndexIsDoneOnceAndSeenByTheCaller) {
   Pool pool(4);
-  const recurrence::Executor executor = lend_threads(pool);
+  const recurrence::Executor executor = executor_of(pool);
   EXPECT_EQ(executor.threads, 4);
   for (int round = 0; round < 500; ++round) {
     for (const std::int64_t n : {0, 1, 2, 4, 33}) expect_every_index_once(executor, n);
   }
 }
 
-TEST(LendThreads, APoolWithoutThreadsLeavesAllToTheCaller) {
+TEST(ExecutorOf, APoolWithoutThreadsLeavesAllToTheCaller) {
   Pool pool(0);
-  const recurrence::Executor executor = lend_threads(pool);
+  const recurrence::Executor executor = executor_of(pool);
   EXPECT_EQ(executor.threads, 1);
   expect_every_index_once(executor, 1);
 }
 
-TEST(LendThreads, CallersShareOnePool) {
+TEST(ExecutorOf, CallersShareOnePool) {
   Pool pool(2);
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([&pool] {
-      const recurrence::Executor executor = lend_threads(pool);
+      const recurrence::Executor executor = executor_of(pool);
       for (int round = 0; round < 200; ++round) expect_every_index_once(executor, 5);
     });
   }
@@ -94,18 +94,18 @@ TEST(LendThreads, CallersShareOnePool) {
 }
 
 /// Helpers that never start: the caller does all of the work itself, and they outlive its call.
-TEST(LendThreads, ABusyPoolDelaysNothing) {
+TEST(ExecutorOf, ABusyPoolDelaysNothing) {
   std::mutex gate;
   gate.lock();
   Pool pool(2);
   for (int i = 0; i < 2; ++i) pool.Schedule([&gate] { const std::lock_guard wait(gate); });
-  for (int round = 0; round < 20; ++round) expect_every_index_once(lend_threads(pool), 6);
+  for (int round = 0; round < 20; ++round) expect_every_index_once(executor_of(pool), 6);
   gate.unlock();
 }
 
-TEST(LendThreads, CallsMayBeNested) {
+TEST(ExecutorOf, CallsMayBeNested) {
   Pool pool(3);
-  const recurrence::Executor executor = lend_threads(pool);
+  const recurrence::Executor executor = executor_of(pool);
   for (int round = 0; round < 50; ++round) {
     executor.parallel_for(3, [&](std::int64_t) { expect_every_index_once(executor, 4); });
   }

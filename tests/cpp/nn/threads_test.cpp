@@ -11,12 +11,12 @@
 namespace {
 
 /// Whether two bodies run at once: on one thread the second begins after the first has given up.
-bool meet(const gateloop::recurrence::Executor& executor, std::chrono::milliseconds patience) {
+bool meet(const gateloop::recurrence::Executor& executor, std::chrono::milliseconds timeout) {
   std::atomic<int> present{0};
   std::atomic<bool> met{false};
   executor.parallel_for(2, [&](std::int64_t) {
     if (present.fetch_add(1) == 1) met = true;
-    const auto end = std::chrono::steady_clock::now() + patience;
+    const auto end = std::chrono::steady_clock::now() + timeout;
     while (!met && std::chrono::steady_clock::now() < end) std::this_thread::yield();
     present.fetch_sub(1);
   });

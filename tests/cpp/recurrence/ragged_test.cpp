@@ -406,9 +406,9 @@ void expect_refused(const Shape& shape, const Cuts& cuts, const std::string& mes
   Params p;
   p.shape = shape;
   p.offsets = cuts;
-  for (const bool asks_for_scratch : {false, true}) {
+  for (const bool calls_scratch_bytes : {false, true}) {
     try {
-      if (asks_for_scratch) {
+      if (calls_scratch_bytes) {
         recurrence::scratch_bytes(p, 2);
       } else {
         recurrence::run(p, {}, nullptr);

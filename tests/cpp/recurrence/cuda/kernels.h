@@ -26,7 +26,7 @@ void run_on_host(const Params& p, const Order& order = {}, Traffic* traffic = nu
     auto* const bytes = static_cast<std::byte*>(scratch.get());
     std::fill_n(bytes, sizes.total, std::byte{0xFF});
     std::fill_n(bytes, sizes.cleared, std::byte{0});
-    lend(schedule, sizes, bytes);
+    set_scratch(schedule, sizes, bytes);
     run_grid<Tile>(op, schedule, {bytes, bytes + sizes.total}, order, traffic);
   });
 }
