@@ -75,7 +75,9 @@ def main() -> None:
     for width in WIDTHS:
         for time in STEPS:
             values = measure(time, width, chosen.rounds)
-            print(f"| {time} | {width} | {' | '.join(cell(values, f) for f in FORMS)} |", flush=True)
+            print(
+                f"| {time} | {width} | {' | '.join(cell(values, f) for f in FORMS)} |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -51,38 +51,41 @@ HWY_INLINE void AddProduct(V weight, V x, V& sum) {
   }
 }
 
-inline constexpr auto kPanel =
-    static_cast<std::int64_t>(2 * hn::MaxLanes(hn::ScalableTag<float>()));
+inline constexpr auto kPanelLanes =
+    static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
+inline constexpr std::int64_t kPanel = 2 * kPanelLanes;
 
-/// to[r, 0 .. kPanel) += Σ_k w[r][k] panel[k], k over words. Its 12 sums hide the latency of two
-/// multiply-adds a cycle, and fit 16 registers.
-template <Word kWord, std::size_t kRows>
+/// Rows of the panel in which `left` rows begin: one vector where they fit it, else two.
+inline std::int64_t PanelWidth(std::int64_t left) {
+  return left <= kPanelLanes ? kPanelLanes : kPanel;
+}
+
+/// to[r, 0 .. kVectors lanes) += Σ_k w[r][k] panel[k], k over words. With two vectors its 12 sums
+/// hide the latency of two multiply-adds a cycle, and fit 16 registers.
+template <Word kWord, std::size_t kRows, std::size_t kVectors>
 HWY_INLINE void MicroTile(const std::array<const float*, kRows>& w, const float* HWY_RESTRICT panel,
                           std::int64_t words, float* HWY_RESTRICT to) {
   const hn::ScalableTag<float> d;
-  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
-  hn::Vec<decltype(d)> low[kRows], high[kRows];
-  for (std::size_t r = 0; r < kRows; ++r) low[r] = high[r] = hn::Zero(d);
+  constexpr auto kLanes = static_cast<std::size_t>(kPanelLanes);
+  hn::Vec<decltype(d)> sums[kRows][kVectors], x[kVectors];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = hn::Zero(d);
   for (std::int64_t k = 0; k < words; ++k) {
-    const auto x0 = hn::LoadU(d, panel + k * kPanel),
-               x1 = hn::LoadU(d, panel + k * kPanel + kLanes);
+    for (std::size_t v = 0; v < kVectors; ++v) x[v] = hn::LoadU(d, panel + v * kLanes);
+    panel += kVectors * kLanes;
     for (std::size_t r = 0; r < kRows; ++r) {
       const auto weight = hn::Set(d, w[r][k]);
-      AddProduct<kWord>(weight, x0, low[r]);
-      AddProduct<kWord>(weight, x1, high[r]);
+      for (std::size_t v = 0; v < kVectors; ++v) AddProduct<kWord>(weight, x[v], sums[r][v]);
     }
   }
-  const auto as_float = [d](auto sum) HWY_ATTR {
-    if constexpr (kWord == Word::kTwoInt16) {
-      return hn::ConvertTo(d, hn::BitCast(hn::RebindToSigned<decltype(d)>(), sum));
-    } else {
-      return sum;
-    }
-  };
   for (std::size_t r = 0; r < kRows; ++r) {
-    float* const at = to + static_cast<std::int64_t>(r) * kProductSumsStride;
-    hn::StoreU(hn::Add(hn::LoadU(d, at), as_float(low[r])), d, at);
-    hn::StoreU(hn::Add(hn::LoadU(d, at + kLanes), as_float(high[r])), d, at + kLanes);
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      float* const at = to + r * kProductSumsStride + v * kLanes;
+      auto sum = sums[r][v];
+      if constexpr (kWord == Word::kTwoInt16)
+        sum = hn::ConvertTo(d, hn::BitCast(hn::RebindToSigned<decltype(d)>(), sum));
+      hn::StoreU(hn::Add(hn::LoadU(d, at), sum), d, at);
+    }
   }
 }
 
@@ -108,24 +111,25 @@ const float* RowWords(const Product& p, std::int64_t row, float* memory, float* 
   return memory;
 }
 
-/// The panels of x: panel i holds rows i kPanel .. as (words, kPanel), rows past the last zero.
+/// The panels of x: panel i holds rows i kPanel .. as (words, PanelWidth()), rows past the last
+/// zero.
 template <Word kWord>
 void PackPanel(const Product& p, std::int64_t panel, float* packed, float* scales, float* rounded) {
   const std::int64_t words = words_of(kWord, p.matrix.columns), first = panel * kPanel;
-  const std::int64_t rows = std::min(kPanel, p.rows - first);
+  const std::int64_t rows = std::min(kPanel, p.rows - first), width = PanelWidth(rows);
   std::array<const float*, static_cast<std::size_t>(kPanel)> from{};
   for (std::int64_t r = 0; r < rows; ++r) {
     from[static_cast<std::size_t>(r)] =
         RowWords<kWord>(p, first + r, rounded + r * words, scales + first + r);
   }
   float* const to = packed + first * words;
-  if (rows < kPanel) std::fill_n(to, words * kPanel, 0.0f);
+  if (rows < width) std::fill_n(to, words * width, 0.0f);
   constexpr std::int64_t kStep = 16;  // a cache line of each row, so that both sides stay in L1
   for (std::int64_t begin = 0; begin < words; begin += kStep) {
     const std::int64_t end = std::min(words, begin + kStep);
     for (std::int64_t r = 0; r < rows; ++r) {
       const float* const row = from[static_cast<std::size_t>(r)];
-      for (std::int64_t k = begin; k < end; ++k) to[k * kPanel + r] = row[k];
+      for (std::int64_t k = begin; k < end; ++k) to[k * width + r] = row[k];
     }
   }
 }
@@ -195,10 +199,15 @@ std::int64_t MicroRows(const Product& p, const ProductTile& tile, std::int64_t c
                              begin, depth, memory + static_cast<std::int64_t>(r) * kProductDepth);
     }
     for (std::int64_t m = 0; m < tile.rows; m += kPanel) {
+      const std::int64_t width = PanelWidth(tile.rows - m);
       const float* const panel =
-          packed + (tile.first_row + m) * words + words_of(kWord, begin) * kPanel;
-      MicroTile<kWord, kRows>(weights, panel, words_of(kWord, depth),
-                              sums + column * kProductSumsStride + m);
+          packed + (tile.first_row + m) * words + words_of(kWord, begin) * width;
+      float* const to = sums + column * kProductSumsStride + m;
+      if (width == kPanel) {
+        MicroTile<kWord, kRows, 2>(weights, panel, words_of(kWord, depth), to);
+      } else {
+        MicroTile<kWord, kRows, 1>(weights, panel, words_of(kWord, depth), to);
+      }
     }
   }
   return column;
