@@ -57,9 +57,9 @@ def of_model(size: Size) -> Problem:
 
     return Problem(
         "memory",
-        f"model on (1, {size.prompt:,})",
+        f"model on (1, {size.prompts[-1]:,})",
         {PASS: TOLERANCE},
-        partial(inputs, size, 1, size.prompt + 1),
+        partial(inputs, size, 1, size.prompts[-1] + 1),
         model_oracle,
         [
             contender("gateloop_cpp", "ours", ours),

@@ -134,9 +134,9 @@ def test_checkpointed_blocks_take_less_memory_in_the_trainer(
 
     def peak_of_training(*more: str) -> int:
         command = (build_dir / "gateloop", "train", "--data", text, "--overwrite")
+        paths = map(str, (*command, "--out", tmp_path / "run"))
         result = subprocess.run(
-            [sys.executable, "-c", PEAK, *command, "--out", tmp_path / "run"]
-            + [*flags, *shared, *more],
+            [sys.executable, "-c", PEAK, *paths, *flags, *shared, *more],
             check=True,
             capture_output=True,
             text=True,
