@@ -4,9 +4,9 @@ Question: A real transition or a complex one, the reference's gate or the paper'
 all; one projection to k v or two; the swish gate; sub-LN; scaling the input by 1 - |a|: what does
 each do to the loss?
 
-Method: The model of ``experiments/base.py`` (six layers of width 128, real gate, two projections,
-swish gate, no sub-LN, scaled input), and one change at a time. The inner width of the layers is set
-so that parameters that take part agree within 2 per cent.
+Method: The model of ``experiments/base.py``, and one change at a time. It has six layers of width
+128, a real gate, two projections, a swish gate, no sub-LN and scaled input. The inner width of the
+layers is set so that parameters that take part agree within 2 per cent.
 
 Not here: A transition that is learned but does not depend on the data. ``gateloop train`` has no
 such option; ``memory_horizon`` has that question.

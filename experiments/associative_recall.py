@@ -1,14 +1,14 @@
 """Associative recall: what was said after this token when it last came?
 
-Question: How accurate are GateLoop with max heads, with wider heads, with fixed transitions, and
-attention, against the distance to the earlier token?
+Question: How accurate are the mixers against the distance to the earlier token? GateLoop has max
+heads, wider heads, or fixed transitions; attention is beside it.
 
-Method: The settings of the author's repository (GatedLinearRNN, AssociativeRecallDataset): tokens
-and queries of one vocabulary of 30, sequences of 100 steps, two layers of width 128, feed-forwards
-of 256, batches of 32. Other than there, every batch is new, instead of 6,000 sequences 200 times,
-and steps without an answer do not count. At a distance of 1 the answer is the query itself: it
-counts in the accuracy of all, but the ranges begin at 2. Parameters agree within 2 per cent by the
-inner widths.
+Method: The settings of the author's repository (GatedLinearRNN, AssociativeRecallDataset). Tokens
+and queries are of one vocabulary of 30, in sequences of 100 steps. Two layers have width 128 and
+feed-forwards of 256; batches are of 32. Other than there, every batch is new, instead of 6,000
+sequences 200 times. Steps without an answer do not count. At a distance of 1 the answer is the
+query itself: it counts in the accuracy of all, but the ranges begin at 2. Parameters agree within 2
+per cent by the inner widths.
 
 Command: make experiments ARGS=associative_recall
 """

@@ -1,7 +1,7 @@
 """Head dimension: what do wider heads give at equal parameters?
 
-Question: Keys of 1 to 64 channels a head, with one transition for each head, and the Taylor feature
-map (arXiv 2312.04927) on keys of 16.
+Question: Keys have 1 to 64 channels a head, with one transition for each head. On keys of 16 also
+the Taylor feature map (arXiv 2312.04927).
 
 Method: The model of ``experiments/base.py``; heads and the width of all values are set so that
 parameters agree within 2 per cent. The state has heads · K · V numbers a layer: it grows with K.

@@ -1,9 +1,9 @@
 """Head to head: which mixer gives the fewest bits per byte at equal parameters?
 
-Question: GateLoop, attention with rotary positions, GateLoop with one layer of local attention, and
-a simple gate loop in front of GateLoop and of attention, trained on windows of 256 bytes: which is
-best, and which gains from windows of 1,024 and 4,096 bytes at test time, past the length of its
-training?
+Question: The mixers are GateLoop, attention with rotary positions, GateLoop with one layer of local
+attention, and a simple gate loop in front of GateLoop and of attention. Trained on windows of 256
+bytes, which is best? Which gains at test time from windows longer than that, of 1,024 and 4,096
+bytes?
 
 Method: Six layers of width 128 and the training of ``experiments/base.py``. Widths of heads are set
 so that parameters agree within 2 per cent; depth 5 instead of 6 pays for the simple gate loops.
