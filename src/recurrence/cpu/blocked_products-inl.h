@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/dot-inl.h"
@@ -22,7 +24,7 @@ namespace gateloop::recurrence::cpu {
 namespace HWY_NAMESPACE {
 
 /// The words that products with this storage are made of here: pairs double the products of an
-/// instruction where the processor has it. Without, int8 is widened to float32.
+/// instruction where the processor has it. Without, weights are widened to float32.
 inline Word WordOf(Storage storage) {
 #if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
   static const bool has_bfloat16 = __builtin_cpu_supports("avx512bf16") != 0;
@@ -54,10 +56,18 @@ HWY_INLINE void AddProduct(V weight, V x, V& sum) {
 inline constexpr auto kPanelLanes =
     static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
 inline constexpr std::int64_t kPanel = 2 * kPanelLanes;
+static_assert(kPanel <= kWidestPanel && kProductBlockRows % kPanel == 0);
 
 /// Rows of the panel in which `left` rows begin: one vector where they fit it, else two.
 inline std::int64_t PanelWidth(std::int64_t left) {
   return left <= kPanelLanes ? kPanelLanes : kPanel;
+}
+
+/// Words are in memory that may hold pairs.
+inline float WordAt(const float* words) {
+  float word;
+  std::memcpy(&word, words, sizeof word);
+  return word;
 }
 
 /// to[r, 0 .. kVectors lanes) += Σ_k w[r][k] panel[k], k over words. With two vectors its 12 sums
@@ -74,7 +84,7 @@ HWY_INLINE void MicroTile(const std::array<const float*, kRows>& w, const float*
     for (std::size_t v = 0; v < kVectors; ++v) x[v] = hn::LoadU(d, panel + v * kLanes);
     panel += kVectors * kLanes;
     for (std::size_t r = 0; r < kRows; ++r) {
-      const auto weight = hn::Set(d, w[r][k]);
+      const auto weight = hn::Set(d, WordAt(w[r] + k));
       for (std::size_t v = 0; v < kVectors; ++v) AddProduct<kWord>(weight, x[v], sums[r][v]);
     }
   }
@@ -129,7 +139,7 @@ void PackPanel(const Product& p, std::int64_t panel, float* packed, float* scale
     const std::int64_t end = std::min(words, begin + kStep);
     for (std::int64_t r = 0; r < rows; ++r) {
       const float* const row = from[static_cast<std::size_t>(r)];
-      for (std::int64_t k = begin; k < end; ++k) to[k * width + r] = row[k];
+      for (std::int64_t k = begin; k < end; ++k) to[k * width + r] = WordAt(row + k);
     }
   }
 }
@@ -164,10 +174,11 @@ const float* WeightWords(const Matrix& w, std::int64_t row, std::int64_t first, 
                          float* to) {
   const std::int64_t at = row * w.columns + first;
   if constexpr (kWord == Word::kTwoBFloat16) {
-    if (w.columns % 2 == 0)
-      return reinterpret_cast<const float*>(static_cast<const BFloat16*>(w.data) + at);
+    const auto* const from = static_cast<const BFloat16*>(w.data) + at;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(from) % alignof(float) == 0;
+    if (n % 2 == 0 && aligned) return reinterpret_cast<const float*>(from);
     auto* const words = reinterpret_cast<BFloat16*>(to);
-    std::copy_n(static_cast<const BFloat16*>(w.data) + at, n, words);
+    std::copy_n(from, n, words);
     if (n % 2 != 0) words[n] = BFloat16{};
   } else if constexpr (kWord == Word::kTwoInt16) {
     auto* const words = reinterpret_cast<std::int16_t*>(to);

@@ -1,5 +1,5 @@
 // Products with weights in the format they are stored in: dot products for a few rows, and blocks
-// of float32 for many.
+// for many.
 #include <algorithm>
 #include <cstring>
 

@@ -17,7 +17,10 @@ constexpr std::int64_t words_of(Word word, std::int64_t numbers) {
   return word == Word::kFloat32 ? numbers : (numbers + 1) / 2;
 }
 
-/// Rows of x side by side in a panel: two vectors. Here of the widest target (AVX-512).
+// A block of the depth begins with a whole word, and its sums of int8 times int16 fit int32.
+static_assert(kProductDepth % 2 == 0 && kProductDepth * 128 * 32767 < std::int64_t{1} << 31);
+
+/// Rows of x side by side in a panel, one vector or two, of the widest target (AVX-512).
 inline constexpr std::int64_t kWidestPanel = 32;
 
 /// Scratch of a blocked product, counted in float32.

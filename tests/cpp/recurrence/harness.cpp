@@ -228,7 +228,9 @@ recurrence::Executor threads(int count) {
 }
 
 Scratch::Scratch(std::size_t bytes)
-    : data_(bytes == 0 ? nullptr : ::operator new (bytes, std::align_val_t{64})) {}
+    : data_(bytes == 0 ? nullptr : ::operator new (bytes, std::align_val_t{64})) {
+  if (bytes != 0) std::memset(data_, 0xFF, bytes);  // floats that are no numbers
+}
 Scratch::~Scratch() { ::operator delete (data_, std::align_val_t{64}); }
 
 std::vector<double> Random::uniform(std::size_t n, double low, double high) {

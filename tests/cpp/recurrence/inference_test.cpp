@@ -52,7 +52,7 @@ struct Stored {
         std::memcpy(to, &half, size);
         numbers.push_back(static_cast<double>(recurrence::cpu::float_from_half(half)));
       } else {
-        // -128 and 127 too: what sums may reach at most.
+        // -128 and 127 too, the ends of the range.
         const auto integer = static_cast<signed char>(i % 7 == 0   ? -128
                                                       : i % 5 == 0 ? 127
                                                                    : std::lround(20 * value) % 128);
@@ -65,6 +65,9 @@ struct Stored {
               storage == Storage::kInt8 ? scales.data() : nullptr};
   }
 };
+
+/// Numbers between one row of x and the next, beside its own.
+constexpr std::size_t kMargin = 5;
 
 /// Halves to even.
 float nearest_bfloat16(float value) {
@@ -82,7 +85,7 @@ struct Expected {
 Expected expected(const Stored& w, const std::vector<float>& x, std::int64_t m, std::int64_t n,
                   double bias) {
   const auto columns = static_cast<std::size_t>(w.matrix.columns);
-  const float* const row = x.data() + static_cast<std::size_t>(m) * columns;
+  const float* const row = x.data() + static_cast<std::size_t>(m) * (columns + kMargin);
   double magnitude = std::fabs(bias), weights = 0, most = 0;
   Expected out{bias, 0};
   for (std::size_t c = 0; c < columns; ++c) {
@@ -109,13 +112,14 @@ void expect_product(Storage storage, std::int64_t rows, std::int64_t out, std::i
       values.push_back(static_cast<float>(value));
     return values;
   };
-  const auto x = to_floats(rows * columns), bias = to_floats(out);
+  const auto x_stride = columns + static_cast<std::int64_t>(kMargin);
+  const auto x = to_floats(rows * x_stride), bias = to_floats(out);
   const std::int64_t stride = out + 3;
   std::vector<float> y(static_cast<std::size_t>(rows * stride), -7.0f), again = y;
   recurrence::Product p{.matrix = w.matrix,
                         .rows = rows,
                         .x = x.data(),
-                        .x_stride = columns,
+                        .x_stride = x_stride,
                         .bias = with_bias ? bias.data() : nullptr,
                         .y = y.data(),
                         .y_stride = stride};
@@ -146,7 +150,11 @@ TEST(Inference, ProductsEqualTheirDefinition) {
                                                {3, 50, 65},
                                                {4, 1, 600},
                                                {5, 7, 33},
+                                               {8, 12, 34},
+                                               {16, 5, 31},
                                                {17, 49, 513},
+                                               {32, 9, 66},
+                                               {128, 48, 10},
                                                {33, 6, 1},
                                                {130, 100, 64},
                                                {2, 3, 9000}}) {
@@ -171,6 +179,53 @@ TEST(Inference, Int8OfWhatIsNotFiniteIsNotANumber) {
     recurrence::multiply_rows(w.matrix, arranged.data(), 0, 2, nullptr, y.data());
     EXPECT_TRUE(std::isnan(y[0]) && std::isnan(y[1])) << fault;
   }
+}
+
+TEST(Inference, SumsOfInt8FitTheirInteger) {
+  constexpr std::int64_t kRows = 6, kColumns = 1024;
+  const std::vector<std::int8_t> weights(kColumns, -128);
+  const float scale = 1;
+  std::vector<float> x(kRows * kColumns), y(kRows);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = i / kColumns % 2 == 0 ? 1.0f : -1.0f;
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    execute(recurrence::Product{.matrix = {Storage::kInt8, 1, kColumns, weights.data(), &scale},
+                                .rows = kRows,
+                                .x = x.data(),
+                                .x_stride = kColumns,
+                                .y = y.data(),
+                                .y_stride = 1},
+            1);
+    for (std::size_t m = 0; m < y.size(); ++m)
+      EXPECT_NEAR(y[m], (m % 2 == 0 ? -128 : 128) * kColumns, 1) << target;
+  }
+  recurrence::cpu::force_target("");
+}
+
+TEST(Inference, WhatIsNotFiniteStaysInItsRow) {
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    for (const Storage storage : kStorages) {
+      Random random(5);
+      constexpr std::int64_t kRows = 20, kFaulty = 17, kColumns = 41;
+      const Stored w(storage, 3, kColumns, random);
+      // Rounding the last as a number would carry into its sign.
+      for (const float fault : {INFINITY, -INFINITY, NAN, std::bit_cast<float>(0x7FFFFFFFu)}) {
+        std::vector<float> x(kRows * kColumns, 1.0f), y(kRows * 3);
+        x[kFaulty * kColumns + kColumns - 1] = fault;
+        execute(recurrence::Product{.matrix = w.matrix,
+                                    .rows = kRows,
+                                    .x = x.data(),
+                                    .x_stride = kColumns,
+                                    .y = y.data(),
+                                    .y_stride = 3},
+                2);
+        for (std::size_t i = 0; i < y.size(); ++i)
+          EXPECT_EQ(std::isfinite(y[i]), i / 3 != kFaulty) << target << " " << fault << " " << i;
+      }
+    }
+  }
+  recurrence::cpu::force_target("");
 }
 
 void check_head_step(std::int64_t keys, std::int64_t values, bool complex, bool per_key) {

@@ -26,7 +26,7 @@ const Stored kStored[] = {{Format::kFloat32, "F32"},
                           {Format::kInt8, "I8"}};
 
 /// Against the definition with the weights as stored, only the products' own error is left. It is
-/// float32 arithmetic, and for int8 one row's inputs rounded by 2^-16 of their largest number. That
+/// float32 arithmetic, and for int8 rows of inputs rounded by 2^-16 of their largest number. That
 /// number is some four standard deviations. Relative to a sum of n products the error is 4 · 2^-16
 /// / √3, below 4e-5. There are some 10 products on the way. With bfloat16 the definition rounds
 /// what products read too; where float32 lies on the other side of a half, a number is 2^-8 of
