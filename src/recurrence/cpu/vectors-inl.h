@@ -191,7 +191,8 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> BFloat16Bits(D, hn::Vec<D> v) {
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
   const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7FFFu)));
-  const auto is_nan = hn::RebindMask(d32, hn::Ne(v, v));
+  // Not Ne(v, v): Highway 1.0.3 compares with AVX-512 so that a NaN is not unequal to itself.
+  const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
   return hn::IfThenElse(is_nan, hn::Set(d32, 0x7FC00000u), rounded);
 }
 

@@ -221,7 +221,7 @@ TEST(Inference, WhatIsNotFiniteStaysInItsRow) {
                                     .y_stride = 3},
                 2);
         for (std::size_t i = 0; i < y.size(); ++i)
-          EXPECT_EQ(std::isfinite(y[i]), i / 3 != kFaulty) << target << " " << fault << " " << i;
+          EXPECT_EQ(std::isfinite(y[i]), i / 3 != kFaulty) << target << " storage " << static_cast<int>(storage) << " " << fault << " " << i;
       }
     }
   }
