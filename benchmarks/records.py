@@ -48,9 +48,8 @@ def save(record: Record, folder: Path) -> None:
     for group in dict.fromkeys(row.group for row in record.rows):
         rows = [asdict(row) for row in record.rows if row.group == group]
         content = {"environment": record.environment, "rows": rows}
-        (folder / f"{group}.json").write_text(
-            json.dumps(content, indent=1) + "\n", encoding="utf-8"
-        )
+        file = folder / f"{group.replace(' ', '_')}.json"
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load(file: Path) -> Record:
