@@ -14,7 +14,6 @@ import datetime
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,8 +22,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.environment import LARGE_PAGES, ROOT
-
-Run = Callable[[], None]
+from benchmarks.torch_passes import Run, operator_runs
 
 
 def options() -> argparse.Namespace:
@@ -53,21 +51,6 @@ def sequences(name: str, shape: tuple[int, int, int], lasting: bool) -> list[Ten
     if name == "polar_gate_loop":
         return [normal(), normal(), normal(), normal(2 * channels) * (1000 if lasting else 1)]
     return [normal(), normal(), normal() + (12 if lasting else 0)]
-
-
-def passes(operator: Callable[..., tuple[Tensor, Tensor]], given: list[Tensor]) -> dict[str, Run]:
-    leaves = [t.clone().requires_grad_() for t in given]
-    dy = torch.randn(given[0].shape)
-
-    def forward() -> None:
-        with torch.no_grad():
-            operator(*given)
-
-    def both() -> None:
-        y, _ = operator(*leaves)
-        torch.autograd.grad(y, leaves, dy)
-
-    return {"forward": forward, "forward + backward": both}
 
 
 class Times:
@@ -110,8 +93,8 @@ def measure(rank: int, chosen: argparse.Namespace, store: str) -> None:
     for name in ("linear_recurrence", "simple_gate_loop", "polar_gate_loop"):
         whole = sequences(name, tuple(chosen.shape), chosen.lasting)
         block = [t.tensor_split(chosen.processes, 1)[rank].contiguous() for t in whole]
-        alone = passes(getattr(ops, name), whole) if rank == 0 else {}
-        together = passes(getattr(distributed, name), block)
+        alone = operator_runs(getattr(ops, name), whole) if rank == 0 else {}
+        together = operator_runs(getattr(distributed, name), block)
         for which, run in together.items():
             one, every = Times(), Times()
             for _ in range(chosen.rounds):

@@ -8,7 +8,6 @@ steps than these the other forms take seconds.
 """
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 
 from benchmarks.environment import ROOT
 from benchmarks.timing import interleave, seconds_of
+from benchmarks.torch_passes import Run, operator_runs
 
 CHANNELS = 512
 FORMS = ("scan", "attention", "recurrent")
@@ -23,25 +23,13 @@ STEPS = (1, 4, 16, 64, 256)
 WIDTHS = (4, 16, 64)
 
 
-def passes(time: int, width: int, form: str) -> dict[str, Callable[[], object]]:
+def passes(time: int, width: int, form: str) -> dict[str, Run]:
     torch.manual_seed(0)
     heads = CHANNELS // width
     raw = torch.randn(1, time, heads, dtype=torch.complex64)
     given = [torch.randn(1, time, heads, width) for _ in range(3)]
     given.append(raw / raw.abs() * raw.abs().sigmoid())
-    leaves = [t.clone().requires_grad_() for t in given]
-    dy = torch.randn(1, time, heads, width)
-    operator = partial(torch.ops.gateloop.gate_loop, form=form)
-
-    def forward() -> None:
-        with torch.no_grad():
-            operator(*given)
-
-    def both() -> None:
-        y, _ = operator(*leaves)
-        torch.autograd.grad(y, leaves, dy)
-
-    return {"forward": forward, "forward + backward": both}
+    return operator_runs(partial(torch.ops.gateloop.gate_loop, form=form), given)
 
 
 def measure(time: int, width: int, rounds: int) -> dict[tuple[str, str], float]:

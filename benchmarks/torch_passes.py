@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.contenders import AbsentError, Array, Pass, import_or_absent
 
 Layout = Callable[[Array], Array]
+Run = Callable[[], None]
 
 
 def as_is(array: Array) -> Array:
@@ -57,6 +58,24 @@ def torch_passes(
         names[0]: Pass(forward, lambda: [back(x) for x in numpy_of(forward())]),
         names[1]: Pass(both, lambda: [back(x) for x in numpy_of(both())]),
     }
+
+
+def operator_runs(
+    operator: Callable[..., tuple[Tensor, Tensor]], given: Sequence[Tensor]
+) -> dict[str, Run]:
+    """Of an operator that returns y, of the shape of its first argument, and a state."""
+    leaves = [t.clone().requires_grad_() for t in given]
+    dy = torch.randn(given[0].shape)
+
+    def forward() -> None:
+        with torch.no_grad():
+            operator(*given)
+
+    def both() -> None:
+        y, _ = operator(*leaves)
+        torch.autograd.grad(y, leaves, dy)
+
+    return {"forward": forward, "forward + backward": both}
 
 
 def oracle_passes(
