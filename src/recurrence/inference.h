@@ -12,8 +12,9 @@
 
 namespace gateloop::recurrence {
 
-/// How a matrix is stored. Products accumulate in float32; those of int8 and int16 in int32, exactly
-/// within a block of columns. Rows that meet bfloat16 are rounded to it first, as torch's are.
+/// How a matrix is stored. Products accumulate in float32; those of int8 and int16 in int32,
+/// exactly within a block of columns. Rows that meet bfloat16 are rounded to it first, as torch's
+/// are.
 enum class Storage : std::uint8_t { kFloat32, kBFloat16, kFloat16, kInt8 };
 inline constexpr int kStorages = 4;
 

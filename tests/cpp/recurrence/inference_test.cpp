@@ -181,21 +181,28 @@ TEST(Inference, Int8OfWhatIsNotFiniteIsNotANumber) {
   }
 }
 
+/// (rows, w.rows) of x (rows, w.columns).
+std::vector<float> multiply(const Matrix& w, const std::vector<float>& x, std::int64_t rows) {
+  std::vector<float> y(static_cast<std::size_t>(rows * w.rows));
+  execute(recurrence::Product{.matrix = w,
+                              .rows = rows,
+                              .x = x.data(),
+                              .x_stride = w.columns,
+                              .y = y.data(),
+                              .y_stride = w.rows},
+          2);
+  return y;
+}
+
 TEST(Inference, SumsOfInt8FitTheirInteger) {
   constexpr std::int64_t kRows = 6, kColumns = 1024;
   const std::vector<std::int8_t> weights(kColumns, -128);
   const float scale = 1;
-  std::vector<float> x(kRows * kColumns), y(kRows);
+  std::vector<float> x(kRows * kColumns);
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = i / kColumns % 2 == 0 ? 1.0f : -1.0f;
   for (const auto& target : recurrence::cpu::targets()) {
     recurrence::cpu::force_target(target);
-    execute(recurrence::Product{.matrix = {Storage::kInt8, 1, kColumns, weights.data(), &scale},
-                                .rows = kRows,
-                                .x = x.data(),
-                                .x_stride = kColumns,
-                                .y = y.data(),
-                                .y_stride = 1},
-            1);
+    const auto y = multiply({Storage::kInt8, 1, kColumns, weights.data(), &scale}, x, kRows);
     for (std::size_t m = 0; m < y.size(); ++m)
       EXPECT_NEAR(y[m], (m % 2 == 0 ? -128 : 128) * kColumns, 1) << target;
   }
@@ -211,17 +218,13 @@ TEST(Inference, WhatIsNotFiniteStaysInItsRow) {
       const Stored w(storage, 3, kColumns, random);
       // Rounding the last as a number would carry into its sign.
       for (const float fault : {INFINITY, -INFINITY, NAN, std::bit_cast<float>(0x7FFFFFFFu)}) {
-        std::vector<float> x(kRows * kColumns, 1.0f), y(kRows * 3);
+        std::vector<float> x(kRows * kColumns, 1.0f);
         x[kFaulty * kColumns + kColumns - 1] = fault;
-        execute(recurrence::Product{.matrix = w.matrix,
-                                    .rows = kRows,
-                                    .x = x.data(),
-                                    .x_stride = kColumns,
-                                    .y = y.data(),
-                                    .y_stride = 3},
-                2);
-        for (std::size_t i = 0; i < y.size(); ++i)
-          EXPECT_EQ(std::isfinite(y[i]), i / 3 != kFaulty) << target << " storage " << static_cast<int>(storage) << " " << fault << " " << i;
+        const auto y = multiply(w.matrix, x, kRows);
+        for (std::size_t i = 0; i < y.size(); ++i) {
+          EXPECT_EQ(std::isfinite(y[i]), i / 3 != kFaulty)
+              << target << " storage " << static_cast<int>(storage) << " " << fault << " " << i;
+        }
       }
     }
   }
