@@ -1,7 +1,8 @@
 """Our code, its peers and the machine's floors, side by side: `make bench`.
 
 run                                  the command
-operators, layer, model,
+forms, distributed, scaling, gpu     commands of their own
+operators, heads, layer, model,
 generation, memory, problems         what is measured
 contenders                           the types that these are made of
 torch_passes, jax_contenders,
