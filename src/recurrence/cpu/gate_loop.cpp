@@ -1,5 +1,5 @@
-// GateLoop for heads wider than one channel, and its adjoint: narrow heads step by step, others in
-// chunks of time, as matrix products.
+// GateLoop for heads wider than one channel, and its adjoint: step by step, or in chunks of
+// time as matrix products.
 #include <string>
 
 #include "gateloop/recurrence.h"
@@ -14,7 +14,7 @@
 
 #include "recurrence/cpu/gate_loop_backward-inl.h"
 #include "recurrence/cpu/gate_loop_forward-inl.h"
-#include "recurrence/cpu/gate_loop_narrow-inl.h"
+#include "recurrence/cpu/gate_loop_steps-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace gateloop::recurrence::cpu {
@@ -55,13 +55,12 @@ void RunChunks(const Op& op, const TileSizes& n, const ChunkPlan& plan, const Ex
   });
 }
 
-template <template <class, int, bool> class Op, template <class, int, int> class NarrowOp,
-          class Params>
+template <template <class, int, bool> class Op, template <class> class StepsOp, class Params>
 void RunAnyChunks(const Params& p, const Executor& executor, void* scratch) {
   const TileSizes n(p);
   const ChunkPlan plan(p, executor.threads);
   const auto run_in = [&]<class T>() {
-    if (RunNarrow<NarrowOp, T>(p, plan.slots, executor, scratch)) return;
+    if (is_stepwise(p)) return RunSteps<StepsOp, T>(p, plan.slots, executor, scratch);
     const auto run = [&](const auto& op) { RunChunks(op, n, plan, executor, scratch); };
     if (p.complex) return p.per_key ? run(Op<T, 2, true>(p)) : run(Op<T, 2, false>(p));
     p.per_key ? run(Op<T, 1, true>(p)) : run(Op<T, 1, false>(p));
@@ -71,10 +70,10 @@ void RunAnyChunks(const Params& p, const Executor& executor, void* scratch) {
 }
 
 void RunGateLoop(const GateLoop& p, const Executor& executor, void* scratch) {
-  RunAnyChunks<GateLoopForward, NarrowForward>(p, executor, scratch);
+  RunAnyChunks<GateLoopForward, StepsForward>(p, executor, scratch);
 }
 void RunGateLoopBackward(const GateLoopBackward& p, const Executor& executor, void* scratch) {
-  RunAnyChunks<GateLoopAdjoint, NarrowBackward>(p, executor, scratch);
+  RunAnyChunks<GateLoopAdjoint, StepsBackward>(p, executor, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -92,15 +91,15 @@ template <template <class> class Tiles, class T, class Params>
 std::size_t chunk_bytes_of(const Params& p, int threads) {
   const TileSizes n(p);
   const ChunkPlan plan(p, threads);
-  TileMemory shared(nullptr), own(nullptr);
-  const ChunkStates<T> states(n, plan, shared);
-  const Tiles<T> tiles(n, own);
   const auto slots = static_cast<std::size_t>(plan.slots);
-  const std::size_t chunks = shared.taken() + slots * own.taken();
-  if (!is_narrow(p)) return chunks;
-  TileMemory narrow(nullptr);
-  const NarrowTiles<T> narrow_tiles(p, narrow);
-  return std::max(chunks, slots * narrow.taken());
+  TileMemory shared(nullptr), own(nullptr);
+  if (is_stepwise(p)) {
+    const StepTiles<T> tiles(p, own);
+  } else {
+    const ChunkStates<T> states(n, plan, shared);
+    const Tiles<T> tiles(n, own);
+  }
+  return shared.taken() + slots * own.taken();
 }
 
 template <template <class> class Tiles, class Params>

@@ -33,7 +33,7 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   void Whole(std::int64_t unit, const Tiles& t) const {
     Base::LoadState(p_.dfinal_state, unit, {t.carry[0], t.carry[1]});
     for (std::int64_t i = Base::ChunksOf(unit) - 1; i >= 0; --i) {
-      const Place at = Base::PlaceOf(unit, i);
+      const Place at = Base::PlaceOf(unit, i, /*next=*/i - 1);
       LoadReads(at, t);
       WriteGradients(at, t);
       const ChunkBackward<T, kParts, kPerKey> chunk(n, t, at.steps);
@@ -47,7 +47,7 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
 
   // In parts. states(i) becomes the gradient of the state before chunk i.
   void Sum(std::int64_t unit, std::int64_t i, const Tiles& t, const ChunkStates<T>& states) const {
-    const Place at = Base::PlaceOf(unit, i);
+    const Place at = Base::PlaceOf(unit, i, /*next=*/i + 1);
     const ChunkBackward<T, kParts, kPerKey> chunk(n, t, at.steps);
     LoadReads(at, t);
     chunk.Sum();
@@ -71,7 +71,7 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   }
   void Finish(std::int64_t unit, std::int64_t i, const Tiles& t,
               const ChunkStates<T>& states) const {
-    const Place at = Base::PlaceOf(unit, i);
+    const Place at = Base::PlaceOf(unit, i, /*next=*/i + 1);
     LoadReads(at, t);
     Base::Copy(states.state(unit, i + 1), t.carry);
     WriteGradients(at, t);
@@ -91,26 +91,12 @@ class GateLoopAdjoint : public Chunks<T_, kParts, kPerKey> {
   void WriteGradients(const Place& at, const Tiles& t) const {
     Base::LoadKeys(rows_.k, at, t.k);
     Base::Load(rows_.v, at, n.values, t.v, n.value_stride);
-    const T* from = Base::Saved(static_cast<const T*>(p_.saved_states), at);
-    for (int part = 0; part < kParts; ++part) {
-      for (std::int64_t k = 0; k < n.keys; ++k, from += n.values) {
-        T* const row = t.state[part] + k * n.value_stride;
-        std::copy_n(from, n.values, row);
-        std::fill(row + n.values, row + whole_tiles(n.values), T(0));
-      }
-    }
+    Base::LoadSaved(p_.saved_states, at, t.state);
     ChunkBackward<T, kParts, kPerKey>(n, t, at.steps).Gradients();
     Base::StoreKeys(t.q, t.dq, at, rows_.dq);
     Base::StoreKeys(t.k, t.dk, at, rows_.dk);
     Base::Store(t.dv, n.value_stride, at, n.values, rows_.dv);
-    for (std::int64_t s = 0; s < at.steps; ++s) {
-      T* const to = rows_.da.template At<T>(at.batch, at.head, at.time(s));
-      for (std::int64_t k = 0; k < (kPerKey ? n.keys : 1); ++k) {
-        for (int part = 0; part < kParts; ++part) {
-          to[k * kParts + part] = t.da[part][s * n.transition() + k];
-        }
-      }
-    }
+    Base::StoreTransitions(t.da, at, rows_.da);
   }
 
   const GateLoopBackward& p_;

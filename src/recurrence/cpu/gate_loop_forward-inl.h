@@ -33,7 +33,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
   void Whole(std::int64_t unit, const Tiles& t) const {
     Base::LoadState(p_.initial_state, unit, {t.state[0], t.state[1]});
     for (std::int64_t i = 0; i < Base::ChunksOf(unit); ++i) {
-      const Place at = Base::PlaceOf(unit, i);
+      const Place at = Base::PlaceOf(unit, i, /*next=*/i + 1);
       const ChunkForward<T, kParts, kPerKey> chunk(n, t, at.steps);
       LoadSources(at, t);
       Read(at, t);
@@ -47,7 +47,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
 
   // In parts. A chunk's own state is put where the state after it belongs.
   void Sum(std::int64_t unit, std::int64_t i, const Tiles& t, const ChunkStates<T>& states) const {
-    const Place at = Base::PlaceOf(unit, i);
+    const Place at = Base::PlaceOf(unit, i, /*next=*/i + 1);
     const ChunkForward<T, kParts, kPerKey> chunk(n, t, at.steps);
     LoadSources(at, t);
     chunk.Sum();
@@ -69,7 +69,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
   }
   void Finish(std::int64_t unit, std::int64_t i, const Tiles& t,
               const ChunkStates<T>& states) const {
-    const Place at = Base::PlaceOf(unit, i);
+    const Place at = Base::PlaceOf(unit, i, /*next=*/i + 1);
     LoadSources(at, t);
     Base::Copy(states.state(unit, i), t.state);
     Read(at, t);
@@ -89,13 +89,7 @@ class GateLoopForward : public Chunks<T_, kParts, kPerKey> {
     const bool has_state = !at.begins || p_.initial_state != nullptr;
     ChunkForward<T, kParts, kPerKey>(n, t, at.steps).Output(has_state);
     Base::Store(t.y, n.value_stride, at, n.values, rows_.y);
-    if (p_.saved_states == nullptr) return;
-    T* to = Base::Saved(static_cast<T*>(p_.saved_states), at);
-    for (int part = 0; part < kParts; ++part) {
-      for (std::int64_t k = 0; k < n.keys; ++k, to += n.values) {
-        std::copy_n(t.state[part] + k * n.value_stride, n.values, to);
-      }
-    }
+    if (p_.saved_states != nullptr) Base::StoreSaved(t.state, at, p_.saved_states);
   }
 
   const GateLoop& p_;

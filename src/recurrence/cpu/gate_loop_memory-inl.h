@@ -1,4 +1,6 @@
 // Which steps a chunk of GateLoop has, and moving them between memory and tiles.
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -97,10 +99,12 @@ class Chunks {
     std::int64_t batch, head, first, direction, steps;
     std::int64_t saved;  // the chunk's number among those with saved states
     bool begins;         // its sequence
+    // The first steps of the chunk that a thread reads next; its rows are fetched meanwhile.
+    std::int64_t next_first, next_steps;
 
     std::int64_t time(std::int64_t s) const { return first + s * direction; }
   };
-  Place PlaceOf(std::int64_t unit, std::int64_t chunk) const {
+  Place PlaceOf(std::int64_t unit, std::int64_t chunk, std::int64_t next) const {
     const std::int64_t sequence = unit / heads_, done = chunk * n.chunk;
     const std::int64_t begin = sequences_.begin(sequence), length = sequences_.length(sequence);
     const bool packed = !sequences_.offsets.empty();
@@ -112,7 +116,9 @@ class Chunks {
             .direction = reverse_ ? -1 : 1,
             .steps = std::min(n.chunk, length - done),
             .saved = saved_before + chunk,
-            .begins = chunk == 0};
+            .begins = chunk == 0,
+            .next_first = (next - chunk) * n.chunk * (reverse_ ? -1 : 1),
+            .next_steps = next < 0 ? 0 : std::min(n.chunk, length - next * n.chunk)};
   }
 
   /// f.template operator()<S>() with S the storage type of the sequences.
@@ -130,6 +136,7 @@ class Chunks {
         if (from.IsNull()) {
           std::fill_n(row, columns, T(0));
         } else {
+          FetchNext<S>(from, at, s, columns);
           Widen(from.template At<const S>(at.batch, at.head, at.time(s)), columns, row);
         }
         std::fill(row + columns, row + whole_tiles(columns), T(0));
@@ -146,6 +153,17 @@ class Chunks {
         });
       }
     });
+  }
+  /// The row that the next chunk has at step s. Rows lie those of all heads apart from each other,
+  /// which hardware prefetchers do not follow. Inline always: g++ 12 takes a function that only
+  /// prefetches for one without effect, and drops its calls.
+  template <class S>
+  static HWY_INLINE void FetchNext(const HeadRows& from, const Place& at, std::int64_t s,
+                                   std::int64_t columns) {
+    if (s >= at.next_steps) return;
+    const S* const row = from.template At<const S>(at.batch, at.head, at.time(s) + at.next_first);
+    constexpr std::int64_t kLine = kCacheLine / static_cast<std::int64_t>(sizeof(S));
+    for (std::int64_t c = 0; c < columns; c += kLine) hwy::Prefetch(row + c);
   }
   /// Queries or keys, as their features.
   void LoadKeys(const HeadRows& from, const Place& at, T* tile) const {
@@ -182,6 +200,17 @@ class Chunks {
     }
   }
 
+  void StoreTransitions(T* const* da, const Place& at, const HeadRows& to) const {
+    for (std::int64_t s = 0; s < at.steps; ++s) {
+      T* const row = to.template At<T>(at.batch, at.head, at.time(s));
+      for (std::int64_t k = 0; k < (kPerKey ? n.keys : 1); ++k) {
+        for (int part = 0; part < kParts; ++part) {
+          row[k * kParts + part] = da[part][s * n.transition() + k];
+        }
+      }
+    }
+  }
+
   /// (K, V) of a unit in a state of the caller's; zeros where that is null.
   void LoadState(ConstState state, std::int64_t unit, std::array<T*, 2> to) const {
     const T* const from = static_cast<const T*>(state);
@@ -202,6 +231,24 @@ class Chunks {
       for (int part = 0; part < kParts; ++part) {
         const T* const tile = from[part] + k * n.value_stride;
         for (std::int64_t v = 0; v < n.values; ++v) row[v * kParts + part] = tile[v];
+      }
+    }
+  }
+  void LoadSaved(const void* saved, const Place& at, T* const* to) const {
+    const T* from = Saved(static_cast<const T*>(saved), at);
+    for (int part = 0; part < kParts; ++part) {
+      for (std::int64_t k = 0; k < n.keys; ++k, from += n.values) {
+        T* const row = to[part] + k * n.value_stride;
+        std::copy_n(from, n.values, row);
+        std::fill(row + n.values, row + whole_tiles(n.values), T(0));
+      }
+    }
+  }
+  void StoreSaved(T* const* from, const Place& at, void* saved) const {
+    T* to = Saved(static_cast<T*>(saved), at);
+    for (int part = 0; part < kParts; ++part) {
+      for (std::int64_t k = 0; k < n.keys; ++k, to += n.values) {
+        std::copy_n(from[part] + k * n.value_stride, n.values, to);
       }
     }
   }

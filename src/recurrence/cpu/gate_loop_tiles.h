@@ -139,28 +139,46 @@ struct BackwardTiles : ForwardTiles<T> {
   }
 };
 
-/// Heads of 2, 4 or 8 keys and as many values, with one transition a head and step.
+/// Whether a call goes step by step and not in chunks.
 template <class Params>
-bool is_narrow(const Params& p) {
-  const std::int64_t keys = p.shape.keys;
-  return keys == p.shape.values && (keys == 2 || keys == 4 || keys == 8) && !p.per_key &&
-         p.feature_map == FeatureMap::kNone;
+bool is_stepwise(const Params& p) {
+  const std::int64_t states = feature_count(p.feature_map, p.shape.keys) * p.shape.values;
+  return states > 0 && states <= (p.complex || p.per_key ? kStepwiseStates : kStepwiseRealStates);
+}
+/// Heads of `width` keys and as many values that may lie side by side in a vector.
+template <class Params>
+bool can_share_vectors(const Params& p, std::int64_t width) {
+  return p.shape.keys == width && p.shape.values == width && p.feature_map == FeatureMap::kNone;
 }
 
-/// One chunk of narrow heads side by side: (steps, kTileColumns), of which a vector is used.
+/// One chunk of heads that go step by step: rows of keys, of values and of transitions.
 template <class T>
-struct NarrowTiles {
-  T *q, *k, *v, *y, *a;  // a: (steps, heads and parts)
-  // Going back. (steps + 1, parts, keys, kTileColumns): the state before each step and at the end.
-  T *dy, *dq, *dk, *dv, *da, *states;
+struct StepTiles {
+  T *q, *k, *v, *y;
+  T* a[2];
+  T* state[2];  // (keys, values): going back, before the chunk
+  // Going back:
+  T *dy, *dq, *dk, *dv;
+  T* da[2];
+  T* da_lanes;  // (steps, parts, kTileColumns)
+  T* carry[2];  // (keys, values): the gradient of the state after the chunk
+  T* states;  // (steps + 1, parts, keys, kTileColumns): of a block, before each step and at the end
 
   template <class Params>
-  NarrowTiles(const Params& p, TileMemory& memory) {
+  StepTiles(const Params& p, TileMemory& memory) {
     const TileSizes n(p);
-    const auto rows = [&] { return memory.take<T>(n.chunk * kTileColumns); };
-    q = rows(), k = rows(), v = rows(), y = rows(), a = rows();
-    dy = rows(), dq = rows(), dk = rows(), dv = rows(), da = rows();
-    states = memory.take<T>((n.chunk + 1) * n.parts * n.keys * kTileColumns);
+    const auto keys = [&] { return memory.take<T>(n.chunk * n.key_stride); };
+    const auto values = [&] { return memory.take<T>(n.chunk * n.value_stride); };
+    const auto state_tile = [&] { return memory.take<T>(whole_tiles(n.keys) * n.value_stride); };
+    q = keys(), k = keys(), v = values(), y = values();
+    dy = values(), dq = keys(), dk = keys(), dv = values();
+    for (int part = 0; part < 2; ++part) {
+      // A row of transitions is at most as wide as one of keys.
+      a[part] = keys(), da[part] = keys();
+      state[part] = state_tile(), carry[part] = state_tile();
+    }
+    da_lanes = memory.take<T>(n.chunk * n.parts * kTileColumns);
+    states = memory.take<T>((n.chunk + 1) * n.parts * kStepBlockKeys * kTileColumns);
   }
 };
 

@@ -106,8 +106,11 @@ void run_simple(Draw& draw, std::uint64_t seed) {
 }
 
 void run_gate_loop(Draw& draw, std::uint64_t seed) {
-  constexpr oracle::HeadDims kLargest[] = {
-      {1, 400, 2, 20, 20}, {3, 70, 3, 5, 40}, {2, 40, 2, 70, 7}, {1, 2000, 1, 2, 3}};
+  constexpr oracle::HeadDims kLargest[] = {{1, 400, 2, 20, 20},
+                                           {3, 70, 3, 5, 40},
+                                           {2, 40, 2, 70, 7},
+                                           {1, 150, 2, 80, 90},
+                                           {1, 2000, 1, 2, 3}};
   const oracle::HeadDims most = draw.one_of(kLargest);
   const auto size = [&](std::int64_t high) {
     return draw.integer(0, 9) == 0 ? draw.integer(0, 1) : draw.integer(1, high);

@@ -22,6 +22,8 @@ std::vector<HeadDims> shapes() {
                                {1, 127, 1, 1, 40},
                                {1, 129, 3, 5, 1},
                                {1, 200, 1, 64, 64},
+                               // In chunks whatever the transitions.
+                               {2, 65, 2, 66, 65},
                                // Vectors of whole heads, the last one in part.
                                {2, 65, 9, 4, 4},
                                {1, 130, 21, 2, 2},
@@ -72,9 +74,15 @@ TEST(GateLoop, AnyLayout) {
                .per_key = reverse,
                .reverse = reverse,
                .layout = layout});
+        check({.dtype = dtype,
+               .dims = {2, 67, 2, 30, 40},
+               .per_key = reverse,
+               .reverse = reverse,
+               .layout = layout});
       }
     }
-    for (const HeadDims& dims : {HeadDims{2, 67, 2, 9, 5}, HeadDims{2, 67, 5, 4, 4}}) {
+    for (const HeadDims& dims :
+         {HeadDims{2, 67, 2, 9, 5}, HeadDims{2, 67, 5, 4, 4}, HeadDims{2, 67, 2, 30, 40}}) {
       check({.dtype = dtype, .dims = dims, .states = false});
       check({.dtype = dtype, .dims = dims, .gradient = false});
     }
@@ -83,6 +91,7 @@ TEST(GateLoop, AnyLayout) {
         const bool reverse = layout == kLayouts[0];
         check({.dtype = dtype,
                .dims = {2, 67, 11, width, width},
+               .per_key = reverse,
                .reverse = reverse,
                .layout = layout});
       }
@@ -97,11 +106,17 @@ TEST(GateLoop, EveryTarget) {
     for (const DType dtype : kRealDTypes) {
       for (const bool complex : {false, true}) {
         for (const bool per_key : {false, true}) {
-          check(
-              {.dtype = dtype, .dims = {2, 66, 2, 33, 20}, .complex = complex, .per_key = per_key});
+          for (const HeadDims& dims : {HeadDims{2, 66, 2, 33, 20}, HeadDims{1, 66, 2, 66, 65}}) {
+            check({.dtype = dtype, .dims = dims, .complex = complex, .per_key = per_key});
+          }
         }
         for (const std::int64_t width : {2, 4, 8}) {
-          check({.dtype = dtype, .dims = {2, 66, 11, width, width}, .complex = complex});
+          for (const bool per_key : {false, true}) {
+            check({.dtype = dtype,
+                   .dims = {2, 66, 11, width, width},
+                   .complex = complex,
+                   .per_key = per_key});
+          }
         }
       }
     }
@@ -109,12 +124,12 @@ TEST(GateLoop, EveryTarget) {
   recurrence::cpu::force_target("");
 }
 
-// One head is parallel in time, several are parallel among themselves.
+// In chunks one head is parallel in time, several are parallel among themselves.
 TEST(GateLoop, SameBitsForAnyThreads) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
     for (const HeadDims dims :
-         {HeadDims{1, 300, 1, 16, 24}, HeadDims{2, 130, 3, 16, 16}, HeadDims{1, 200, 2, 40, 33},
-          HeadDims{2, 200, 37, 4, 4}, HeadDims{1, 3000, 3, 2, 2}}) {
+         {HeadDims{1, 300, 1, 34, 33}, HeadDims{2, 130, 3, 34, 33}, HeadDims{1, 200, 2, 40, 33},
+          HeadDims{1, 300, 3, 16, 24}, HeadDims{2, 200, 37, 4, 4}, HeadDims{1, 3000, 3, 2, 2}}) {
       for (const bool reverse : {false, true}) {
         Case c{.dtype = dtype, .dims = dims, .per_key = reverse, .reverse = reverse};
         const Outcome one = run(c);
@@ -131,7 +146,7 @@ TEST(GateLoop, SameBitsForAnyThreads) {
 TEST(GateLoop, ZeroTransitions) {
   for (const bool complex : {false, true}) {
     for (const bool per_key : {false, true}) {
-      for (const std::int64_t width : {4, 6}) {
+      for (const std::int64_t width : {4, 6, 65}) {
         const Case c{.dims = {1, 150, 3, width, width}, .complex = complex, .per_key = per_key};
         Array<Complex> a(transition_count(c), 0.0);
         check(c, run_on(c, a));
@@ -144,10 +159,13 @@ TEST(GateLoop, ZeroTransitions) {
 
 // Phases of every step add up to more than 10,000 turns; the state never decays.
 TEST(GateLoop, LongRotations) {
-  const Case c{.dims = {1, kSanitized ? 2000 : 65536, 1, 2, 2}, .gradient = true, .threads = 2};
-  Random random(3);
-  const Array<Complex> a = random.ring(static_cast<std::size_t>(c.dims.time), 0.999999, 1);
-  check(c, run_on(c, a));
+  for (const HeadDims& dims : {HeadDims{1, kSanitized ? 2000 : 65536, 1, 2, 2},
+                               HeadDims{1, kSanitized ? 500 : 20000, 1, 33, 32}}) {
+    const Case c{.dims = dims, .gradient = true, .threads = 2};
+    Random random(3);
+    const Array<Complex> a = random.ring(static_cast<std::size_t>(c.dims.time), 0.999999, 1);
+    check(c, run_on(c, a));
+  }
 }
 
 // No saved states wanted: the same y.
