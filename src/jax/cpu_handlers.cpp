@@ -34,11 +34,11 @@ void execute(const Kernel<recurrence::LinearRecurrenceBackward>& kernel,
   execute_linear(kernel, !kernel.params.reverse, executor);
 }
 
-template <class Params, class... Buffers>
-auto on_cpu(const char* name, Kernel<Params> (*operation)(Attributes, Buffers...)) {
-  return [=](ffi::ThreadPool pool, bool reverse, bool time_last, Buffers... buffers) {
+template <class Params, class Given, class... Buffers>
+auto on_cpu(const char* name, Kernel<Params> (*operation)(Given, Buffers...)) {
+  return [=](ffi::ThreadPool pool, bool first, bool second, Buffers... buffers) {
     return guarded(name, [&] {
-      execute(operation({reverse, time_last}, buffers...), executor_of(pool));
+      execute(operation({first, second}, buffers...), executor_of(pool));
     });
   };
 }
@@ -56,6 +56,8 @@ GATELOOP_JAX_HANDLER(linear_recurrence);
 GATELOOP_JAX_HANDLER(linear_recurrence_backward);
 GATELOOP_JAX_HANDLER(polar_gate_loop);
 GATELOOP_JAX_HANDLER(polar_gate_loop_backward);
+GATELOOP_JAX_HANDLER(gate_loop);
+GATELOOP_JAX_HANDLER(gate_loop_backward);
 #pragma GCC visibility pop
 
 }  // namespace gateloop::jax

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -71,6 +72,16 @@ inline DType dtype_of(ffi::DataType type, const char* name) {
 /// The type of the states of such sequences.
 inline ffi::DataType accumulation_of(ffi::DataType type) {
   return type == ffi::BF16 || type == ffi::F16 ? ffi::F32 : type;
+}
+
+inline void* checked(const AnyBuffer& buffer, const char* name, ffi::DataType type,
+                     const Sizes& sizes) {
+  const Sizes given = sizes_of(buffer);
+  if (buffer.element_type() != type || given != sizes) {
+    throw std::invalid_argument(std::string(name) + " must be " + described(type, sizes) +
+                                ", got " + described(buffer.element_type(), given));
+  }
+  return buffer.untyped_data();
 }
 
 /// The first sequence of a call, and all other buffers checked against it.
@@ -144,15 +155,6 @@ class Call {
     sizes.push_back(time_last_ ? time : shape_.channels);
     return sizes;
   }
-  static void* checked(const AnyBuffer& buffer, const char* name, ffi::DataType type,
-                       const Sizes& sizes) {
-    const Sizes given = sizes_of(buffer);
-    if (buffer.element_type() != type || given != sizes) {
-      throw std::invalid_argument(std::string(name) + " must be " + described(type, sizes) +
-                                  ", got " + described(buffer.element_type(), given));
-    }
-    return buffer.untyped_data();
-  }
   void* sequence(const AnyBuffer& buffer, const char* name, std::int64_t parts) const {
     Sizes expected = sizes(shape_.time);
     if (parts > 1) expected.push_back(parts);
@@ -170,6 +172,96 @@ class Call {
 
 struct Attributes {
   bool reverse, time_last;
+  static constexpr const char* kNames[] = {"reverse", "time_last"};
+};
+
+struct HeadsAttributes {
+  bool reverse, taylor;
+  static constexpr const char* kNames[] = {"reverse", "taylor"};
+};
+
+/// A call of heads wider than one channel: q (..., T, H, K), v (..., T, H, V) and a (..., T, H) or
+/// (..., T, H, K), and all other buffers checked against them.
+class HeadsCall {
+ public:
+  HeadsCall(const AnyBuffer& q, const AnyBuffer& v, const AnyBuffer& a, HeadsAttributes attributes)
+      : attributes_(attributes), type_(q.element_type()), lead_(sizes_of(q)) {
+    dtype_ = dtype_of(type_, "q");
+    real_ = accumulation_of(type_);
+    if (real_ != ffi::F32 && real_ != ffi::F64) {
+      throw std::invalid_argument("q must be F32, F64, BF16 or F16, got " + described(type_, {}));
+    }
+    complex_ = a.element_type() == ffi::C64 || a.element_type() == ffi::C128;
+    state_ = !complex_ ? real_ : real_ == ffi::F32 ? ffi::C64 : ffi::C128;
+    const Sizes values = sizes_of(v);
+    if (lead_.size() < 3 || values.empty()) {
+      throw std::invalid_argument("q must have 3 axes or more, got " + described(type_, lead_));
+    }
+    per_key_ = a.dimensions().size() == lead_.size();
+    shape_ = {1, lead_[lead_.size() - 3], lead_[lead_.size() - 2], lead_.back(), values.back()};
+    lead_.resize(lead_.size() - 3);
+    for (const std::int64_t size : lead_) shape_.batch *= size;
+  }
+
+  template <class Params>
+  Params params() const {
+    Params p;
+    p.dtype = dtype_;
+    p.shape = shape_;
+    p.complex = complex_;
+    p.per_key = per_key_;
+    p.feature_map = map();
+    p.reverse = attributes_.reverse;
+    return p;
+  }
+  /// What a head has at a step.
+  enum class Row { kKeys, kValues, kTransitions };
+  recurrence::ConstHeads input(const AnyBuffer& buffer, const char* name, Row row) const {
+    return heads<recurrence::ConstHeads>(buffer, name, row);
+  }
+  /// Adds its memory to fresh(), which the call is to write whole.
+  recurrence::Heads output(Output buffer, const char* name, Row row) {
+    fresh_.push_back({buffer->untyped_data(), buffer->size_bytes()});
+    return heads<recurrence::Heads>(*buffer, name, row);
+  }
+  void* state(const AnyBuffer& buffer, const char* name) const {
+    return checked(buffer, name, state_, sizes({shape_.heads, state_keys(), shape_.values}));
+  }
+  void* saved_states(const AnyBuffer& buffer, const char* name) const {
+    return checked(buffer, name, real_,
+                   sizes({recurrence::gate_loop_chunks(shape_.time, per_key_), shape_.heads,
+                          complex_ ? 2 : 1, state_keys(), shape_.values}));
+  }
+  const Fresh& fresh() const { return fresh_; }
+
+ private:
+  recurrence::FeatureMap map() const {
+    return attributes_.taylor ? recurrence::FeatureMap::kTaylor : recurrence::FeatureMap::kNone;
+  }
+  std::int64_t state_keys() const { return recurrence::feature_count(map(), shape_.keys); }
+  Sizes sizes(const Sizes& rest) const {
+    Sizes all = lead_;
+    all.insert(all.end(), rest.begin(), rest.end());
+    return all;
+  }
+  template <class Heads>
+  Heads heads(const AnyBuffer& buffer, const char* name, Row row) const {
+    const bool is_transition = row == Row::kTransitions;
+    const bool has_width = !is_transition || per_key_;
+    const std::int64_t width = !has_width ? 1 : row == Row::kValues ? shape_.values : shape_.keys;
+    Sizes rest = {shape_.time, shape_.heads};
+    if (has_width) rest.push_back(width);
+    return {checked(buffer, name, is_transition ? state_ : type_, sizes(rest)),
+            shape_.time * shape_.heads * width, shape_.heads * width, width};
+  }
+
+  HeadsAttributes attributes_;
+  ffi::DataType type_, real_, state_;
+  DType dtype_;
+  bool complex_, per_key_;
+  Sizes lead_;
+  recurrence::HeadsShape shape_;
+  Fresh fresh_;
 };
 
 /// What a handler runs: a kernel's struct, and the sequences that it writes whole.
@@ -178,6 +270,15 @@ struct Kernel {
   Params params;
   Fresh fresh;
 };
+
+/// The saved states, where a call has them as its third result.
+inline std::optional<AnyBuffer> only_result(ffi::RemainingRets saved) {
+  if (saved.size() > 1) throw std::invalid_argument("results must be 2 or 3, got more");
+  if (saved.size() == 0) return {};
+  auto states = saved.get<AnyBuffer>(0);
+  if (!states.has_value()) throw std::invalid_argument("saved_states must be an array");
+  return **states;
+}
 
 inline Kernel<recurrence::LinearRecurrence> linear_recurrence(Attributes attributes, AnyBuffer a,
                                                               AnyBuffer x, AnyBuffer initial_state,
@@ -224,11 +325,8 @@ inline Kernel<recurrence::PolarGateLoop> polar_gate_loop(Attributes attributes, 
   p.initial_state = call.state(initial_state, "initial_state");
   p.y = call.output(y, "y");
   p.final_state = call.state(*final_state, "final_state");
-  if (saved.size() > 1) throw std::invalid_argument("results must be 2 or 3, got more");
-  if (saved.size() == 1) {
-    auto states = saved.get<AnyBuffer>(0);
-    if (!states.has_value()) throw std::invalid_argument("saved_states must be an array");
-    p.saved_states = call.saved_states(**states, "saved_states");
+  if (const auto states = only_result(saved)) {
+    p.saved_states = call.saved_states(*states, "saved_states");
   }
   return {p, call.fresh()};
 }
@@ -255,6 +353,47 @@ inline Kernel<recurrence::PolarGateLoopBackward> polar_gate_loop_backward(
   return {p, call.fresh()};
 }
 
+/// Results: y, final_state, and `saved` the saved states if a backward pass follows.
+inline Kernel<recurrence::GateLoop> gate_loop(HeadsAttributes attributes, AnyBuffer q, AnyBuffer k,
+                                              AnyBuffer v, AnyBuffer a, AnyBuffer initial_state,
+                                              Output y, Output final_state,
+                                              ffi::RemainingRets saved) {
+  HeadsCall call(q, v, a, attributes);
+  auto p = call.params<recurrence::GateLoop>();
+  p.q = call.input(q, "q", HeadsCall::Row::kKeys);
+  p.k = call.input(k, "k", HeadsCall::Row::kKeys);
+  p.v = call.input(v, "v", HeadsCall::Row::kValues);
+  p.a = call.input(a, "a", HeadsCall::Row::kTransitions);
+  p.initial_state = call.state(initial_state, "initial_state");
+  p.y = call.output(y, "y", HeadsCall::Row::kValues);
+  p.final_state = call.state(*final_state, "final_state");
+  if (const auto states = only_result(saved)) {
+    p.saved_states = call.saved_states(*states, "saved_states");
+  }
+  return {p, call.fresh()};
+}
+
+inline Kernel<recurrence::GateLoopBackward> gate_loop_backward(
+    HeadsAttributes attributes, AnyBuffer q, AnyBuffer k, AnyBuffer v, AnyBuffer a,
+    AnyBuffer saved_states, AnyBuffer dy, AnyBuffer dfinal_state, Output dq, Output dk, Output dv,
+    Output da, Output dinitial_state) {
+  HeadsCall call(q, v, a, attributes);
+  auto p = call.params<recurrence::GateLoopBackward>();
+  p.q = call.input(q, "q", HeadsCall::Row::kKeys);
+  p.k = call.input(k, "k", HeadsCall::Row::kKeys);
+  p.v = call.input(v, "v", HeadsCall::Row::kValues);
+  p.a = call.input(a, "a", HeadsCall::Row::kTransitions);
+  p.dy = call.input(dy, "dy", HeadsCall::Row::kValues);
+  p.saved_states = call.saved_states(saved_states, "saved_states");
+  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
+  p.dq = call.output(dq, "dq", HeadsCall::Row::kKeys);
+  p.dk = call.output(dk, "dk", HeadsCall::Row::kKeys);
+  p.dv = call.output(dv, "dv", HeadsCall::Row::kValues);
+  p.da = call.output(da, "da", HeadsCall::Row::kTransitions);
+  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
+  return {p, call.fresh()};
+}
+
 /// The binding of a buffer, by its type among an operation's parameters.
 template <class Buffer, class Binding>
 auto with_buffer(Binding&& binding) {
@@ -276,11 +415,11 @@ auto with_buffers(Binding&& binding) {
   }
 }
 /// A platform's binding, then the attributes and buffers of an operation in their order.
-template <class Binding, class Params, class... Buffers>
-auto bound(Binding&& binding, Kernel<Params> (*)(Attributes, Buffers...)) {
-  return with_buffers<Buffers...>(
-      std::forward<Binding>(binding).template Attr<bool>("reverse").template Attr<bool>(
-          "time_last"));
+template <class Binding, class Params, class Given, class... Buffers>
+auto bound(Binding&& binding, Kernel<Params> (*)(Given, Buffers...)) {
+  return with_buffers<Buffers...>(std::forward<Binding>(binding)
+                                      .template Attr<bool>(Given::kNames[0])
+                                      .template Attr<bool>(Given::kNames[1]));
 }
 
 /// An exception of the checks or the kernels as the value that XLA takes.

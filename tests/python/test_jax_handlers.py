@@ -11,6 +11,8 @@ from gateloop_jax import _library  # registers the handlers
 
 B, T, D = 2, 20, 3
 S, PAIRS, STATE, SAVED = (B, T, D), (B, T, D, 2), (B, D), (B, 2, D)
+# Two heads of 3 keys and 4 values, with a transition for each key.
+KEYS, VALUES, HEADS, SAVED_HEADS = (B, T, 2, 3), (B, T, 2, 4), (B, 2, 3, 4), (B, 2, 2, 2, 3, 4)
 Buffer = tuple[str, tuple[int, ...], str]
 
 
@@ -41,8 +43,25 @@ HANDLERS: dict[str, tuple[list[Buffer], list[Buffer]]] = {
          complex_("dfinal_state")],
         [*real("dq dk dv"), *real("dz", PAIRS), complex_("dinitial_state")],
     ),
+    "gate_loop": (
+        [*real("q k", KEYS), *real("v", VALUES), complex_("a", KEYS),
+         complex_("initial_state", HEADS)],
+        [*real("y", VALUES), complex_("final_state", HEADS), *real("saved_states", SAVED_HEADS)],
+    ),
+    "gate_loop_backward": (
+        [*real("q k", KEYS), *real("v", VALUES), complex_("a", KEYS),
+         *real("saved_states", SAVED_HEADS), *real("dy", VALUES), complex_("dfinal_state", HEADS)],
+        [*real("dq dk", KEYS), *real("dv", VALUES), complex_("da", KEYS),
+         complex_("dinitial_state", HEADS)],
+    ),
 }  # fmt: skip
-JUDGES = {"linear_recurrence": "x", "linear_recurrence_backward": "a"}
+# What others are judged by: their own errors are those of others.
+JUDGES = {
+    "linear_recurrence": ["x"],
+    "linear_recurrence_backward": ["a"],
+    "gate_loop": ["q", "v", "a"],
+    "gate_loop_backward": ["q", "v", "a"],
+}
 
 
 def call(handler: str, arguments: list[Buffer], results: list[Buffer]) -> Any:
@@ -50,7 +69,8 @@ def call(handler: str, arguments: list[Buffer], results: list[Buffer]) -> Any:
         f"gateloop_{handler}", [jax.ShapeDtypeStruct(s, jnp.dtype(d)) for _, s, d in results]
     )
     given = [jnp.zeros(shape, dtype) for _, shape, dtype in arguments]
-    return jax.block_until_ready(function(*given, reverse=np.bool_(False), time_last=np.bool_(0)))
+    option = "taylor" if handler in _library.HEADS else "time_last"
+    return jax.block_until_ready(function(*given, reverse=np.bool_(0), **{option: np.bool_(0)}))
 
 
 def changed(buffer: Buffer, how: str) -> Buffer:
@@ -74,9 +94,9 @@ def test_what_fits_is_computed(handler: str) -> None:
 def test_every_buffer_is_checked(handler: str, how: str) -> None:
     arguments, results = HANDLERS[handler]
     buffers = arguments + results
-    judge = JUDGES.get(handler, "q")
+    judges = JUDGES.get(handler, ["q"])
     for i, buffer in enumerate(buffers):
-        if buffer[0] == judge and how != "dtype":
+        if buffer[0] in judges and how != "dtype":
             continue  # then all others are wrong
         wrong = [changed(b, how) if j == i else b for j, b in enumerate(buffers)]
         with pytest.raises(Exception, match=f"gateloop: {handler}: {buffer[0]} must be .*, got "):
@@ -88,6 +108,13 @@ def test_a_judge_of_too_few_axes() -> None:
     wrong = [(n, (3,) if n == "x" else s, d) for n, s, d in arguments]
     with pytest.raises(Exception, match="x must have 2 axes or more, got F32 \\(3\\)"):
         call("linear_recurrence", wrong, results)
+
+
+def test_heads_of_too_few_axes() -> None:
+    arguments, results = HANDLERS["gate_loop"]
+    wrong = [(n, (3, 4) if n == "q" else s, d) for n, s, d in arguments]
+    with pytest.raises(Exception, match="q must have 3 axes or more, got F32 \\(3, 4\\)"):
+        call("gate_loop", wrong, results)
 
 
 def test_complex_sequences_of_a_gate() -> None:
@@ -103,8 +130,10 @@ def test_too_many_results() -> None:
         call("polar_gate_loop", arguments, [*results, results[-1]])
 
 
-@pytest.mark.skipif("cuda" not in _library.platforms(), reason="the library has no CUDA handlers")
-@pytest.mark.parametrize("handler", [*HANDLERS, *(f"{name}_step" for name in _library.STEPS)])
+@pytest.mark.skipif(
+    "cuda" not in _library.platforms("linear_recurrence"), reason="the library has no CUDA handlers"
+)
+@pytest.mark.parametrize("handler", [*_library.NAMES, *(f"{name}_step" for name in _library.STEPS)])
 def test_cuda_handlers_bind_the_same_buffers(handler: str) -> None:
     """Called on the CPU, they lack the CUDA stream, operand 0, and nothing else."""
     symbol = getattr(_library._load(), f"gateloop_jax_{handler}_cuda")

@@ -1,5 +1,5 @@
-"""gate_loop of gateloop_jax with heads wider than one channel: what its blocks of time may not
-change, and what may not be in memory."""
+"""gate_loop of gateloop_jax with heads wider than one channel, by the kernel and by the blocks of
+time that serve where there is none: their numbers, and what may not be in memory."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gateloop_jax
+from gateloop_jax import _wide_heads
 
 gate_loop: Any = gateloop_jax.gate_loop  # of lists of arguments
 BATCH, HEADS, KEYS, VALUES = 2, 2, 3, 4
@@ -24,6 +25,16 @@ Function = Callable[..., tuple[Array, Array]]
 def double() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, params=["kernel", "blocks"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By which gate_loop is computed."""
+    if request.param == "blocks":
+        monkeypatch.setattr(
+            _wide_heads, "bind", lambda _, *x, **o: _wide_heads._definition(*x, **o)
+        )
+    return str(request.param)
 
 
 def features(x: Array) -> Array:
@@ -175,7 +186,7 @@ def test_float32_is_accurate_over_many_steps(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["real", "complex"])
-def test_float32_is_accurate_with_constant_transitions(kind: str) -> None:
+def test_float32_is_accurate_with_constant_transitions(kind: str, way: str) -> None:
     """A rounding error of a² is 32 times in a^64, that of a^64 hundreds of times in the state."""
     time = 20000
     transitions: Any = [[sign * (1 - u) for sign in (1, -1)] for u in (1e-3, 1e-4, 1e-5)]
@@ -194,9 +205,10 @@ def test_float32_is_accurate_with_constant_transitions(kind: str) -> None:
     single = (q, k, v, a, state)
     wide = [x.astype("complex128" if jnp.iscomplexobj(x) else "float64") for x in single]
     ours, theirs = jax.jit(partial(both, gate_loop))(*single), both(by_steps, *wide)
-    # Errors of single roundings, 6e-8, that differ from step to step, and their sum of sums.
+    # Blocks: errors of single roundings, 6e-8, that differ from step to step, and their sum of
+    # sums. The kernel rounds the state once a step, as by_steps in float32, off by 2.2e-5.
     for our, their in zip(ours, theirs, strict=True):
-        assert_close(our.astype(their.dtype), their, 3e-6)
+        assert_close(our.astype(their.dtype), their, 3e-6 if way == "blocks" else 4e-5)
 
 
 @pytest.mark.parametrize("kind", ["real key zeros", "complex zeros"])
@@ -308,8 +320,10 @@ def test_states_of_all_steps_are_nowhere(kind: str, reverse: bool) -> None:
 
     given = (q, q, q, a)
     largest, name = max(sizes(jax.make_jaxpr(both)(*given).jaxpr))
-    # One state a block, and what the sequences take; features of a block.
-    allowed = max(time // 64 * keys * width, time * width)
+    # The parts of one state a block, and what the sequences take; features of a block.
+    parts = 2 if "complex" in kind else 1
+    chunk = 16 if "key" in kind else 64
+    allowed = max(time // chunk * parts * keys * width, time * width)
     assert largest <= allowed < time * keys * width / 8, name
     assert allowed < time * keys or not taylor
     compiled = jax.jit(both).lower(*given).compile()
@@ -355,7 +369,12 @@ def test_exported_for_any_batch_and_time_with_a_vjp() -> None:
     shapes = [
         jax.ShapeDtypeStruct((batch, time, *x.shape[2:]), x.dtype) for x in drawn(1, "complex")[:4]
     ]
-    exported = export.export(jax.jit(lambda *x: gate_loop(*x)[0]))(*shapes)
+    checks = [
+        export.DisabledSafetyCheck.custom_call(f"gateloop_{name}")
+        for name in ("gate_loop", "gate_loop_backward")
+    ]
+    function = jax.jit(lambda *x: gate_loop(*x)[0])
+    exported = export.export(function, disabled_checks=checks)(*shapes)
     loaded = export.deserialize(exported.serialize(vjp_order=1))
     given = drawn(70, "complex")[:4]
     ours, back = jax.vjp(loaded.call, *given)

@@ -50,9 +50,10 @@ def gate_loop(
     segment_ids, mask, axis_name: as linear_recurrence takes them; the output at padding is zero.
     Returns (y as v, in the dtype of q, final_state as initial_state is).
 
-    Wider heads are read in blocks of 64 steps, as products of matrices in full float32. A backward
-    pass keeps one state a block, (B, T / 64, H, K, V). It computes a block again from that state.
-    Products of transitions in a block must be finite numbers, as they are where |a| <= 1.
+    Wider heads have kernels on the CPU. Elsewhere they are read in blocks of 64 steps, as products
+    of matrices in full float32; products of transitions in a block must then be finite numbers, as
+    they are where |a| <= 1. A backward pass keeps one state a block, (B, T / 64, H, K, V), the
+    kernels with a transition for each key one in 16 steps. It computes a block again from that.
     """
     name = "gate_loop"
     q = jnp.asarray(q)

@@ -14,6 +14,8 @@ NAMES = (
     "polar_gate_loop",
     "polar_gate_loop_backward",
 )
+# On the CPU alone. XLA does not partition them.
+HEADS = ("gate_loop", "gate_loop_backward")
 # On CUDA these have a handler of one step too. It takes no scratch, so that XLA may replay it as
 # part of a CUDA graph; the others take scratch, which is other memory in every call.
 STEPS = ("linear_recurrence", "polar_gate_loop")
@@ -42,17 +44,16 @@ def _load() -> ctypes.CDLL:
     return ctypes.CDLL(str(path()))
 
 
-def platforms() -> tuple[str, ...]:
-    """JAX's names of those that the library has handlers of: a build without nvcc has no CUDA's."""
-    has_cuda = hasattr(_load(), f"gateloop_jax_{NAMES[0]}_cuda")
-    return ("cpu", "cuda") if has_cuda else ("cpu",)
+def platforms(name: str) -> tuple[str, ...]:
+    """JAX's names of those that have this handler: a build without nvcc has no CUDA's."""
+    return ("cpu", "cuda") if hasattr(_load(), f"gateloop_jax_{name}_cuda") else ("cpu",)
 
 
 def register() -> None:
     steps = [f"{name}_step" for name in STEPS]
-    for name in NAMES:
+    for name in [*NAMES, *HEADS]:
         _register(name, f"gateloop_jax_{name}", "cpu")
-    if "cuda" in platforms():
+    if "cuda" in platforms(NAMES[0]):
         for name in [*NAMES, *steps]:
             _register(name, f"gateloop_jax_{name}_cuda", "CUDA")
     for name in [*NAMES, *steps]:

@@ -1,12 +1,14 @@
 """What our primitives share: kernels where there are, the definition elsewhere, vmap, sharding.
 
-Arguments and results are sequences (..., T, D), pairs (..., T, D, 2), states (..., D) and saved
-states (..., N, D). The first argument is a sequence. Leading axes and channels are independent. So
-vmap adds a leading axis, and arrays sharded along those axes are computed where they lie.
+Leading axes are independent, so that vmap adds one. What else arguments and results are is said by
+a Form. Of SEQUENCES they are sequences (..., T, D), pairs (..., T, D, 2), states (..., D) and saved
+states (..., N, D), the first argument a sequence. Channels are independent too, and arrays sharded
+along channels or leading axes are computed where they lie.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,78 +26,106 @@ Definition = Callable[..., Sequence[Array]]
 Outputs = Callable[..., Sequence[tuple[tuple[int, ...], Any]]]
 
 
+@dataclass(frozen=True)
+class Form:
+    """What differs between primitives of other arguments.
+
+    options:   the primitive's parameters by name.
+    align:     (name, arguments) -> the arguments sharded alike.
+    shardings: (name, avals, numbers of axes) -> the sharding of each result.
+    call:      (kernel, platform, context, avals, operands, options) -> what the kernel's handler
+               returns, or None where the definition must serve.
+    """
+
+    options: tuple[str, ...]
+    align: Callable[[str, Sequence[Array]], Sequence[Array]]
+    shardings: Callable[[str, Sequence[Any], Sequence[int]], Sequence[Any]]
+    call: Callable[..., Any]
+
+
+_forms: dict[Primitive, Form] = {}
+
+
+def _sequence_shardings(name: str, avals: Sequence[Any], axes: Sequence[int]) -> list[Any]:
+    shared = _sharding.axes_of(name, avals)
+    return [_sharding.sharding_of(shared, avals, ndim) for ndim in axes]
+
+
 def primitive(
     name: str,
     definition: Definition,
     outputs: Outputs,
     kernel: str | None = None,
     unread: tuple[int, ...] = (),
+    form: Form | None = None,
 ) -> Primitive:
-    """A primitive with the one parameter `reverse`.
+    """A primitive of SEQUENCES, or of another form.
 
     `kernel` names the handler that computes it, without the arguments at `unread`, where the
     library has one. Where there is no kernel, and on other platforms, `definition` computes it.
     Derivatives are those of the definition until the caller gives better ones.
     """
+    form = SEQUENCES if form is None else form
     p = Primitive(name)
     p.multiple_results = True
+    _forms[p] = form
 
-    @functools.partial(jax.jit, static_argnames="reverse")
-    def run(*args: Array, reverse: bool) -> Any:
-        return p.bind(*args, reverse=reverse)
+    @functools.partial(jax.jit, static_argnames=form.options)
+    def run(*args: Array, **options: Any) -> Any:
+        return p.bind(*args, **options)
 
-    def abstract(*avals: Any, reverse: bool) -> list[Any]:
-        axes = _sharding.axes_of(name, avals)
+    def abstract(*avals: Any, **options: Any) -> list[Any]:
+        results = outputs(*avals)
+        shardings = form.shardings(name, avals, [len(shape) for shape, _ in results])
         return [
-            avals[0].update(
-                shape=shape,
-                dtype=jnp.dtype(dtype),
-                weak_type=False,
-                sharding=_sharding.sharding_of(axes, avals, len(shape)),
-            )
-            for shape, dtype in outputs(*avals)
+            avals[0].update(shape=shape, dtype=jnp.dtype(dtype), weak_type=False, sharding=sharding)
+            for (shape, dtype), sharding in zip(results, shardings, strict=True)
         ]
 
-    def batch(args: Sequence[Array], dims: Sequence[int | None], *, reverse: bool) -> Any:
+    def batch(args: Sequence[Array], dims: Sequence[int | None], **options: Any) -> Any:
         size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
 
         def lead(x: Array, d: int | None) -> Array:
             return jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
 
-        results = bind(p, *map(lead, args, dims), reverse=reverse)
+        results = bind(p, *map(lead, args, dims), **options)
         return results, [0] * len(results)
 
-    def jvp(primals: Any, tangents: Any, *, reverse: bool) -> Any:
+    def jvp(primals: Any, tangents: Any, **options: Any) -> Any:
         tangents = tuple(map(ad.instantiate_zeros, tangents))
-        f = functools.partial(definition, reverse=reverse)
+        f = functools.partial(definition, **options)
         return jax.jvp(f, tuple(primals), tangents)
 
     p.def_impl(run)
     p.def_abstract_eval(abstract)
     batching.primitive_batchers[p] = batch
     ad.primitive_jvps[p] = jvp
-    mlir.register_lowering(p, mlir.lower_fun(definition, multiple_results=True))
+    lower_definition = mlir.lower_fun(definition, multiple_results=True)
+    mlir.register_lowering(p, lower_definition)
     if kernel is None:
         return p
 
-    def lower(ctx: Any, *operands: Any, reverse: bool, platform: str) -> Any:
+    def lower(ctx: Any, *operands: Any, platform: str, **options: Any) -> Any:
         read = [i for i in range(len(operands)) if i not in unread]
-        inputs = [ctx.avals_in[i] for i in read]
-        target = _library.target(kernel, platform, inputs[0].shape[-2])
-        return _call(target, ctx, inputs, [operands[i] for i in read], reverse)
+        inputs, values = [ctx.avals_in[i] for i in read], [operands[i] for i in read]
+        results = form.call(kernel, platform, ctx, inputs, values, options)
+        return lower_definition(ctx, *operands, **options) if results is None else results
 
-    for platform in _library.platforms():
+    for platform in _library.platforms(kernel):
         rule = functools.partial(lower, platform=platform)
         mlir.register_lowering(p, rule, platform=platform)
     return p
 
 
-def _call(target: str, ctx: Any, inputs: Any, operands: Any, reverse: bool) -> Any:
-    """The kernel's handler. XLA partitions custom calls along leading axes. A program that it
+def _call_sequences(
+    kernel: str, platform: str, ctx: Any, inputs: Any, operands: Any, options: dict[str, Any]
+) -> Any:
+    """XLA partitions custom calls along leading axes. A program that it
     partitions therefore names the axes with time last. Its layout leaves memory as it is. XLA's CPU
     compiler then copies the results, so other programs name the axes as they are."""
+    target = _library.target(kernel, platform, inputs[0].shape[-2])
     lead = inputs[0].ndim - 2
-    turned = _is_partitioned(ctx)
+    turned = is_partitioned(ctx)
 
     def turn(ndim: int) -> list[int]:
         order = list(range(ndim))
@@ -120,11 +150,14 @@ def _call(target: str, ctx: Any, inputs: Any, operands: Any, reverse: bool) -> A
         extra_attributes=_sharding.attributes(lead, *shapes) if turned else None,
     )
     ctx_of_call = ctx.replace(avals_in=avals_in, avals_out=avals_out)
-    values = rule(ctx_of_call, *moved(operands, inputs), reverse=reverse, time_last=turned)
+    values = rule(ctx_of_call, *moved(operands, inputs), **options, time_last=turned)
     return moved(values, avals_out)
 
 
-def _is_partitioned(ctx: Any) -> bool:
+SEQUENCES = Form(("reverse",), _sharding.align, _sequence_shardings, _call_sequences)
+
+
+def is_partitioned(ctx: Any) -> bool:
     """Several devices, and an axis of theirs that no shard_map has made manual."""
     axes = ctx.module_context.axis_context
     manual: frozenset[Any] = getattr(axes, "manual_axes", frozenset())
@@ -134,10 +167,10 @@ def _is_partitioned(ctx: Any) -> bool:
     return bool(getattr(axes, "num_devices", 1) > 1)
 
 
-def bind(p: Primitive, *args: Array, reverse: bool) -> list[Array]:
+def bind(p: Primitive, *args: Array, **options: Any) -> list[Array]:
     """p.bind for arguments that differ: some vary over a shard_map's axes, or are sharded along
     explicit axes, and some do not (yet)."""
-    args = tuple(_sharding.align(p.name, args))
+    args = tuple(_forms[p].align(p.name, args))
     axes = [jax.typeof(x).manual_axis_type.varying for x in args]
     everywhere = frozenset[Any]().union(*axes)
 
@@ -145,19 +178,19 @@ def bind(p: Primitive, *args: Array, reverse: bool) -> list[Array]:
         missing = tuple(everywhere - own)
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    results: list[Array] = p.bind(*map(vary, args, axes), reverse=reverse)
+    results: list[Array] = p.bind(*map(vary, args, axes), **options)
     return results
 
 
 def set_transpose(
     p: Primitive, first_linear: int, transpose: Callable[..., Sequence[Array]]
 ) -> None:
-    """`transpose(*args, *cotangents, reverse)` of a primitive linear in its arguments from
+    """`transpose(*args, *cotangents, **options)` of a primitive linear in its arguments from
     `first_linear` on; it is given the arguments before."""
 
-    def rule(cotangents: Any, *args: Any, reverse: bool) -> list[Any]:
+    def rule(cotangents: Any, *args: Any, **options: Any) -> list[Any]:
         cotangents = map(ad.instantiate_zeros, cotangents)
-        results = transpose(*args[:first_linear], *cotangents, reverse=reverse)
+        results = transpose(*args[:first_linear], *cotangents, **options)
         wanted = map(ad.is_undefined_primal, args[first_linear:])
         given: list[Any] = [None] * first_linear
         return given + [ct if w else None for w, ct in zip(wanted, results, strict=True)]

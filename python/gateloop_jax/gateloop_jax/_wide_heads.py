@@ -1,4 +1,5 @@
-"""gate_loop of heads wider than one channel, in blocks of time (docs/math.md).
+"""gate_loop of heads wider than one channel: a kernel on the CPU, and elsewhere, and of arrays
+sharded over several devices, its definition in blocks of time (docs/math.md).
 
 Inside a block of 64 steps all is products of matrices; lax.scan carries the state from one block to
 the next. Differentiated backward, a block is computed again from the state before it. So one state
@@ -11,17 +12,27 @@ that zeros are exact. Where |a| <= 1 every factor is at most 1.
 """
 
 import functools
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.interpreters import ad
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from gateloop_jax import _checks, _sharding
+from gateloop_jax import _checks, _library, _sharding
 from gateloop_jax._exact_products import Exact
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import accumulation
+from gateloop_jax._primitive import (
+    Form,
+    accumulation,
+    bind,
+    is_partitioned,
+    primitive,
+    set_transpose,
+)
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 FeatureMap = Literal["none", "taylor"]
@@ -64,9 +75,8 @@ def read_heads(
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
         a = packing.transitions(a, reverse, axis_name)
-    a = a if per_key else a[..., None]
 
-    initial = _zero_state(k, v, a, feature_map)
+    initial = _zero_state(k, v, a if per_key else a[..., None], feature_map)
     if initial_state is not None:
         given = jnp.asarray(initial_state)
         if given.shape != initial.shape:
@@ -81,15 +91,16 @@ def read_heads(
         initial = initial + given
 
     def run(state: Array) -> tuple[Array, Array]:
-        return _scan_blocks(q, k, v, a, state, reverse, feature_map)
+        return _read(q, k, v, a, state, reverse, feature_map)
 
     if axis_name is None:
         y, final = run(initial)
     else:
         # The state that a state of ones becomes without inputs.
-        nothing = jnp.zeros_like(a.real)
-        ones = 1 + _zero_state(nothing, nothing[..., :1], a, "none")
-        product = _scan_blocks(nothing, nothing, nothing[..., :1], a, ones, reverse, "none")[1]
+        a_of_keys = a if per_key else a[..., None]
+        nothing = jnp.zeros_like(a_of_keys.real)
+        ones = 1 + _zero_state(nothing, nothing[..., :1], a_of_keys, "none")
+        product = _read(nothing, nothing, nothing[..., :1], a, ones, reverse, "none")[1]
         y, final = run_over_axis(run, product, initial, axis_name, reverse)
     return (y if packing is None else packing.filled(y)), final
 
@@ -112,6 +123,17 @@ def _zero_state(k: Array, v: Array, a: Array, feature_map: FeatureMap) -> Array:
     keys, values, a = _features(k[:, :0], feature_map), v[:, :0], a[:, :0]
     state = jnp.einsum("bthk,bthv->bhkv", keys, values.astype(keys.dtype))
     return state + jnp.sum(a, 1)[..., None]
+
+
+def _read(
+    q: Array, k: Array, v: Array, a: Array, state: Array, reverse: bool, feature_map: FeatureMap
+) -> tuple[Array, Array]:
+    """a: (B, T, H) or (B, T, H, K)."""
+    options: dict[str, Any] = dict(reverse=reverse, feature_map=feature_map)
+    if any(any(jax.typeof(x).sharding.spec) for x in (q, k, v, a, state)):  # along explicit axes
+        return _definition(q, k, v, a, state, **options)
+    y, final = bind(heads_p, q, k, v, a, state, **options)
+    return y, final
 
 
 # Compiled once for each shape, outside of jax.jit too: lax.scan compiles each new body.
@@ -231,3 +253,153 @@ def _parts(x: Array, axis: int = -1, *, conj: bool = False) -> Array:
 def _product(equation: str, *factors: Array) -> Array:
     """In full float32: accelerators would round factors to fewer bits."""
     return jnp.einsum(equation, *factors, precision=lax.Precision.HIGHEST)
+
+
+# ---- The primitives: forward, forward that keeps states, tangent, adjoint ------------------------
+
+
+def _definition(
+    q: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    state: Array,
+    *,
+    reverse: bool,
+    feature_map: FeatureMap,
+) -> tuple[Array, Array]:
+    """Of sequences with any leading axes, which vmap adds."""
+    if q.ndim > 4:
+        f = functools.partial(_definition, reverse=reverse, feature_map=feature_map)
+        results: tuple[Array, Array] = jax.vmap(f)(q, k, v, a, state)
+        return results
+    a = a if a.ndim == q.ndim else a[..., None]
+    return _scan_blocks(q, k, v, a, state, reverse, feature_map)
+
+
+def _kept_shape(q: Array, a: Array, state: Array) -> tuple[Any, ...]:
+    """recurrence.h: a state is kept at the start of every chunk of so many steps."""
+    chunk = 16 if a.ndim == q.ndim else BLOCK
+    *lead, heads, keys, values = state.shape
+    parts = 2 if jnp.iscomplexobj(a) else 1
+    return *lead, -(-q.shape[-3] // chunk), heads, parts, keys, values
+
+
+def _keeping_definition(
+    q: Array, k: Array, v: Array, a: Array, state: Array, **options: Any
+) -> tuple[Array, Array, Array]:
+    """No definition reads the kept states: only the kernels, on their own platform, do."""
+    kept = jnp.zeros(_kept_shape(q, a, state), a.real.dtype)
+    return *_definition(q, k, v, a, state, **options), kept
+
+
+def _tangent(
+    q: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    state: Array,
+    kept: Array,
+    *tangents: Array,
+    **options: Any,
+) -> tuple[Array, Array]:
+    f = functools.partial(_definition, **options)
+    moves: tuple[Array, Array] = jax.jvp(f, (q, k, v, a, state), tangents)[1]
+    return moves
+
+
+def _adjoint(
+    q: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    state: Array,
+    kept: Array,
+    dy: Array,
+    dfinal: Array,
+    **options: Any,
+) -> list[Array]:
+    """-> dq, dk, dv, da, dinitial_state, in the convention of the kernel: of complex arrays, the
+    conjugates of JAX's."""
+    f = functools.partial(_definition, **options)
+    gradients = jax.vjp(f, q, k, v, a, state)[1]((dy, jnp.conj(dfinal)))
+    return [jnp.conj(d) for d in gradients]
+
+
+def _shardings(name: str, avals: Sequence[Any], axes: Sequence[int]) -> list[Any]:
+    mesh = avals[0].sharding.mesh
+    return [NamedSharding(mesh, PartitionSpec(*[None] * ndim)) for ndim in axes]
+
+
+def _call(
+    kernel: str, platform: str, ctx: Any, inputs: Any, operands: Any, options: dict[str, Any]
+) -> Any:
+    if is_partitioned(ctx):
+        return None
+    rule = jax.ffi.ffi_lowering(_library.target(kernel, platform, None))
+    ctx = ctx.replace(avals_in=inputs)
+    taylor = options["feature_map"] == "taylor"
+    return rule(ctx, *operands, reverse=options["reverse"], taylor=taylor)
+
+
+HEADS = Form(("reverse", "feature_map"), lambda _, args: args, _shardings, _call)
+
+
+def _results(q: Array, k: Array, v: Array, a: Array, state: Array, *_: Array) -> Any:
+    return [(v.shape, v.dtype), (state.shape, state.dtype)]
+
+
+heads_p = primitive("gateloop_heads", _definition, _results, kernel="gate_loop", form=HEADS)
+keeping_p = primitive(
+    "gateloop_heads_keeping_states",
+    _keeping_definition,
+    lambda q, k, v, a, state: [
+        *_results(q, k, v, a, state),
+        (_kept_shape(q, a, state), accumulation(q.dtype)),
+    ],
+    kernel="gate_loop",
+    form=HEADS,
+)
+tangent_p = primitive("gateloop_heads_tangent", _tangent, _results, form=HEADS)
+adjoint_p = primitive(
+    "gateloop_heads_adjoint",
+    _adjoint,
+    lambda *args: [(x.shape, x.dtype) for x in args[:5]],
+    kernel="gate_loop_backward",
+    unread=(4,),  # the kept states begin with the initial one; derivatives alone need it by name
+    form=HEADS,
+)
+
+
+def _heads_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], **options: Any
+) -> tuple[list[Array], list[Array]]:
+    y, final, kept = bind(keeping_p, *primals, **options)
+    moves = map(ad.instantiate_zeros, tangents)
+    return [y, final], bind(tangent_p, *primals, kept, *moves, **options)
+
+
+def _keeping_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], **options: Any
+) -> tuple[list[Array], list[Array]]:
+    y, final, kept = bind(keeping_p, *primals, **options)
+    moves = bind(tangent_p, *primals, kept, *map(ad.instantiate_zeros, tangents), **options)
+    # The kept states repeat what the other arguments say, and no derivative goes through them.
+    return [y, final, kept], [*moves, jnp.zeros_like(kept)]
+
+
+def _tangent_transpose(*args: Array, **options: Any) -> list[Array]:
+    *given, dy, dfinal = args
+    return [jnp.conj(d) for d in bind(adjoint_p, *given, dy, jnp.conj(dfinal), **options)]
+
+
+def _adjoint_transpose(*args: Array, **options: Any) -> list[Array]:
+    given, results = args[:6], list(args[6:])
+    f = functools.partial(_adjoint, *given, **options)
+    return list(jax.linear_transpose(f, given[2], given[4])(results))
+
+
+ad.primitive_jvps[heads_p] = _heads_jvp
+ad.primitive_jvps[keeping_p] = _keeping_jvp
+set_transpose(tangent_p, 6, _tangent_transpose)
+set_transpose(adjoint_p, 6, _adjoint_transpose)
