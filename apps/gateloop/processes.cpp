@@ -38,7 +38,7 @@ distributed::Communicator work_together(
   // A reader of our output that goes away must not end the others without a word.
   std::signal(SIGPIPE, SIG_IGN);
   try {
-    const auto communicator = join(backend, timeout);
+    auto communicator = join(backend, timeout);
     communicator.report_failures([&] { work(communicator); });
     return communicator;
   } catch (const c10::Error& error) {  // a page of detail comes after the first line

@@ -115,6 +115,7 @@ class FailureReport {
   /// Returns once all processes are connected, or one cannot be: then it throws.
   void watch(const std::shared_future<Backends>& own, steady_clock::time_point began) const {
     std::vector<std::string> all;
+    all.reserve(static_cast<std::size_t>(size()));
     for (int r = 0; r < size(); ++r) all.push_back(kConnected + std::to_string(r));
     const auto deadline = began + connection_->timeout;
     bool connected = false;

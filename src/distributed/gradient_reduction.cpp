@@ -38,6 +38,7 @@ std::vector<torch::Tensor> in_order_of_gradients(std::vector<torch::Tensor> para
   std::vector<unsigned> hooks;
   // Constants of a model, such as rotary frequencies, take no hook.
   std::erase_if(parameters, [](const torch::Tensor& t) { return !t.requires_grad(); });
+  hooks.reserve(parameters.size());
   for (const torch::Tensor& parameter : parameters) {
     hooks.push_back(parameter.register_hook(
         [&order, parameter](torch::Tensor) { order.push_back(parameter); }));

@@ -17,6 +17,7 @@ namespace gateloop::host {
 namespace {
 
 bool advise(std::uintptr_t begin, std::uintptr_t end, int advice) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): the bounds of pages are computed.
   return ::madvise(reinterpret_cast<void*>(begin), end - begin, advice) == 0;
 }
 

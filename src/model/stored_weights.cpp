@@ -38,6 +38,7 @@ std::string stored_problems(const ModelSpec& spec, const std::vector<TensorEntry
     }
   }
   std::vector<NamedShape> given;
+  given.reserve(unclaimed.size());
   for (const auto& [name, entry] : unclaimed) given.push_back({name, entry->shape});
   const std::string shapes = weight_problems(spec, given);
   if (shapes.empty()) return problems;

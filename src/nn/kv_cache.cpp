@@ -78,7 +78,7 @@ std::int64_t check_window(const torch::Tensor& cache, std::int64_t position,
 torch::Tensor append_to_window(torch::Tensor& cache, std::int64_t position,
                                const torch::Tensor& fresh, std::int64_t window) {
   const auto kept = check_window(cache, position, fresh, window);
-  const auto all = kept == 0 ? fresh : at::cat({cache.to(fresh.scalar_type()), fresh}, 2);
+  auto all = kept == 0 ? fresh : at::cat({cache.to(fresh.scalar_type()), fresh}, 2);
   const auto next = std::min(all.size(2), window - 1);
   cache = all.narrow(2, all.size(2) - next, next).detach().clone();
   return all;
