@@ -44,10 +44,10 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence(
 /// a:             (B, T, D); or (B, T, H), one transition per head, or (B, T, H, K), one per key;
 ///                complex64 or float32, with float64 sequences complex128 or float64.
 /// initial_state: (B, D), or (B, H, K, V), in the dtype of a.
-/// form:          scan: chunks of 64 steps as matrix products, one state a chunk in memory; what
-///                auto takes. attention: the surrogate attention of section 3.3 in tiles, T² work.
-///                recurrent: step by step, which keeps T states for a backward pass. All compute
-///                the same, and their gradients too.
+/// form:          scan: linear in T, what auto takes; a backward pass keeps one state in 64 steps
+///                (16 with a transition a key). attention: the surrogate attention of section 3.3
+///                in tiles, T² work. recurrent: step by step, which keeps T states for a backward
+///                pass. All compute the same, and their gradients too.
 /// feature_map:   taylor: of heads, with transitions a head: φ(q) and φ(k) in place of q and k
 ///                (arXiv 2312.04927). Their products are 1 + s + s²/2 with s = q · k. States have 1
 ///                + K + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all

@@ -193,8 +193,9 @@ struct HeadsShape {
   std::int64_t values = 0;
 };
 
-/// GateLoop works in chunks of this many steps: products inside, the state from one to the next.
-/// Where every key has transitions of its own, pairs of steps cost more and chunks are shorter.
+/// Steps between two saved states. Heads of large states are computed in chunks of so many steps,
+/// as matrix products: where every key has transitions of its own, pairs of steps cost more, and
+/// chunks are shorter.
 constexpr std::int64_t gate_loop_chunk(bool per_key) { return per_key ? 16 : 64; }
 constexpr std::int64_t gate_loop_chunks(std::int64_t time, bool per_key) {
   return (time + gate_loop_chunk(per_key) - 1) / gate_loop_chunk(per_key);
@@ -215,7 +216,7 @@ constexpr Integer feature_count(FeatureMap map, Integer channels) {
   return map == FeatureMap::kTaylor ? 1 + channels + channels * (channels + 1) / 2 : channels;
 }
 
-/// GateLoop for heads of K keys and V values (section 3.2, its surrogate attention in chunks):
+/// GateLoop for heads of K keys and V values (section 3.2):
 ///   S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t)
 /// q, k: (B, T, H, K), v, y: (B, T, H, V) real in `dtype` (not complex). a: (B, T, H), or if
 /// `per_key` (B, T, H, K), in the accumulation type, complex if `complex`; its strides count its

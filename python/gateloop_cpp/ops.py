@@ -85,10 +85,10 @@ def gate_loop(
         initial_state: (B, D), or (B, H, K, V), in the dtype of a. None is zero.
         reverse: run from the last step to the first.
         cu_seqlens, mask: see :mod:`gateloop_cpp.ops`.
-        form: how to compute it; values and gradients are the same. "scan": chunks of 64 steps as
-            matrix products, one state a chunk in memory; "auto" takes it. "attention": the
-            surrogate attention of section 3.3, T² work, in tiles. "recurrent": step by step, with
-            T states in memory for a backward pass.
+        form: how to compute it; values and gradients are the same. "scan": linear in T,
+            with one state in 64 steps in memory (16 with a transition a key); "auto" takes it.
+            "attention": the surrogate attention of section 3.3, T² work, in tiles. "recurrent":
+            step by step, with T states in memory for a backward pass.
         feature_map: "taylor": of heads, with a transition for each, φ(q) and φ(k) in place of q and
             k (arXiv 2312.04927). Their products are 1 + s + s²/2 with s = q · k. States have 1 + K
             + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all of q and k.

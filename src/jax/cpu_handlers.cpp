@@ -9,7 +9,7 @@
 namespace gateloop::jax {
 namespace {
 
-/// A gate takes all threads: the pages of its outputs come first.
+/// Gate loops occupy all threads: the pages of outputs are made before they run.
 template <class Params>
 void execute(const Kernel<Params>& kernel, const recurrence::Executor& executor) {
   for (const host::Memory& memory : kernel.fresh) {
@@ -34,8 +34,8 @@ void execute(const Kernel<recurrence::LinearRecurrenceBackward>& kernel,
   execute_linear(kernel, !kernel.params.reverse, executor);
 }
 
-template <class Params, class Given, class... Buffers>
-auto on_cpu(const char* name, Kernel<Params> (*operation)(Given, Buffers...)) {
+template <class Params, class Options, class... Buffers>
+auto on_cpu(const char* name, Kernel<Params> (*operation)(Options, Buffers...)) {
   return [=](ffi::ThreadPool pool, bool first, bool second, Buffers... buffers) {
     return guarded(name, [&] {
       execute(operation({first, second}, buffers...), executor_of(pool));

@@ -170,6 +170,7 @@ class Call {
   Fresh fresh_;
 };
 
+/// Names are in the order of the members.
 struct Attributes {
   bool reverse, time_last;
   static constexpr const char* kNames[] = {"reverse", "time_last"};
@@ -194,8 +195,12 @@ class HeadsCall {
     complex_ = a.element_type() == ffi::C64 || a.element_type() == ffi::C128;
     state_ = !complex_ ? real_ : real_ == ffi::F32 ? ffi::C64 : ffi::C128;
     const Sizes values = sizes_of(v);
-    if (lead_.size() < 3 || values.empty()) {
+    if (lead_.size() < 3) {
       throw std::invalid_argument("q must have 3 axes or more, got " + described(type_, lead_));
+    }
+    if (values.empty()) {
+      throw std::invalid_argument("v must have 3 axes or more, got " +
+                                  described(v.element_type(), values));
     }
     per_key_ = a.dimensions().size() == lead_.size();
     shape_ = {1, lead_[lead_.size() - 3], lead_[lead_.size() - 2], lead_.back(), values.back()};
@@ -272,7 +277,7 @@ struct Kernel {
 };
 
 /// The saved states, where a call has them as its third result.
-inline std::optional<AnyBuffer> only_result(ffi::RemainingRets saved) {
+inline std::optional<AnyBuffer> third_result(ffi::RemainingRets saved) {
   if (saved.size() > 1) throw std::invalid_argument("results must be 2 or 3, got more");
   if (saved.size() == 0) return {};
   auto states = saved.get<AnyBuffer>(0);
@@ -325,7 +330,7 @@ inline Kernel<recurrence::PolarGateLoop> polar_gate_loop(Attributes attributes, 
   p.initial_state = call.state(initial_state, "initial_state");
   p.y = call.output(y, "y");
   p.final_state = call.state(*final_state, "final_state");
-  if (const auto states = only_result(saved)) {
+  if (const auto states = third_result(saved)) {
     p.saved_states = call.saved_states(*states, "saved_states");
   }
   return {p, call.fresh()};
@@ -367,7 +372,7 @@ inline Kernel<recurrence::GateLoop> gate_loop(HeadsAttributes attributes, AnyBuf
   p.initial_state = call.state(initial_state, "initial_state");
   p.y = call.output(y, "y", HeadsCall::Row::kValues);
   p.final_state = call.state(*final_state, "final_state");
-  if (const auto states = only_result(saved)) {
+  if (const auto states = third_result(saved)) {
     p.saved_states = call.saved_states(*states, "saved_states");
   }
   return {p, call.fresh()};
@@ -415,11 +420,11 @@ auto with_buffers(Binding&& binding) {
   }
 }
 /// A platform's binding, then the attributes and buffers of an operation in their order.
-template <class Binding, class Params, class Given, class... Buffers>
-auto bound(Binding&& binding, Kernel<Params> (*)(Given, Buffers...)) {
+template <class Binding, class Params, class Options, class... Buffers>
+auto bound(Binding&& binding, Kernel<Params> (*)(Options, Buffers...)) {
   return with_buffers<Buffers...>(std::forward<Binding>(binding)
-                                      .template Attr<bool>(Given::kNames[0])
-                                      .template Attr<bool>(Given::kNames[1]));
+                                      .template Attr<bool>(Options::kNames[0])
+                                      .template Attr<bool>(Options::kNames[1]));
 }
 
 /// An exception of the checks or the kernels as the value that XLA takes.

@@ -1,4 +1,4 @@
-"""GateLoop with heads wider than one channel: the chunks of the kernel against the definition."""
+"""GateLoop with heads wider than one channel: the kernels against the definition."""
 
 from functools import partial
 from typing import Any

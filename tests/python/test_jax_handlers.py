@@ -69,7 +69,7 @@ def call(handler: str, arguments: list[Buffer], results: list[Buffer]) -> Any:
         f"gateloop_{handler}", [jax.ShapeDtypeStruct(s, jnp.dtype(d)) for _, s, d in results]
     )
     given = [jnp.zeros(shape, dtype) for _, shape, dtype in arguments]
-    option = "taylor" if handler in _library.HEADS else "time_last"
+    option = "taylor" if handler in _library.CPU_NAMES else "time_last"
     return jax.block_until_ready(function(*given, reverse=np.bool_(0), **{option: np.bool_(0)}))
 
 

@@ -52,8 +52,8 @@ def gate_loop(
 
     Wider heads have kernels on the CPU. Elsewhere they are read in blocks of 64 steps, as products
     of matrices in full float32; products of transitions in a block must then be finite numbers, as
-    they are where |a| <= 1. A backward pass keeps one state a block, (B, T / 64, H, K, V), the
-    kernels with a transition for each key one in 16 steps. It computes a block again from that.
+    they are where |a| <= 1. A backward pass keeps one state in 64 steps, the kernels with a
+    transition for each key one in 16, and computes states again from it.
     """
     name = "gate_loop"
     q = jnp.asarray(q)

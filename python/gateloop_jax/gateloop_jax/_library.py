@@ -14,8 +14,8 @@ NAMES = (
     "polar_gate_loop",
     "polar_gate_loop_backward",
 )
-# On the CPU alone. XLA does not partition them.
-HEADS = ("gate_loop", "gate_loop_backward")
+# On the CPU alone, of heads. XLA does not partition them.
+CPU_NAMES = ("gate_loop", "gate_loop_backward")
 # On CUDA these have a handler of one step too. It takes no scratch, so that XLA may replay it as
 # part of a CUDA graph; the others take scratch, which is other memory in every call.
 STEPS = ("linear_recurrence", "polar_gate_loop")
@@ -51,7 +51,7 @@ def platforms(name: str) -> tuple[str, ...]:
 
 def register() -> None:
     steps = [f"{name}_step" for name in STEPS]
-    for name in [*NAMES, *HEADS]:
+    for name in [*NAMES, *CPU_NAMES]:
         _register(name, f"gateloop_jax_{name}", "cpu")
     if "cuda" in platforms(NAMES[0]):
         for name in [*NAMES, *steps]:

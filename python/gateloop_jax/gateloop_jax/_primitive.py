@@ -1,9 +1,9 @@
 """What our primitives share: kernels where there are, the definition elsewhere, vmap, sharding.
 
-Leading axes are independent, so that vmap adds one. What else arguments and results are is said by
-a Form. Of SEQUENCES they are sequences (..., T, D), pairs (..., T, D, 2), states (..., D) and saved
-states (..., N, D), the first argument a sequence. Channels are independent too, and arrays sharded
-along channels or leading axes are computed where they lie.
+Leading axes are independent, so that vmap adds one. A Form says how arguments may be sharded and
+how the kernel is called. Of SEQUENCES arguments and results are sequences (..., T, D), pairs
+(..., T, D, 2), states (..., D) and saved states (..., N, D), the first argument a sequence.
+Channels are independent too: arrays sharded along them or leading axes are computed where they lie.
 """
 
 import functools
@@ -51,13 +51,63 @@ def _sequence_shardings(name: str, avals: Sequence[Any], axes: Sequence[int]) ->
     return [_sharding.sharding_of(shared, avals, ndim) for ndim in axes]
 
 
+def is_partitioned(ctx: Any) -> bool:
+    """Several devices, and an axis of theirs that no shard_map has made manual."""
+    axes = ctx.module_context.axis_context
+    manual: frozenset[Any] = getattr(axes, "manual_axes", frozenset())
+    mesh = getattr(axes, "mesh", None)
+    if mesh is not None:
+        return bool(mesh.size > 1 and set(manual) != set(mesh.axis_names))
+    return bool(getattr(axes, "num_devices", 1) > 1)
+
+
+def _call_sequences(
+    kernel: str, platform: str, ctx: Any, inputs: Any, operands: Any, options: dict[str, Any]
+) -> Any:
+    """The results of the handler. XLA partitions custom calls along leading axes. A program that it
+    partitions therefore names the axes with time last. Its layout leaves memory as it is. XLA's CPU
+    compiler then copies the results, so other programs name the axes as they are."""
+    target = _library.target(kernel, platform, inputs[0].shape[-2])
+    lead = inputs[0].ndim - 2
+    turned = is_partitioned(ctx)
+
+    def turn(ndim: int) -> list[int]:
+        order = list(range(ndim))
+        if turned and ndim > lead + 1:
+            order[lead : lead + 2] = [lead + 1, lead]
+        return order
+
+    def named(avals: Any) -> list[Any]:
+        return [ShapedArray(tuple(a.shape[i] for i in turn(a.ndim)), a.dtype) for a in avals]
+
+    def moved(values: Any, avals: Any) -> list[Any]:
+        if not turned:
+            return list(values)
+        return [stablehlo.transpose(x, turn(a.ndim)) for x, a in zip(values, avals, strict=True)]
+
+    avals_in, avals_out = named(inputs), named(ctx.avals_out)
+    shapes = [a.shape for a in avals_in], [a.shape for a in avals_out]
+    rule = jax.ffi.ffi_lowering(
+        target,
+        operand_layouts=[turn(a.ndim)[::-1] for a in avals_in],
+        result_layouts=[turn(a.ndim)[::-1] for a in avals_out],
+        extra_attributes=_sharding.attributes(lead, *shapes) if turned else None,
+    )
+    ctx_of_call = ctx.replace(avals_in=avals_in, avals_out=avals_out)
+    values = rule(ctx_of_call, *moved(operands, inputs), **options, time_last=turned)
+    return moved(values, avals_out)
+
+
+SEQUENCES = Form(("reverse",), _sharding.align, _sequence_shardings, _call_sequences)
+
+
 def primitive(
     name: str,
     definition: Definition,
     outputs: Outputs,
     kernel: str | None = None,
     unread: tuple[int, ...] = (),
-    form: Form | None = None,
+    form: Form = SEQUENCES,
 ) -> Primitive:
     """A primitive of SEQUENCES, or of another form.
 
@@ -65,7 +115,6 @@ def primitive(
     library has one. Where there is no kernel, and on other platforms, `definition` computes it.
     Derivatives are those of the definition until the caller gives better ones.
     """
-    form = SEQUENCES if form is None else form
     p = Primitive(name)
     p.multiple_results = True
     _forms[p] = form
@@ -115,56 +164,6 @@ def primitive(
         rule = functools.partial(lower, platform=platform)
         mlir.register_lowering(p, rule, platform=platform)
     return p
-
-
-def _call_sequences(
-    kernel: str, platform: str, ctx: Any, inputs: Any, operands: Any, options: dict[str, Any]
-) -> Any:
-    """XLA partitions custom calls along leading axes. A program that it
-    partitions therefore names the axes with time last. Its layout leaves memory as it is. XLA's CPU
-    compiler then copies the results, so other programs name the axes as they are."""
-    target = _library.target(kernel, platform, inputs[0].shape[-2])
-    lead = inputs[0].ndim - 2
-    turned = is_partitioned(ctx)
-
-    def turn(ndim: int) -> list[int]:
-        order = list(range(ndim))
-        if turned and ndim > lead + 1:
-            order[lead : lead + 2] = [lead + 1, lead]
-        return order
-
-    def named(avals: Any) -> list[Any]:
-        return [ShapedArray(tuple(a.shape[i] for i in turn(a.ndim)), a.dtype) for a in avals]
-
-    def moved(values: Any, avals: Any) -> list[Any]:
-        if not turned:
-            return list(values)
-        return [stablehlo.transpose(x, turn(a.ndim)) for x, a in zip(values, avals, strict=True)]
-
-    avals_in, avals_out = named(inputs), named(ctx.avals_out)
-    shapes = [a.shape for a in avals_in], [a.shape for a in avals_out]
-    rule = jax.ffi.ffi_lowering(
-        target,
-        operand_layouts=[turn(a.ndim)[::-1] for a in avals_in],
-        result_layouts=[turn(a.ndim)[::-1] for a in avals_out],
-        extra_attributes=_sharding.attributes(lead, *shapes) if turned else None,
-    )
-    ctx_of_call = ctx.replace(avals_in=avals_in, avals_out=avals_out)
-    values = rule(ctx_of_call, *moved(operands, inputs), **options, time_last=turned)
-    return moved(values, avals_out)
-
-
-SEQUENCES = Form(("reverse",), _sharding.align, _sequence_shardings, _call_sequences)
-
-
-def is_partitioned(ctx: Any) -> bool:
-    """Several devices, and an axis of theirs that no shard_map has made manual."""
-    axes = ctx.module_context.axis_context
-    manual: frozenset[Any] = getattr(axes, "manual_axes", frozenset())
-    mesh = getattr(axes, "mesh", None)
-    if mesh is not None:
-        return bool(mesh.size > 1 and set(manual) != set(mesh.axis_names))
-    return bool(getattr(axes, "num_devices", 1) > 1)
 
 
 def bind(p: Primitive, *args: Array, **options: Any) -> list[Array]:

@@ -1,5 +1,5 @@
-"""gate_loop of heads wider than one channel: a kernel on the CPU, and elsewhere, and of arrays
-sharded over several devices, its definition in blocks of time (docs/math.md).
+"""gate_loop of heads wider than one channel. On the CPU it is a kernel. Elsewhere, and in programs
+that XLA partitions, it is a definition in blocks of time (docs/math.md).
 
 Inside a block of 64 steps all is products of matrices; lax.scan carries the state from one block to
 the next. Differentiated backward, a block is computed again from the state before it. So one state
@@ -39,6 +39,9 @@ FeatureMap = Literal["none", "taylor"]
 
 # Steps a block, a power of two.
 BLOCK = 64
+# recurrence.h, gate_loop_chunk: steps between states that the kernel keeps, and where each key has
+# its own transition.
+KEPT_STEPS, KEPT_STEPS_PER_KEY = 64, 16
 
 
 def read_heads(
@@ -278,17 +281,17 @@ def _definition(
 
 
 def _kept_shape(q: Array, a: Array, state: Array) -> tuple[Any, ...]:
-    """recurrence.h: a state is kept at the start of every chunk of so many steps."""
-    chunk = 16 if a.ndim == q.ndim else BLOCK
+    """One state at the start of every so many steps, its parts apart."""
+    steps = KEPT_STEPS_PER_KEY if a.ndim == q.ndim else KEPT_STEPS
     *lead, heads, keys, values = state.shape
     parts = 2 if jnp.iscomplexobj(a) else 1
-    return *lead, -(-q.shape[-3] // chunk), heads, parts, keys, values
+    return *lead, -(-q.shape[-3] // steps), heads, parts, keys, values
 
 
 def _keeping_definition(
     q: Array, k: Array, v: Array, a: Array, state: Array, **options: Any
 ) -> tuple[Array, Array, Array]:
-    """No definition reads the kept states: only the kernels, on their own platform, do."""
+    """Kept states are zeros: definitions compute states again, and kernels alone read them."""
     kept = jnp.zeros(_kept_shape(q, a, state), a.real.dtype)
     return *_definition(q, k, v, a, state, **options), kept
 
@@ -327,6 +330,7 @@ def _adjoint(
 
 
 def _shardings(name: str, avals: Sequence[Any], axes: Sequence[int]) -> list[Any]:
+    """None: the definition computes arrays that are sharded along explicit axes."""
     mesh = avals[0].sharding.mesh
     return [NamedSharding(mesh, PartitionSpec(*[None] * ndim)) for ndim in axes]
 
@@ -371,14 +375,6 @@ adjoint_p = primitive(
 )
 
 
-def _heads_jvp(
-    primals: tuple[Array, ...], tangents: tuple[Array, ...], **options: Any
-) -> tuple[list[Array], list[Array]]:
-    y, final, kept = bind(keeping_p, *primals, **options)
-    moves = map(ad.instantiate_zeros, tangents)
-    return [y, final], bind(tangent_p, *primals, kept, *moves, **options)
-
-
 def _keeping_jvp(
     primals: tuple[Array, ...], tangents: tuple[Array, ...], **options: Any
 ) -> tuple[list[Array], list[Array]]:
@@ -386,6 +382,13 @@ def _keeping_jvp(
     moves = bind(tangent_p, *primals, kept, *map(ad.instantiate_zeros, tangents), **options)
     # The kept states repeat what the other arguments say, and no derivative goes through them.
     return [y, final, kept], [*moves, jnp.zeros_like(kept)]
+
+
+def _heads_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array, ...], **options: Any
+) -> tuple[list[Array], list[Array]]:
+    results, moves = _keeping_jvp(primals, tangents, **options)
+    return results[:2], moves[:2]
 
 
 def _tangent_transpose(*args: Array, **options: Any) -> list[Array]:

@@ -75,14 +75,16 @@ inline constexpr std::int64_t kPipelineLines = 2048;
 /// Columns of small matrices come in groups of so many: one vector of the widest target (AVX-512).
 inline constexpr std::int64_t kTileColumns = 16;
 
-/// GateLoop of heads of at most so many states, keys × values, goes step by step, and in chunks
-/// beyond: the first with complex transitions or a transition a key. 512 channels, 1,024 steps, one
+/// GateLoop of heads whose states have at most so many numbers, keys × values, goes step by step,
+/// and in chunks beyond: complex states, or with a transition a key. 512 channels, 1,024 steps, one
 /// thread of a Zen 4, in chunks -> step by step, forward and backward: heads of 16 5.5 and 12.2 ms
-/// -> 2.6 and 8.5, of 32 5.5 and 11.4 -> 3.8 and 9.5, of 48 4.8 and 10.7 -> 3.9 and 11.2; real ones
-/// of 64 4.2 and 9.4 -> 3.0 and 8.8, of 128 5.9 and 12.4 -> 5.3 and 16.0.
-inline constexpr std::int64_t kStepwiseStates = 1024;
-inline constexpr std::int64_t kStepwiseRealStates = 4096;
-/// At most so many keys are in registers at once.
+/// -> 2.6 and 8.5, of 32 5.5 and 11.4 -> 3.8 and 9.5, of 48 4.8 and 10.7 -> 3.9 and 11.2.
+inline constexpr std::int64_t kStepwiseNumbers = 1024;
+/// Real states with a transition a head: heads of 64 4.2 and 9.4 -> 3.0 and 8.8, of 128 5.9
+/// and 12.4
+/// -> 5.3 and 16.0.
+inline constexpr std::int64_t kStepwiseRealNumbers = 4096;
+/// At most so many keys are in registers at once: complex states of 8 fill half of AVX-512's.
 inline constexpr std::int64_t kStepBlockKeys = 8;
 
 /// A product of many rows: rows of weights multiplied with a panel of x in registers; the tile of y

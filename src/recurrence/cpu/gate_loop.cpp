@@ -25,13 +25,8 @@ void RunChunks(const Op& op, const TileSizes& n, const ChunkPlan& plan, const Ex
                void* scratch) {
   TileMemory memory(scratch);
   const ChunkStates<typename Op::T> states(n, plan, memory);
-  TileMemory none(nullptr);
-  const typename Op::Tiles counted(n, none);
-  const auto tiles = [&](std::int64_t slot) {
-    TileMemory own(static_cast<std::byte*>(scratch) + memory.taken() +
-                   static_cast<std::size_t>(slot) * none.taken());
-    return typename Op::Tiles(n, own);
-  };
+  void* const rest = static_cast<std::byte*>(scratch) + memory.taken();
+  const auto tiles = [&](std::int64_t slot) { return tiles_of<typename Op::Tiles>(slot, n, rest); };
   if (!plan.cut) {
     return parallel(executor, plan.slots, plan.units,
                     [&](std::int64_t unit, std::int64_t slot) { op.Whole(unit, tiles(slot)); });
@@ -56,24 +51,32 @@ void RunChunks(const Op& op, const TileSizes& n, const ChunkPlan& plan, const Ex
 }
 
 template <template <class, int, bool> class Op, template <class> class StepsOp, class Params>
-void RunAnyChunks(const Params& p, const Executor& executor, void* scratch) {
+void RunHeads(const Params& p, const Executor& executor, void* scratch) {
   const TileSizes n(p);
   const ChunkPlan plan(p, executor.threads);
-  const auto run_in = [&]<class T>() {
-    if (is_stepwise(p)) return RunSteps<StepsOp, T>(p, plan.slots, executor, scratch);
-    const auto run = [&](const auto& op) { RunChunks(op, n, plan, executor, scratch); };
-    if (p.complex) return p.per_key ? run(Op<T, 2, true>(p)) : run(Op<T, 2, false>(p));
-    p.per_key ? run(Op<T, 1, true>(p)) : run(Op<T, 1, false>(p));
+  const auto run = [&]<class T, int kParts, bool kPerKey>() {
+    if (is_stepwise(p)) {
+      RunSteps<StepsOp, T, kParts, kPerKey>(p, n, plan.slots, executor, scratch);
+    } else {
+      RunChunks(Op<T, kParts, kPerKey>(p), n, plan, executor, scratch);
+    }
   };
-  if (p.dtype == DType::kFloat64) return run_in.template operator()<double>();
-  run_in.template operator()<float>();
+  const auto run_parts = [&]<class T, int kParts>() {
+    p.per_key ? run.template operator()<T, kParts, true>()
+              : run.template operator()<T, kParts, false>();
+  };
+  const auto run_in = [&]<class T>() {
+    p.complex ? run_parts.template operator()<T, 2>() : run_parts.template operator()<T, 1>();
+  };
+  p.dtype == DType::kFloat64 ? run_in.template operator()<double>()
+                             : run_in.template operator()<float>();
 }
 
 void RunGateLoop(const GateLoop& p, const Executor& executor, void* scratch) {
-  RunAnyChunks<GateLoopForward, StepsForward>(p, executor, scratch);
+  RunHeads<GateLoopForward, StepsForward>(p, executor, scratch);
 }
 void RunGateLoopBackward(const GateLoopBackward& p, const Executor& executor, void* scratch) {
-  RunAnyChunks<GateLoopAdjoint, StepsBackward>(p, executor, scratch);
+  RunHeads<GateLoopAdjoint, StepsBackward>(p, executor, scratch);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -88,24 +91,20 @@ HWY_EXPORT(RunGateLoopBackward);
 namespace {
 
 template <template <class> class Tiles, class T, class Params>
-std::size_t chunk_bytes_of(const Params& p, int threads) {
+std::size_t scratch_bytes_of(const Params& p, int threads) {
   const TileSizes n(p);
   const ChunkPlan plan(p, threads);
   const auto slots = static_cast<std::size_t>(plan.slots);
-  TileMemory shared(nullptr), own(nullptr);
-  if (is_stepwise(p)) {
-    const StepTiles<T> tiles(p, own);
-  } else {
-    const ChunkStates<T> states(n, plan, shared);
-    const Tiles<T> tiles(n, own);
-  }
-  return shared.taken() + slots * own.taken();
+  if (is_stepwise(p)) return slots * tile_bytes<StepTiles<T>>(n);
+  TileMemory shared(nullptr);
+  const ChunkStates<T> states(n, plan, shared);
+  return shared.taken() + slots * tile_bytes<Tiles<T>>(n);
 }
 
 template <template <class> class Tiles, class Params>
-std::size_t chunk_bytes(const Params& p, int threads) {
-  return p.dtype == DType::kFloat64 ? chunk_bytes_of<Tiles, double>(p, threads)
-                                    : chunk_bytes_of<Tiles, float>(p, threads);
+std::size_t scratch_bytes_of(const Params& p, int threads) {
+  return p.dtype == DType::kFloat64 ? scratch_bytes_of<Tiles, double>(p, threads)
+                                    : scratch_bytes_of<Tiles, float>(p, threads);
 }
 
 template <class Params>
@@ -125,10 +124,10 @@ void check_heads(const char* op, const Params& p) {
 }  // namespace cpu
 
 std::size_t scratch_bytes(const GateLoop& p, int threads) {
-  return cpu::chunk_bytes<cpu::ForwardTiles>(p, threads);
+  return cpu::scratch_bytes_of<cpu::ForwardTiles>(p, threads);
 }
 std::size_t scratch_bytes(const GateLoopBackward& p, int threads) {
-  return cpu::chunk_bytes<cpu::BackwardTiles>(p, threads);
+  return cpu::scratch_bytes_of<cpu::BackwardTiles>(p, threads);
 }
 void run(const GateLoop& p, const Executor& executor, void* scratch) {
   using namespace cpu;

@@ -1,4 +1,4 @@
-// The adjoint of GateLoop of wide heads from chunk to chunk.
+// The adjoint of GateLoop from chunk to chunk.
 #include <algorithm>
 #include <array>
 #include <cstdint>

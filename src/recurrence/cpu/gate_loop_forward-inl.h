@@ -1,4 +1,4 @@
-// GateLoop of wide heads from chunk to chunk.
+// GateLoop from chunk to chunk.
 #include <algorithm>
 #include <array>
 #include <cstdint>

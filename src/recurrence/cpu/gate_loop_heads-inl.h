@@ -25,9 +25,9 @@ struct StepVectors {
   using D = hn::ScalableTag<T>;
   using V = hn::Vec<D>;
   static constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
-  /// Keys of a block: their complex states fill half of the registers.
+  /// Keys of a block: all lanes or half of them, as sums of rows need, and few for the registers.
   static constexpr int kBlockKeys =
-      kLanes == 16 ? 8 : static_cast<int>(std::min<std::int64_t>(kLanes, 4));
+      static_cast<int>(std::min<std::int64_t>(kLanes, kLanes < 16 ? 4 : kStepBlockKeys));
 
 #if HWY_TARGET != HWY_SCALAR
   /// Of kRows rows: lane i of each kRows lanes is the sum of those lanes of rows[i]. Overwrites
@@ -231,7 +231,7 @@ class SharedHeads : public Chunks<T_, kParts_, kPerKey_> {
   explicit SharedHeads(const Params& p)
       : Base(p),
         groups_((p.shape.heads + kHeads - 1) / kHeads),
-        // Whatever stands in lanes behind the last head.
+        // Lanes beyond the heads are not read; % keeps their indices valid.
         first_of_(Indices([](auto lane) { return lane * kWidth % Vectors::kLanes; })),
         of_head_(Indices([](auto lane) { return lane / kWidth; })) {
     for (int i = 0; i < kWidth; ++i) {
@@ -394,7 +394,7 @@ class SharedHeads : public Chunks<T_, kParts_, kPerKey_> {
                T* row) const {
     const std::int64_t heads = HeadCount(at.head);
     if (heads == 1 || AreSideBySide<S>(from, width)) {
-      Base::template FetchNext<S>(from, at, s, heads * width);
+      Base::template PrefetchNext<S>(from, at, s, heads * width);
       WidenPadded(from.template At<const S>(at.batch, at.head, at.time(s)), heads * width, row);
     } else {
       std::fill_n(row, Vectors::kLanes, T(0));
@@ -420,7 +420,9 @@ class SharedHeads : public Chunks<T_, kParts_, kPerKey_> {
   }
 
   std::int64_t groups_;
-  TableIndices of_key_[kWidth], first_of_, of_head_;
+  TableIndices of_key_[kWidth];  // lane <- key i of the lane's head
+  TableIndices first_of_;        // lane h <- the first lane of head h
+  TableIndices of_head_;         // lane <- the number of the lane's head
 };
 
 #endif  // HWY_TARGET != HWY_SCALAR

@@ -99,8 +99,9 @@ class Chunks {
     std::int64_t batch, head, first, direction, steps;
     std::int64_t saved;  // the chunk's number among those with saved states
     bool begins;         // its sequence
-    // The first steps of the chunk that a thread reads next; its rows are fetched meanwhile.
-    std::int64_t next_first, next_steps;
+    // Of the chunk that a thread reads next: its distance in time from this one, and its steps,
+    // none where there is no such chunk.
+    std::int64_t to_next, next_steps;
 
     std::int64_t time(std::int64_t s) const { return first + s * direction; }
   };
@@ -117,7 +118,7 @@ class Chunks {
             .steps = std::min(n.chunk, length - done),
             .saved = saved_before + chunk,
             .begins = chunk == 0,
-            .next_first = (next - chunk) * n.chunk * (reverse_ ? -1 : 1),
+            .to_next = (next - chunk) * n.chunk * (reverse_ ? -1 : 1),
             .next_steps = next < 0 ? 0 : std::min(n.chunk, length - next * n.chunk)};
   }
 
@@ -136,7 +137,7 @@ class Chunks {
         if (from.IsNull()) {
           std::fill_n(row, columns, T(0));
         } else {
-          FetchNext<S>(from, at, s, columns);
+          PrefetchNext<S>(from, at, s, columns);
           Widen(from.template At<const S>(at.batch, at.head, at.time(s)), columns, row);
         }
         std::fill(row + columns, row + whole_tiles(columns), T(0));
@@ -154,14 +155,14 @@ class Chunks {
       }
     });
   }
-  /// The row that the next chunk has at step s. Rows lie those of all heads apart from each other,
-  /// which hardware prefetchers do not follow. Inline always: g++ 12 takes a function that only
-  /// prefetches for one without effect, and drops its calls.
+  /// The row of step s in the next chunk. Between two rows of a head lie those of the others, a gap
+  /// that hardware prefetchers do not follow. Inlined always: g++ 12 drops calls of functions that
+  /// only prefetch. Heads of 2, 1,024 steps: 2.7 -> 1.8 ms, of 64 5.6 -> 5.1 (Zen 4).
   template <class S>
-  static HWY_INLINE void FetchNext(const HeadRows& from, const Place& at, std::int64_t s,
-                                   std::int64_t columns) {
+  static HWY_INLINE void PrefetchNext(const HeadRows& from, const Place& at, std::int64_t s,
+                                      std::int64_t columns) {
     if (s >= at.next_steps) return;
-    const S* const row = from.template At<const S>(at.batch, at.head, at.time(s) + at.next_first);
+    const S* const row = from.template At<const S>(at.batch, at.head, at.time(s) + at.to_next);
     constexpr std::int64_t kLine = kCacheLine / static_cast<std::int64_t>(sizeof(S));
     for (std::int64_t c = 0; c < columns; c += kLine) hwy::Prefetch(row + c);
   }

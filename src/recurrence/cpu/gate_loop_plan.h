@@ -34,6 +34,19 @@ struct Sequences {
   }
 };
 
+/// Whether a call goes step by step and not in chunks.
+template <class Params>
+bool is_stepwise(const Params& p) {
+  const std::int64_t numbers = feature_count(p.feature_map, p.shape.keys) * p.shape.values;
+  const bool is_simple = !p.complex && !p.per_key;
+  return numbers > 0 && numbers <= (is_simple ? kStepwiseRealNumbers : kStepwiseNumbers);
+}
+/// Heads of `width` keys and as many values, of which vectors may hold several.
+template <class Params>
+bool can_share_vectors(const Params& p, std::int64_t width) {
+  return p.shape.keys == width && p.shape.values == width && p.feature_map == FeatureMap::kNone;
+}
+
 /// How a call is cut. Its units are heads of sequences. Where they would leave threads idle, chunks
 /// are units as well: all chunks' own states first, then the states before each, then the rest.
 /// Either way computes the same numbers in the same order.

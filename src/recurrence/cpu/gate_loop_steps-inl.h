@@ -42,20 +42,32 @@ class StateBlock {
       }
     }
   }
-  /// state = a state + kv, of one key.
-  HWY_INLINE void Advance(V a_re, V a_im, V kv, int key) {
-    if constexpr (kParts == 1) {
-      parts[0][key] = hn::MulAdd(a_re, parts[0][key], kv);
+};
+
+/// What both directions do at a step.
+template <class Heads>
+class Stepwise : public Heads {
+ protected:
+  using Heads::Heads;
+  using typename Heads::T, typename Heads::V;
+
+  /// state = a state + k v at step s, of key i of the block at `key`.
+  HWY_INLINE void Advance(const StepTiles<T>& t, std::int64_t s, std::int64_t key, int i, V v,
+                          StateBlock<Heads>& state) const {
+    const V kv = hn::Mul(Heads::OfKey(t.k + s * Heads::KeyStride() + key, i), v);
+    const V a_re = Heads::TransitionOf(t.a[0], s, key + i), re = state.parts[0][i];
+    if constexpr (Heads::kParts == 1) {
+      state.parts[0][i] = hn::MulAdd(a_re, re, kv);
     } else {
-      const V re = parts[0][key], im = parts[1][key];
-      parts[0][key] = hn::MulAdd(a_re, re, hn::NegMulAdd(a_im, im, kv));
-      parts[1][key] = hn::MulAdd(a_re, im, hn::Mul(a_im, re));
+      const V a_im = Heads::TransitionOf(t.a[1], s, key + i), im = state.parts[1][i];
+      state.parts[0][i] = hn::MulAdd(a_re, re, hn::NegMulAdd(a_im, im, kv));
+      state.parts[1][i] = hn::MulAdd(a_re, im, hn::Mul(a_im, re));
     }
   }
 };
 
 template <class Heads>
-class StepsForward : public Heads {
+class StepsForward : public Stepwise<Heads> {
   using typename Heads::D, typename Heads::V, typename Heads::Place;
   using Block = StateBlock<Heads>;
   static constexpr int kParts = Heads::kParts;
@@ -63,7 +75,7 @@ class StepsForward : public Heads {
  public:
   using typename Heads::T;
 
-  explicit StepsForward(const GateLoop& p) : Heads(p), p_(p), rows_(p) {}
+  explicit StepsForward(const GateLoop& p) : Stepwise<Heads>(p), p_(p), rows_(p) {}
 
   void Whole(std::int64_t unit, const StepTiles<T>& t) const {
     Heads::LoadState(p_.initial_state, unit, t.state);
@@ -89,14 +101,11 @@ class StepsForward : public Heads {
     Block state(t.state, at, stride);
     for (std::int64_t s = 0; s < steps; ++s) {
       const T* const q = t.q + s * Heads::KeyStride() + key;
-      const T* const k = t.k + s * Heads::KeyStride() + key;
       const V v = hn::LoadU(d, t.v + s * stride + value);
       T* const y = t.y + s * stride + value;
       V sum = key == 0 ? hn::Zero(d) : hn::LoadU(d, y);
       for (int i = 0; i < Heads::kKeys; ++i) {
-        state.Advance(Heads::TransitionOf(t.a[0], s, key + i),
-                      Heads::TransitionOf(t.a[kParts - 1], s, key + i),
-                      hn::Mul(Heads::OfKey(k, i), v), i);
+        Stepwise<Heads>::Advance(t, s, key, i, v, state);
         sum = hn::MulAdd(Heads::OfKey(q, i), state.parts[0][i], sum);
       }
       hn::StoreU(sum, d, y);
@@ -109,7 +118,7 @@ class StepsForward : public Heads {
 };
 
 template <class Heads>
-class StepsBackward : public Heads {
+class StepsBackward : public Stepwise<Heads> {
   using typename Heads::D, typename Heads::V, typename Heads::Place;
   using Block = StateBlock<Heads>;
   static constexpr int kParts = Heads::kParts, kKeys = Heads::kKeys;
@@ -118,7 +127,7 @@ class StepsBackward : public Heads {
   using typename Heads::T;
 
   explicit StepsBackward(const GateLoopBackward& p)
-      : Heads(p), p_(p), rows_(p, kParts * sizeof(T)) {}
+      : Stepwise<Heads>(p), p_(p), rows_(p, kParts * sizeof(T)) {}
 
   void Whole(std::int64_t unit, const StepTiles<T>& t) const {
     Heads::LoadState(p_.dfinal_state, unit, t.carry);
@@ -151,10 +160,14 @@ class StepsBackward : public Heads {
   }
 
  private:
-  static constexpr std::int64_t kBlockSize = std::int64_t{kParts} * kKeys * kTileColumns;
+  static_assert(kKeys <= kStepBlockKeys);
 
-  static HWY_INLINE V Stashed(const T* states, int part, int key) {
-    return hn::LoadU(D(), states + (part * kKeys + key) * kTileColumns);
+  /// A part of a block's state before step s.
+  static HWY_INLINE T* Stash(const StepTiles<T>& t, std::int64_t s, int part) {
+    return t.stash + (s * kParts + part) * kKeys * kTileColumns;
+  }
+  static HWY_INLINE V Stashed(const StepTiles<T>& t, std::int64_t s, int part, int key) {
+    return hn::LoadU(D(), Stash(t, s, part) + key * kTileColumns);
   }
   /// The gradient of a step's transition, to be summed over the lanes.
   static T* Lanes(const StepTiles<T>& t, std::int64_t s, int part) {
@@ -174,7 +187,7 @@ class StepsBackward : public Heads {
       std::fill_n(t.da_lanes, steps * kParts * kTileColumns, T(0));
     }
   }
-  /// Adds to what other blocks left there.
+  /// Stores x, added to what earlier blocks left where a head has several.
   static HWY_INLINE void Put(V x, T* to) {
     if constexpr (!Heads::kIsOneBlock) x = hn::Add(x, hn::LoadU(D(), to));
     hn::StoreU(x, D(), to);
@@ -186,16 +199,12 @@ class StepsBackward : public Heads {
     const std::int64_t stride = Heads::ValueStride();
     Block state(t.state, key * stride + value, stride);
     for (std::int64_t s = 0;; ++s) {
-      T* const to = t.states + s * kBlockSize;
-      T* const parts[] = {to, to + kBlockSize / 2};
+      T* const parts[] = {Stash(t, s, 0), Stash(t, s, kParts - 1)};
       state.Store(parts, 0, kTileColumns);
       if (s == steps) return;
-      const T* const k = t.k + s * Heads::KeyStride() + key;
       const V v = hn::LoadU(D(), t.v + s * stride + value);
       for (int i = 0; i < kKeys; ++i) {
-        state.Advance(Heads::TransitionOf(t.a[0], s, key + i),
-                      Heads::TransitionOf(t.a[kParts - 1], s, key + i),
-                      hn::Mul(Heads::OfKey(k, i), v), i);
+        Stepwise<Heads>::Advance(t, s, key, i, v, state);
       }
     }
   }
@@ -209,15 +218,13 @@ class StepsBackward : public Heads {
     for (std::int64_t s = steps - 1; s >= 0; --s) {
       const std::int64_t key_row = s * Heads::KeyStride() + key, value_row = s * stride + value;
       const V v = hn::LoadU(d, t.v + value_row), dy = hn::LoadU(d, t.dy + value_row);
-      const T* const before = t.states + s * kBlockSize;
-      const T* const after = before + kBlockSize;
       V dv = hn::Zero(d), dq[kKeys], dk[kKeys];
       V da_re[kKeys], da_im[kKeys];  // of the head's one transition all in the first
       for (int i = 0; i < kKeys; ++i) {
         const V a_re = Heads::TransitionOf(t.a[0], s, key + i);
         const V g_re = hn::MulAdd(Heads::OfKey(t.q + key_row, i), dy, carry.parts[0][i]);
-        const V h_re = Stashed(before, 0, i);
-        dq[i] = hn::Mul(dy, Stashed(after, 0, i));
+        const V h_re = Stashed(t, s, 0, i);
+        dq[i] = hn::Mul(dy, Stashed(t, s + 1, 0, i));
         dk[i] = hn::Mul(v, g_re);
         dv = hn::MulAdd(Heads::OfKey(t.k + key_row, i), g_re, dv);
         const int to = Heads::kPerKey ? i : 0;
@@ -227,7 +234,7 @@ class StepsBackward : public Heads {
           carry.parts[0][i] = hn::Mul(a_re, g_re);
         } else {
           const V a_im = Heads::TransitionOf(t.a[1], s, key + i);
-          const V g_im = carry.parts[1][i], h_im = Stashed(before, 1, i);
+          const V g_im = carry.parts[1][i], h_im = Stashed(t, s, 1, i);
           da_re[to] = hn::MulAdd(g_im, h_im, da_re[to]);
           const V of_re = hn::Mul(g_re, h_im);
           da_im[to] = is_first ? hn::MulSub(g_im, h_re, of_re)
@@ -256,41 +263,31 @@ class StepsBackward : public Heads {
 
 /// Threads share sequences and heads. Time is not cut, so that the bits of a sequence depend on it
 /// alone.
-template <template <class> class Op, class T, class Params>
-void RunSteps(const Params& p, int slots, const Executor& executor, void* scratch) {
+template <template <class> class Op, class T, int kParts, bool kPerKey, class Params>
+void RunSteps(const Params& p, const TileSizes& n, int slots, const Executor& executor,
+              void* scratch) {
   const auto run = [&]<class Heads>() {
     const Op<Heads> op(p);
-    TileMemory counted(nullptr);
-    const StepTiles<T> none(p, counted);
     parallel(executor, slots, op.Units(), [&](std::int64_t unit, std::int64_t slot) {
-      TileMemory own(static_cast<std::byte*>(scratch) +
-                     static_cast<std::size_t>(slot) * counted.taken());
-      op.Whole(unit, StepTiles<T>(p, own));
+      op.Whole(unit, tiles_of<StepTiles<T>>(slot, n, scratch));
     });
   };
-  const auto run_with = [&]<int kParts, bool kPerKey>() {
 #if HWY_TARGET != HWY_SCALAR
-    const auto run_shared = [&]<int kWidth>() {
-      if constexpr (StepVectors<T>::kLanes >= 2 * kWidth) {
-        if (can_share_vectors(p, kWidth)) {
-          run.template operator()<SharedHeads<T, kParts, kPerKey, kWidth>>();
-          return true;
-        }
+  const auto run_shared = [&]<int kWidth>() {
+    if constexpr (StepVectors<T>::kLanes >= 2 * kWidth) {
+      if (can_share_vectors(p, kWidth)) {
+        run.template operator()<SharedHeads<T, kParts, kPerKey, kWidth>>();
+        return true;
       }
-      return false;
-    };
-    if (run_shared.template operator()<2>() || run_shared.template operator()<4>() ||
-        run_shared.template operator()<8>()) {
-      return;
     }
+    return false;
+  };
+  if (run_shared.template operator()<2>() || run_shared.template operator()<4>() ||
+      run_shared.template operator()<8>()) {
+    return;
+  }
 #endif
-    run.template operator()<OneHead<T, kParts, kPerKey>>();
-  };
-  const auto run_parts = [&]<int kParts>() {
-    p.per_key ? run_with.template operator()<kParts, true>()
-              : run_with.template operator()<kParts, false>();
-  };
-  p.complex ? run_parts.template operator()<2>() : run_parts.template operator()<1>();
+  run.template operator()<OneHead<T, kParts, kPerKey>>();
 }
 
 }  // namespace HWY_NAMESPACE

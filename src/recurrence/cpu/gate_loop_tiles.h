@@ -139,19 +139,8 @@ struct BackwardTiles : ForwardTiles<T> {
   }
 };
 
-/// Whether a call goes step by step and not in chunks.
-template <class Params>
-bool is_stepwise(const Params& p) {
-  const std::int64_t states = feature_count(p.feature_map, p.shape.keys) * p.shape.values;
-  return states > 0 && states <= (p.complex || p.per_key ? kStepwiseStates : kStepwiseRealStates);
-}
-/// Heads of `width` keys and as many values that may lie side by side in a vector.
-template <class Params>
-bool can_share_vectors(const Params& p, std::int64_t width) {
-  return p.shape.keys == width && p.shape.values == width && p.feature_map == FeatureMap::kNone;
-}
-
-/// One chunk of heads that go step by step: rows of keys, of values and of transitions.
+/// One chunk of heads that go step by step: rows of keys, of values and of transitions. A forward
+/// call leaves those for going back unused.
 template <class T>
 struct StepTiles {
   T *q, *k, *v, *y;
@@ -162,24 +151,37 @@ struct StepTiles {
   T* da[2];
   T* da_lanes;  // (steps, parts, kTileColumns)
   T* carry[2];  // (keys, values): the gradient of the state after the chunk
-  T* states;  // (steps + 1, parts, keys, kTileColumns): of a block, before each step and at the end
+  T* stash;     // (steps + 1, parts, keys, kTileColumns): a block before each step and at the end
 
-  template <class Params>
-  StepTiles(const Params& p, TileMemory& memory) {
-    const TileSizes n(p);
+  StepTiles(const TileSizes& n, TileMemory& memory) {
     const auto keys = [&] { return memory.take<T>(n.chunk * n.key_stride); };
     const auto values = [&] { return memory.take<T>(n.chunk * n.value_stride); };
     const auto state_tile = [&] { return memory.take<T>(whole_tiles(n.keys) * n.value_stride); };
     q = keys(), k = keys(), v = values(), y = values();
     dy = values(), dq = keys(), dk = keys(), dv = values();
     for (int part = 0; part < 2; ++part) {
-      // A row of transitions is at most as wide as one of keys.
+      // Rows of transitions are no wider than a row of keys: n.transition(), or kTileColumns.
       a[part] = keys(), da[part] = keys();
       state[part] = state_tile(), carry[part] = state_tile();
     }
     da_lanes = memory.take<T>(n.chunk * n.parts * kTileColumns);
-    states = memory.take<T>((n.chunk + 1) * n.parts * kStepBlockKeys * kTileColumns);
+    stash = memory.take<T>((n.chunk + 1) * n.parts * kStepBlockKeys * kTileColumns);
   }
 };
+
+/// Bytes of a thread's tiles.
+template <class Tiles>
+std::size_t tile_bytes(const TileSizes& n) {
+  TileMemory memory(nullptr);
+  const Tiles tiles(n, memory);
+  return memory.taken();
+}
+/// The tiles of a thread; those of all lie one behind the other from `base` on.
+template <class Tiles>
+Tiles tiles_of(std::int64_t slot, const TileSizes& n, void* base) {
+  TileMemory memory(static_cast<std::byte*>(base) +
+                    static_cast<std::size_t>(slot) * tile_bytes<Tiles>(n));
+  return Tiles(n, memory);
+}
 
 }  // namespace gateloop::recurrence::cpu
