@@ -355,6 +355,43 @@ def test_sharded_along_batch_or_heads(axis: int, kind: AxisType) -> None:
     assert_close(jax.device_get(got), expected, 1e-12)
 
 
+def test_vmap_of_some_arguments_on_an_explicit_axis() -> None:
+    q, k, v, a, state = drawn(70, "complex")
+    values = jnp.stack([v, -v])
+    expected = jax.vmap(gate_loop, (None, None, 0, None, None))(q, k, values, a, state)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        values = jax.device_put(values, NamedSharding(mesh, PartitionSpec("x")))
+        got = jax.jit(jax.vmap(gate_loop, (None, None, 0, None, None)))(q, k, values, a, state)
+    assert_close(jax.device_get(got), expected, 1e-12)
+
+
+def test_gradients_of_another_device_than_the_forward_pass_are_right_or_no_numbers(
+    way: str,
+) -> None:
+    """Partitioned programs keep no states for the kernel."""
+    sequences = drawn(70, "complex")[:4]
+    y, back = jax.vjp(lambda *x: gate_loop(*x)[0], *sequences)
+    expected = back(jnp.ones_like(y))
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    _, back = jax.vjp(
+        lambda *x: gate_loop(*x)[0], *(jax.device_put(x, sharding) for x in sequences)
+    )
+    back = jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), back)
+    got = back(jnp.ones_like(y))
+    if way == "kernel" and jnp.isnan(got[0]).all():
+        return
+    assert_close(got, expected, 1e-12)
+
+
+def test_no_keys_are_one_feature_of_the_taylor_map() -> None:
+    q, v = jnp.zeros((1, 2, 1, 0)), jnp.ones((1, 2, 1, 2))
+    y, final = gate_loop(q, q, v, jnp.ones((1, 2, 1)), feature_map="taylor")
+    np.testing.assert_array_equal(y[0, :, 0], [[1, 1], [2, 2]])
+    assert final.shape == (1, 1, 1, 2)
+
+
 def test_time_on_an_explicit_axis_is_refused() -> None:
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.interpreters import ad
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks, _library, _sharding
@@ -111,7 +111,12 @@ def read_heads(
 def taylor_features(x: Array) -> Array:
     """(..., K) to 1, x_i, x_i²/√2, x_i x_j for j < i (arXiv 2312.04927, section 5.1)."""
     left, right = jnp.tril_indices(x.shape[-1], -1)
-    parts = [jnp.ones_like(x[..., :1]), x, jnp.square(x) / 2**0.5, x[..., left] * x[..., right]]
+    parts = [
+        jnp.ones((*x.shape[:-1], 1), x.dtype),
+        x,
+        jnp.square(x) / 2**0.5,
+        x[..., left] * x[..., right],
+    ]
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -133,7 +138,9 @@ def _read(
 ) -> tuple[Array, Array]:
     """a: (B, T, H) or (B, T, H, K)."""
     options: dict[str, Any] = dict(reverse=reverse, feature_map=feature_map)
-    if any(any(jax.typeof(x).sharding.spec) for x in (q, k, v, a, state)):  # along explicit axes
+    # vmap hides along which explicit axis the mapped one is sharded.
+    meshes = [jax.typeof(x).sharding.mesh for x in (q, k, v, a, state)]
+    if any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
         return _definition(q, k, v, a, state, **options)
     y, final = bind(heads_p, q, k, v, a, state, **options)
     return y, final
@@ -291,8 +298,9 @@ def _kept_shape(q: Array, a: Array, state: Array) -> tuple[Any, ...]:
 def _keeping_definition(
     q: Array, k: Array, v: Array, a: Array, state: Array, **options: Any
 ) -> tuple[Array, Array, Array]:
-    """Kept states are zeros: definitions compute states again, and kernels alone read them."""
-    kept = jnp.zeros(_kept_shape(q, a, state), a.real.dtype)
+    """Definitions compute states again, and kernels alone read kept ones. These are no numbers, so
+    that a gradient by the kernel after a forward pass by the definition shows."""
+    kept = jnp.full(_kept_shape(q, a, state), jnp.nan, a.real.dtype)
     return *_definition(q, k, v, a, state, **options), kept
 
 
@@ -330,7 +338,7 @@ def _adjoint(
 
 
 def _shardings(name: str, avals: Sequence[Any], axes: Sequence[int]) -> list[Any]:
-    """None: the definition computes arrays that are sharded along explicit axes."""
+    """None: the definition computes where a mesh has explicit axes."""
     mesh = avals[0].sharding.mesh
     return [NamedSharding(mesh, PartitionSpec(*[None] * ndim)) for ndim in axes]
 
