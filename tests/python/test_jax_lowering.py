@@ -79,14 +79,14 @@ def test_each_platform_of_a_program_has_its_own(
 KERNELS = [
     _linear_recurrence.recurrence_p,
     _linear_recurrence.adjoint_p,
-    _gate_loop.polar_p,
-    _gate_loop.adjoint_p,
+    _gate_loop.polar.read_p,
+    _gate_loop.polar.adjoint_p,
 ]
 DEFINITIONS: list[Callable[..., Any]] = [
     _linear_recurrence._definition,
     _linear_recurrence._adjoint,
     _gate_loop._definition,
-    _gate_loop._adjoint,
+    _gate_loop.polar.adjoint,
 ]
 
 
@@ -94,7 +94,7 @@ DEFINITIONS: list[Callable[..., Any]] = [
 def test_what_runs_elsewhere_equals_the_kernels(x64: None, reverse: bool) -> None:
     linear, polar = COMPLEX.arguments(2, 37, 3), POLAR.arguments(2, 37, 3)
     polar[3] = polar[3].reshape(2, 37, 3, 2)
-    kept = _gate_loop.keeping_p.bind(*polar, reverse=reverse)[2]
+    kept = _gate_loop.polar.keeping_p.bind(*polar, reverse=reverse)[2]
     arguments = [linear, [*linear, *linear[1:]], polar, [*polar, kept, polar[0], polar[4]]]
     for p, definition, args in zip(KERNELS, DEFINITIONS, arguments, strict=True):
         ours, theirs = (

@@ -7,18 +7,17 @@ polar_gate_loop takes what a is computed from and is one kernel: gate, recurrenc
 one pass over memory. One pass back recomputes the states from one kept every few steps.
 """
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.interpreters import ad
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks
 from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import accumulation, bind, primitive, set_transpose, to_complex
+from gateloop_jax._primitive import accumulation, bind, read_primitives, to_complex
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 from gateloop_jax._wide_heads import FeatureMap, read_heads
 
@@ -124,7 +123,9 @@ def polar_gate_loop(
     pairs = z.reshape(*q.shape, 2)
 
     def run(state: Array, *inputs: Array) -> tuple[Array, Array]:
-        y, final_state = bind(polar_p, *(inputs or (q, k, v)), pairs, state, reverse=bool(reverse))
+        y, final_state = bind(
+            polar.read_p, *(inputs or (q, k, v)), pairs, state, reverse=bool(reverse)
+        )
         return y, final_state
 
     if axis_name is None:
@@ -167,7 +168,7 @@ def _read(
     return (q.astype(real) * h.real).astype(q.dtype), final_state
 
 
-# ---- The fused primitives: forward, forward that keeps states, tangent, adjoint ------------------
+# ---- The fused primitives ------------------------------------------------------------------------
 
 # recurrence.h: a state is kept at the start of every block of so many steps.
 SAVED_STATE_BLOCK = 16
@@ -179,114 +180,16 @@ def _definition(
     return _read(q, k, v, _polar(z), initial, reverse)
 
 
-def _kept_shape(q: Array) -> tuple[int, ...]:
+def _kept_shape(
+    q: Array, k: Array, v: Array, z: Array, initial: Array
+) -> tuple[tuple[int, ...], Any]:
     *lead, time, channels = q.shape
-    return *lead, -(-time // SAVED_STATE_BLOCK), channels
+    return (*lead, -(-time // SAVED_STATE_BLOCK), channels), initial.dtype
 
 
-def _keeping_definition(
-    q: Array, k: Array, v: Array, z: Array, initial: Array, *, reverse: bool
-) -> tuple[Array, Array, Array]:
-    """No definition reads the kept states: only the kernels, on their own platform, do."""
+def _keep(*args: Array) -> Array:
     # Made of the initial state, so that it is sharded as that is.
-    kept = jnp.broadcast_to(initial[..., None, :] * 0, _kept_shape(q))
-    return *_definition(q, k, v, z, initial, reverse=reverse), kept
+    return jnp.broadcast_to(args[4][..., None, :] * 0, _kept_shape(*args)[0])
 
 
-def _tangent(
-    q: Array,
-    k: Array,
-    v: Array,
-    z: Array,
-    initial: Array,
-    kept: Array,
-    *tangents: Array,
-    reverse: bool,
-) -> tuple[Array, Array]:
-    f = functools.partial(_definition, reverse=reverse)
-    moves: tuple[Array, Array] = jax.jvp(f, (q, k, v, z, initial), tangents)[1]
-    return moves
-
-
-def _adjoint(
-    q: Array,
-    k: Array,
-    v: Array,
-    z: Array,
-    initial: Array,
-    kept: Array,
-    dy: Array,
-    dfinal: Array,
-    *,
-    reverse: bool,
-) -> list[Array]:
-    """-> dq, dk, dv, dz, dinitial_state, in the convention of the kernel: of the complex state, the
-    conjugate of JAX's."""
-    f = functools.partial(_definition, reverse=reverse)
-    *real, dinitial = jax.vjp(f, q, k, v, z, initial)[1]((dy, jnp.conj(dfinal)))
-    return [*real, jnp.conj(dinitial)]
-
-
-polar_p = primitive(
-    "gateloop_polar",
-    _definition,
-    lambda q, k, v, z, initial: [(q.shape, q.dtype), (initial.shape, initial.dtype)],
-    kernel="polar_gate_loop",
-)
-keeping_p = primitive(
-    "gateloop_polar_keeping_states",
-    _keeping_definition,
-    lambda q, k, v, z, initial: [
-        (q.shape, q.dtype),
-        (initial.shape, initial.dtype),
-        (_kept_shape(q), initial.dtype),
-    ],
-    kernel="polar_gate_loop",
-)
-tangent_p = primitive(
-    "gateloop_polar_tangent",
-    _tangent,
-    lambda q, k, v, z, initial, *_: [(q.shape, q.dtype), (initial.shape, initial.dtype)],
-)
-adjoint_p = primitive(
-    "gateloop_polar_adjoint",
-    _adjoint,
-    lambda q, k, v, z, initial, *_: [(x.shape, x.dtype) for x in (q, k, v, z, initial)],
-    kernel="polar_gate_loop_backward",
-    unread=(4,),  # the kept states begin with the initial one; derivatives alone need it by name
-)
-
-
-def _polar_jvp(
-    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, reverse: bool
-) -> tuple[list[Array], list[Array]]:
-    y, final, kept = bind(keeping_p, *primals, reverse=reverse)
-    moves = map(ad.instantiate_zeros, tangents)
-    return [y, final], bind(tangent_p, *primals, kept, *moves, reverse=reverse)
-
-
-def _keeping_jvp(
-    primals: tuple[Array, ...], tangents: tuple[Array, ...], *, reverse: bool
-) -> tuple[list[Array], list[Array]]:
-    y, final, kept = bind(keeping_p, *primals, reverse=reverse)
-    moves = bind(tangent_p, *primals, kept, *map(ad.instantiate_zeros, tangents), reverse=reverse)
-    # The kept states repeat what the other arguments say, and no derivative goes through them.
-    return [y, final, kept], [*moves, jnp.zeros_like(kept)]
-
-
-def _tangent_transpose(*args: Array, reverse: bool) -> list[Array]:
-    *given, dy, dfinal = args
-    *real, dinitial = bind(adjoint_p, *given, dy, jnp.conj(dfinal), reverse=reverse)
-    return [*real, jnp.conj(dinitial)]
-
-
-def _adjoint_transpose(*args: Array, reverse: bool) -> list[Array]:
-    given, results = args[:6], list(args[6:])
-    f = functools.partial(_adjoint, *given, reverse=reverse)
-    return list(jax.linear_transpose(f, given[0], given[4])(results))
-
-
-ad.primitive_jvps[polar_p] = _polar_jvp
-ad.primitive_jvps[keeping_p] = _keeping_jvp
-set_transpose(tangent_p, 6, _tangent_transpose)
-set_transpose(adjoint_p, 6, _adjoint_transpose)
+polar = read_primitives("gateloop_polar", "polar_gate_loop", _definition, _kept_shape, _keep)

@@ -209,3 +209,89 @@ def accumulation(dtype: Any) -> Any:
 
 def to_complex(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.complex64)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """A read of states, the one that a derivative's forward pass keeps states of, and the adjoint,
+    as primitive and as definition."""
+
+    read_p: Primitive
+    keeping_p: Primitive
+    adjoint_p: Primitive
+    adjoint: Definition
+
+
+def read_primitives(
+    name: str,
+    kernel: str,
+    definition: Definition,
+    kept_shape: Callable[..., tuple[tuple[int, ...], Any]],
+    keep: Callable[..., Array],
+    form: Form = SEQUENCES,
+) -> Reads:
+    """Of q, k, v, what makes transitions, and a state -> y as v, the final state; with derivatives.
+
+    The forward pass of a derivative keeps states for the adjoint's kernel, `kernel`_backward: of
+    the same arguments, kept_shape() is their shape and dtype, and keep() what stands for them where
+    `definition` computes. No definition reads them.
+    """
+
+    def results(q: Array, k: Array, v: Array, a: Array, state: Array, *_: Array) -> Any:
+        return [(v.shape, v.dtype), (state.shape, state.dtype)]
+
+    def keeping(*args: Array, **options: Any) -> Sequence[Array]:
+        return *definition(*args, **options), keep(*args)
+
+    def tangent(*args: Array, **options: Any) -> Any:
+        given, moves = args[:5], args[6:]
+        return jax.jvp(functools.partial(definition, **options), given, moves)[1]
+
+    def adjoint(*args: Array, **options: Any) -> list[Array]:
+        """In the convention of the kernel: of complex arrays, the conjugates of JAX's."""
+        given, dy, dfinal = args[:5], *args[6:]
+        back = jax.vjp(functools.partial(definition, **options), *given)[1]
+        return [jnp.conj(d) for d in back((dy, jnp.conj(dfinal)))]
+
+    read_p = primitive(name, definition, results, kernel, form=form)
+    keeping_p = primitive(
+        f"{name}_keeping_states",
+        keeping,
+        lambda *args: [*results(*args), kept_shape(*args)],
+        kernel,
+        form=form,
+    )
+    tangent_p = primitive(f"{name}_tangent", tangent, results, form=form)
+    adjoint_p = primitive(
+        f"{name}_adjoint",
+        adjoint,
+        lambda *args: [(x.shape, x.dtype) for x in args[:5]],
+        f"{kernel}_backward",
+        unread=(4,),  # kept states begin with the initial one; derivatives alone need it by name
+        form=form,
+    )
+
+    def keeping_jvp(primals: Any, tangents: Any, **options: Any) -> tuple[list[Array], list[Array]]:
+        y, final, kept = bind(keeping_p, *primals, **options)
+        moves = bind(tangent_p, *primals, kept, *map(ad.instantiate_zeros, tangents), **options)
+        # Kept states repeat what the other arguments say, and no derivative goes through them.
+        return [y, final, kept], [*moves, jnp.zeros_like(kept)]
+
+    def jvp(primals: Any, tangents: Any, **options: Any) -> tuple[list[Array], list[Array]]:
+        values, moves = keeping_jvp(primals, tangents, **options)
+        return values[:2], moves[:2]
+
+    def tangent_transpose(*args: Array, **options: Any) -> list[Array]:
+        *given, dy, dfinal = args
+        return [jnp.conj(d) for d in bind(adjoint_p, *given, dy, jnp.conj(dfinal), **options)]
+
+    def adjoint_transpose(*args: Array, **options: Any) -> list[Array]:
+        given, cotangents = args[:6], list(args[6:])
+        f = functools.partial(adjoint, *given, **options)
+        return list(jax.linear_transpose(f, given[2], given[4])(cotangents))
+
+    ad.primitive_jvps[read_p] = jvp
+    ad.primitive_jvps[keeping_p] = keeping_jvp
+    set_transpose(tangent_p, 6, tangent_transpose)
+    set_transpose(adjoint_p, 6, adjoint_transpose)
+    return Reads(read_p, keeping_p, adjoint_p, adjoint)

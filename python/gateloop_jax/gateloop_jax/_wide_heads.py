@@ -18,21 +18,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.interpreters import ad
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks, _library, _sharding
 from gateloop_jax._exact_products import Exact
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import (
-    Form,
-    accumulation,
-    bind,
-    is_partitioned,
-    primitive,
-    set_transpose,
-)
+from gateloop_jax._primitive import Form, accumulation, bind, is_partitioned, read_primitives
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 FeatureMap = Literal["none", "taylor"]
@@ -142,7 +134,7 @@ def _read(
     meshes = [jax.typeof(x).sharding.mesh for x in (q, k, v, a, state)]
     if any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
         return _definition(q, k, v, a, state, **options)
-    y, final = bind(heads_p, q, k, v, a, state, **options)
+    y, final = bind(heads.read_p, q, k, v, a, state, **options)
     return y, final
 
 
@@ -265,7 +257,7 @@ def _product(equation: str, *factors: Array) -> Array:
     return jnp.einsum(equation, *factors, precision=lax.Precision.HIGHEST)
 
 
-# ---- The primitives: forward, forward that keeps states, tangent, adjoint ------------------------
+# ---- The primitives ------------------------------------------------------------------------------
 
 
 def _definition(
@@ -287,54 +279,21 @@ def _definition(
     return _scan_blocks(q, k, v, a, state, reverse, feature_map)
 
 
-def _kept_shape(q: Array, a: Array, state: Array) -> tuple[Any, ...]:
-    """One state at the start of every so many steps, its parts apart."""
+def _kept_shape(
+    q: Array, k: Array, v: Array, a: Array, state: Array
+) -> tuple[tuple[Any, ...], Any]:
+    """One state at the start of every so many steps, its parts apart; and their dtype."""
     steps = KEPT_STEPS_PER_KEY if a.ndim == q.ndim else KEPT_STEPS
     *lead, heads, keys, values = state.shape
     parts = 2 if jnp.iscomplexobj(a) else 1
-    return *lead, -(-q.shape[-3] // steps), heads, parts, keys, values
+    shape = (*lead, -(-q.shape[-3] // steps), heads, parts, keys, values)
+    return shape, accumulation(q.dtype)
 
 
-def _keeping_definition(
-    q: Array, k: Array, v: Array, a: Array, state: Array, **options: Any
-) -> tuple[Array, Array, Array]:
-    """Definitions compute states again, and kernels alone read kept ones. These are no numbers, so
-    that a gradient by the kernel after a forward pass by the definition shows."""
-    kept = jnp.full(_kept_shape(q, a, state), jnp.nan, a.real.dtype)
-    return *_definition(q, k, v, a, state, **options), kept
-
-
-def _tangent(
-    q: Array,
-    k: Array,
-    v: Array,
-    a: Array,
-    state: Array,
-    kept: Array,
-    *tangents: Array,
-    **options: Any,
-) -> tuple[Array, Array]:
-    f = functools.partial(_definition, **options)
-    moves: tuple[Array, Array] = jax.jvp(f, (q, k, v, a, state), tangents)[1]
-    return moves
-
-
-def _adjoint(
-    q: Array,
-    k: Array,
-    v: Array,
-    a: Array,
-    state: Array,
-    kept: Array,
-    dy: Array,
-    dfinal: Array,
-    **options: Any,
-) -> list[Array]:
-    """-> dq, dk, dv, da, dinitial_state, in the convention of the kernel: of complex arrays, the
-    conjugates of JAX's."""
-    f = functools.partial(_definition, **options)
-    gradients = jax.vjp(f, q, k, v, a, state)[1]((dy, jnp.conj(dfinal)))
-    return [jnp.conj(d) for d in gradients]
+def _keep(*args: Array) -> Array:
+    """No numbers, so that a gradient by the kernel after a forward pass by the definition shows."""
+    shape, dtype = _kept_shape(*args)
+    return jnp.full(shape, jnp.nan, dtype)
 
 
 def _shardings(name: str, avals: Sequence[Any], axes: Sequence[int]) -> list[Any]:
@@ -357,60 +316,4 @@ def _call(
 HEADS = Form(("reverse", "feature_map"), lambda _, args: args, _shardings, _call)
 
 
-def _results(q: Array, k: Array, v: Array, a: Array, state: Array, *_: Array) -> Any:
-    return [(v.shape, v.dtype), (state.shape, state.dtype)]
-
-
-heads_p = primitive("gateloop_heads", _definition, _results, kernel="gate_loop", form=HEADS)
-keeping_p = primitive(
-    "gateloop_heads_keeping_states",
-    _keeping_definition,
-    lambda q, k, v, a, state: [
-        *_results(q, k, v, a, state),
-        (_kept_shape(q, a, state), accumulation(q.dtype)),
-    ],
-    kernel="gate_loop",
-    form=HEADS,
-)
-tangent_p = primitive("gateloop_heads_tangent", _tangent, _results, form=HEADS)
-adjoint_p = primitive(
-    "gateloop_heads_adjoint",
-    _adjoint,
-    lambda *args: [(x.shape, x.dtype) for x in args[:5]],
-    kernel="gate_loop_backward",
-    unread=(4,),  # the kept states begin with the initial one; derivatives alone need it by name
-    form=HEADS,
-)
-
-
-def _keeping_jvp(
-    primals: tuple[Array, ...], tangents: tuple[Array, ...], **options: Any
-) -> tuple[list[Array], list[Array]]:
-    y, final, kept = bind(keeping_p, *primals, **options)
-    moves = bind(tangent_p, *primals, kept, *map(ad.instantiate_zeros, tangents), **options)
-    # The kept states repeat what the other arguments say, and no derivative goes through them.
-    return [y, final, kept], [*moves, jnp.zeros_like(kept)]
-
-
-def _heads_jvp(
-    primals: tuple[Array, ...], tangents: tuple[Array, ...], **options: Any
-) -> tuple[list[Array], list[Array]]:
-    results, moves = _keeping_jvp(primals, tangents, **options)
-    return results[:2], moves[:2]
-
-
-def _tangent_transpose(*args: Array, **options: Any) -> list[Array]:
-    *given, dy, dfinal = args
-    return [jnp.conj(d) for d in bind(adjoint_p, *given, dy, jnp.conj(dfinal), **options)]
-
-
-def _adjoint_transpose(*args: Array, **options: Any) -> list[Array]:
-    given, results = args[:6], list(args[6:])
-    f = functools.partial(_adjoint, *given, **options)
-    return list(jax.linear_transpose(f, given[2], given[4])(results))
-
-
-ad.primitive_jvps[heads_p] = _heads_jvp
-ad.primitive_jvps[keeping_p] = _keeping_jvp
-set_transpose(tangent_p, 6, _tangent_transpose)
-set_transpose(adjoint_p, 6, _adjoint_transpose)
+heads = read_primitives("gateloop_heads", "gate_loop", _definition, _kept_shape, _keep, HEADS)
