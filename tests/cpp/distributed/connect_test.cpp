@@ -51,7 +51,9 @@ class Connect : public testing::Test {
     return std::async(std::launch::async, [own = launch(rank, size), options, make] {
       try {
         const auto gloo = make ? make : prepare_gloo(own, options.timeout);
-        connect(own, options, {open_store(own, options.timeout), gloo, {}});
+        const Communicator all =
+            connect(own, options, {open_store(own, options.timeout), gloo, {}});
+        all.gather({0});  // process 0, which keeps the store, stays until the others have joined
         return std::string();
       } catch (const std::exception& error) {
         return first_line(error);
