@@ -353,7 +353,7 @@ class ChunkBackward : public ChunkForward<T, kParts, kPerKey> {
     return total;
   }
 
-  const BackwardTiles<T>& t;
+  const BackwardTiles<T>& t;  // NOLINT(readability-identifier-naming): short in the products
 };
 
 }  // namespace HWY_NAMESPACE

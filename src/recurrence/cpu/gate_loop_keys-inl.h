@@ -53,7 +53,7 @@ class KeyChunk {
   static constexpr std::int64_t kLanes = P::kLanes;
 
  public:
-  KeyChunk(const TileSizes& sizes, std::int64_t steps) : n(sizes), steps_(steps) {}
+  KeyChunk(const TileSizes& sizes, std::int64_t steps) : steps_(steps), n(sizes) {}
 
   /// The transitions from the chunk's start up to each step, and after each to its end.
   void Products(const ForwardTiles<T>& t) const {
@@ -160,9 +160,11 @@ class KeyChunk {
     return MulAdd(d, conj, last, to_last);
   }
 
-  const TileSizes& n;
   std::int64_t steps_;
+  // NOLINTBEGIN(readability-identifier-naming): short in the products
+  const TileSizes& n;
   D d;
+  // NOLINTEND(readability-identifier-naming)
 };
 
 }  // namespace HWY_NAMESPACE
