@@ -20,10 +20,8 @@ set(CMAKE_CUDA_ARCHITECTURES ${gateloop_cuda_architectures})
 # written into the installed package.
 set(TORCH_LIBRARIES torch torch_library)
 
-# libtorch's headers take 15 s a file to parse; precompiled once, 6 s to load and instantiate. So the
-# sources of a target are compiled several at a time too, but where files are checked or edited one by
-# one (the dev preset). Every target that includes <torch/torch.h> calls gateloop_use_torch(target).
-option(GATELOOP_UNITY "Compile the sources that include libtorch several at a time" ON)
+# libtorch's headers take 15 s a file to parse; precompiled once, 6 s to load and instantiate. Every
+# target that includes <torch/torch.h> calls gateloop_use_torch(target).
 add_library(gateloop_torch_pch OBJECT ${CMAKE_CURRENT_LIST_DIR}/torch_pch.cpp)
 target_link_libraries(gateloop_torch_pch PRIVATE ${TORCH_LIBRARIES})
 target_precompile_headers(gateloop_torch_pch PRIVATE <torch/torch.h>)
@@ -36,5 +34,4 @@ function(gateloop_use_torch target)
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
   target_compile_options(${target} PRIVATE -fPIC)
   target_precompile_headers(${target} REUSE_FROM gateloop_torch_pch)
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ${GATELOOP_UNITY} UNITY_BUILD_BATCH_SIZE 10)
 endfunction()

@@ -1,4 +1,6 @@
 # Our own code compiles without a warning; other people's headers come in as system headers.
 function(gateloop_warnings target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Werror)
+  # Of sources compiled together it takes each for a header of several.
+  target_compile_options(${target} PRIVATE $<$<BOOL:${GATELOOP_UNITY}>:-Wno-subobject-linkage>)
 endfunction()

@@ -20,7 +20,7 @@
 namespace gateloop::app {
 namespace {
 
-struct Flags {
+struct GenerateFlags {
   ModelFlags model;
   std::string prompt, prompt_file;
   std::vector<std::string> stop;
@@ -69,7 +69,7 @@ void print_summary(const runtime::Session& session, const std::vector<double>& s
                static_cast<long long>(state.bytes()));
 }
 
-void run(const Flags& flags) {
+void run(const GenerateFlags& flags) {
   const auto prompt = flags.prompt_file.empty() ? flags.prompt : read_file(flags.prompt_file);
   auto options = flags.generate;
   for (const std::string& stop : flags.stop) options.sampling.stop.push_back(ids_of(stop));
@@ -103,7 +103,7 @@ void run(const Flags& flags) {
 }  // namespace
 
 void add_generate_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<GenerateFlags>();
   auto* command = app.add_subcommand(
       "generate",
       "Draw text from a trained model. The bytes drawn go to standard output as they come, the "

@@ -16,7 +16,7 @@ namespace {
 
 using Bytes = std::span<const std::uint8_t>;
 
-struct Flags {
+struct QuantizeFlags {
   std::string checkpoint;
   std::string out;
   runtime::Format format = runtime::Format::kInt8;
@@ -42,7 +42,7 @@ void print_size(const char* name, const std::filesystem::path& dir, std::optiona
   std::printf("\n");
 }
 
-void run(const Flags& flags) {
+void run(const QuantizeFlags& flags) {
   const std::filesystem::path from = flags.checkpoint, to = flags.out;
   check_directory(flags.checkpoint);
   if (std::filesystem::exists(to) && std::filesystem::equivalent(from, to))
@@ -77,7 +77,7 @@ void run(const Flags& flags) {
 
 void add_quantize_command(CLI::App& app) {
   using runtime::Format;
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<QuantizeFlags>();
   auto* command = app.add_subcommand(
       "quantize", "Write a model's weights in a smaller format, and say what that costs.");
   add_directory_flag(*command, flags->checkpoint);

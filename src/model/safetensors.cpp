@@ -16,8 +16,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian");
 
-using nlohmann::json;
-
 constexpr const char* kMetadata = "__metadata__";
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the reference implementation's bound
 
@@ -33,27 +31,28 @@ constexpr DType kDTypes[] = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"
 }
 
 /// nlohmann-json keeps the last of two equal keys; two tensors of one name are an error here.
-json parse_header(const std::filesystem::path& path, const std::string& text) {
+nlohmann::json parse_header(const std::filesystem::path& path, const std::string& text) {
   std::set<std::string> names;
-  const auto reject_duplicates = [&](int depth, json::parse_event_t event, json& parsed) {
+  const auto reject_duplicates = [&](int depth, nlohmann::json::parse_event_t event,
+                                     nlohmann::json& parsed) {
     if (depth >= kMaxJsonDepth) fail(path, "the header nests too deeply");
-    if (depth == 1 && event == json::parse_event_t::key &&
+    if (depth == 1 && event == nlohmann::json::parse_event_t::key &&
         !names.insert(parsed.get<std::string>()).second) {
       fail(path, "two tensors are named \"" + parsed.get<std::string>() + "\"");
     }
     return true;
   };
   try {
-    json header = json::parse(text, reject_duplicates);
+    nlohmann::json header = nlohmann::json::parse(text, reject_duplicates);
     if (!header.is_object()) fail(path, "the header is not a JSON object");
     return header;
-  } catch (const json::exception& error) {
+  } catch (const nlohmann::json::exception& error) {
     fail(path, std::string("bad JSON in the header: ") + error.what());
   }
 }
 
 std::uint64_t unsigned_of(const std::filesystem::path& path, const std::string& where,
-                          const json& value) {
+                          const nlohmann::json& value) {
   // Below 2^63, so that it is also a valid int64 dimension.
   if (!value.is_number_unsigned() || value.get<std::uint64_t>() >> 63 != 0) {
     fail(path, where + " holds " + value.dump() + ", not a non-negative integer");
@@ -63,7 +62,7 @@ std::uint64_t unsigned_of(const std::filesystem::path& path, const std::string& 
 
 /// Offsets of the data that follow the header.
 TensorEntry parse_entry(const std::filesystem::path& path, const std::string& name,
-                        const json& value, std::uint64_t data_bytes) {
+                        const nlohmann::json& value, std::uint64_t data_bytes) {
   const std::string where = "tensor \"" + name + "\"";
   for (const char* key : {"dtype", "shape", "data_offsets"}) {
     if (!value.is_object() || !value.contains(key)) {
@@ -72,21 +71,21 @@ TensorEntry parse_entry(const std::filesystem::path& path, const std::string& na
   }
   TensorEntry entry;
   entry.name = name;
-  const json& dtype = value["dtype"];
+  const nlohmann::json& dtype = value["dtype"];
   if (dtype.is_string()) entry.dtype = dtype.get<std::string>();
   const std::size_t element = dtype_bytes(entry.dtype);
   if (element == 0) fail(path, where + " has the unknown dtype " + dtype.dump());
 
-  const json& shape = value["shape"];
+  const nlohmann::json& shape = value["shape"];
   if (!shape.is_array()) fail(path, where + ": \"shape\" is not an array");
   std::uint64_t bytes = element;
-  for (const json& size : shape) {
+  for (const nlohmann::json& size : shape) {
     const std::uint64_t extent = unsigned_of(path, where + ": \"shape\"", size);
     entry.shape.push_back(static_cast<std::int64_t>(extent));
     if (__builtin_mul_overflow(bytes, extent, &bytes)) fail(path, where + ": its size overflows");
   }
 
-  const json& offsets = value["data_offsets"];
+  const nlohmann::json& offsets = value["data_offsets"];
   if (!offsets.is_array() || offsets.size() != 2) {
     fail(path, where + ": \"data_offsets\" is not a pair");
   }
@@ -148,7 +147,7 @@ SafeTensorsHeader read_safetensors_header(const std::filesystem::path& path) {
   const std::uint64_t data_bytes = file.size() - data_begin;
 
   SafeTensorsHeader content;
-  const json header = parse_header(path, text);
+  const nlohmann::json header = parse_header(path, text);
   for (const auto& [name, value] : header.items()) {
     if (name != kMetadata) {
       content.tensors.push_back(parse_entry(path, name, value, data_bytes));
@@ -181,7 +180,7 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorByte
                              return product * static_cast<std::uint64_t>(size);
                            });
   };
-  json header = json::object();
+  nlohmann::json header = nlohmann::json::object();
   if (!metadata.empty()) header[kMetadata] = metadata;
   std::uint64_t position = 0;
   for (const TensorBytes& tensor : tensors) {
@@ -193,7 +192,7 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorByte
   std::string text;
   try {
     text = header.dump();
-  } catch (const json::exception& error) {
+  } catch (const nlohmann::json::exception& error) {
     throw std::runtime_error(path.string() +
                              ": a tensor name or metadata value is not UTF-8: " + error.what());
   }

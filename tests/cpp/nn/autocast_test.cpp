@@ -10,7 +10,7 @@
 #include "compare.h"
 #include "gateloop/nn.h"
 
-namespace {
+namespace autocast_test {
 
 using namespace gateloop::nn;
 
@@ -150,4 +150,4 @@ void PrintTo(const Case& test_case, std::ostream* out) { *out << test_case.name;
 INSTANTIATE_TEST_SUITE_P(Models, LowPrecision, testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });
 
-}  // namespace
+}  // namespace autocast_test

@@ -12,7 +12,7 @@
 #include "gateloop/nn.h"
 #include "nn/autocast.h"
 
-namespace {
+namespace checkpoint_blocks_test {
 
 using namespace gateloop::nn;
 using torch::Tensor;
@@ -162,4 +162,4 @@ TEST(CheckpointBlocks, ThrowWhereBackwardAloneHasTheGradients) {
       "Transformer: checkpoint_blocks needs backward() without inputs, got autograd::grad()");
 }
 
-}  // namespace
+}  // namespace checkpoint_blocks_test

@@ -6,7 +6,7 @@
 
 #include "gateloop/nn.h"
 
-namespace {
+namespace errors_test {
 
 using namespace gateloop::nn;
 
@@ -122,4 +122,4 @@ TEST(Errors, SimpleGateLoopCache) {
   });
 }
 
-}  // namespace
+}  // namespace errors_test

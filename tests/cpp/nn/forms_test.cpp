@@ -9,7 +9,7 @@
 #include "compare.h"
 #include "gateloop/ops.h"
 
-namespace {
+namespace forms_test {
 
 using torch::Tensor;
 
@@ -92,4 +92,4 @@ TEST_F(Forms, SimpleGateLoop) {
   }
 }
 
-}  // namespace
+}  // namespace forms_test

@@ -13,7 +13,7 @@
 #include "ops/residual_norm.h"
 #include "ops/rms_norm.h"
 
-namespace {
+namespace fused_test {
 
 using torch::Tensor;
 using Tensors = std::vector<Tensor>;
@@ -264,4 +264,4 @@ TEST(Fused, NormsUnderAutocast) {
   }
 }
 
-}  // namespace
+}  // namespace fused_test

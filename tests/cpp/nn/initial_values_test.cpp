@@ -7,7 +7,7 @@
 
 #include "gateloop/nn.h"
 
-namespace {
+namespace initial_values_test {
 
 using namespace gateloop::nn;
 
@@ -79,4 +79,4 @@ TEST(RMSNorm, RowOfZerosGivesZeros) {
   EXPECT_TRUE(x.grad().isfinite().all().item<bool>());
 }
 
-}  // namespace
+}  // namespace initial_values_test

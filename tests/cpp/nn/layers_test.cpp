@@ -12,7 +12,7 @@
 #include "compare.h"
 #include "gateloop/nn.h"
 
-namespace {
+namespace layers_test {
 
 using namespace gateloop::nn;
 namespace model = gateloop::model;
@@ -260,4 +260,4 @@ TEST(GateLoop, EveryOptionEqualsItsDefinition) {
   }
 }
 
-}  // namespace
+}  // namespace layers_test

@@ -9,7 +9,7 @@
 #include "gateloop/nn.h"
 #include "gateloop/ops.h"
 
-namespace {
+namespace packing_test {
 
 using namespace gateloop::nn;
 using torch::Tensor;
@@ -216,4 +216,4 @@ TEST(Packing, OperatorsTakeIt) {
   EXPECT_TRUE(final_state[3].equal(last[0]));
 }
 
-}  // namespace
+}  // namespace packing_test

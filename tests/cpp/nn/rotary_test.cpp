@@ -6,7 +6,7 @@
 #include "gateloop/nn.h"
 #include "nn/rotary_embedding.h"
 
-namespace {
+namespace rotary_test {
 
 using namespace gateloop::nn;
 
@@ -53,4 +53,4 @@ TEST(RotaryEmbedding, BFloat16AttentionIsThatOfFloat32) {
   expect_channels_close(got.narrow(1, 257, 343), expected.narrow(1, 257, 343), 0.013);
 }
 
-}  // namespace
+}  // namespace rotary_test

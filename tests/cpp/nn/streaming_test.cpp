@@ -13,7 +13,7 @@
 #include "gateloop/nn.h"
 #include "nn/kv_cache.h"
 
-namespace {
+namespace streaming_test {
 
 using namespace gateloop::nn;
 using torch::Tensor;
@@ -340,4 +340,4 @@ TEST(KeyValueCache, ContinuesAfterInferenceMode) {
   EXPECT_NO_THROW(layer->forward(torch::randn({1, 1, kDim}), {}, &state));
 }
 
-}  // namespace
+}  // namespace streaming_test

@@ -8,7 +8,7 @@
 
 #include "ops/kernels/executor.h"
 
-namespace {
+namespace threads_test {
 
 /// Whether two bodies run at once: on one thread the second begins after the first has given up.
 bool meet(const gateloop::recurrence::Executor& executor, std::chrono::milliseconds timeout) {
@@ -36,4 +36,4 @@ TEST(Threads, AreTorchs) {
   at::set_num_threads(before);
 }
 
-}  // namespace
+}  // namespace threads_test

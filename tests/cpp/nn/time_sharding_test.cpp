@@ -16,7 +16,7 @@
 #include "gateloop/nn.h"
 #include "gateloop/ops.h"
 
-namespace {
+namespace time_sharding_test {
 
 using namespace gateloop::nn;
 using torch::Tensor;
@@ -285,4 +285,4 @@ TEST(TimeSharding, ErrorsNameTheModuleAndTheArgument) {
   });
 }
 
-}  // namespace
+}  // namespace time_sharding_test
