@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import composite
 import pytest
@@ -28,6 +29,13 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("GATELOOP_JAX_LIBRARY", str(BUILD / "lib" / "libgateloop_jax.so"))
 HAS_JAX = importlib.util.find_spec("jax") is not None
 collect_ignore_glob = [] if HAS_JAX else ["test_jax_*.py"]
+
+
+def thinned(cases: Iterable[Any], step: int) -> list[Any]:
+    """Arguments of a test: `make test` takes every step-th case, `make test-long` the others."""
+    marks = [() if i % step == 0 else (pytest.mark.long,) for i in range(step)]
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*value, marks=marks[i % step]) for i, value in enumerate(values)]
 
 
 # Files of few tests that take minutes. They begin first: one that begins last is waited for by all.

@@ -153,6 +153,7 @@ def test_another_life_is_not_ended(train: Launch, keeper: dict[str, object]) -> 
     assert [code for code, _, _ in train((), ())] == [0, 0]
 
 
+@pytest.mark.long
 def test_an_absence_that_none_heard_is_forgotten(
     build_dir: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from conftest import thinned
 from processes import Job, environment, free_port, start, torchrun, torchrun_environment
 
 WORDS = ("the ", "gate ", "loops ", "over ", "time ", "and ", "forgets.\n")
@@ -158,7 +159,7 @@ def test_variables_of_one_process_are_checked_too(build_dir: Path, tmp_path: Pat
         assert job.outcomes() == [(2, "", f"gateloop: {message}\n")]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", thinned([1, 0], 2))
 def test_a_killed_process_ends_all_and_is_named(
     evaluate: Evaluate, tmp_path: Path, victim: int
 ) -> None:

@@ -130,6 +130,7 @@ def children(process: Any) -> list[int]:
     return [int(pid) for task in tasks for pid in task.read_text(encoding="utf-8").split()]
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_and_others_go_on(
     folder: Path, alone: list[dict[str, Any]]
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_signal_to_one_process_stops_all_and_others_go_on(
     assert_same_losses(metrics(folder / "stopped"), alone)
 
 
+@pytest.mark.long
 def test_a_run_is_not_begun_twice_unasked(folder: Path, alone: list[dict[str, Any]]) -> None:
     for arguments, words in (
         (("--steps", "1"), "holds a run already: pass --resume"),

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import thinned
 from processes_in_group import in_group
 from torch import Tensor, nn
 
@@ -94,14 +96,12 @@ def check_models() -> None:
         packings = [{}, {"cu_seqlens": packed}]
         if "window" not in name:
             packings.append({"mask": mask})
-        for i, ends in enumerate(cuts(processes)):
-            # All packings with the first cut, then one at a time.
-            for packing in packings if i == 0 else [packings[i % len(packings)]]:
-                try:
-                    check_model(name, ends, packing)
-                except Exception as error:
-                    what = f"{name}, {list(packing)}, cut at {ends}, rank {dist.get_rank()}"
-                    raise AssertionError(what) from error
+        for ends, packing in zip(cuts(processes), cycle(packings), strict=False):
+            try:
+                check_model(name, ends, packing)
+            except Exception as error:
+                what = f"{name}, {list(packing)}, cut at {ends}, rank {dist.get_rank()}"
+                raise AssertionError(what) from error
 
 
 def check_autocast() -> None:
@@ -162,24 +162,17 @@ def check_state_of_the_whole() -> None:
     torch.testing.assert_close(ours, layer(x, return_cache=True)[1], rtol=1e-10, atol=1e-10)
 
 
-CHECKS: dict[int, list[Callable[[], None]]] = {
-    2: [
-        check_models,
-        check_autocast,
-        check_reversed_layer,
-        check_refusals,
-        check_state_of_the_whole,
-    ],
-    3: [check_models],
-}
+OTHERS = [check_autocast, check_reversed_layer, check_refusals, check_state_of_the_whole]
 
 
-def run_checks() -> None:
-    for run in CHECKS[dist.get_world_size()]:
+def run_others() -> None:
+    for run in OTHERS:
         run()
 
 
-@pytest.mark.parametrize("processes", CHECKS)
-def test_sharded_models_equal_whole_ones(processes: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "checks"), thinned([(3, check_models), (2, check_models), (2, run_others)], 2)
+)
+def test_sharded_models_equal_whole_ones(processes: int, checks: Callable[[], None]) -> None:
     """All in the same processes, which take seconds to start."""
-    in_group(processes, run_checks)
+    in_group(processes, checks)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import thinned
 from processes import (
     Job,
     environment,
@@ -211,7 +212,7 @@ def test_compressed_gradients_are_rounded_and_train(
     assert ours[-1][last] == pytest.approx(exact[-1][last], rel=0.02)
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", thinned([1, 0, 2], 3))
 def test_a_killed_process_ends_all_and_is_named(train: Train, tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
     job = train(3, run, *ENDLESS, "--checkpoint-every", "20")
@@ -306,6 +307,7 @@ def test_torchrun_goes_on_by_itself_after_a_death(
     assert len(json.loads((run / "config.json").read_text())["provenance"]) == 2
 
 
+@pytest.mark.long
 def test_torchrun_does_not_take_up_a_run_of_others(
     train: Train, binary: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -357,7 +359,9 @@ LARGER = (
 )
 
 
-@pytest.mark.parametrize("sharded", [(), ("--shard-optimizer",)])
+@pytest.mark.parametrize(
+    "sharded", [pytest.param((), marks=pytest.mark.long), ("--shard-optimizer",)]
+)
 def test_several_buckets_resume_bit_for_bit(
     train: Train, tmp_path: Path, sharded: tuple[str, ...]
 ) -> None:
@@ -473,6 +477,7 @@ def hosts() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
+@pytest.mark.long
 def test_two_hosts_and_a_cut_cable(
     binary: Path, text: Path, unbroken: dict[int, Path], hosts: list[str], tmp_path: Path
 ) -> None:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import thinned
 from jax import Array
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -120,18 +122,21 @@ def check(case: Case, mesh: jax.sharding.Mesh, gate: str, time: int = 16, **opti
         np.testing.assert_allclose(our, their, rtol=1e-10, atol=1e-10)
 
 
+WAYS = [(False, "ordinary"), (True, "ordinary"), (False, "ones"), (True, "zeros")]
+
+
 @pytest.mark.parametrize(
-    ("reverse", "gate"), [(False, "ordinary"), (True, "ordinary"), (False, "ones"), (True, "zeros")]
+    ("case", "reverse", "gate"),
+    thinned([(case, *way) for case in CASES for way in WAYS], 3),
+    ids=str,
 )
-@pytest.mark.parametrize("case", CASES, ids=str)
 def test_blocks_equal_the_whole(
     case: Case, reverse: bool, gate: str, mesh: jax.sharding.Mesh
 ) -> None:
     check(case, mesh, gate, reverse=reverse)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "reverse"), thinned(product(CASES, [False, True]), 3), ids=str)
 def test_packed_and_padded(case: Case, reverse: bool, mesh: jax.sharding.Mesh) -> None:
     """Sequences end between blocks, and inside of them."""
     ids = jnp.array([[0] * 8 + [1] * 8, [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 3, 3, 2, 2]])

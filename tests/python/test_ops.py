@@ -1,11 +1,13 @@
 """torch.ops.gateloop.* from Python: values, gradients, shapes, precision."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import composite
 import pytest
 import torch
+from conftest import thinned
 from torch import Tensor
 
 Ops = Any  # torch.ops.gateloop
@@ -212,8 +214,9 @@ def test_polar_gate_loop_at_zero_transition(ops: Ops) -> None:
 # ---- What PyTorch itself checks of an operator ---------------------------------------------------
 
 
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "requires_grad"), thinned(product(CASES, [False, True]), 3), ids=str
+)
 def test_opcheck(ops: Ops, case: Case, requires_grad: bool) -> None:
     arguments = inputs(case, 2, 5, 3)
     if requires_grad:

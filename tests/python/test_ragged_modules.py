@@ -48,9 +48,9 @@ MASKS = {
 }
 
 
-def transformer(name: str) -> Transformer:
+def transformer(name: str, **changed: Any) -> Transformer:
     torch.manual_seed(0)
-    options = {"depth": 3 if name == "mixed" else 2} | MODELS[name]
+    options = {"depth": 3 if name == "mixed" else 2} | MODELS[name] | changed
     return Transformer(DIM, num_tokens=TOKENS, **options).to(F64)
 
 
@@ -159,10 +159,10 @@ def test_checkpointed_blocks() -> None:
         assert_near(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["max_heads", "mixed", "attention"])
+@pytest.mark.parametrize("name", ["max_heads", "attention"])
 def test_compile(name: str) -> None:
     torch.compiler.reset()
-    model = transformer(name)
+    model = transformer(name, depth=1)  # tracing takes 5 s a layer
     compiled = copy.deepcopy(model)
     compiled.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     for cuts in ([0, 3, 12], [0, 9, 9, 31]):

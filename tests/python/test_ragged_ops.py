@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import composite
 import pytest
 import torch
+from conftest import thinned
 from test_ops import CASES, FORWARD_CASES, Case, differentiable, inputs
 from torch import Tensor
 
@@ -202,8 +204,9 @@ def test_gradients_with_a_mask(ops: Ops, case: Case) -> None:
 
 # A mask is applied by operators of torch, whose results opcheck takes for arguments.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("case", FORWARD_CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "requires_grad"), thinned(product(FORWARD_CASES, [False, True]), 3), ids=str
+)
 def test_opcheck(ops: Ops, case: Case, requires_grad: bool) -> None:
     operator = getattr(ops, case.op).default
     cuts = torch.tensor([0, 2, 2, 5])

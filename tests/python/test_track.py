@@ -147,6 +147,7 @@ def assert_whole(found: dict[str, list[tuple[int, float]]]) -> None:
 Start = Callable[[], subprocess.Popen[bytes]]
 
 
+@pytest.mark.long
 def test_history(run: Path, to: str, start: Start, tmp_path: Path) -> None:
     write_steps(run, 1, STEPS)
     assert start().wait(timeout=90) == 0
