@@ -104,6 +104,17 @@ def test_what_runs_elsewhere_equals_the_kernels(x64: None, reverse: bool) -> Non
         assert_all_close(list(ours), list(theirs), 1e-11)
 
 
+def test_gradients_from_states_that_were_not_kept_are_huge() -> None:
+    """Of a forward pass by the definition and a backward pass by the kernel."""
+    polar = POLAR.arguments(2, 37, 3, wide=False)
+    polar[3] = polar[3].reshape(2, 37, 3, 2)
+    kept = _gate_loop._keep(*polar)
+    expected = _gate_loop.polar.keeping_p.bind(*polar, reverse=False)[2]
+    assert (kept.shape, kept.dtype) == (expected.shape, expected.dtype)
+    dq = _gate_loop.polar.adjoint_p.bind(*polar, kept, polar[0], polar[4], reverse=False)[0]
+    assert not (abs(dq) < 1e30).all()
+
+
 def test_no_copies_at_the_boundary() -> None:
     for case in (REAL, POLAR):
         arguments = case.arguments(2, 64, 8, wide=False)

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from gateloop_jax import _checks
 from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import accumulation, bind, read_primitives, to_complex
+from gateloop_jax._primitive import accumulation, bind, read_primitives, to_complex, unkept
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 from gateloop_jax._wide_heads import FeatureMap, read_heads
 
@@ -188,8 +188,9 @@ def _kept_shape(
 
 
 def _keep(*args: Array) -> Array:
+    shape, dtype = _kept_shape(*args)
     # Made of the initial state, so that it is sharded as that is.
-    return jnp.broadcast_to(args[4][..., None, :] * 0, _kept_shape(*args)[0])
+    return jnp.broadcast_to(args[4][..., None, :] * 0 + unkept(dtype), shape)
 
 
 polar = read_primitives("gateloop_polar", "polar_gate_loop", _definition, _kept_shape, _keep)

@@ -202,6 +202,12 @@ def flip(x: Array, reverse: bool) -> Array:
     return jnp.flip(x, -2) if reverse else x
 
 
+def unkept(dtype: Any) -> float:
+    """What stands for a state that was not kept: a gradient computed from it is too large to pass
+    for right, and jax_debug_nans lets it through."""
+    return float(jnp.finfo(dtype).max)
+
+
 def accumulation(dtype: Any) -> Any:
     """The dtype of states: bfloat16 and float16 are storage only."""
     return jnp.promote_types(dtype, jnp.float32)

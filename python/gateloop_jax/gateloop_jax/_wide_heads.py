@@ -24,7 +24,14 @@ from jax.typing import ArrayLike
 from gateloop_jax import _checks, _library, _sharding
 from gateloop_jax._exact_products import Exact
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import Form, accumulation, bind, is_partitioned, read_primitives
+from gateloop_jax._primitive import (
+    Form,
+    accumulation,
+    bind,
+    is_partitioned,
+    read_primitives,
+    unkept,
+)
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 FeatureMap = Literal["none", "taylor"]
@@ -291,9 +298,8 @@ def _kept_shape(
 
 
 def _keep(*args: Array) -> Array:
-    """No numbers, so that a gradient by the kernel after a forward pass by the definition shows."""
     shape, dtype = _kept_shape(*args)
-    return jnp.full(shape, jnp.nan, dtype)
+    return jnp.full(shape, unkept(dtype), dtype)
 
 
 def _shardings(name: str, avals: Sequence[Any], axes: Sequence[int]) -> list[Any]:
