@@ -54,7 +54,7 @@ build-all: build/release/configured  ## Build tests, examples and benchmarks too
 # ---- Tests ------------------------------------------------------------------------------------
 
 .PHONY: test
-test: test-cpp test-asan test-python  ## Run every test, kernels and runtime under AddressSanitizer too
+test: test-cpp test-asan test-python  ## Run the tests, kernels and runtime under AddressSanitizer too
 
 .PHONY: test-cpp
 test-cpp: build-all  ## C++ tests only

@@ -32,10 +32,13 @@ collect_ignore_glob = [] if HAS_JAX else ["test_jax_*.py"]
 
 
 def thinned(cases: Iterable[Any], step: int) -> list[Any]:
-    """Arguments of a test: `make test` takes every step-th case, `make test-long` the others."""
-    marks = [() if i % step == 0 else (pytest.mark.long,) for i in range(step)]
-    values = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [pytest.param(*value, marks=marks[i % step]) for i, value in enumerate(values)]
+    """Arguments of a test, several as a tuple: `make test` takes every step-th case, and
+    `make test-long` the others."""
+    tuples = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [
+        pytest.param(*case, marks=pytest.mark.long if i % step else ())
+        for i, case in enumerate(tuples)
+    ]
 
 
 # Files of few tests that take minutes. They begin first: one that begins last is waited for by all.
