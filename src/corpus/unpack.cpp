@@ -48,7 +48,7 @@ Bytes gunzip(View packed) {
     stream.avail_out = kChunk;
     const int code = ::inflate(&stream, Z_NO_FLUSH);
     packed = packed.subspan(given.size() - stream.avail_in);
-    bytes.resize(bytes.size() - stream.avail_out);
+    bytes.erase(bytes.end() - static_cast<std::ptrdiff_t>(stream.avail_out), bytes.end());
     if (code == Z_STREAM_END) {
       if (all_zero(packed)) return bytes;
       ::inflateReset(&stream);

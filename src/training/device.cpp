@@ -32,6 +32,7 @@ bool is_device_name(const std::string& name) {
 
 torch::Device device_of(const std::string& name, int local_rank) {
   if (name == "cpu") return torch::kCPU;
+  // NOLINTNEXTLINE(bugprone-signed-char-misuse): a count
   const auto there = static_cast<int>(torch::cuda::device_count());
   if (name == "auto" && there == 0) return torch::kCPU;
   // A scheduler may show each process a device of its own.
