@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -205,7 +206,7 @@ def flip(x: Array, reverse: bool) -> Array:
 def unkept(dtype: Any) -> float:
     """What stands for a state that was not kept: a gradient computed from it is too large to pass
     for right, and jax_debug_nans lets it through."""
-    return float(jnp.finfo(dtype).max)
+    return float(np.finfo(dtype).max)
 
 
 def accumulation(dtype: Any) -> Any:
