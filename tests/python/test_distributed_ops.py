@@ -365,9 +365,9 @@ def check_errors() -> None:
 
 
 def check_drawn() -> None:
-    """Forty calls."""
+    """A hundred calls."""
     first = 1000 * dist.get_world_size()
-    for seed in range(first, first + 40):
+    for seed in range(first, first + 100):
         case = draw(seed, dist.get_world_size())
         try:
             check(case, seed)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import thinned
 from drawn_models import draw, drawn_ids, drawn_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -551,11 +552,11 @@ def test_recomputation_of_large_products_may_be_watched_in_one_pass_only() -> No
     equal({"": loss.detach()} | found, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["post_norm", "wide_heads"])
+@pytest.mark.parametrize("name", thinned(reversed(MODELS), 2))
 def test_compile(name: str) -> None:
     """One graph, by the plain modules: the compiler fuses by itself."""
     torch.compiler.reset()
-    plain, fused = both(make(name, torch.float32, depth=1))  # tracing takes 5 s a layer
+    plain, fused = both(make(name, torch.float32))
     fused.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     for time in (13, 32, 8):
         x = ids(2, time)

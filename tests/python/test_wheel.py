@@ -107,9 +107,8 @@ def promised(example: Path) -> list[str]:
 def test_examples_print_what_they_say(example: str, tmp_path: Path) -> None:
     source = ROOT / "examples" / example
     checkout = os.environ | {"PYTHONPATH": str(ROOT / "python")}
-    assert output(sys.executable, source, env=checkout, cwd=tmp_path).splitlines() == promised(
-        source
-    )
+    printed = output(sys.executable, source, env=checkout, cwd=tmp_path)
+    assert printed.splitlines() == promised(source)
 
 
 @pytest.mark.long

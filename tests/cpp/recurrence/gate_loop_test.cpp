@@ -133,7 +133,7 @@ TEST(GateLoop, SameBitsForAnyThreads) {
       for (const bool reverse : {false, true}) {
         Case c{.dtype = dtype, .dims = dims, .per_key = reverse, .reverse = reverse};
         const Outcome one = run(c);
-        for (const int threads : {2, 3, 16}) {
+        for (const int threads : {1, 2, 3, 5, 16}) {
           c.threads = threads;
           expect_same(one, run(c), describe(c) + " threads " + std::to_string(threads));
         }

@@ -44,7 +44,7 @@ TEST(LinearRecurrence, SameBitsForAnyThreads) {
     for (const Dims dims : {Dims{1, 9000, 5}, Dims{2, 130, 600}, Dims{7, 66, 333}}) {
       Case c{.dtype = dtype, .dims = dims};
       const Outcome one = run(c);
-      for (const int threads : {2, 3, 16}) {
+      for (const int threads : {1, 2, 3, 5, 16}) {
         c.threads = threads;
         expect_same(one, run(c), describe(c) + " threads " + std::to_string(threads));
       }
@@ -63,11 +63,13 @@ TEST(LinearRecurrence, WideRows) {
 // Tiles of one row pass from thread to thread, block by block.
 TEST(LinearRecurrence, SameBitsPipelined) {
   for (const DType dtype : {DType::kFloat32, DType::kComplex128, DType::kBFloat16}) {
-    Case c{.dtype = dtype, .dims = {1, 1600, 600}};
-    c.reverse = dtype == DType::kComplex128;
-    const Outcome one = run(c);
-    c.threads = c.reverse ? 3 : 2;
-    expect_same(one, run(c), describe(c));
+    for (const bool reverse : {false, true}) {
+      Case c{.dtype = dtype, .dims = {1, 1600, 600}};
+      c.reverse = reverse;
+      const Outcome one = run(c);
+      c.threads = reverse ? 3 : 2;
+      expect_same(one, run(c), describe(c));
+    }
   }
   check({.dtype = DType::kComplex128, .dims = {1, 4096, 511}, .threads = 2});
 }

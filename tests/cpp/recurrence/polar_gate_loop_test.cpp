@@ -45,7 +45,7 @@ TEST(PolarGateLoop, SameBitsForAnyThreads) {
     for (const Dims dims : {Dims{1, 9000, 5}, Dims{2, 130, 600}, Dims{7, 66, 333}}) {
       Case c{.dtype = dtype, .dims = dims};
       const Outcome one = run(c);
-      for (const int threads : {2, 3, 16}) {
+      for (const int threads : {1, 2, 3, 5, 16}) {
         c.threads = threads;
         expect_same(one, run(c), describe(c) + " threads " + std::to_string(threads));
       }
@@ -56,11 +56,13 @@ TEST(PolarGateLoop, SameBitsForAnyThreads) {
 // Tiles of one row pass from thread to thread, block by block.
 TEST(PolarGateLoop, SameBitsPipelined) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16}) {
-    Case c{.dtype = dtype, .dims = {1, 1600, 600}};
-    c.reverse = dtype == DType::kFloat64;
-    const Outcome one = run(c);
-    c.threads = c.reverse ? 3 : 2;
-    expect_same(one, run(c), describe(c));
+    for (const bool reverse : {false, true}) {
+      Case c{.dtype = dtype, .dims = {1, 1600, 600}};
+      c.reverse = reverse;
+      const Outcome one = run(c);
+      c.threads = reverse ? 3 : 2;
+      expect_same(one, run(c), describe(c));
+    }
   }
 }
 
