@@ -43,6 +43,9 @@ bool is_likelier(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
+/// A bit for each token up to the largest that was read: at most 256 MiB a sequence.
+constexpr std::int64_t kLargestToken = (std::int64_t{1} << 31) - 1;
+
 /// What a sampler keeps of one sequence.
 struct History {
   std::vector<bool> seen;          ///< by token; only with a repetition penalty
@@ -61,8 +64,18 @@ class Sampler::Impl {
 
   void read(std::span<const std::int64_t> ids, std::int64_t batch) {
     resize("read", batch);
+    const auto rows = static_cast<std::size_t>(batch);
+    if (ids.size() % rows != 0)
+      throw std::invalid_argument(
+          "Sampler::read: ids must be (B, T) with B = " + std::to_string(batch) + ", got " +
+          std::to_string(ids.size()) + " ids");
+    for (const std::int64_t id : ids) {
+      if (id < 0 || id > kLargestToken)
+        throw std::invalid_argument("Sampler::read: ids must be in [0, " +
+                                    std::to_string(kLargestToken) + "], got " + std::to_string(id));
+    }
     if (options_.repetition_penalty == 1) return;
-    const auto length = ids.size() / static_cast<std::size_t>(batch);
+    const auto length = ids.size() / rows;
     for (std::size_t i = 0; i < ids.size(); ++i) note_seen(histories_[i / length], ids[i]);
   }
 

@@ -77,6 +77,16 @@ TEST(Sampler, PenalisesWhatWasReadAndDrawn) {
   EXPECT_EQ(negative.draw(std::vector<float>{-1, -1.5}, 1).front(), 1);  // -2 against -1.5
 }
 
+TEST(Sampler, RefusesIdsThatAreNoTokens) {
+  Sampler sampler({.repetition_penalty = 2}, 0);
+  const std::vector<std::int64_t> ended = {1, Sampler::kEnded};
+  const std::vector<std::int64_t> huge = {std::int64_t{1} << 62};
+  const std::vector<std::int64_t> three = {1, 2, 3};
+  EXPECT_THROW(sampler.read(ended, 1), std::invalid_argument);
+  EXPECT_THROW(sampler.read(huge, 1), std::invalid_argument);
+  EXPECT_THROW(sampler.read(three, 2), std::invalid_argument);
+}
+
 TEST(Sampler, EndsEachSequenceAtItsStop) {
   Sampler sampler({.temperature = 0, .stop = {{2, 1}, {0, 0}}}, 0);
   const auto row = [](std::int64_t likeliest) {
