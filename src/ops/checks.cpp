@@ -26,13 +26,16 @@ std::string names(std::initializer_list<at::ScalarType> dtypes) {
   return out.str();
 }
 
-/// `t` is there, dense, and all its elements lie in its storage: a storage may be resized to less.
+}  // namespace
+
 void check_readable(const char* op, const char* name, const at::Tensor& t) {
   TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor, got none");
   const bool dense = t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized();
-  // Where kernels read memory by its address; they get what torch.func's transforms have wrapped.
-  const bool wrapped = t.key_set().has_any(c10::DispatchKeySet(
-      {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched}));
+  // Where kernels read memory by its address; they get what torch.func's transforms and Python's
+  // tensors have wrapped.
+  using enum c10::DispatchKey;
+  const bool wrapped =
+      t.key_set().has_any(c10::DispatchKeySet({FuncTorchGradWrapper, FuncTorchBatched, Python}));
   const bool addressed = (t.is_cpu() || t.is_cuda()) && !wrapped;
   TORCH_CHECK(dense && (t.has_storage() || !addressed), op, ": ", name,
               " must be a dense tensor, got ", t.toString());
@@ -42,6 +45,8 @@ void check_readable(const char* op, const char* name, const at::Tensor& t) {
   TORCH_CHECK(t.numel() == 0 || needed <= t.storage().nbytes(), op, ": ", name, " must lie in ",
               needed, " bytes of storage, got ", t.storage().nbytes());
 }
+
+namespace {
 
 /// The arguments of one call, each checked against the first, a sequence (B, T, D).
 class Arguments {

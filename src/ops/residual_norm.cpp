@@ -17,6 +17,11 @@ namespace gateloop::ops {
 namespace {
 
 using recurrence::Norm;
+
+/// The operator that has such operands.
+const char* name_of(const at::Tensor& bias) {
+  return bias.defined() ? "gateloop::add_then_layer_norm" : "gateloop::add_then_rms_norm";
+}
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -93,13 +98,16 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
       if (has_y && dsum.defined()) result[1] = dsum.to(narrow);
       return result;
     }
-    const auto is = [](const at::Tensor& t, at::ScalarType dtype) {
-      return !t.defined() || t.scalar_type() == dtype;
+    // Hooks may have saved others, of another type or shape.
+    const auto is = [](const at::Tensor& t, at::ScalarType dtype, at::IntArrayRef sizes) {
+      return !t.defined() || (t.scalar_type() == dtype && t.sizes() == sizes);
     };
     const at::ScalarType wide = accumulation_type(narrow);
-    const bool served = !needs_pieces_backward({sum, gain, bias, dnormalised, dsum, dwide}) &&
-                        is(sum, wide) && is(gain, wide) && is(bias, wide) &&
-                        is(dnormalised, narrow) && is(dsum, wide) && is(dwide, wide);
+    const bool served =
+        !needs_pieces_backward({sum, gain, bias, dnormalised, dsum, dwide}) && sum.dim() > 0 &&
+        sum.numel() > 0 && sum.scalar_type() == wide && is(dnormalised, narrow, sum.sizes()) &&
+        is(dsum, wide, sum.sizes()) && is(dwide, wide, sum.sizes()) &&
+        is(gain, wide, sum.sizes().slice(sum.dim() - 1)) && is(bias, wide, gain.sizes());
     if (!served) {
       const auto found = differentiate(
           [&](const variable_list& in) { return norm_of(in[0], in[1], in[2], narrow); },
@@ -108,6 +116,9 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
       if (has_y) result[1] = result[0].to(narrow);
       return result;
     }
+    const char* const op = name_of(bias);
+    check_readable(op, "the saved sum", sum);
+    check_readable(op, "the saved gain", gain);
     const at::Tensor sum_ = contiguous(sum), gain_ = contiguous(gain), dsum_ = contiguous(dsum),
                      dnormalised_ = contiguous(dnormalised), dwide_ = contiguous(dwide);
     const at::Tensor dx = at::empty(sum.sizes(), sum.options());
@@ -172,6 +183,11 @@ Results residual_norm(const at::Tensor& x, const at::Tensor& y, const at::Tensor
     const auto normalised = norm_of(sum, gain, bias, cast);
     return {normalised.front(), sum, normalised.back()};
   }
+  const char* const op = name_of(bias);
+  check_readable(op, "x", x);
+  check_readable(op, bias.defined() ? "weight" : "gamma", gain);
+  if (y.defined()) check_readable(op, "y", y);
+  if (bias.defined()) check_readable(op, "bias", bias);
   const auto given = [](const at::Tensor& t) {
     return t.defined() ? OptionalTensor(t) : std::nullopt;
   };

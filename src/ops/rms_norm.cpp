@@ -3,10 +3,14 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "ops/checks.h"
+
 namespace gateloop::ops {
 namespace {
 
 void check_operands(const char* op, const at::Tensor& x, const at::Tensor& gamma) {
+  check_readable(op, "x", x);
+  check_readable(op, "gamma", gamma);
   TORCH_CHECK_TYPE(x.is_floating_point(), op, ": x must be floating point, got ", x.scalar_type());
   TORCH_CHECK_TYPE(gamma.is_floating_point(), op, ": gamma must be floating point, got ",
                    gamma.scalar_type());
@@ -26,6 +30,7 @@ void check_rms_norm(const at::Tensor& x, const at::Tensor& gamma) {
 void check_rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& gamma) {
   constexpr auto op = "gateloop::_rms_norm_backward";
   check_operands(op, x, gamma);
+  check_readable(op, "dy", dy);
   TORCH_CHECK_TYPE(dy.is_floating_point(), op, ": dy must be floating point, got ",
                    dy.scalar_type());
   TORCH_CHECK(dy.device() == x.device(), op, ": dy must be on ", x.device(), " as x is, got ",

@@ -3,6 +3,8 @@
 #include <memory>
 #include <utility>
 
+#include "ops/checks.h"
+
 namespace gateloop::ops {
 namespace {
 
@@ -41,8 +43,9 @@ runtime::Model model_of(const model::ModelSpec& spec, const std::vector<std::str
   std::vector<runtime::StoredWeight> weights;
   for (std::size_t i = 0; i < names.size(); ++i) {
     const at::Tensor& tensor = tensors[i];
-    TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.layout() == at::kStrided, "Session: ", names[i],
-                      " must be a dense tensor on the CPU, got ", tensor.toString());
+    TORCH_CHECK_VALUE(tensor.is_cpu(), "Session: ", names[i], " must be on the CPU, got ",
+                      tensor.device());
+    check_readable("Session", names[i].c_str(), tensor);
     owner->push_back(tensor.detach().contiguous());
     weights.push_back({names[i], dtype_of(names[i], tensor), tensor.sizes().vec(),
                        owner->back().const_data_ptr()});

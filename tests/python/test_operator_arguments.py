@@ -197,6 +197,56 @@ def test_a_freed_storage_is_refused(name: str, argument: str) -> None:
     assert_matches(refusal(name, given), rf"{said}: {argument} must lie in \d+ bytes")
 
 
+def strided(t: Tensor) -> Tensor:
+    """The same numbers, every second of its memory."""
+    return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0]
+
+
+def overlapping(t: Tensor) -> Tensor:
+    """The first row in every place, without memory for the others."""
+    return t[:1].expand_as(t)
+
+
+@pytest.mark.parametrize("layout", [strided, overlapping, lambda t: t.mT.contiguous().mT])
+@pytest.mark.parametrize(("name", "argument"), EACH)
+def test_any_strides_are_read(
+    name: str, argument: str, layout: Callable[[Tensor], Tensor]
+) -> None:
+    given = arguments(name)
+    given[argument] = layout(given[argument])
+    plain = given | {argument: given[argument].clone(memory_format=torch.contiguous_format)}
+    for ours, expected in zip(operator(name)(**given), operator(name)(**plain), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def row(width: int = D) -> Tensor:
+    return torch.randn(width)
+
+
+# What modules compute beside recurrences, and the tensors that it reads.
+OF_ROWS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "rms_norm": lambda: {"x": sequence(), "gamma": row()},
+    "_rms_norm_backward": lambda: {"dy": sequence(), "x": sequence(), "gamma": row()},
+    "gelu": lambda: {"x": sequence()},
+    "swish_gate": lambda: {"g": sequence(), "x": sequence()},
+    "add_then_rms_norm": lambda: {"x": sequence(), "y": sequence(), "gamma": row()},
+    "add_then_layer_norm": lambda: {
+        "x": sequence(),
+        "y": sequence(),
+        "weight": row(),
+        "bias": row(),
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "argument"), [(n, a) for n, f in OF_ROWS.items() for a in f()])
+def test_a_freed_storage_of_rows_is_refused(name: str, argument: str) -> None:
+    given = OF_ROWS[name]()
+    given[argument] = without_memory(given[argument])
+    with pytest.raises(RuntimeError, match=rf"gateloop::{name}: {argument} must lie in \d+ bytes"):
+        operator(name)(**given)
+
+
 def assert_matches(message: str, pattern: str) -> None:
     assert re.search(pattern, message), f"{message!r} has no {pattern!r}"
 
@@ -224,3 +274,32 @@ def test_saved_tensor_hooks_cannot_crash_the_backward_pass() -> None:
         y, _ = torch.ops.gateloop.simple_gate_loop(*leaves)
     with pytest.raises(RuntimeError, match=r"_simple_gate_loop_backward: dy must be"):
         y.sum().backward()
+
+
+EMPTIED = [shortened, lambda t: t[:0], without_memory, lambda t: torch.cat([t, t])]
+
+
+@pytest.mark.parametrize("spoiler", range(len(EMPTIED)))
+@pytest.mark.parametrize("name", ["add_then_rms_norm", "add_then_layer_norm", "gelu", "swish_gate"])
+def test_saved_rows_of_another_shape_cannot_crash(name: str, spoiler: int) -> None:
+    leaves = {k: v.requires_grad_() for k, v in OF_ROWS[name]().items()}
+
+    def spoil(t: Tensor) -> Tensor:
+        return EMPTIED[spoiler](t) if t.dim() == 3 or spoiler > 0 else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, spoil):
+        y = operator(name)(**leaves)
+    first: Tensor = y if isinstance(y, Tensor) else y[-1]
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["polar_gate_loop", "simple_gate_loop"])
+def test_saved_states_of_another_layout_give_the_same_gradients(name: str) -> None:
+    forward = arguments(f"gateloop::{name}")
+    leaves = [t.requires_grad_() for t in forward.values() if isinstance(t, Tensor)]
+    expected = torch.autograd.grad(operator(f"gateloop::{name}")(*leaves)[0].sum(), leaves)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, strided):
+        y = operator(f"gateloop::{name}")(*leaves)[0]
+    for ours, whole in zip(torch.autograd.grad(y.sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(ours, whole)

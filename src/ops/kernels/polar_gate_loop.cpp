@@ -78,7 +78,7 @@ polar_gate_loop_backward_kernel(const OptionalTensor& dy, const OptionalTensor& 
   const at::Tensor v_ = with_contiguous_channels(v);
   const at::Tensor z_ = with_contiguous_channels(z);
   const at::Tensor dy_ = with_contiguous_channels(dy);
-  const at::Tensor dfinal = contiguous(dfinal_state);
+  const at::Tensor dfinal = contiguous(dfinal_state), saved = contiguous(saved_states);
   at::Tensor dq = empty_sequence(q.sizes(), q.options());
   at::Tensor dk = empty_sequence(q.sizes(), q.options());
   at::Tensor dv = empty_sequence(q.sizes(), q.options());
@@ -93,7 +93,7 @@ polar_gate_loop_backward_kernel(const OptionalTensor& dy, const OptionalTensor& 
                                                .v = input(v_),
                                                .z = input(z_),
                                                .dy = input(dy_),
-                                               .saved_states = saved_states.const_data_ptr(),
+                                               .saved_states = saved.const_data_ptr(),
                                                .dfinal_state = state_input(dfinal),
                                                .dq = output(dq),
                                                .dk = output(dk),

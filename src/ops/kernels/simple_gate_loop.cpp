@@ -75,7 +75,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
   const at::Tensor kv_ = with_contiguous_channels(kv);
   const at::Tensor z_ = with_contiguous_channels(z);
   const at::Tensor dy_ = with_contiguous_channels(dy);
-  const at::Tensor dfinal = contiguous(dfinal_state);
+  const at::Tensor dfinal = contiguous(dfinal_state), saved = contiguous(saved_states);
   at::Tensor dq = empty_sequence(q.sizes(), q.options());
   at::Tensor dkv = empty_sequence(q.sizes(), q.options());
   at::Tensor dz = empty_sequence(q.sizes(), q.options());
@@ -89,7 +89,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> simple_gate_loop_back
                                                 .kv = input(kv_),
                                                 .z = input(z_),
                                                 .dy = input(dy_),
-                                                .saved_states = saved_states.const_data_ptr(),
+                                                .saved_states = saved.const_data_ptr(),
                                                 .dfinal_state = state_input(dfinal),
                                                 .dq = output(dq),
                                                 .dkv = output(dkv),
