@@ -10,12 +10,17 @@ from gateloop_cpp import _library as _library
 
 Results = tuple[Tensor, ...]
 Batched = tuple[Results, tuple[int, ...]]
-# From the number of maps, the mapped axis of each argument, and the arguments.
-Rule = Callable[[int, tuple[int | None, ...], tuple[Any, ...]], Batched]
+# From the number of maps, the mapped axis of each argument, the arguments, and options by name.
+Rule = Callable[[int, tuple[int | None, ...], tuple[Any, ...], dict[str, Any]], Batched]
 
 
 def _folded(operator: Callable[..., Results]) -> Rule:
-    def rule(maps: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> Batched:
+    def rule(
+        maps: int,
+        in_dims: tuple[int | None, ...],
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Batched:
         def fold(argument: Any, dim: int | None) -> Any:
             if not isinstance(argument, Tensor):
                 return argument
@@ -23,7 +28,7 @@ def _folded(operator: Callable[..., Results]) -> Rule:
                 argument, dim = argument.expand(maps, *argument.shape), 0
             return argument.movedim(dim, 0).flatten(0, 1)
 
-        results = operator(*map(fold, arguments, in_dims))
+        results = operator(*map(fold, arguments, in_dims), **options)
         unfolded = tuple(r.reshape(maps, r.shape[0] // max(maps, 1), *r.shape[1:]) for r in results)
         return unfolded, (0,) * len(results)
 
@@ -33,7 +38,12 @@ def _folded(operator: Callable[..., Results]) -> Rule:
 def _one_by_one(name: str, operator: Callable[..., Results]) -> Rule:
     """Packed sequences leave no batch to join, and each map may cut them elsewhere."""
 
-    def rule(maps: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> Batched:
+    def rule(
+        maps: int,
+        in_dims: tuple[int | None, ...],
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Batched:
         if maps == 0:
             raise ValueError(f"gateloop::{name}: vmap with cu_seqlens must map over 1 or more")
         results = [
@@ -41,7 +51,8 @@ def _one_by_one(name: str, operator: Callable[..., Results]) -> Rule:
                 *(
                     argument if dim is None else argument.select(dim, i)
                     for argument, dim in zip(arguments, in_dims, strict=True)
-                )
+                ),
+                **options,
             )
             for i in range(maps)
         ]
@@ -57,16 +68,20 @@ def _rule(name: str) -> Callable[..., Batched]:
     packed = slice(names.index("cu_seqlens"), None) if "cu_seqlens" in names else slice(0)
     folded, one_by_one = _folded(operator), _one_by_one(name, operator)
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Batched:
+    def rule(
+        info: Any, in_dims: tuple[int | None, ...], *arguments: Any, **options: Any
+    ) -> Batched:
         # A call may leave arguments out at its end.
         chosen = folded if next(iter(arguments[packed]), None) is None else one_by_one
-        return chosen(info.batch_size, in_dims, arguments)
+        return chosen(info.batch_size, in_dims, arguments, options)
 
     return rule
 
 
 # The backward operators too: a gradient may be mapped where the forward pass was not.
 for _name in (
+    "gate_loop",
+    "gate_loop_step",
     "linear_recurrence",
     "_linear_recurrence_backward",
     "_attention_gate_loop",

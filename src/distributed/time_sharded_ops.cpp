@@ -15,13 +15,15 @@ namespace {
 using States = std::tuple<at::Tensor, at::Tensor>;
 using Make = std::unique_ptr<LocalRecurrence>;
 
+bool autocasts(const at::Tensor& t) {
+  const auto device = t.device().type();
+  return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+}
+
 /// Under autocast sequences of several precisions are taken to the widest, as by the operators of
 /// one process.
 Tensors widened(Tensors sequences) {
-  const auto device = sequences[0].device().type();
-  const bool casts =
-      at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
-  if (!casts) return sequences;
+  if (!autocasts(sequences[0])) return sequences;
   at::ScalarType type = sequences[0].scalar_type();
   for (const auto& t : sequences) type = c10::promoteTypes(type, t.scalar_type());
   for (auto& t : sequences) t = t.to(type);
@@ -95,12 +97,15 @@ States checked_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const
   return {padding.filled(y), final_state};
 }
 
-States checked_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         const at::Tensor& a, const std::string& group,
-                         const OptionalTensor& initial_state, bool reverse,
-                         const OptionalTensor& cu_seqlens, const OptionalTensor& mask,
+States checked_gate_loop(const at::Tensor& given_q, const at::Tensor& given_k,
+                         const at::Tensor& given_v, const at::Tensor& given_a,
+                         const std::string& group, const OptionalTensor& initial_state,
+                         bool reverse, const OptionalTensor& cu_seqlens, const OptionalTensor& mask,
                          c10::string_view feature_map) {
   constexpr auto kOp = "gateloop::time_sharded_gate_loop";
+  const Tensors wide = widened({given_q, given_k, given_v});
+  const at::Tensor &q = wide[0], &k = wide[1], &v = wide[2];
+  const at::Tensor a = autocasts(given_q) ? ops::as_wide_as_states(given_a) : given_a;
   ops::check_gate_loop(q, k, v, a, initial_state, cu_seqlens, ops::feature_map_of(kOp, feature_map),
                        kOp);
   ops::check_mask(kOp, "q", q, mask, cu_seqlens);

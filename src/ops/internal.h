@@ -15,6 +15,11 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 inline bool is_given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
+/// Transitions of gate_loop as wide as its states: autocast may have made them narrower.
+inline at::Tensor as_wide_as_states(const at::Tensor& a) {
+  return at::isReducedFloatingType(a.scalar_type()) ? a.to(at::kFloat) : a;
+}
+
 /// gate_loop of max heads around a recurrence of a and kv (B, T, D). `recurrence` returns the
 /// states and the last of them.
 std::tuple<at::Tensor, at::Tensor> gate_loop_around(

@@ -1,15 +1,26 @@
 #include "ops/offsets.h"
 
+#include <ATen/functorch/TensorWrapper.h>
+
 #include <algorithm>
 #include <functional>
 #include <string>
 
 namespace gateloop::ops {
+namespace {
+
+/// What torch.func's derivatives have wrapped: its numbers are those of the one inside.
+at::Tensor unwrapped(at::Tensor t) {
+  while (const auto* const wrapper = at::functorch::maybeGetTensorWrapper(t)) t = wrapper->value();
+  return t;
+}
+
+}  // namespace
 
 std::vector<std::int64_t> sequence_offsets(const char* op, const OptionalTensor& cu_seqlens,
                                            std::int64_t time) {
   if (!is_given(cu_seqlens)) return {};
-  const at::Tensor wide = cu_seqlens->resolve_neg().to(at::kCPU, at::kLong).contiguous();
+  const at::Tensor wide = unwrapped(cu_seqlens->resolve_neg().to(at::kCPU, at::kLong).contiguous());
   const auto* const first = wide.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> offsets(first, first + wide.numel());
   TORCH_CHECK_VALUE(offsets.front() == 0, op, ": cu_seqlens must begin with 0, got ",
@@ -26,7 +37,7 @@ at::Tensor kernel_offsets(const char* op, const OptionalTensor& cu_seqlens,
                           const at::Tensor& sequence) {
   if (!is_given(cu_seqlens)) return {};
   const std::int64_t time = sequence.size(1);
-  const at::Tensor offsets = cu_seqlens->resolve_neg().to(at::kLong).contiguous();
+  const at::Tensor offsets = unwrapped(cu_seqlens->resolve_neg().to(at::kLong).contiguous());
   if (offsets.is_cpu()) {
     sequence_offsets(op, offsets, time);
     return offsets.to(sequence.device());

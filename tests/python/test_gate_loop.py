@@ -160,6 +160,32 @@ def test_steps_are_the_sequence(per_key: bool) -> None:
     torch.testing.assert_close(state, final)
 
 
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_autocast_widens_and_loses_nothing(form: str, is_complex: bool) -> None:
+    given = drawn((2, 40, 2, 3, 4), is_complex, F32)
+    plain, cast = leaves(given), leaves(given)
+    expected = gate_loop(*plain, form=form)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gate_loop(*cast, form=form)
+        narrow = gate_loop(cast[0].bfloat16(), *cast[1:], form=form)
+    ours = torch.autograd.grad(found[0].sum(), cast[:4])
+    assert [t.dtype for t in (*found, *narrow)] == [F32, given[3].dtype] * 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(ours, torch.autograd.grad(expected[0].sum(), plain[:4]), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(narrow[0], expected[0], rtol=0.02, atol=0.1)  # of q's rounding
+
+
+def test_autocast_widens_transitions() -> None:
+    q, k, v, a, state = drawn((2, 5, 2, 3, 4), False, F32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = gate_loop(q, k, v, a.bfloat16(), state)
+        step, _ = gate_loop_step(q[:, 0], k[:, 0], v[:, 0].bfloat16(), a[:, 0].bfloat16(), state)
+    torch.testing.assert_close(step, y[:, 0], rtol=0.02, atol=0.1)  # of v's rounding
+
+
 def test_another_form_is_refused() -> None:
     with pytest.raises(ValueError, match="form must be auto, scan, attention or recurrent, got x"):
         gate_loop(*drawn((1, 2, 1, 2, 2), True), form="x")

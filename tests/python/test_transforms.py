@@ -1,6 +1,7 @@
 """Derivatives in forward mode and under torch.func's transforms, of every operator."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -115,6 +116,25 @@ CASES: dict[str, tuple[Operator, list[tuple[int, ...]]]] = {
     "simple_gate_loop": (simple_gate_loop, [(2, 5, 3), (2, 5, 3), (2, 5, 3), (2, 3)]),
     "gate_loop": (gate_loop, [(2, 5, 2, 3), (2, 5, 2, 3), (2, 5, 2, 4), (2, 5, 2)]),
     "gate_loop of max heads": (gate_loop, [(2, 5, 3)] * 4),
+    "packed linear_recurrence": (
+        partial(linear_recurrence, cu_seqlens=CUTS),
+        [(1, 7, 3), (1, 7, 3), (3, 3)],
+    ),
+    "packed polar_gate_loop": (
+        partial(polar_gate_loop, cu_seqlens=CUTS),
+        [(1, 7, 3), (1, 7, 3), (1, 7, 3), (1, 7, 6)],
+    ),
+    "packed simple_gate_loop": (
+        partial(simple_gate_loop, cu_seqlens=CUTS),
+        [(1, 7, 3), (1, 7, 3), (1, 7, 3), (3, 3)],
+    ),
+    **{
+        f"packed gate_loop, {form}": (
+            partial(gate_loop, cu_seqlens=CUTS, form=form),
+            [(1, 7, 2, 3), (1, 7, 2, 3), (1, 7, 2, 4), (1, 7, 2)],
+        )
+        for form in ("scan", "attention", "recurrent")
+    },
 }
 
 

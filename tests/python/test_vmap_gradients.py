@@ -38,7 +38,6 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)  # sums in another order
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("name", modules())
 def test_over_inputs(name: str) -> None:
     torch.manual_seed(0)
@@ -53,7 +52,6 @@ def test_over_inputs(name: str) -> None:
         close(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("name", modules())
 def test_over_models(name: str) -> None:
     torch.manual_seed(0)

@@ -45,10 +45,30 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop_autocast(
                           normalize_input, cu_seqlens, mask);
 }
 
+std::tuple<at::Tensor, at::Tensor> gate_loop_autocast(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
+    const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
+    const OptionalTensor& mask, c10::string_view form, c10::string_view feature_map) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto type = widest(q, k, v);
+  return gate_loop(q.to(type), k.to(type), v.to(type), as_wide_as_states(a), initial_state, reverse,
+                   cu_seqlens, mask, form, feature_map);
+}
+
+std::tuple<at::Tensor, at::Tensor> gate_loop_step_autocast(const at::Tensor& q, const at::Tensor& k,
+                                                           const at::Tensor& v, const at::Tensor& a,
+                                                           const at::Tensor& state) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto type = widest(q, k, v);
+  return gateloop::gate_loop_step(q.to(type), k.to(type), v.to(type), as_wide_as_states(a), state);
+}
+
 void register_all(torch::Library& m) {
   m.impl("linear_recurrence", linear_recurrence_autocast);
   m.impl("polar_gate_loop", polar_gate_loop_autocast);
   m.impl("simple_gate_loop", simple_gate_loop_autocast);
+  m.impl("gate_loop", gate_loop_autocast);
+  m.impl("gate_loop_step", gate_loop_step_autocast);
 }
 
 }  // namespace

@@ -60,6 +60,7 @@ void for_each_row(const at::Tensor& a, const Row& row) {
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k,
                                              const at::Tensor& v, const at::Tensor& a,
                                              const OptionalTensor& initial_state, bool reverse) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   check_wide_gate_loop("gateloop::_attention_gate_loop", q, k, v, a, initial_state, {});
   const Turned in = turned(q, k, v, a, reverse);
   const std::int64_t time = q.size(1);
@@ -95,6 +96,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const auto inputs = ctx->get_saved_variables();
     const bool reverse = ctx->saved_data["reverse"].toBool();
     const std::int64_t time = inputs[0].size(1);
