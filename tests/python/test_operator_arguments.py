@@ -209,9 +209,7 @@ def overlapping(t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", [strided, overlapping, lambda t: t.mT.contiguous().mT])
 @pytest.mark.parametrize(("name", "argument"), EACH)
-def test_any_strides_are_read(
-    name: str, argument: str, layout: Callable[[Tensor], Tensor]
-) -> None:
+def test_any_strides_are_read(name: str, argument: str, layout: Callable[[Tensor], Tensor]) -> None:
     given = arguments(name)
     given[argument] = layout(given[argument])
     plain = given | {argument: given[argument].clone(memory_format=torch.contiguous_format)}

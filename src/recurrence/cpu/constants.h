@@ -103,5 +103,7 @@ inline constexpr std::int64_t kProductDepth = 512;
 inline constexpr std::int64_t kProductSumsStride = kProductBlockRows + 16;
 /// Up to so many rows are dot products: a panel would be mostly empty.
 inline constexpr std::int64_t kProductDotRows = 4;
+/// Rows of weights whose dot products are summed together.
+inline constexpr std::int64_t kDotTogether = 4;
 
 }  // namespace gateloop::recurrence::cpu

@@ -15,6 +15,7 @@
 
 #include "recurrence/cpu/blocked_products-inl.h"
 #include "recurrence/cpu/dot-inl.h"
+#include "recurrence/cpu/dot_pairs-inl.h"
 #include "recurrence/cpu/int8-inl.h"
 #include "recurrence/cpu/rows-inl.h"
 
@@ -39,6 +40,8 @@ namespace HWY_NAMESPACE {
 
 void Arrange(Storage storage, const float* x, std::int64_t columns, void* arranged) {
   if (storage == Storage::kInt8) return RoundToInt16(x, columns, Int16Row::in(arranged));
+  if (WordOf(storage) == Word::kTwoBFloat16)
+    return NarrowRow(x, columns, static_cast<BFloat16*>(arranged));
   auto* const to = static_cast<float*>(arranged);
   if (storage == Storage::kBFloat16) {
     RoundToBFloat16(x, columns, to);
@@ -69,6 +72,11 @@ void DotRowsInt8(const Matrix& w, const void* x, std::int64_t first, std::int64_
 
 void MultiplyRows(const Matrix& w, const void* x, std::int64_t first, std::int64_t last,
                   const float* bias, float* y) {
+  if (WordOf(w.storage) == Word::kTwoBFloat16) {
+    DotPairs(w, static_cast<const BFloat16*>(x), first, last, y);
+    if (bias != nullptr) AddRow(bias + first, y, last - first);
+    return;
+  }
   switch (w.storage) {
     case Storage::kFloat32:
       return DotRows<float>(w, x, first, last, bias, y);
@@ -83,7 +91,7 @@ void MultiplyRows(const Matrix& w, const void* x, std::int64_t first, std::int64
 
 void WidenRow(const Matrix& w, std::int64_t row, float* to) { WidenPart(w, row, 0, w.columns, to); }
 
-/// Multiplies a row of weights with every row of x while it is in L1.
+/// Multiplies a few rows of weights with every row of x while they are in the nearest caches.
 void RunFew(const Product& p, const Executor& executor, void* scratch) {
   const std::size_t bytes = padded_row(p);
   const auto arranged = [&](std::int64_t m) {
@@ -95,10 +103,10 @@ void RunFew(const Product& p, const Executor& executor, void* scratch) {
   const std::int64_t tiles = (p.matrix.rows + kProductTileRows - 1) / kProductTileRows;
   parallel(executor, std::max(1, executor.threads), tiles, [&](std::int64_t tile, std::int64_t) {
     const std::int64_t last = std::min(p.matrix.rows, (tile + 1) * kProductTileRows);
-    for (std::int64_t r = tile * kProductTileRows; r < last; ++r) {
-      for (std::int64_t m = 0; m < p.rows; ++m) {
-        MultiplyRows(p.matrix, arranged(m), r, r + 1, p.bias, p.y + m * p.y_stride + r);
-      }
+    for (std::int64_t r = tile * kProductTileRows; r < last; r += kDotTogether) {
+      const std::int64_t end = std::min(last, r + kDotTogether);
+      for (std::int64_t m = 0; m < p.rows; ++m)
+        MultiplyRows(p.matrix, arranged(m), r, end, p.bias, p.y + m * p.y_stride + r);
     }
   });
 }

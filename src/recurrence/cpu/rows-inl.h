@@ -24,6 +24,13 @@ void Widen(const S* from, std::int64_t n, Accumulation<S>* to) {
       n, [&](auto d, std::int64_t c) HWY_ATTR { hn::StoreU(LoadReal(d, from + c), d, to + c); });
 }
 
+/// To the nearest.
+inline void NarrowRow(const float* x, std::int64_t n, BFloat16* to) {
+  ForEachVector<float>(n, [&](auto d, std::int64_t c) HWY_ATTR {
+    StoreReal(d, hn::LoadU(d, x + c), to + c, /*stream=*/false);
+  });
+}
+
 template <class S>
 void AddRow(const S* from, Accumulation<S>* to, std::int64_t n) {
   ForEachVector<Accumulation<S>>(n, [&](auto d, std::int64_t c) HWY_ATTR {
