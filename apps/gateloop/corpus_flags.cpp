@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "commands.h"
+#include "model/parse_json.h"
 #include "model_flags.h"
 
 namespace gateloop::app {
@@ -27,6 +28,9 @@ CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::st
           "The data are JSON lines, whose text is this field of each line (a.b: b of a); of "
           "folders .jsonl and .ndjson files are read, packed too")
       ->check([](const std::string& name) { return name.empty() ? "must not be empty" : ""; })
+      ->check([](const std::string& name) {
+        return model::is_utf8(name) ? "" : "must be UTF-8, as the names of JSON are";
+      })
       ->type_name("NAME");
   command.add_flag("--documents", flags.documents,
                    "Each file or JSON line is a document: the state starts anew at each, and byte "
@@ -36,8 +40,8 @@ CLI::Option* add_data_flags(CLI::App& command, CorpusFlags& flags, const std::st
       .add_option("--data", flags.data,
                   data_help +
                       "; several are read one after another, folders with all text files in them; "
-                      ".gz, .bz2, .xz, .zst, .lz4, .lz and .Z are unpacked, and .zip, .tar, .7z "
-                      "and .rar that hold one file")
+                      ".gz, .bz2, .xz, .zst, .lz4, .lz, .lzma and .Z are unpacked, and .zip, .tar, "
+                      ".7z and .rar that hold one file")
       // With extra arguments, or without a bound, CLI11 takes a path "[a, b]" for a list.
       ->expected(1, kMostPaths)
       ->allow_extra_args(false)

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -121,14 +122,29 @@ class Reader {
   std::unique_ptr<archive, int (*)(archive*)> archive_{archive_read_new(), archive_read_free};
 };
 
-Bytes decompressed(Bytes bytes) {
+/// Packed in a way that is not read: by the first bytes, zeros among them.
+void refuse_unread(View bytes) {
+  using namespace std::string_view_literals;
+  constexpr std::pair<std::string_view, const char*> kUnread[] = {
+      {"\x89LZO\0\r\n\x1a\n"sv, "lzop"}, {"LRZI\0"sv, "lrzip"}, {"MSCF\0\0\0\0"sv, "cabinet"}};
+  for (const auto& [magic, name] : kUnread) {
+    if (starts_with(bytes, magic))
+      throw std::runtime_error("is a " + std::string(name) +
+                               " file, which is not read: unpack it first");
+  }
+}
+
+/// Nothing where the bytes are not compressed.
+std::optional<Bytes> decompressed(View bytes) {
+  if (bytes.empty()) return std::nullopt;
+  refuse_unread(bytes);
   if (starts_with(bytes, "\x1f\x8b\x08")) return gunzip(bytes);
   Reader reader(bytes, {archive_read_support_filter_bzip2, archive_read_support_filter_compress,
                         archive_read_support_filter_lz4, archive_read_support_filter_lzip,
-                        archive_read_support_filter_xz, archive_read_support_filter_zstd,
-                        archive_read_support_format_raw});
-  if (reader.next() == nullptr) return {};
-  if (reader.plain()) return bytes;
+                        archive_read_support_filter_lzma, archive_read_support_filter_xz,
+                        archive_read_support_filter_zstd, archive_read_support_format_raw});
+  if (reader.next() == nullptr) return Bytes();
+  if (reader.plain()) return std::nullopt;
   Bytes content = reader.content();
   reader.check_end();
   return content;
@@ -137,7 +153,7 @@ Bytes decompressed(Bytes bytes) {
 /// Recognised by its first bytes: what only ends as an archive is a plain file.
 Reader open_archive(View bytes) {
   // By its directory, at the end: without that, a file cut between two entries would seem whole.
-  for (const char* zip : {"PK\3\4", "PK\5\6"}) {
+  for (const char* zip : {"PK\3\4", "PK\5\6", "PK\7\10"}) {
     if (starts_with(bytes, zip)) return {bytes, {archive_read_support_format_zip_seekable}};
   }
   if (starts_with(bytes, "7z\xbc\xaf\x27\x1c")) {
@@ -157,14 +173,15 @@ std::string name_of(archive_entry* entry) {
   return name != nullptr ? name : "a file without a name";
 }
 
-/// The one file of an archive; `bytes` where they are no archive.
-Bytes only_file(Bytes bytes) {
+/// The one file of an archive; nothing where the bytes are none.
+std::optional<Bytes> only_file(View bytes) {
+  if (bytes.empty()) return std::nullopt;
   Reader reader = open_archive(bytes);
   constexpr std::size_t kNamesShown = 5;
   std::vector<std::string> names;
   Bytes content;
   while (archive_entry* entry = reader.next()) {
-    if (reader.plain()) return bytes;
+    if (reader.plain()) return std::nullopt;
     if (archive_entry_filetype(entry) != AE_IFREG) continue;
     names.push_back(name_of(entry));
     if (names.size() == 1) content = reader.content();
@@ -183,8 +200,17 @@ Bytes only_file(Bytes bytes) {
 }  // namespace
 
 std::vector<std::uint8_t> unpacked(std::vector<std::uint8_t> bytes) {
-  if (!bytes.empty()) bytes = decompressed(std::move(bytes));
-  if (!bytes.empty()) bytes = only_file(std::move(bytes));
+  bool was_packed = false;
+  const auto unpack = [&](std::optional<Bytes> (*content_of)(View)) {
+    std::optional<Bytes> content = content_of(bytes);
+    if (!content) return;
+    bytes = std::move(*content);
+    was_packed = true;
+  };
+  unpack(decompressed);
+  unpack(only_file);
+  if (was_packed && (decompressed(bytes) || only_file(bytes)))
+    throw std::runtime_error("holds a file that is packed again: unpack it first");
   return bytes;
 }
 

@@ -19,4 +19,12 @@ Json parse_json(const std::string& text) {
   });
 }
 
+/// Whether it can be a string of JSON.
+inline bool is_utf8(const std::string& text) {
+  using nlohmann::json;
+  const auto written =
+      json(text).dump(-1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
+  return json::parse(written) == text;
+}
+
 }  // namespace gateloop::model

@@ -2,22 +2,16 @@
 
 #include <algorithm>
 #include <charconv>
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string_view>
 
 #include "gateloop/training.h"
+#include "model/parse_json.h"
 
 namespace gateloop::training {
 namespace {
 
 constexpr std::string_view kScheme = "file://";
-
-bool is_utf8(const std::string& text) {
-  const auto replaced = nlohmann::json(text).dump(-1, ' ', /*ensure_ascii=*/false,
-                                                  nlohmann::json::error_handler_t::replace);
-  return nlohmann::json::parse(replaced) == text;
-}
 
 bool is_unreserved(char byte) {
   constexpr std::string_view kUnreserved =
@@ -29,7 +23,7 @@ bool is_unreserved(char byte) {
 
 std::string path_to_text(const std::filesystem::path& path) {
   std::string bytes = std::filesystem::absolute(path).lexically_normal().string();
-  if (is_utf8(bytes)) return bytes;
+  if (model::is_utf8(bytes)) return bytes;
   std::string text(kScheme);
   for (const char byte : bytes) {
     if (is_unreserved(byte)) {

@@ -66,6 +66,7 @@ struct Packing {
 const Packing kPackings[] = {
     {"bz2", archive_write_set_format_raw, archive_write_add_filter_bzip2, true},
     {"lz", archive_write_set_format_raw, archive_write_add_filter_lzip, true},
+    {"lzma", archive_write_set_format_raw, archive_write_add_filter_lzma, false},
     {"lz4", archive_write_set_format_raw, archive_write_add_filter_lz4, true},
     {"xz", archive_write_set_format_raw, archive_write_add_filter_xz, true},
     {"Z", archive_write_set_format_raw, archive_write_add_filter_compress, false},
@@ -241,6 +242,22 @@ TEST(Corpus, PlainFilesThatBeginOddlyStayAsTheyAre) {
     write_bytes(dir / "text", test::small_text(3000) + beginning);
     EXPECT_EQ(Corpus(dir / "text").bytes().size(), text.size()) << beginning.substr(0, 20);
   }
+}
+
+TEST(Corpus, RefusesByNameWhatStaysPacked) {
+  const TemporaryDirectory dir;
+  using namespace std::string_literals;
+  for (const std::string& head : {"\x89LZO\0\r\n\x1a\n"s, "LRZI\0\6"s, "MSCF\0\0\0\0"s}) {
+    write_bytes(dir / "packed", head + test::small_text(3000));
+    EXPECT_NE(message_of([&] { Corpus(dir / "packed"); }).find("which is not read"),
+              std::string::npos);
+  }
+  write_gzip(dir / "inner", test::small_text(3000));
+  write_gzip(dir / "outer", test::read_bytes(dir / "inner"));
+  EXPECT_NE(message_of([&] { Corpus(dir / "outer"); }).find("is packed again"), std::string::npos);
+  write_archive(dir / "zip", archive_write_set_format_zip, archive_write_add_filter_none,
+                {{"text.gz", test::read_bytes(dir / "inner")}});
+  EXPECT_NE(message_of([&] { Corpus(dir / "zip"); }).find("is packed again"), std::string::npos);
 }
 
 TEST(Corpus, TruncatedOrDamagedGzipIsAnError) {
