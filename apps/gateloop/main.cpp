@@ -1,4 +1,7 @@
+#include <unistd.h>
+
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -69,6 +72,14 @@ class HelpFormatter : public CLI::Formatter {
   }
 };
 
+/// Weights are read where their file is mapped: pages of a file that became shorter are a SIGBUS.
+void name_lost_pages(int) {
+  constexpr char kMessage[] =
+      "gateloop: the weights of --checkpoint became shorter while they were read\n";
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+  ::_exit(1);
+}
+
 /// Prints the answer to --help or --version.
 int show(const CLI::App& app, const CLI::Success& success) {
   app.exit(success);
@@ -84,6 +95,7 @@ int show(const CLI::App& app, const CLI::Success& success) {
 
 int main(int argc, char** argv) {
   gateloop::app::occupy_standard_descriptors();
+  std::signal(SIGBUS, name_lost_pages);
   CLI::App app("GateLoop Transformer: train, evaluate and sample byte-level language models.",
                argv[0]);
   app.formatter(std::make_shared<HelpFormatter>());

@@ -88,10 +88,10 @@ ModelOptions options_of(const json& config, const std::map<std::string, std::str
 
 ModelFiles open_model(const std::filesystem::path& dir, Weights weights) {
   if (!std::filesystem::exists(dir / kConfigFile)) {
-    throw std::runtime_error(dir.string() +
-                             ": no model there (no config.json): gateloop train "
-                             "--out " +
-                             dir.string() + " makes one");
+    throw std::runtime_error(
+        dir.string() +
+        ": no model there (no config.json): gateloop train makes one, with this "
+        "directory as --out");
   }
   ModelFiles files;
   const bool best = weights == Weights::kBest;

@@ -259,6 +259,17 @@ TEST_F(Cli, AnOutputThatTakesNothingIsSaid) {
   }
 }
 
+TEST_F(Cli, WeightsCutWhileTheyAreReadAreNamed) {
+  fs::copy(dir / "model", dir / "cut", fs::copy_options::recursive);
+  write(dir / "script", GATELOOP_BINARY
+        " generate --checkpoint cut --length 100000000 2> said > bytes & "
+        "until [ -s bytes ]; do :; done; truncate -s 100 cut/model.safetensors; "
+        "wait $!; echo $? > code");
+  ASSERT_EQ(std::system(("cd " + dir.string() + " && bash script 2> shell").c_str()), 0);
+  EXPECT_EQ(read(dir / "code"), "1\n");
+  EXPECT_NE(read(dir / "said").find("became shorter while they were read"), std::string::npos);
+}
+
 TEST_F(Cli, EvaluateGivesBothFiguresAndTheirMeaning) {
   const auto outcome = run("evaluate --checkpoint model --data text");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
