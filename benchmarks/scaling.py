@@ -33,7 +33,7 @@ TARGET = 0.8
 GROUP = 8  # processes that share a sequence
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # c10d's kDefaultFirstBucketBytes, kDefaultBucketBytesCap
 # The model of the measured steps.
-DIM, DEPTH = 512, 6
+DIM, DEPTH, BATCH = 512, 6, 16
 
 
 # ---- Formulas: bytes that all P processes send together, and messages that follow each other -----
@@ -58,9 +58,29 @@ def zero_bytes(bytes_: float, processes: int) -> float:
     return all_reduce_bytes(bytes_, processes) + broadcast_bytes(bytes_, processes)
 
 
-def state_bytes(batch: int, dim: int) -> int:
-    """(A, X) of a block: two complex64 numbers a channel and sequence."""
-    return 2 * 8 * batch * dim
+# States of a block that a layer gathers: A, X forward; A, Γ and the final state's gradient back.
+STATES_FORWARD, STATES_BACK = 2, 3
+
+
+def state_bytes(batch: int, dim: int, states: int = 1) -> int:
+    """Each is a complex64 number a channel and sequence."""
+    return states * 8 * batch * dim
+
+
+def time_sharded_bytes(batch: int, dim: int, depth: int, processes: int) -> float:
+    """A gather forward and one back in every layer. And two collectives for the loss."""
+    states = state_bytes(batch, dim, STATES_FORWARD + STATES_BACK)
+    tokens = all_gather_bytes(first_tokens_bytes(batch), processes)
+    targets = all_reduce_bytes(TARGETS_BYTES, processes)
+    return depth * all_gather_bytes(states, processes) + tokens + targets
+
+
+TARGETS_BYTES = 8  # the number of targets of a loss, int64
+
+
+def first_tokens_bytes(batch: int) -> int:
+    """Of each sequence the first token of a block, and the block's length: int64."""
+    return 8 * (batch + 1)
 
 
 # ---- The simulation ------------------------------------------------------------------------------
@@ -145,9 +165,13 @@ def seconds(
         total += ring(sum(sizes), processes - 1, processes, machine, fabric)
     if option.group != 1:
         group = min(option.group or processes, processes)
-        states = state_bytes(machine.batch * option.batch, DIM)
+        batch = machine.batch * option.batch
         # A gather each way in every layer, for which the layer waits.
-        total += 2 * DEPTH * ring(states, group - 1, 1, machine, fabric)
+        for states in (STATES_FORWARD, STATES_BACK):
+            sent = state_bytes(batch, DIM, states)
+            total += DEPTH * ring(sent, group - 1, 1, machine, fabric)
+        total += ring(first_tokens_bytes(batch), group - 1, 1, machine, fabric)
+        total += ring(TARGETS_BYTES, 2 * (group - 1), group, machine, fabric)
     return total
 
 
@@ -177,7 +201,7 @@ def count(processes: int, build: Path) -> dict[str, Any]:
     """In a network namespace, whose loopback interface is its own."""
     worker = shlex.join([sys.executable, "-m", "benchmarks.scaling_counts", str(processes)])
     command = f"ip link set lo up && exec {worker}"
-    variables = environment_of(build, program=False) | {"OMP_NUM_THREADS": "1"}
+    variables = environment_of(build) | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", command],
         cwd=ROOT,
@@ -219,7 +243,7 @@ def measure(build: Path) -> dict[str, Any]:
         "parameters": counts[0].pop("parameters"),
         "counts": counts,
         "machines": [
-            {"name": "2 CPU cores", "step": statistics.median(cpu), "batch": 16, "host": host},
+            {"name": "2 CPU cores", "step": statistics.median(cpu), "batch": BATCH, "host": host},
             {"name": "H100", "step": h100 / 1e3, "batch": 8, "host": h100_host},
         ],
     }
@@ -234,9 +258,10 @@ def expectations(record: dict[str, Any]) -> dict[str, Callable[[int], float]]:
         "all-reduce of a bucket": partial(all_reduce_bytes, BUCKET),
         "all-reduce of a bucket, bfloat16": partial(all_reduce_bytes, BUCKET / 2),
         "broadcast of a bucket": partial(broadcast_bytes, BUCKET),
-        "all-gather of states": partial(all_gather_bytes, state_bytes(16, DIM)),
+        "all-gather of a state": partial(all_gather_bytes, state_bytes(BATCH, DIM)),
         "data parallel step": partial(all_reduce_bytes, model),
         "ZeRO-1 step": partial(zero_bytes, model),
+        "time-sharded step": partial(time_sharded_bytes, BATCH, DIM, DEPTH),
     }
 
 

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from gateloop_cpp import Transformer
 
 BUCKET = 25 * 2**20  # c10d's kDefaultBucketBytesCap
-STATES = (16, 512)  # B, D of the time-sharded recurrence
+STATE = (16, 512)  # B, D of the time-sharded recurrence
 MODEL: dict[str, Any] = dict(dim=512, num_tokens=256, depth=6, post_ln_norm=True)
 REPEATS = 3
 
@@ -92,18 +92,31 @@ def step(zero: bool) -> Callable[[], None]:
     return run
 
 
+def time_sharded_step(model: Transformer, batch: int) -> Callable[[], None]:
+    """Forward and backward on a sequence that the processes share, without the gradients' sum."""
+    ids = torch.randint(256, (batch, 8))
+    group = dist.group.WORLD
+
+    def run() -> None:
+        model.zero_grad()
+        model(ids, return_loss=True, time_group=group).backward()
+
+    return run
+
+
 def measure() -> dict[str, Any]:
     processes = dist.get_world_size()
     bucket = torch.ones(BUCKET // 4)
-    state = torch.ones(2, *STATES, dtype=torch.complex64)
-    states = torch.ones(processes * 2, *STATES, dtype=torch.complex64)
+    state = torch.ones(*STATE, dtype=torch.complex64)
+    states = torch.ones(processes * STATE[0], *STATE[1:], dtype=torch.complex64)
     works: dict[str, Callable[[], object]] = {
         "all-reduce of a bucket": lambda: dist.all_reduce(bucket),
         "all-reduce of a bucket, bfloat16": lambda: dist.all_reduce(bucket.bfloat16()),
         "broadcast of a bucket": lambda: dist.broadcast(bucket, 0),
-        "all-gather of states": lambda: dist.all_gather_single(states, state),
+        "all-gather of a state": lambda: dist.all_gather_single(states, state),
         "data parallel step": step(zero=False),
         "ZeRO-1 step": step(zero=True),
+        "time-sharded step": time_sharded_step(Transformer(**MODEL), STATE[0]),
     }
     counts = {
         name: {"bytes": counted(work), "collectives": collectives(work)}

@@ -2,13 +2,19 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
 import torch
-from benchmarks import scaling
+from benchmarks import scaling, scaling_counts
 from benchmarks.scaling import FABRICS, OPTIONS, Fabric, Machine, Option
+from processes_in_group import in_group
 from torch._C import _distributed_c10d as c10d
+from torch.profiler import ProfilerActivity, profile
+
+from gateloop_cpp import Transformer
+from gateloop_cpp.gate_looped_attention import Gate
 
 PLAIN = OPTIONS[0]
 
@@ -39,6 +45,33 @@ def test_the_formulas_fit_the_counts(record: dict[str, Any]) -> None:
         assert collectives == len(scaling.buckets(record["parameters"]))
 
 
+def check_time_sharded_step() -> None:
+    batch, dim, depth, processes = 3, 16, 2, 2
+    bytes_of: dict[Gate, int] = {"polar": 8, "sigmoid": 4}  # a state's number
+    for gate, number in bytes_of.items():
+        model = Transformer(dim, num_tokens=256, depth=depth, gate=gate)
+        step = scaling_counts.time_sharded_step(model, batch)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            step()
+        sent = [(e.key, math.prod(e.input_shapes[0])) for e in seen.events() if "gloo:" in e.key]
+        (_, tokens), (reduced, targets), *gathers = sent
+        assert (8 * tokens, 8 * targets) == (scaling.first_tokens_bytes(batch), 8)
+        assert reduced == "gloo:all_reduce"
+        state = number * batch * dim
+        # float32; each waits for P - 1 messages.
+        expected = [("gloo:all_gather", n * state // 4) for n in (2, 2, 3, 3)]
+        assert gathers == expected and len(gathers) == 2 * depth
+        if gate == "polar":
+            all_bytes = sum(scaling.all_gather_bytes(4 * n, processes) for _, n in gathers)
+            all_bytes += scaling.all_gather_bytes(8 * tokens, processes)
+            all_bytes += scaling.all_reduce_bytes(8 * targets, processes)
+            assert all_bytes == scaling.time_sharded_bytes(batch, dim, depth, processes)
+
+
+def test_a_time_sharded_step_sends_what_the_formula_says() -> None:
+    in_group(2, check_time_sharded_step)
+
+
 def test_buckets_are_those_of_c10d(record: dict[str, Any]) -> None:
     parameters = record["parameters"]
     tensors = [torch.empty(numel) for numel in reversed(parameters)]
@@ -65,9 +98,12 @@ def test_a_step_by_hand() -> None:
     # ZeRO-1: one message more of 1 ms + 1.5 s.
     zero = scaling.seconds(MACHINE, FABRIC, Option("", zero=True), 2, parameters)
     assert zero == pytest.approx(seconds + 1.501)
-    # In time: 6 layers, a gather each way of 2 complex numbers for 4 sequences of 512 channels.
+    # In time: 6 layers, of 4 sequences of 512 channels 2 complex numbers forward and 3 back; for
+    # the loss 5 int64, and twice half of one.
     shared = scaling.seconds(MACHINE, FABRIC, Option("", group=2), 2, parameters)
-    assert shared == pytest.approx(seconds + 12 * (1e-3 + 16 * 4 * 512 / 1e6))
+    gathers = 6 * (2e-3 + (16 + 24) * 4 * 512 / 1e6)
+    loss = 3e-3 + (40 + 8) / 1e6
+    assert shared == pytest.approx(seconds + gathers + loss)
     busy = dataclasses.replace(MACHINE, host=1e-6)  # twice the time a byte
     assert scaling.seconds(busy, FABRIC, PLAIN, 2, parameters) > seconds + 2.9
 
