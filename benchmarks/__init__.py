@@ -1,12 +1,14 @@
 """Our code, its peers and the machine's floors, side by side: `make bench`.
 
 run                                  the command
-forms, distributed, scaling, gpu     commands of their own
-operators, heads, layer, model,
-generation, memory, problems         what is measured
+forms, scaling, gpu                  commands of their own
+operators, heads, ragged, layer,
+model, generation, memory,
+time_sharding, problems              what is measured
 contenders                           the types that these are made of
 torch_passes, jax_contenders,
-peer, program, floors, oracle        the contenders, and the oracle
+peer, program, runtime, floors,
+oracle                               the contenders, and the oracle
 measure, worker, timing              how: processes, validation, turns
 kernels, base                        the C++ benchmark; another revision of ours
 environment, records, report, plot   what is kept and shown

@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import oracle, program
+from benchmarks import oracle, program, runtime
 from benchmarks.contenders import Contender, Pass, Problem
 from benchmarks.floors import floor, linear_shapes, products, reading
-from benchmarks.model import DTYPES, FULL, QUICK, Inputs, Size, build, inputs, ours, theirs
+from benchmarks.model import FULL, QUICK, Inputs, Size, build, inputs, ours, theirs
 from benchmarks.torch_passes import our_package
 
 # Of the spread of the logits. A byte drawn blindly lies 2.8 below the likeliest on average;
 # rounding to bfloat16 through six layers moves a logit by up to 0.05.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2, "int8": 0.2}
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.2, "int8": 0.2}
+# torch has no matrix products of int8 weights: modules and floors go without.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Generate = Callable[[], Tensor]
 
 
@@ -64,17 +66,17 @@ def their_passes(size: Size, length: int, data: Inputs) -> Mapping[str, Pass]:
     return {"float32": Pass(generate, error=lambda: regret(data, generate()))}
 
 
-class ProgramModel:
-    """The model in a folder, where the program finds it."""
+class StoredModel:
+    """The model in a folder, where programs find it."""
 
     def __init__(self, size: Size, data: Inputs) -> None:
         self.data = data
         self.folder = tempfile.TemporaryDirectory()
-        self.prompt = data.ids[0].to(torch.uint8).numpy().tobytes()
         our_package().checkpoint.save(build(ours, size, data), self.folder.name, overwrite=True)
 
-    def generate(self, length: int, dtype: str) -> tuple[Tensor, float, float]:
-        text, first, total = program.generate(Path(self.folder.name), self.prompt, length, dtype)
+    def by_program(self, length: int, dtype: str) -> tuple[Tensor, float, float]:
+        prompt = self.data.ids[0].to(torch.uint8).numpy().tobytes()
+        text, first, total = program.generate(Path(self.folder.name), prompt, length, dtype)
         generated = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
         if len(generated) != length:
             raise RuntimeError(f"gateloop generate wrote {len(generated)} bytes of {length}")
@@ -82,15 +84,27 @@ class ProgramModel:
 
 
 def program_passes(size: Size, length: int, data: Inputs) -> Mapping[str, Pass]:
-    model = ProgramModel(size, data)
+    model = StoredModel(size, data)
 
     def one(dtype: str) -> Pass:
-        generate = partial(model.generate, length, dtype)
+        generate = partial(model.by_program, length, dtype)
         return Pass(
             generate,
             seconds=lambda: generate()[2],
             error=lambda: regret(data, generate()[0]),
         )
+
+    return {dtype: one(dtype) for dtype in TOLERANCES}
+
+
+def runtime_passes(size: Size, length: int, data: Inputs) -> Mapping[str, Pass]:
+    library = runtime.library()
+    model = StoredModel(size, data)
+
+    def one(dtype: str) -> Pass:
+        session = runtime.Session(library, Path(model.folder.name), dtype)
+        generate = partial(session.generate, data.ids, length)
+        return Pass(generate, error=lambda: regret(data, generate()))
 
     return {dtype: one(dtype) for dtype in TOLERANCES}
 
@@ -103,7 +117,8 @@ def reading_passes(length: int, how: str, data: Inputs) -> Mapping[str, Pass]:
         once = reading(floats, how)
         return Pass(lambda: [once() for _ in range(length)])
 
-    return {"float32": one(floats), "bfloat16": one(floats // 2), "int8": one(floats // 4)}
+    share = {"float32": 1, "bfloat16": 2, "float16": 2, "int8": 4}  # of a float32 number
+    return {dtype: one(floats // parts) for dtype, parts in share.items()}
 
 
 def product_passes(length: int, data: Inputs) -> Mapping[str, Pass]:
@@ -122,6 +137,7 @@ def product_passes(length: int, data: Inputs) -> Mapping[str, Pass]:
 def problem(size: Size, sequences: int, prompt: int, length: int) -> Problem:
     contenders = [
         Contender("gateloop_cpp", "ours", "ours", partial(our_passes, size, length)),
+        Contender("gateloop.h", "ours", "ours", partial(runtime_passes, size, length)),
     ]
     if sequences > 1:
         contenders.append(floor("matrix products", partial(product_passes, length)))
@@ -138,7 +154,7 @@ def problem(size: Size, sequences: int, prompt: int, length: int) -> Problem:
     return Problem(
         "generation",
         f"{who}, {length} bytes after a prompt of {prompt}",
-        TOLERANCES if sequences == 1 else {which: TOLERANCES[which] for which in DTYPES},
+        TOLERANCES,
         partial(inputs, size, sequences, prompt),
         lambda _: [],
         contenders,

@@ -143,5 +143,5 @@ def problem(shape: Shape) -> Problem:
 
 
 def problems(quick: bool) -> list[Problem]:
-    shapes = [(8192, 16), (8192, 64), (8192, 128), (2048, 64), (2048, 4)]
+    shapes = [(8192, 16), (8192, 64), (8192, 128), (2048, 16), (2048, 64), (2048, 128), (2048, 4)]
     return [problem(shape) for shape in ([(96, 16), (96, 4)] if quick else shapes)]

@@ -20,11 +20,11 @@ from benchmarks.worker import FailedError, Worker
 TIMEOUT = 300.0
 
 
-def environment_of(build: Path, program: bool) -> dict[str, str]:
+def environment_of(build: Path) -> dict[str, str]:
     """What a worker finds a build by."""
     variables = {
         "GATELOOP_OPS_LIBRARY": str(build / "lib" / "libgateloop_ops.so"),
-        "GATELOOP_PROGRAM": str(build / "gateloop") if program else "",
+        "GATELOOP_PROGRAM": str(build / "gateloop"),
         **LARGE_PAGES,
     }
     jax_library = build / "lib" / "libgateloop_jax.so"
@@ -42,12 +42,12 @@ class Pool:
     """One process for each home, begun when it is first needed."""
 
     def __init__(self, build: Path, base: Base | None, quick: bool) -> None:
-        ours = (environment_of(build, program=True), packages(ROOT), quick)
+        ours = (environment_of(build), packages(ROOT), quick)
         homes: tuple[Home, ...] = ("ours", "peer", "jax", "floor")
         self.arguments = dict.fromkeys(homes, ours)
         if base is not None:
             tree = base.tree if (base.tree / "python").exists() else ROOT
-            theirs = (environment_of(base.build, program=False), packages(tree), quick)
+            theirs = (environment_of(base.build), packages(tree), quick)
             self.arguments["base"] = theirs
         self.workers: dict[Home, Worker] = {}
 

@@ -1,11 +1,12 @@
-"""The model of the reference's train.py: a training step, and reading a prompt.
+"""The model of the reference's train.py: a training step, and reading a prompt. And a training step
+of the `quick` preset.
 
 Ours makes one step of the whole batch; the peer does as its train.py, four micro-batches, and is
 also shown with the whole batch at once. All clip the gradient and update by Adam.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks import oracle, peer, program
 from benchmarks.contenders import AbsentError, Array, Contender, Pass, Problem
 from benchmarks.floors import floor, linear_shapes, onednn_products, products
-from benchmarks.torch_passes import compiled, numpy_of, our_package
+from benchmarks.torch_passes import compiled, expect_options, numpy_of, our_package
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Relative error of logits, or of all gradients together. float32: the reference's gradients have
@@ -28,18 +29,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-1}
 
 
+# What the presets of `gateloop train` say of the model, beside its size.
+PRESETS: dict[str, dict[str, Any]] = {
+    "enwik8": dict(post_ln_norm=True),
+    "quick": dict(
+        gate="sigmoid", normalize_input="mean", transition_bias=(-1, 5), simple_gate_loop=True
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Size:
+    preset: str = "enwik8"
     dim: int = 512
     depth: int = 6
     batch: int = 16
     micro_batches: int = 4
     length: int = 256
     prompts: tuple[int, ...] = (1024, 16384)
+    steps: int = 4  # of the program in a measurement
 
     @property
     def options(self) -> dict[str, Any]:
-        return dict(num_tokens=256, dim=self.dim, depth=self.depth, post_ln_norm=True)
+        return dict(num_tokens=256, dim=self.dim, depth=self.depth, **PRESETS[self.preset])
 
     @property
     def flags(self) -> list[str]:
@@ -47,11 +59,14 @@ class Size:
         model = ["--dim", self.dim, "--depth", self.depth, "--gate-loop-heads", self.dim]
         rows = self.batch // self.micro_batches
         batch = ["--batch", rows, "--accumulation", self.micro_batches, "--length", self.length]
-        return ["--preset", "enwik8", *map(str, model), *map(str, batch)]
+        return ["--preset", self.preset, *map(str, model), *map(str, batch)]
 
 
 FULL = Size()
 QUICK = Size(dim=32, depth=1, batch=4, micro_batches=2, length=32, prompts=(96,))
+# The preset `quick` of the program; what is called quick elsewhere are shapes for tests.
+SMALL = Size("quick", dim=128, depth=5, batch=8, micro_batches=1, steps=40)
+SMALL_QUICK = Size("quick", dim=32, depth=1, batch=4, micro_batches=1, length=32)
 
 
 @dataclass(frozen=True)
@@ -60,10 +75,44 @@ class Inputs:
     ids: Tensor  # (B, T) int64
 
 
+def drawn_weights(size: Size) -> dict[str, Tensor]:
+    """Of the `quick` preset, which the peer does not have; every revision of ours gets these."""
+    d = size.dim
+    layer = {
+        "0.fn.to_qkv.weight": (3 * d, d),
+        "0.fn.to_a.0.weight": (d, d),
+        "0.fn.to_a.0.bias": (d,),
+        "0.fn.to_gates.0.weight": (d, d),
+        "0.fn.to_out.weight": (d, d),
+        "0.norm.gamma": (d,),
+        "1.fn.0.weight": (4 * d, d),
+        "1.fn.0.bias": (4 * d,),
+        "1.fn.2.weight": (d, 4 * d),
+        "1.fn.2.bias": (d,),
+        "1.norm.gamma": (d,),
+        "2.norm.gamma": (d,),
+        "2.to_qkva.0.weight": (3 * d, d),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_emb.weight": (256, d),
+        **{f"layers.{i}.{name}": shape for i in range(size.depth) for name, shape in layer.items()},
+        "to_logits.0.gamma": (d,),
+        "to_logits.1.weight": (256, d),
+    }
+
+    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 2:
+            return torch.randn(shape) / shape[1] ** 0.5
+        return 0.1 * torch.randn(shape) + (1 if name.endswith("gamma") else 0)
+
+    return {name: draw(name, shape) for name, shape in shapes.items()}
+
+
 def inputs(size: Size, batch: int, length: int) -> Inputs:
     torch.manual_seed(7)
+    of_peer = size.preset == "enwik8"
     return Inputs(
-        peer.Transformer(**size.options).state_dict(),
+        peer.Transformer(**size.options).state_dict() if of_peer else drawn_weights(size),
         torch.from_numpy(np.random.default_rng(7).integers(0, 256, (batch, length))),
     )
 
@@ -75,7 +124,9 @@ def build(module: Callable[..., nn.Module], size: Size, data: Inputs) -> nn.Modu
 
 
 def ours(**options: Any) -> nn.Module:
-    model: nn.Module = our_package().Transformer(**options)
+    transformer = our_package().Transformer
+    expect_options(transformer, *options)
+    model: nn.Module = transformer(**options)
     return model
 
 
@@ -83,7 +134,7 @@ def ours_fused(**options: Any) -> nn.Module:
     package = our_package()
     if not hasattr(package, "fuse"):
         raise AbsentError("this revision fuses no Python modules")
-    model: nn.Module = package.fuse(package.Transformer(**options))
+    model: nn.Module = package.fuse(ours(**options))
     return model
 
 
@@ -181,7 +232,7 @@ def program_training(size: Size, processes: int, data: Inputs) -> Mapping[str, P
     def one(dtype: str) -> Pass:
         flags = [*size.flags, "--dtype", dtype]
         tokens = size.batch * size.length
-        seconds = partial(program.seconds_per_step, flags, tokens, processes)
+        seconds = partial(program.seconds_per_step, flags, tokens, size.steps, processes)
         return Pass(seconds, seconds=seconds, error=partial(error, flags))
 
     return {dtype: one(dtype) for dtype in DTYPES}
@@ -204,41 +255,46 @@ def floors(rows: int, backward: bool) -> list[Contender]:
     ]
 
 
-def training(size: Size, compile_peers: bool) -> Problem:
+def training(size: Size, name: str, others: Sequence[Contender]) -> Problem:
     rows = size.batch * size.length
+    return Problem(
+        "model",
+        f"{name}, {rows:,} tokens",
+        TOLERANCES,
+        partial(inputs, size, size.batch, size.length + 1),
+        training_oracle,
+        [
+            Contender(
+                "gateloop_cpp", "ours", "ours", partial(training_passes, ours, size, 1, True)
+            ),
+            Contender(
+                "gateloop_cpp, fused",
+                "ours",
+                "ours",
+                partial(training_passes, ours_fused, size, 1, True),
+            ),
+            Contender("gateloop train", "ours", "ours", partial(program_training, size, 1)),
+            *others,
+            *floors(rows, True),
+        ],
+    )
 
+
+def training_beside_the_reference(size: Size, compile_peers: bool) -> Problem:
     def contender(name: str, micro_batches: int, **options: Any) -> Contender:
         make = partial(training_passes, theirs, size, micro_batches, False, **options)
         return Contender(name, "peer", "peer", make)
 
-    contenders = [
-        Contender("gateloop_cpp", "ours", "ours", partial(training_passes, ours, size, 1, True)),
-        Contender(
-            "gateloop_cpp, fused",
-            "ours",
-            "ours",
-            partial(training_passes, ours_fused, size, 1, True),
-        ),
-        Contender("gateloop train", "ours", "ours", partial(program_training, size, 1)),
+    others = [
         Contender(
             "gateloop train, two processes", "ours", "ours", partial(program_training, size, 2)
         ),
         contender("gateloop-transformer", size.micro_batches),
         contender("gateloop-transformer, whole batch", 1),
-        *floors(rows, True),
     ]
     if compile_peers:
-        contenders.append(
-            contender("gateloop-transformer, compiled", size.micro_batches, lazily=True)
-        )
-    return Problem(
-        "model",
-        f"training step, {rows:,} tokens",
-        TOLERANCES,
-        partial(inputs, size, size.batch, size.length + 1),
-        training_oracle,
-        contenders,
-    )
+        others.append(contender("gateloop-transformer, compiled", size.micro_batches, lazily=True))
+    return training(size, "training step", others)
 
 
 # ---- Reading a prompt ----------------------------------------------------------------------------
@@ -302,5 +358,8 @@ def prefill(size: Size, tokens: int) -> Problem:
 
 def problems(quick: bool) -> list[Problem]:
     size = QUICK if quick else FULL
-    prompts = [prefill(size, tokens) for tokens in size.prompts]
-    return [training(size, compile_peers=not quick), *prompts]
+    return [
+        training_beside_the_reference(size, compile_peers=not quick),
+        training(SMALL_QUICK if quick else SMALL, "training step of `quick`", []),
+        *(prefill(size, tokens) for tokens in size.prompts),
+    ]

@@ -4,7 +4,7 @@ A plain loop over time with its adjoint written out; the rest is autograd on top
 (B, T, D).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,17 +60,22 @@ def polar_gate_loop(q: Tensor, k: Tensor, v: Tensor, z: Tensor) -> Tensor:
     return q * recurrence(a, (k * v).to(torch.complex128)).real
 
 
+def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1) * gamma * gamma.numel() ** 0.5
+
+
 def simple_gate_loop_layer(x: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
     """RMSNorm, projection to q, kv, z, simple gate."""
-    norm = F.normalize(x, dim=-1) * gamma * gamma.numel() ** 0.5
-    q, kv, z = (norm @ weight.T).chunk(3, dim=-1)
+    q, kv, z = (rms_norm(x, gamma) @ weight.T).chunk(3, dim=-1)
     return simple_gate_loop(q, kv, z)
 
 
 def transformer(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-    """The GateLoop Transformer with max heads, swish gate and norms after the sums; its logits.
+    """The logits of a Transformer with max heads and swish gate, whose weights say the rest: that
+    of the reference, with norms after the sums; or that of the `quick` preset, with norms before
+    the layers, real transitions, input scaled by 1 - a, simple gate loops.
 
-    `weights` go by the names that the reference package gives them.
+    `weights` go by the names that the packages give them.
     """
 
     def linear(name: str, x: Tensor) -> Tensor:
@@ -79,15 +84,34 @@ def transformer(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     def norm(name: str, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
 
+    def mixed(name: str, x: Tensor) -> Tensor:
+        q, k, v = linear(f"{name}.to_qkv", x).chunk(3, dim=-1)
+        z = linear(f"{name}.to_a.0", x)
+        z = 0.9 * z + 0.1 * z.detach()  # frac_gradient_state_transition
+        if z.shape == q.shape:
+            y = simple_gate_loop(q, (-z).sigmoid() * k * v, z)
+        else:
+            y = polar_gate_loop(q, k, v, z)
+        return linear(f"{name}.to_out", F.silu(linear(f"{name}.to_gates.0", x)) * y)
+
+    def fed_forward(name: str, x: Tensor) -> Tensor:
+        return linear(f"{name}.2", F.gelu(linear(f"{name}.0", x)))
+
+    def added(layer: str, function: Callable[[str, Tensor], Tensor], x: Tensor) -> Tensor:
+        """The layer in its residual connection."""
+        gamma = weights.get(f"{layer}.norm.gamma")
+        if gamma is None:
+            return norm(f"{layer}.norm", function(f"{layer}.fn", x) + x)
+        return function(f"{layer}.fn", rms_norm(x, gamma)) + x
+
     x = weights["token_emb.weight"][ids]
     depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
     for layer in range(depth):
-        attention, feed_forward = f"layers.{layer}.0", f"layers.{layer}.1"
-        q, k, v = linear(f"{attention}.fn.to_qkv", x).chunk(3, dim=-1)
-        z = linear(f"{attention}.fn.to_a.0", x)
-        z = 0.9 * z + 0.1 * z.detach()  # frac_gradient_state_transition
-        y = F.silu(linear(f"{attention}.fn.to_gates.0", x)) * polar_gate_loop(q, k, v, z)
-        x = norm(f"{attention}.norm", linear(f"{attention}.fn.to_out", y) + x)
-        hidden = F.gelu(linear(f"{feed_forward}.fn.0", x))
-        x = norm(f"{feed_forward}.norm", linear(f"{feed_forward}.fn.2", hidden) + x)
-    return linear("to_logits", x)
+        attention, feed_forward, simple = (f"layers.{layer}.{i}" for i in range(3))
+        if f"{simple}.norm.gamma" in weights:
+            parameters = (f"{simple}.norm.gamma", f"{simple}.to_qkva.0.weight")
+            x = x + simple_gate_loop_layer(x, *(weights[name] for name in parameters))
+        x = added(feed_forward, fed_forward, added(attention, mixed, x))
+    if "to_logits.weight" in weights:
+        return linear("to_logits", x)
+    return linear("to_logits.1", rms_norm(x, weights["to_logits.0.gamma"]))

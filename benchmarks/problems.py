@@ -1,6 +1,15 @@
 """All problems, in the order in which they are measured."""
 
-from benchmarks import generation, heads, layer, memory, model, operators
+from benchmarks import (
+    generation,
+    heads,
+    layer,
+    memory,
+    model,
+    operators,
+    ragged,
+    time_sharding,
+)
 from benchmarks.contenders import Problem
 
 
@@ -8,6 +17,8 @@ def all_problems(quick: bool) -> list[Problem]:
     return [
         *operators.problems(quick),
         *heads.problems(quick),
+        *ragged.problems(quick),
+        *time_sharding.problems(quick),
         *layer.problems(quick),
         *model.problems(quick),
         *generation.problems(quick),

@@ -14,6 +14,8 @@ import numpy as np
 from benchmarks.contenders import AbsentError
 from benchmarks.environment import cores
 
+REFUSED = 2  # the program's exit status for a command line that does not fit
+
 
 def launcher(processes: int) -> list[str]:
     """The words before the program that start so many of it, which share the cores."""
@@ -31,6 +33,9 @@ def run(*arguments: str | Path, processes: int = 1) -> tuple[bytes, str]:
         raise AbsentError("the gateloop program is not built")
     command = [*launcher(processes), program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True)
+    if done.returncode == REFUSED:  # an older revision, which lacks the command or a flag
+        reason = done.stderr.decode().strip().splitlines()[-1]
+        raise AbsentError(f"this revision refuses the command: {reason}")
     if done.returncode != 0:
         raise RuntimeError(f"gateloop {arguments[0]} failed: {done.stderr.decode()[-500:]}")
     return done.stdout, done.stderr.decode()
@@ -40,6 +45,8 @@ def train(
     text: bytes, flags: list[str], steps: int, folder: Path, processes: int = 1
 ) -> list[dict[str, float]]:
     """Trains into `folder`/run and returns what it notes of each step."""
+    if processes > 1 and "--backend" not in run("train", "--help")[0].decode():
+        raise AbsentError("this revision trains in one process")
     data = folder / "text"
     data.write_bytes(text)
     quiet = ["--validate-every", "0", "--final-windows", "1", "--sample-length", "0"]
@@ -50,7 +57,7 @@ def train(
     return [json.loads(line) for line in lines]
 
 
-def seconds_per_step(flags: list[str], tokens: int, processes: int = 1, steps: int = 4) -> float:
+def seconds_per_step(flags: list[str], tokens: int, steps: int, processes: int) -> float:
     text = np.random.default_rng(7).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
     with tempfile.TemporaryDirectory() as folder:
         notes = train(text, flags, steps, Path(folder), processes)

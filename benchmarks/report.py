@@ -1,6 +1,6 @@
 """Tables for readers, from what was measured.
 
-python -m benchmarks.report    puts the table of benchmarks/results/ into README.md
+python -m benchmarks.report    puts the tables of benchmarks/results/ into README.md and docs
 """
 
 import re
@@ -12,9 +12,7 @@ from benchmarks import kernels, records
 from benchmarks.contenders import Kind
 from benchmarks.environment import ROOT
 from benchmarks.kernels import Kernel
-from benchmarks.records import Row
-
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+from benchmarks.records import Record, Row
 
 
 def amount(value: float, unit: str) -> str:
@@ -183,25 +181,53 @@ def readme_table(results: Path) -> str:
     return f"{summary(shown)}\nMeasured by `make bench` on {made}."
 
 
-def with_table(document: str, new: str) -> str:
-    """The document with what stands between its two markers replaced."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.S)
+def heads_table(record: Record) -> str:
+    """gate_loop with wide heads beside its floors and the reference."""
+    lines = []
+    for lane in by_pass(record.rows):
+        row = {row.contender: row for row in lane if row.values}
+        ours, products = row["torch.ops.gateloop"].value, row["matrix products"].value
+        line = [lane[0].problem, lane[0].which, amount(ours, "seconds")]
+        line += [amount(products, "seconds"), f"{100 * products / ours:.0f} %"]
+        for name in ("causal attention", "gateloop-transformer"):
+            value = row[name].value if name in row else None
+            line.append(
+                "" if value is None else f"{amount(value, 'seconds')}, {ratio(value / ours)}"
+            )
+        lines.append(line)
+    header = ["what", "pass", "`gate_loop`", "products", "their speed"]
+    text = table([*header, "causal attention, / ours", "reference, / ours"], lines)
+    facts = record.environment
+    return f"{text}\n\nMeasured on {facts['machine']}, revision {facts['revision']}."
+
+
+def with_table(document: str, name: str, new: str) -> str:
+    """The document with what stands between the two markers of this name replaced."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pattern = re.compile(f"{begin}.*{end}", re.S)
     if len(pattern.findall(document)) != 1:
-        raise ValueError(f"a document needs {BEGIN} and {END} once, around its table")
-    return pattern.sub(lambda _: f"{BEGIN}\n{new}\n{END}", document)
+        raise ValueError(f"a document needs {begin} and {end} once, around its table")
+    return pattern.sub(lambda _: f"{begin}\n{new}\n{end}", document)
 
 
 def documents(root: Path) -> dict[Path, str]:
     """Every document that shows results, as it has to read."""
     results = root / "benchmarks" / "results"
-    readme = performance = "Not measured yet: `make bench`."
+    readme = of_kernels = of_heads = "Not measured yet: `make bench`."
     if results.exists():
         readme = readme_table(results)
-        performance = kernel_table(kernels.parse(results / "kernels.json"))
-    tables = {root / "README.md": readme, root / "docs" / "performance.md": performance}
-    return {
-        file: with_table(file.read_text(encoding="utf-8"), table) for file, table in tables.items()
+        of_kernels = kernel_table(kernels.parse(results / "kernels.json"))
+        of_heads = heads_table(records.load(results / "wide_heads.json"))
+    tables = {
+        root / "README.md": {"bench": readme},
+        root / "docs" / "performance.md": {"heads": of_heads, "bench": of_kernels},
     }
+    texts = {}
+    for file, parts in tables.items():
+        texts[file] = file.read_text(encoding="utf-8")
+        for name, part in parts.items():
+            texts[file] = with_table(texts[file], name, part)
+    return texts
 
 
 def main() -> None:

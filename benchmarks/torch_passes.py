@@ -1,5 +1,6 @@
 """What all torch contenders share: a function bound to its inputs, without and with gradients."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,14 @@ def as_is(array: Array) -> Array:
 def our_package() -> Any:
     """gateloop_cpp, which finds its library by the variable GATELOOP_OPS_LIBRARY."""
     return import_or_absent("gateloop_cpp")
+
+
+def expect_options(function: Callable[..., object], *names: str) -> None:
+    """Raises AbsentError for what another revision of the function does not take."""
+    taken = inspect.signature(function).parameters
+    missing = [name for name in names if name not in taken]
+    if missing:
+        raise AbsentError(f"this revision has no {', '.join(missing)}")
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -7,32 +7,40 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from benchmarks import (
+    base,
     contenders,
     generation,
     kernels,
     measure,
     model,
     oracle,
+    program,
     report,
     timing,
 )
-from benchmarks.contenders import Array, Contender, Pass, Problem
+from benchmarks.contenders import AbsentError, Array, Contender, Pass, Problem
 from benchmarks.worker import Bench, FailedError
 from conftest import ROOT, thinned
 
-GROUPS = ("operators", "generation", "memory", "layer", "model", "growth")
+GROUPS = (
+    *("operators", "generation", "memory", "layer", "model", "growth"),
+    *("wide_heads", "ragged", "time_sharding"),
+)
 # gateloop_jax is built only where jax is; the reference cannot run in bfloat16 weights.
 MAY_BE_ABSENT = {("gateloop_jax", which) for which in ("forward", "forward + backward")} | {
     ("gateloop-transformer", "bfloat16"),
-    # The program alone reads int8.
+    ("gateloop-transformer", "float16"),
+    # The runtime alone reads int8.
     ("gateloop-transformer", "int8"),
     ("gateloop_cpp", "int8"),
+    ("matrix products", "int8"),
     # In bfloat16 all of torch's products come from oneDNN.
     ("matrix products, oneDNN", "bfloat16"),
 }
@@ -44,7 +52,7 @@ def test_quick_benchmark_measures_everyone(
 ) -> None:
     command = [sys.executable, "-m", "benchmarks.run", "--quick"]
     if groups != GROUPS:
-        command += ["--only", "kernels|operators: simple|generation|memory"]
+        command += ["--only", "kernels|operators: simple|generation|memory: (gate|model)"]
     paths = ["--build", str(build_dir), "--results", str(tmp_path)]
     done = subprocess.run([*command, *paths], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -159,6 +167,49 @@ def test_only_what_agrees_with_the_oracle_is_timed() -> None:
         assert report.sentence(row) in text
 
 
+# ---- Another revision, which lacks what is measured ----------------------------------------------
+
+
+class OldTransformer(torch.nn.Module):
+    def __init__(self, dim: int, num_tokens: int, depth: int, post_ln_norm: bool = False) -> None:
+        super().__init__()
+
+
+def test_an_option_that_a_revision_lacks_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = SimpleNamespace(Transformer=OldTransformer, fuse=lambda module: module)
+    monkeypatch.setattr(model, "our_package", lambda: package)
+    model.ours(**model.QUICK.options)
+    for make in (model.ours, model.ours_fused):
+        with pytest.raises(AbsentError, match="this revision has no checkpoint_blocks"):
+            make(**model.QUICK.options, checkpoint_blocks=True)
+    with pytest.raises(AbsentError, match="no gate, normalize_input, transition_bias, simple_gate"):
+        model.ours(**model.SMALL.options)
+
+
+def test_a_flag_that_a_revision_lacks_is_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = tmp_path / "gateloop"
+    old.write_text("#!/bin/sh\necho 'gateloop: no flag --dtype' >&2\nexit 2\n", encoding="utf-8")
+    old.chmod(0o755)
+    monkeypatch.setenv("GATELOOP_PROGRAM", str(old))
+    with pytest.raises(AbsentError, match="refuses the command: gateloop: no flag --dtype"):
+        program.train(b"text", ["--dtype", "bfloat16"], 1, tmp_path)
+    monkeypatch.setenv("GATELOOP_PROGRAM", str(tmp_path / "none"))
+    with pytest.raises(AbsentError, match="not built"):
+        program.train(b"text", [], 1, tmp_path)
+
+
+def test_a_revision_is_built_as_far_as_it_goes(tmp_path: Path) -> None:
+    rules = "rule link\n  command = true\n"
+    libraries = "build lib.so: link\nbuild gateloop_ops: phony lib.so\n"
+    (tmp_path / "build.ninja").write_text(rules + libraries, encoding="utf-8")
+    assert base.targets(tmp_path) == ["gateloop_ops"]
+    more = "build gateloop: link\nbuild gateloop_runtime_static: phony lib.so\n"
+    (tmp_path / "build.ninja").write_text(rules + libraries + more, encoding="utf-8")
+    assert base.targets(tmp_path) == ["gateloop_ops", "gateloop"]
+
+
 def test_error_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match="shape"):
         contenders.error([np.zeros(3)], [np.ones(4)])
@@ -182,6 +233,14 @@ def test_contenders_take_turns() -> None:
     calls.clear()
     timing.interleave({"a": taker("a")}, rounds=5, budget=0)
     assert len(calls) == 2  # a median of at least two, however long they took
+
+
+def test_the_oracle_of_the_quick_preset_is_the_models() -> None:
+    torch.manual_seed(0)
+    data = model.inputs(model.SMALL_QUICK, batch=2, length=33)
+    ours = model.build(model.ours, model.SMALL_QUICK, data).double()
+    weights = {name: w.double() for name, w in data.weights.items()}
+    torch.testing.assert_close(ours(data.ids), oracle.transformer(weights, data.ids))
 
 
 def test_a_text_is_right_only_if_its_bytes_are_the_likeliest() -> None:
