@@ -7,7 +7,8 @@ The twin of `gateloop train`: the same batches, schedule and Adam, and what N pr
 their rows is what one computes on all. DIR gets metrics.jsonl, one object a step with the same
 fields, config.json and model.safetensors. gateloop_cpp.checkpoint reads the last two, and so does
 `gateloop generate` where the model is one of bytes. From training_state.pt --resume goes on in any
-number of processes. FILE may be compressed (.gz, .xz).
+number of processes. FILE may be compressed (.gz, .xz). Ctrl-C and the signals HUP, QUIT, TERM,
+USR1, USR2 and XCPU finish the step, save and exit with 128 + the signal's number.
 
 The model reads bytes. With --tokenizer it reads the tokens of a tokenizer.json of Hugging Face's
 library (`pip install tokenizers`). That file is then kept in DIR: docs/data.md says how to draw
@@ -15,6 +16,7 @@ from such a model. Losses stay in bits per byte of the text.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -51,7 +53,18 @@ from torch.nn.utils import clip_grad_norm_
 from gateloop_cpp import Transformer, checkpoint, fuse
 
 TOKENIZER = "tokenizer.json"  # in the directory of a run that reads tokens
-received = [0]  # the last signal
+# From a terminal: HUP, INT, QUIT. From kill, containers and init systems: TERM. From batch
+# schedulers before their time limit: USR1, USR2, XCPU.
+STOP = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+received = [0]  # the first signal
 
 
 def parse() -> argparse.Namespace:
@@ -113,8 +126,21 @@ def total(device: torch.device, *values: float) -> list[float]:
 
 
 def say(line: str) -> None:
+    """Of the first process; a reader that has gone away, or a full disk, ends no run."""
     if dist.get_rank() == 0:
-        print(line, flush=True)
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
+
+
+def record_signals() -> None:
+    """Of STOP, in place of ending the process. A signal that is ignored (nohup) stays so."""
+
+    def record(number: int, _: object) -> None:
+        received[0] = received[0] or number
+
+    for number in STOP:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, record)
 
 
 # ---- Model ---------------------------------------------------------------------------------------
@@ -227,7 +253,7 @@ class Run:
         self.wrapped = wrap(self.model, options)
         self.optimizer = torch.optim.Adam(self.model.parameters(), betas=(0.9, 0.98))
         self.step = 0
-        self.signals = 0.0  # the sum of what the processes received
+        self.signal = 0  # the first that a process received
         self.elapsed_before = 0.0
         self.begin = time.perf_counter()
         if state is not None:
@@ -300,7 +326,10 @@ class Run:
         loss = nats(self.wrapped, ids, options) / (rows * options.length)
         loss.backward()
         # A signal to one process stops all after the same step.
-        mean, self.signals = total(self.device, loss.item() / processes, received[0])
+        sent = [0] * processes
+        sent[rank] = received[0]
+        mean, *signals = total(self.device, loss.item() / processes, *sent)
+        self.signal = int(next(filter(None, signals), 0))
         norm: Any = clip_grad_norm_(self.model.parameters(), options.clip)
         rate = learning_rate(options, self.step)
         for group in self.optimizer.param_groups:
@@ -353,7 +382,7 @@ class Log:
 
 def train(run: Run) -> None:
     options, log = run.options, Log(run) if dist.get_rank() == 0 else None
-    while run.step < options.steps and not run.signals:
+    while run.step < options.steps and not run.signal:
         metrics = run.update()
         last = run.step == options.steps
         if last or run.step % options.validate_every == 0:
@@ -364,7 +393,7 @@ def train(run: Run) -> None:
         metrics["elapsed_seconds"] = run.elapsed()
         if log:
             log.append(metrics)
-        if last or run.signals or run.step % options.checkpoint_every == 0:
+        if last or run.signal or run.step % options.checkpoint_every == 0:
             run.save()
 
 
@@ -374,19 +403,20 @@ def leave(status: int) -> NoReturn:
     Gloo's threads may hold tensors while DistributedDataParallel's last reference to the group is
     dropped. The drop then waits for them for ever (github.com/pytorch/pytorch/pull/179291).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 
 def main() -> NoReturn:
     device = join()
     run = Run(parse(), device)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: received.__setitem__(0, number))
+    record_signals()
     train(run)
-    say(f"{'stopped' if run.signals else 'ended'} after step {run.step}: {run.options.out}")
-    leave(128 + (received[0] or signal.SIGTERM) if run.signals else 0)
+    stopped = run.step < run.options.steps
+    say(f"{'stopped' if stopped else 'ended'} after step {run.step}: {run.options.out}")
+    leave(128 + run.signal if stopped else 0)
 
 
 if __name__ == "__main__":

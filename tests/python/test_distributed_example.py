@@ -156,6 +156,37 @@ def test_a_signal_to_one_process_stops_all_and_others_go_on(
     assert_same_losses(metrics(folder / "stopped"), alone)
 
 
+def test_signals_are_recorded_but_for_ignored_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_distributed, "received", received := [0])
+    before = [(number, signal.getsignal(number)) for number in train_distributed.STOP]
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        train_distributed.record_signals()
+        for number, _ in before:
+            signal.raise_signal(number)
+        assert received == [signal.SIGINT]  # the first that is not ignored
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def test_a_hangup_after_the_reader_of_the_output_has_gone_saves(folder: Path) -> None:
+    log = folder / "hangup" / "metrics.jsonl"
+    flags = ("--steps", "1000000", "--validate-every", "1", "--validation-windows", "1")
+    with started(1, folder, "hangup", *flags) as process:
+        process.stdout.close()
+        until = time.monotonic() + SECONDS
+        while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(SECONDS) == 128 + signal.SIGHUP
+    state = torch.load(folder / "hangup" / "training_state.pt", weights_only=True)
+    assert state["step"] == len(metrics(folder / "hangup"))
+    checkpoint.load(folder / "hangup")
+
+
 @pytest.mark.long
 def test_a_run_is_not_begun_twice_unasked(folder: Path, alone: list[dict[str, Any]]) -> None:
     for arguments, words in (
