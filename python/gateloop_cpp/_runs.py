@@ -123,7 +123,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return _name(self.folder)
+
+
+def _name(folder: Path) -> str:
+    """Of a folder, as text: a byte that is not UTF-8 is written as \\xff."""
+    return os.fsencode(folder.resolve().name).decode(errors="backslashreplace")
 
 
 def read_run(folder: Path) -> Run:
@@ -134,7 +139,7 @@ def read_run(folder: Path) -> Run:
         config: dict[str, Any] = {key: dict(content[key]) for key in ("model", "training")}
         provenance = content.get("provenance", [])
         dates = [datetime.fromisoformat(entry["date"]).timestamp() for entry in provenance]
-        run_id = str(content.get("id", folder.resolve().name))
+        run_id = str(content.get("id", _name(folder)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not the configuration of a run: {error}") from error
     weights = folder / _files.WEIGHTS["latest"]
@@ -147,14 +152,7 @@ def read_run(folder: Path) -> Run:
 
 def count_parameters(weights: Path) -> int:
     """Raises ValueError naming the file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights, framework="numpy") as content:
-            names = list(content.keys())
-            return sum(math.prod(content.get_slice(name).get_shape()) for name in names)
-    except SafetensorError as error:
-        raise ValueError(f"{weights}: not a valid safetensors file: {error}") from error
+    return sum(math.prod(entry.shape) for entry in _files.read_entries(weights).values())
 
 
 def run_parser(module: str, description: str | None, runs: str) -> argparse.ArgumentParser:

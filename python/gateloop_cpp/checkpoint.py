@@ -7,13 +7,15 @@
 The C++ program (``gateloop evaluate``, ``gateloop generate``) reads what is written here.
 """
 
+import contextlib
 import inspect
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,17 +33,13 @@ def load(
     Raises:
         FileNotFoundError: naming the file that is not there.
         ValueError: naming the file and what is wrong with it: the format, an unknown option, a
-            missing, unexpected or misshapen tensor.
+            missing, unexpected or misshapen tensor, one of another dtype, a matrix of int8 whose
+            scales do not fit.
     """
     options = load_options(directory, weights)
-    try:
+    with _config_named(directory):
         model = Transformer(**options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        path = Path(directory) / _files.CONFIG
-        raise ValueError(f"{path}: not the options of a model: {error}") from error
     tensors = load_weights(directory, weights)
-    if problems := _spec.weight_problems(options, tensors):
-        raise ValueError(f"{Path(directory) / _files.WEIGHTS[weights]}: {problems}")
     if model.options["tie_embeddings"]:
         tensors[model.logits_weight] = tensors["token_emb.weight"]
     model.load_state_dict(tensors)
@@ -52,7 +50,7 @@ def load_options(
     directory: str | os.PathLike[str], weights: Literal["latest", "best"] = "latest"
 ) -> dict[str, Any]:
     """The arguments of Transformer that config.json, or else the weights, hold."""
-    _check_weights("load_options", weights)
+    expect(weights in _files.WEIGHTS, "checkpoint", "weights", '"latest" or "best"', weights)
     options = _files.read_options(Path(directory), weights)
     unknown = options.keys() - inspect.signature(Transformer.__init__).parameters.keys()
     if unknown:
@@ -66,20 +64,22 @@ def load_weights(
 ) -> dict[str, Tensor]:
     """A state_dict, which the reference's class takes as well where it has the options.
 
-    Matrices of int8 (``gateloop quantize``) come as the float32 numbers that they stand for.
+    Matrices of int8 (``gateloop quantize``) come as the float32 numbers that they stand for. Raises
+    what :func:`load` does.
     """
-    _check_weights("load_weights", weights)
+    options = load_options(directory, weights)
+    with _config_named(directory):
+        expected = _spec.describe(options)["weights"]
     path = Path(directory) / _files.WEIGHTS[weights]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a valid safetensors file: {error}") from error
+    with path.open("rb") as file:
+        entries = _files.read_entries(path)
+        shape_problems = partial(_spec.weight_problems, options)
+        if problems := _files.stored_problems(expected, entries, shape_problems):
+            raise ValueError(f"{path}: {problems}")
+        # By its descriptor: torch maps files whose names are UTF-8 alone.
+        tensors = load_file(f"/dev/fd/{file.fileno()}")
     for name in [name for name, tensor in tensors.items() if tensor.dtype == torch.int8]:
-        if (scale := tensors.pop(f"{name}.scale", None)) is None:
-            raise ValueError(f"{path}: {name} is int8 and has no {name}.scale")
-        tensors[name] = tensors[name].float() * scale.unsqueeze(1)
+        tensors[name] = tensors[name].float() * tensors.pop(f"{name}.scale").unsqueeze(1)
     return tensors
 
 
@@ -142,5 +142,10 @@ def _write(
     )
 
 
-def _check_weights(function: str, weights: str) -> None:
-    expect(weights in _files.WEIGHTS, function, "weights", '"latest" or "best"', weights)
+@contextlib.contextmanager
+def _config_named(directory: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        path = Path(directory) / _files.CONFIG
+        raise ValueError(f"{path}: not the options of a model: {error}") from error

@@ -1,6 +1,7 @@
 """Reading at full speed, outside of the modules."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -19,6 +20,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 class _TouchedError(ValueError):
     """The modules of a model say more than its weights."""
+
+
+def _with_file(work: Callable[[bytes], Any], file: str | os.PathLike[str]) -> Any:
+    """work(name), whose RuntimeError may have a name in it that is not UTF-8."""
+    try:
+        return work(os.fsencode(file))
+    except UnicodeDecodeError as error:  # of the RuntimeError's words
+        raise RuntimeError(os.fsdecode(error.object)) from None
 
 
 class DecoderState:
@@ -48,12 +57,12 @@ class DecoderState:
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Replace the file as a whole, or leave it as it was. RuntimeError names what failed."""
-        self._state.save(os.fspath(file))
+        _with_file(self._state.save, file)
 
     @staticmethod
     def load(file: str | os.PathLike[str]) -> "DecoderState":
         """RuntimeError for a file of another kind or version, and for a damaged one."""
-        return DecoderState(torch.classes.gateloop.State.load(os.fspath(file)))
+        return DecoderState(_with_file(torch.classes.gateloop.State.load, file))
 
 
 class Decoder:
@@ -65,8 +74,9 @@ class Decoder:
 
     Args:
         model: an untouched Transformer: its modules are what its options make them, without hooks,
-            wrappers or adapters. Its parameters are plain tensors of one dtype (float32, bfloat16
-            or float16) on the CPU. Autocast is off.
+            wrappers or adapters. Their classes and torch.nn.functional have the functions that they
+            had when this package was imported. Its parameters are plain tensors of one dtype
+            (float32, bfloat16 or float16) on the CPU. Autocast is off.
         threads: default: as many as torch uses.
 
     Raises:

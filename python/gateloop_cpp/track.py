@@ -177,7 +177,11 @@ class Follower:
 
     def __init__(self, folder: Path, to: str, out: Path) -> None:
         run = read_run(folder)
-        self.tracker: Tracker = TRACKERS[to](run, out)
+        try:
+            self.tracker: Tracker = TRACKERS[to](run, out)
+        except UnicodeEncodeError as error:
+            came = repr(error.object)
+            raise ValueError(f"--to {to} takes names in UTF-8 alone, got {came}") from error
         self.is_done = False
         self._log = Log(folder / METRICS, last_step=self.tracker.last_step())
 

@@ -16,6 +16,7 @@ import torch
 from conftest import HAS_JAX
 from interrupted import interruptions
 from parity import peer
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gateloop_cpp import Transformer, checkpoint
@@ -297,6 +298,58 @@ def test_damage_is_named(damage: Callable[[Path], object], message: str, tmp_pat
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
         checkpoint.load(tmp_path)
+
+
+def set_tensors(**changes: torch.Tensor | None) -> Callable[[Path], object]:
+    """Tensors of model.safetensors by other names than theirs, which have dots."""
+
+    def change(directory: Path) -> object:
+        file = directory / "model.safetensors"
+        names = {"matrix": MATRIX, "scale": f"{MATRIX}.scale", "vector": "to_logits.0.gamma"}
+        tensors = load_file(file) | {names[name]: t for name, t in changes.items()}
+        return save_file({name: t for name, t in tensors.items() if t is not None}, file)
+
+    return change
+
+
+MATRIX = "layers.0.1.fn.0.weight"
+BYTES = torch.ones(32, 8, dtype=torch.int8)
+STORED: dict[str, Callable[[Path], object]] = {
+    "a scale of one number": set_tensors(matrix=BYTES, scale=torch.ones(1)),
+    "a scale of no rows": set_tensors(matrix=BYTES, scale=torch.tensor(1.0)),
+    "a scale too short": set_tensors(matrix=BYTES, scale=torch.ones(31)),
+    "a scale of half precision": set_tensors(matrix=BYTES, scale=torch.ones(32).half()),
+    "no scale": set_tensors(matrix=BYTES),
+    "a scale without int8": set_tensors(scale=torch.ones(32)),
+    "int8 of another shape": set_tensors(matrix=BYTES[:4], scale=torch.ones(4)),
+    "int8 of one axis": set_tensors(matrix=BYTES[0], scale=torch.ones(1)),
+    "int64": set_tensors(matrix=BYTES.long()),
+    "a vector of int8": set_tensors(vector=BYTES[0]),
+    "several": set_tensors(matrix=BYTES, vector=torch.ones(3).bool()),
+}
+
+
+@pytest.mark.parametrize("damage", STORED.values(), ids=STORED)
+def test_stored_weights_are_refused_in_the_words_of_the_program(
+    damage: Callable[[Path], object], build_dir: Path, tmp_path: Path
+) -> None:
+    checkpoint.save(small(), tmp_path)
+    damage(tmp_path)
+    command: list[str | Path] = [build_dir / "gateloop", "info", "--checkpoint", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    expected = done.stderr.removeprefix("gateloop: ").removesuffix("\n")
+    assert done.returncode != 0 and expected.startswith(f"{tmp_path / 'model.safetensors'}: ")
+    for load in (checkpoint.load, checkpoint.load_weights):
+        with pytest.raises(ValueError) as error:
+            load(tmp_path)
+        assert str(error.value) == expected
+
+
+def test_a_directory_need_not_be_named_in_utf_8(tmp_path: Path) -> None:
+    folder, model = tmp_path / os.fsdecode(b"bad\xff"), small()
+    checkpoint.save(model, folder)
+    loaded = checkpoint.load(folder).state_dict()
+    assert all(map(torch.equal, loaded.values(), model.state_dict().values()))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

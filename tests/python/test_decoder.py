@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +80,16 @@ def test_a_state_is_a_value(options: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"nothing")
     with pytest.raises(RuntimeError, match="not a state"):
         DecoderState.load(tmp_path / "state")
+
+
+def test_a_file_need_not_be_named_in_utf_8(tmp_path: Path) -> None:
+    decoder, file = Decoder(small()), tmp_path / os.fsdecode(b"bad\xff")
+    _, state = decoder(torch.zeros(1, 3, dtype=torch.int64))
+    state.save(file)
+    assert DecoderState.load(file).position == 3
+    for fail in (DecoderState.load, state.save):
+        with pytest.raises(RuntimeError, match=re.escape(f"{file}/")):
+            fail(file / "absent")
 
 
 def greedy(model: Transformer, prompt: Tensor, length: int) -> Tensor:

@@ -199,6 +199,20 @@ def wait_until_sent(step: int, to: str, out: Path, follower: subprocess.Popen[by
         time.sleep(0.2)
 
 
+def test_a_run_need_not_be_named_in_utf_8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    run = write_run(tmp_path / os.fsdecode(b"bad\xff") / os.fsdecode(b"run\xff"))
+    write_steps(run, 1, STEPS)
+    arguments, out = [str(run), "--to", "tensorboard"], tmp_path / "out"
+    assert track.main([*arguments, "--out", str(out)]) == 0
+    assert list((out / r"run\xff").iterdir())
+    assert track.main(arguments) == 1
+    refused = "track: --to tensorboard takes names in UTF-8 alone, got "
+    assert capsys.readouterr().err.startswith(refused)
+
+
 def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "config.json").write_text("{}", encoding="utf-8")
     assert track.main([str(run), "--to", "tensorboard", "--once"]) == 1
