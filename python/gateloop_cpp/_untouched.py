@@ -26,25 +26,27 @@ def difference(model: Any, cls: type[Any]) -> str | None:
     """What code that computes the result of ``model`` from its weights would miss; None: nothing.
 
     An untouched model is a ``cls`` with the modules, types and attributes that its ``options`` give
-    it. It has no hooks, local or global, and no ``forward`` of an instance. Its parameters are
-    plain, of one dtype and on the CPU. It is called outside of autocast and of torch's transforms
-    and modes. Values of parameters, ties between them, ``train()`` and ``fuse()`` make no
-    difference.
+    it. It has no hooks, local or global, and no ``forward`` of an instance. Their classes and
+    torch.nn.functional have their own functions. Its parameters are plain, of one dtype and on the
+    CPU. It is called outside of autocast and of torch's transforms and modes. Values of parameters,
+    ties between them, ``train()`` and ``fuse()`` make no difference.
     """
     if plain_class(type(model)) is not cls:
         return f"the type {type(model).__qualname__}"
-    with torch.device("meta"):
-        plain = cls(**model.options)
-    dtype = model.token_emb.weight.dtype
-    if dtype.is_floating_point:
-        plain.to(dtype)
-    return _of_place() or _of_modules(model, plain) or _of_parameters(model, plain)
+    if found := _of_place():
+        return found
+    try:
+        with torch.device("meta"):
+            plain = cls(**model.options)
+    except Exception as error:  # of options that were changed
+        return f"options of no model: {error}"
+    return _of_modules(model, plain) or _of_parameters(model, plain)
 
 
 def _of_place() -> str | None:
     if torch.is_autocast_enabled("cpu"):
         return "autocast"
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if torch._C._len_torch_dispatch_stack():
         return "a mode that sees torch's operators"
     return _watchers.of_all_modules()
 
@@ -55,16 +57,33 @@ def _of_modules(model: nn.Module, plain: nn.Module) -> str | None:
         return f"the modules {sorted(modules.keys() ^ expected.keys())}"
     for name, module in modules.items():
         ours, theirs = vars(module), vars(expected[name])
-        if plain_class(type(module)) is not type(expected[name]):
+        kind = plain_class(type(module))
+        if kind is not type(expected[name]) or kind not in _watchers.CLASSES:
             return f"{name}, of type {type(module).__qualname__}"
         for key in (ours.keys() | theirs.keys()) - _WITHOUT_EFFECT:
-            if key not in ours or key not in theirs or ours[key] != theirs[key]:
+            if key not in ours or key not in theirs or not _equal(ours[key], theirs[key]):
                 return f"the attribute {key} of {name or 'the model'}"
     return None
 
 
+def _equal(a: Any, b: Any) -> bool:
+    """Of one type and one value. The == of other types than these need not give a bool."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return isinstance(a, int | float | str | set) and a == b
+
+
 def _of_parameters(model: nn.Module, plain: nn.Module) -> str | None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    first = next(iter(parameters.values()), None)
+    if first is not None and first.is_floating_point():
+        plain.to(first.dtype)
     expected = dict(plain.named_parameters(remove_duplicate=False))
     if parameters.keys() != expected.keys():
         return f"the parameters {sorted(parameters.keys() ^ expected.keys())}"

@@ -21,11 +21,9 @@ from gateloop_cpp import _library as _library  # loads the operators
 from gateloop_cpp import _watchers
 from gateloop_cpp._checks import expect
 from gateloop_cpp.causal_full_attention import CausalFullAttention
-from gateloop_cpp.feed_forward import FeedForward
 from gateloop_cpp.gate_looped_attention import GateLoopedAttention
 from gateloop_cpp.residual import PostNorm, PreNorm
 from gateloop_cpp.rms_norm import RMSNorm
-from gateloop_cpp.rotary_embedding import RotaryEmbedding
 from gateloop_cpp.simple_gate_loop_layer import SimpleGateLoopLayer
 from gateloop_cpp.transformer import Transformer
 
@@ -43,8 +41,9 @@ def fuse(model: Module) -> Module:
     Each of these parts is called as before where any module in it was changed, at any time. Such
     changes are hooks, a forward of its own, a compiled call or another class. All parts are called
     under hooks on all modules, modes that see torch's functions, ``torch.compile`` and the
-    transforms of ``torch.func``. With ``checkpoint_blocks`` residual connections are called too.
-    Under autocast a norm passes its dtype on, and layers read that.
+    transforms of ``torch.func``. So they are where a class of modules has another forward or
+    torch.nn.functional another function. With ``checkpoint_blocks`` residual connections are called
+    too. Under autocast a norm passes its dtype on, and layers read that.
 
     So fuse first and wrap, shard, hook or quantise then. Tools that look for the class nn.Linear
     itself, not for its instances, miss a fused one: :func:`unfuse` before.
@@ -271,23 +270,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
 }
 _PLAIN = {fused: plain for plain, fused in _FUSED.items()}
 _WHOLE = (Transformer, GateLoopedAttention, CausalFullAttention, SimpleGateLoopLayer)
-_OTHERS = (
-    FeedForward,
-    PostNorm,
-    PreNorm,
-    RMSNorm,
-    RotaryEmbedding,
-    SimpleGateLoopLayer,
-    nn.Embedding,
-    nn.Flatten,
-    nn.Identity,
-    nn.LayerNorm,
-    nn.ModuleList,
-    nn.Sequential,
-    nn.SiLU,
-    nn.Unflatten,
-)
-_KNOWN = frozenset((*_FUSED, *_PLAIN, *_OTHERS))
+_KNOWN = frozenset((*_watchers.CLASSES, *_PLAIN))
 
 
 def _touch(module: nn.Module) -> str | None:

@@ -68,8 +68,8 @@ class Transformer(nn.Module):
         layers: the mixer of each layer, instead of use_gate_looped_attn: a pattern such as
             "gate_loop*2,attention", or a list; both are repeated to the depth. Entries are
             "gate_loop", "attention", "none" (a feed-forward alone), and mappings
-            {"mixer": name, ...} with what differs from the arguments here: arguments of
-            GateLoopedAttention and CausalFullAttention but dim, simple_gate_loop, ff_mult.
+            {"mixer": name, ...} with what differs from the arguments here: simple_gate_loop,
+            ff_mult and, but for dim, the arguments of GateLoopedAttention or CausalFullAttention.
         simple_gate_loop: in front of every mixer a SimpleGateLoopLayer, x = layer(x) + x: True, or
             a mapping of its prenorm and post_ln.
         tie_embeddings: the logits are products with the token embedding.
@@ -114,9 +114,9 @@ class Transformer(nn.Module):
         tie_embeddings: bool = False,
         checkpoint_blocks: bool = False,
     ) -> None:
-        if isinstance(simple_gate_loop, bool):
-            simple_gate_loop = {} if simple_gate_loop else None
-        options = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
+        options = _in_full({k: v for k, v in locals().items() if k not in _NOT_OPTIONS})
+        if isinstance(layers, list | tuple):
+            options["layers"] = [_in_full(e) if isinstance(e, Mapping) else e for e in layers]
         super().__init__()
         spec = _spec.describe(options)
         #: The arguments that say what the model computes, by name: what config.json holds.
@@ -183,9 +183,8 @@ class Transformer(nn.Module):
                 anywhere and carried through its cache gives what one call gives. The cost of a
                 token is constant for GateLoop and grows with the tokens before it for attention.
             return_cache: return (logits, cache) instead of logits.
-            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`; with max
-                heads. A cache then has a row for each sequence; attention has none. Logits at
-                padding say nothing.
+            cu_seqlens, mask: packed or padded sequences, see :mod:`gateloop_cpp.ops`. A cache then
+                has a row for each sequence; attention has none. Logits at padding say nothing.
             time_group: the processes that hold a block of time each, see
                 :mod:`gateloop_cpp.distributed`; without a cache, and with attention over windows
                 alone. The last token of a block is given the first of the next one. A process's
@@ -349,10 +348,18 @@ class Transformer(nn.Module):
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             return
         low, high = (int(bound) for bound in x.aminmax())
-        size = self.token_emb.num_embeddings
+        size = self.options["num_tokens"]
         if low < 0 or high >= size:
             outside = low if low < 0 else high
             raise IndexError(f"{_NAME}: {argument} must be in [0, {size}), got {outside}")
+
+
+def _in_full(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with a mapping or None in place of a bool simple_gate_loop."""
+    given = options.get("simple_gate_loop")
+    if not isinstance(given, bool):
+        return dict(options)
+    return {**options, "simple_gate_loop": {} if given else None}
 
 
 def _mixer(dim: int, mixer: str, derived: object = None, **options: Any) -> nn.Module | None:

@@ -13,7 +13,7 @@ from drawn_models import STEPS, drawn_ids, drawn_model
 from safetensors.torch import load_file, save_file
 
 from gateloop_cpp import CausalFullAttention, Decoder, GateLoopedAttention, Transformer, checkpoint
-from gateloop_cpp._spec import describe, weight_problems
+from gateloop_cpp._spec import describe, stored, weight_problems
 
 # In float64 two ways to the same number differ by the order of their sums only.
 CLOSE: dict[str, Any] = dict(rtol=1e-10, atol=1e-12)
@@ -121,6 +121,17 @@ def test_a_pattern_is_repeated_to_the_depth(layers: Any) -> None:
     mixers = [type(model.get_submodule(f"layers.{i}.0.fn")) for i in range(7)]
     period = [GateLoopedAttention, GateLoopedAttention, CausalFullAttention]
     assert mixers == [*period, *period, GateLoopedAttention]
+
+
+def test_a_simple_gate_loop_may_be_of_some_layers() -> None:
+    first = {"mixer": "gate_loop", "simple_gate_loop": True}
+    second = {"mixer": "gate_loop", "simple_gate_loop": False}
+    for simple in (False, True):
+        model = Transformer(8, num_tokens=4, depth=3, simple_gate_loop=simple,
+            layers=[first, second, "gate_loop"])  # fmt: skip
+        has = [len(model.get_submodule(f"layers.{i}")._modules) == 3 for i in range(3)]
+        assert has == [True, False, simple]
+        assert describe(model.options) == describe(stored(model.options))
 
 
 @pytest.mark.parametrize("softmax", [True, False])

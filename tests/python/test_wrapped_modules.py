@@ -4,14 +4,17 @@ Of plain models, and of those that were fused before.
 """
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn_models import drawn_model
 from parity import peer
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -168,20 +171,76 @@ def test_hooks_on_all_modules_fire(use: str, fused: bool) -> None:
     assert sum(m is model.get_submodule("token_emb") for m in seen) >= 8
 
 
-@FUSED
-def test_a_linear_layer_replaced_for_everyone_is_called(
-    fused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model: Any = make(gateloop_cpp, "gate_loop", fused)
-    x, seen = given("gate_loop"), list[int]()
+def replace(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[int]:
+    """A number is added to the list at each call of the function."""
+    before, seen = getattr(place, name), list[int]()
 
-    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+    def counted(*arguments: Any, **options: Any) -> Any:
         seen.append(1)
-        return F.linear(x, self.weight, self.bias)
+        return before(*arguments, **options)
 
-    monkeypatch.setattr(nn.Linear, "forward", forward)
-    run_generation(1)(model, x)
-    assert len(seen) == 8 * sum(isinstance(m, nn.Linear) for m in model.modules())
+    monkeypatch.setattr(place, name, counted)
+    return seen
+
+
+def classes_of_models() -> dict[type[nn.Module], dict[str, Any]]:
+    """Every class whose modules are called in some model, with the options of such a model."""
+    drawn = [drawn_model(seed).options for seed in range(8)]
+    return {
+        kind: options
+        for options in (*drawn, *MODELS.values())
+        for kind in map(type, Transformer(**options).modules())
+        if kind is not nn.ModuleList
+    }
+
+
+CLASSES = classes_of_models()
+
+
+@FUSED
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("name", ["forward", "__call__"])
+def test_a_class_replaced_for_everyone_is_called(
+    name: str, kind: Any, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Transformer(**CLASSES[kind])
+    if fused:
+        fuse(model)
+    x = torch.zeros(1, 2, dtype=torch.int64)
+    expected = model.generate(x, 3, temperature=0)
+    seen = replace(monkeypatch, kind, name)
+    assert torch.equal(model.generate(x, 3, temperature=0), expected)
+    assert len(seen) >= 3 * sum(isinstance(m, kind) for m in model.modules())
+
+
+@FUSED
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (nn.Module, "_call_impl"),
+        (F, "embedding"),
+        (F, "linear"),
+        (F, "scaled_dot_product_attention"),
+    ],
+)
+def test_a_function_replaced_for_everyone_is_called(
+    place: Any, name: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = make(gateloop_cpp, "attention", fused).float()
+    seen = replace(monkeypatch, place, name)
+    model.generate(given("attention")[:1], 3, temperature=0)
+    assert len(seen) >= 3
+
+
+def test_modules_of_a_class_in_place_of_torchs_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    monkeypatch.setattr(nn, "Linear", Mine)
+    model = Transformer(**MODELS["gate_loop"])
+    with pytest.raises(ValueError, match=r"of type .*Mine"):
+        Decoder(model)
 
 
 # ---- Adapters, offloading, parametrisations, layers of other kinds -------------------------------
@@ -336,6 +395,28 @@ def test_a_gate_in_float32_beside_bfloat16(fused: bool) -> None:
 # ---- Which models a Decoder may read -------------------------------------------------------------
 
 
+def quantise_embedding(model: Any) -> None:
+    """Its ``weight`` is a function."""
+    model.token_emb.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig
+    with warnings.catch_warnings(action="ignore"):  # deprecated, and still in use
+        model.token_emb = torch.ao.nn.quantized.Embedding.from_float(model.token_emb)
+
+
+@pytest.mark.parametrize(
+    "change", [quantise_embedding, lambda m: setattr(m, "token_emb", nn.Sequential(m.token_emb))]
+)
+def test_an_embedding_of_another_class_is_called(change: Callable[[Any], object]) -> None:
+    model = Transformer(**MODELS["gate_loop"])
+    change(model)
+    text = given("gate_loop")[:1]
+    drawn = model.generate(text, 5, temperature=0)
+    for _ in range(5):
+        text = torch.cat((text, model(text)[:, -1:].argmax(-1)), 1)
+    assert torch.equal(text[:, -5:], drawn)
+    with pytest.raises(IndexError, match=r"x must be in \[0, 32\), got 32"):
+        model(torch.tensor([[32]]))
+
+
 def layer_of(model: Any, index: int = 0) -> tuple[Any, Any]:
     mix, feed = model.layers[index]
     return mix.fn, feed.fn
@@ -348,6 +429,10 @@ def hook(model: Any) -> None:
 def two_tensors(model: Any) -> None:
     weight = model.token_emb.weight.detach()
     model.token_emb.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+
+
+def change_options(model: Any) -> None:
+    model.options["wings"] = 2
 
 
 def add_attribute(model: Any) -> None:
@@ -376,6 +461,22 @@ TOUCHED: dict[str, tuple[Callable[[Any], object], str]] = {
     "another activation": (lambda m: layer_of(m)[1].__setitem__(1, nn.GELU("tanh")), "approximate"),
     "another ablation": (lambda m: setattr(m, "ablate_complex", True), "ablate_complex"),
     "an attribute": (add_attribute, "_hf_hook"),
+    "tensors": (lambda m: setattr(m, "depths", torch.ones(3)), "depths"),
+    "numbers of an array": (
+        lambda m: setattr(m, "ablate_complex", np.zeros(3)),
+        "ablate_complex",
+    ),
+    "several tensors": (
+        lambda m: setattr(layer_of(m)[0], "state_shape", (torch.ones(3),)),
+        "state_shape",
+    ),
+    "other options": (change_options, "wings"),
+    "an embedding in another module": (
+        lambda m: setattr(m, "token_emb", nn.Sequential(m.token_emb)),
+        "token_emb",
+    ),
+    "no parameters": (lambda m: setattr(m, "token_emb", nn.Identity()), "token_emb"),
+    "a quantised embedding": (quantise_embedding, "token_emb"),
     "a compiled layer": (lambda m: layer_of(m)[1].compile(), "_compiled_call_impl"),
     "another bias": (
         lambda m: setattr(layer_of(m)[0], "to_qkv", nn.Linear(16, 48)),
@@ -432,6 +533,11 @@ def test_modules_are_called_where_others_watch(place: Callable[[], Any], fused: 
         Decoder(model)
     with place():
         assert model.generate(given("gate_loop")[:1], 3).shape == (1, 3)
+
+
+def test_a_default_device_is_no_mode() -> None:
+    with torch.device("cpu"):
+        Decoder(Transformer(**MODELS["gate_loop"]))
 
 
 def test_a_subclass_is_called() -> None:
