@@ -1,6 +1,7 @@
 """The runs of ``gateloop train`` as they lie on the disk, finished or under way."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -50,6 +51,7 @@ class Log:
 
     path: Path
     last_step: int = 0  # given so far
+    is_finished: bool = False  # the last record, given or not, is a finished run's
     _file: tuple[int, int] = (0, 0)
     _offset: int = 0
 
@@ -63,6 +65,10 @@ class Log:
                 status = os.fstat(file.fileno())
                 if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
                     self._file, self._offset = (status.st_dev, status.st_ino), 0
+                # Cut and grown again since the last call, it has no line that ends there.
+                file.seek(max(0, self._offset - 1))
+                if self._offset > 0 and file.read(1) != b"\n":
+                    self._offset = 0
                 file.seek(self._offset)
                 text = file.read()
         except FileNotFoundError:
@@ -72,6 +78,8 @@ class Log:
         records = [self._record(line) for line in whole.splitlines()]
         new = [record for record in records if record.step > self.last_step]
         self.last_step = max([self.last_step, *(record.step for record in new)])
+        if records:
+            self.is_finished = records[-1].is_final
         return new
 
     def _record(self, line: bytes) -> Record:
@@ -116,7 +124,7 @@ class Run:
     """What is shown of a run besides its records."""
 
     folder: Path
-    id: str
+    id: str  # of the model and of when and how it was begun: a resumed run keeps it
     config: dict[str, Any]  # model, training, parameters
     machine: dict[str, Any]  # the program, its revision, torch and the processor, as it last ran
     began: float  # seconds since 1970
@@ -139,7 +147,9 @@ def read_run(folder: Path) -> Run:
         config: dict[str, Any] = {key: dict(content[key]) for key in ("model", "training")}
         provenance = content.get("provenance", [])
         dates = [datetime.fromisoformat(entry["date"]).timestamp() for entry in provenance]
-        run_id = str(content.get("id", _name(folder)))
+        began = provenance[0] if provenance else str(folder.resolve())
+        start = hashlib.sha256(json.dumps(began).encode()).hexdigest()[:8]
+        run_id = f"{content.get('id', 'run')}-{start}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not the configuration of a run: {error}") from error
     weights = folder / _files.WEIGHTS["latest"]

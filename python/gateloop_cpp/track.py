@@ -40,13 +40,13 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in OUT, a folder of the run's name each."""
+    """Event files in OUT, a folder of the run's name and the end of its id each."""
 
     def __init__(self, run: Run, out: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
-        self._folder = out / run.name
+        self._folder = out / f"{run.name}-{run.id[-8:]}"
         self._last = self._last_step()
         self._writer: Any = SummaryWriter(str(self._folder))
         if self._last == 0:
@@ -86,7 +86,7 @@ def _tags(events: Any) -> list[str]:
 
 
 class WeightsAndBiases:
-    """A run of the project "gateloop", under the id of the model; WANDB_* set the rest."""
+    """A run of the project "gateloop", under its id; WANDB_* set the rest."""
 
     def __init__(self, run: Run, out: Path) -> None:
         import wandb
@@ -96,7 +96,7 @@ class WeightsAndBiases:
         self._html = wandb.Html
         self._run: Any = wandb.init(
             project=project, id=run.id, name=run.name, dir=str(out), config=run.config,
-            resume="allow",
+            resume="allow", reinit="create_new",
         )  # fmt: skip
 
     def last_step(self) -> int:
@@ -118,7 +118,7 @@ class WeightsAndBiases:
 
 @dataclass
 class MlFlow:
-    """A run of the experiment "gateloop", found by the id of the model; MLFLOW_* set the rest."""
+    """A run of the experiment "gateloop", found by its id; MLFLOW_* set the rest."""
 
     run: Run
     out: Path
@@ -126,13 +126,17 @@ class MlFlow:
 
     def __post_init__(self) -> None:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         self.out.mkdir(parents=True, exist_ok=True)
         database = f"sqlite:///{(self.out / 'mlflow.db').resolve()}"
         uri = os.environ.get("MLFLOW_TRACKING_URI") or database
-        self._client: Any = MlflowClient(tracking_uri=uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "gateloop")
-        known = self._client.get_experiment_by_name(name)
+        try:
+            self._client: Any = MlflowClient(tracking_uri=uri)
+            known = self._client.get_experiment_by_name(name)
+        except MlflowException as error:  # mlflow-skinny has no databases
+            raise ValueError(f"--to mlflow, MLFLOW_TRACKING_URI {uri}: {error}") from error
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         tag = "gateloop.id"
         found = self._client.search_runs([experiment], f"tags.`{tag}` = '{self.run.id}'")
@@ -189,7 +193,7 @@ class Follower:
         """Sends what is new."""
         for record in self._log.new_records():
             self.tracker.log(record)
-            self.is_done = self.is_done or record.is_final
+        self.is_done = self._log.is_finished
         self.tracker.flush()
 
 

@@ -35,10 +35,15 @@ EXPECTED = {
 }
 
 
+def of_run(out: Path) -> Path:
+    (folder,) = out.glob("small-*")
+    return folder
+
+
 def in_tensorboard(out: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(out / "small"), size_guidance={"scalars": 0, "tensors": 0})
+    events = EventAccumulator(str(of_run(out)), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     texts = events.Tensors("sample/text_summary")
     assert [text.step for text in texts] == [10, 20, 30, 40]
@@ -74,7 +79,7 @@ def in_wandb(out: Path) -> dict[str, list[tuple[int, float]]]:
     """Of all offline folders of the run, in order: W&B keeps the first value of each step."""
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     found: dict[str, dict[int, float]] = {}
-    for file in sorted((out / "wandb").glob("offline-run-*/run-0123abcd.wandb")):
+    for file in sorted((out / "wandb").glob("offline-run-*/run-0123abcd-*.wandb")):
         for data in wandb_messages(file):
             record = messages.Record()
             record.ParseFromString(data)
@@ -177,9 +182,9 @@ def has_arrived(step: int, to: str, out: Path) -> bool:
     if to == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        if not (out / "small").is_dir():
+        if not list(out.glob("small-*")):
             return False
-        events = EventAccumulator(str(out / "small")).Reload()
+        events = EventAccumulator(str(of_run(out))).Reload()
         known = MARK in events.Tags()["scalars"]
         return known and events.Scalars(MARK)[-1].step == step
     from mlflow import MlflowClient
@@ -207,10 +212,45 @@ def test_a_run_need_not_be_named_in_utf_8(
     write_steps(run, 1, STEPS)
     arguments, out = [str(run), "--to", "tensorboard"], tmp_path / "out"
     assert track.main([*arguments, "--out", str(out)]) == 0
-    assert list((out / r"run\xff").iterdir())
+    (folder,) = out.iterdir()
+    assert folder.name.startswith(r"run\xff-") and list(folder.iterdir())
     assert track.main(arguments) == 1
     refused = "track: --to tensorboard takes names in UTF-8 alone, got "
     assert capsys.readouterr().err.startswith(refused)
+
+
+def begun_otherwise(run: Path, command: str) -> Path:
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["provenance"][0]["command"] = [command]
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return run
+
+
+def tracked_runs(to: str, out: Path) -> int:
+    if to == "tensorboard":
+        return len(list(out.glob("small-*")))
+    if to == "wandb":
+        return len({file.name for file in (out / "wandb").glob("offline-run-*/*.wandb")})
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("gateloop")
+    return len(client.search_runs([experiment.experiment_id]))
+
+
+def test_runs_of_one_name_and_one_model_stay_apart(to: str, tmp_path: Path) -> None:
+    runs = [begun_otherwise(write_run(tmp_path / seed / "small"), seed) for seed in "ab"]
+    for run in runs:
+        write_steps(run, 1, STEPS)
+    assert track.main([*map(str, runs), "--to", to, "--out", str(tmp_path / "out")]) == 0
+    assert tracked_runs(to, tmp_path / "out") == len(runs)
+
+
+def test_a_finished_run_that_was_sent_is_done(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    write_steps(run, 1, STEPS)
+    for _ in range(2):  # the second would wait for ever
+        assert track.main([str(run), "--to", "tensorboard", "--out", str(tmp_path / "out")]) == 0
 
 
 def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
