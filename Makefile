@@ -9,7 +9,7 @@ SHELL := bash
 
 PYTHON_ENV := .venv/setup-complete
 BINARY := build/release/gateloop
-SANITIZERS := asan ubsan tsan
+SANITIZERS := asan asan-torch ubsan tsan
 
 .PHONY: help
 help:  ## Show this list
@@ -69,7 +69,7 @@ test-python: build-all  ## Python tests only
 	$(PYTEST)
 
 .PHONY: test-sanitizers
-test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer (test-asan, test-ubsan, test-tsan)
+test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer; test-asan-torch: all C++ tests
 
 # The sanitizers of older compilers cannot place their shadow memory where the kernel randomises
 # addresses widely; without randomisation they always can.
@@ -92,8 +92,7 @@ test-architectures: $(PYTHON_ENV)  ## The CUDA kernels for every architecture of
 	  cmake --preset architectures && cmake --build --preset architectures && ctest --preset architectures; \
 	else echo "test-architectures: left out, no nvcc on PATH"; fi
 
-# libtorch is not instrumented: what it allocates at its start is no leak of ours, and its containers
-# carry no marks.
+# As in the preset of tests: libtorch is not instrumented.
 FUZZ := $(FIXED_ADDRESSES) env ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0
 
 .PHONY: fuzz
