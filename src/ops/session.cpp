@@ -52,6 +52,8 @@ struct Session : torch::CustomClassHolder {
   Session(const std::string& options, const std::vector<std::string>& names,
           const std::vector<at::Tensor>& tensors, std::int64_t threads)
       : session(with_value_errors([&] {
+          TORCH_CHECK_VALUE(std::in_range<int>(threads), "Session: threads must be an int, got ",
+                            threads);
           const auto spec = model::resolve(model::options_from_json(options));
           return runtime::Session(model_of(spec, names, tensors),
                                   {.threads = static_cast<int>(threads)});

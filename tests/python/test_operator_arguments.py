@@ -274,7 +274,12 @@ def test_saved_tensor_hooks_cannot_crash_the_backward_pass() -> None:
         y.sum().backward()
 
 
-EMPTIED = [shortened, lambda t: t[:0], without_memory, lambda t: torch.cat([t, t])]
+EMPTIED: list[Callable[[Tensor], Tensor]] = [
+    shortened,
+    lambda t: t[:0],
+    without_memory,
+    lambda t: torch.cat([t, t]),
+]
 
 
 @pytest.mark.parametrize("spoiler", range(len(EMPTIED)))

@@ -235,6 +235,7 @@ def tracked_runs(to: str, out: Path) -> int:
 
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("gateloop")
+    assert experiment is not None
     return len(client.search_runs([experiment.experiment_id]))
 
 
