@@ -303,7 +303,9 @@ std::string to_json(const ModelSpec& spec);
 std::string describe(const std::string& options);
 /// One layer in the same form, of an entry of "layers" and the width of the model around it.
 std::string describe_layer(const std::string& layer, std::int64_t dim);
-/// weight_problems() of the model of these options. `shapes`: a JSON object of shapes by name.
-std::string weight_problems(const std::string& options, const std::string& shapes);
+/// What keeps stored tensors from being the weights of the model of these options: their names,
+/// shapes and dtypes, and those of the scales of int8 matrices; "" where nothing does. `tensors`: a
+/// JSON object of [dtype, shape] by name, the dtype as safetensors has it.
+std::string stored_problems(const std::string& options, const std::string& tensors);
 
 }  // namespace gateloop::model

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata as packages
 from pathlib import Path
@@ -63,28 +63,6 @@ def read_entries(file: Path) -> dict[str, Entry]:
     with _opened(file) as content:
         slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
         return {name: Entry(t.get_dtype(), tuple(t.get_shape())) for name, t in slices.items()}
-
-
-def stored_problems(
-    weights: Mapping[str, Sequence[int]],
-    entries: Mapping[str, Entry],
-    shape_problems: Callable[[Mapping[str, Entry]], str],
-) -> str:
-    """What keeps stored tensors from being a model's weights: names, shapes, dtypes; "": nothing.
-
-    In the words of src/model/stored_weights.cpp. A matrix of int8 has the scales of its rows beside
-    it. weights: the model's, with their shapes; shape_problems: weight_problems() of its options.
-    """
-    unclaimed, dtypes = dict(entries), []
-    for name in sorted(weights.keys() & entries.keys()):
-        (dtype, shape), is_matrix = entries[name], len(weights[name]) == 2
-        if dtype == "I8" and is_matrix and len(shape) == 2:
-            if unclaimed.pop(f"{name}.scale", None) != ("F32", shape[:1]):
-                dtypes.append(f"{name} is I8 and needs {name}.scale, F32 ({shape[0]})")
-        elif dtype not in ("F64", "F32", "F16", "BF16"):
-            others = "F64, F32, F16, BF16 or I8" if is_matrix else "F64, F32, F16 or BF16"
-            dtypes.append(f"{name} is {dtype}, not {others}")
-    return "; ".join(filter(None, (shape_problems(unclaimed), *dtypes)))
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gateloop_cpp import _library as _library  # loads the operators
+from gateloop_cpp._files import Entry
 
 
 def describe(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,10 +31,10 @@ def describe_layer(dim: int, mixer: str, **options: Any) -> dict[str, Any]:
     return dict(json.loads(torch.ops.gateloop._describe_layer(layer, dim)))
 
 
-def weight_problems(options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Every missing, unexpected and misshapen tensor by name; "": they are this model's weights."""
-    shapes = json.dumps({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    return str(torch.ops.gateloop._weight_problems(as_json(options), shapes))
+def stored_problems(options: Mapping[str, Any], tensors: Mapping[str, Entry]) -> str:
+    """Every missing, unexpected and misshapen tensor by name, and those of other dtypes; "": they
+    are this model's weights."""
+    return str(torch.ops.gateloop._stored_problems(as_json(options), json.dumps(dict(tensors))))
 
 
 def stored(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import contextlib
 import inspect
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,13 +67,12 @@ def load_weights(
     what :func:`load` does.
     """
     options = load_options(directory, weights)
-    with _config_named(directory):
-        expected = _spec.describe(options)["weights"]
     path = Path(directory) / _files.WEIGHTS[weights]
     with path.open("rb") as file:
         entries = _files.read_entries(path)
-        shape_problems = partial(_spec.weight_problems, options)
-        if problems := _files.stored_problems(expected, entries, shape_problems):
+        with _config_named(directory):
+            problems = _spec.stored_problems(options, entries)
+        if problems:
             raise ValueError(f"{path}: {problems}")
         # By its descriptor: torch maps files whose names are UTF-8 alone.
         tensors = load_file(f"/dev/fd/{file.fileno()}")

@@ -44,10 +44,10 @@ const char* gateloop_jax_stored_options(const char* options, bool* failed) {
   });
 }
 
-/// model::weight_problems().
-const char* gateloop_jax_weight_problems(const char* options, const char* shapes, bool* failed) {
+/// model::stored_problems().
+const char* gateloop_jax_stored_problems(const char* options, const char* tensors, bool* failed) {
   return gateloop::jax::answer(failed,
-                               [&] { return gateloop::model::weight_problems(options, shapes); });
+                               [&] { return gateloop::model::stored_problems(options, tensors); });
 }
 
 }  // extern "C"

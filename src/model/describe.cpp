@@ -8,6 +8,7 @@
 #include "gateloop/model.h"
 #include "model/json_fields.h"
 #include "model/parse_json.h"
+#include "model/safetensors.h"
 
 namespace gateloop::model {
 
@@ -52,13 +53,16 @@ std::string describe_layer(const std::string& layer, std::int64_t dim) {
   return description_of(resolve(options_from_json(options.dump())))["layers"][0].dump();
 }
 
-std::string weight_problems(const std::string& options, const std::string& shapes) {
+std::string stored_problems(const std::string& options, const std::string& tensors) {
   const ModelSpec spec = resolve(options_from_json(options));
-  std::vector<NamedShape> given;
-  const json tensors = parse_json<json>(shapes);
-  for (const auto& [name, shape] : tensors.items())
-    given.push_back({name, shape.get<std::vector<std::int64_t>>()});
-  return weight_problems(spec, given);
+  std::vector<TensorEntry> entries;
+  const json given = parse_json<json>(tensors);
+  for (const auto& [name, entry] : given.items()) {
+    entries.push_back({.name = name,
+                       .dtype = entry.at(0).get<std::string>(),
+                       .shape = entry.at(1).get<std::vector<std::int64_t>>()});
+  }
+  return stored_problems(spec, entries);
 }
 
 }  // namespace gateloop::model

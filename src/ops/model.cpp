@@ -32,8 +32,8 @@ std::string stored_options(const std::string& options) {
   return as_value_error([&] { return model::to_json(model::options_from_json(options)); });
 }
 
-std::string weight_problems(const std::string& options, const std::string& shapes) {
-  return as_value_error([&] { return model::weight_problems(options, shapes); });
+std::string stored_problems(const std::string& options, const std::string& tensors) {
+  return as_value_error([&] { return model::stored_problems(options, tensors); });
 }
 
 }  // namespace
@@ -43,7 +43,7 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def("_describe_model(str options) -> str", &describe_model);
   m.def("_describe_layer(str layer, int dim) -> str", &describe_layer);
   m.def("_stored_options(str options) -> str", &stored_options);
-  m.def("_weight_problems(str options, str shapes) -> str", &weight_problems);
+  m.def("_stored_problems(str options, str tensors) -> str", &stored_problems);
 }
 
 }  // namespace gateloop::ops

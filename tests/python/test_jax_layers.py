@@ -17,7 +17,8 @@ from drawn_models import STEPS, TOKENS, draw, drawn_ids, drawn_model
 from safetensors.numpy import load_file, save_file
 
 from gateloop_cpp import Transformer, checkpoint
-from gateloop_cpp._spec import describe, weight_problems
+from gateloop_cpp._files import read_entries
+from gateloop_cpp._spec import describe, stored_problems
 from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
 from gateloop_jax._weights import to_tensors
 
@@ -213,10 +214,9 @@ def test_weights_that_do_not_fit_are_refused_in_the_same_words(tmp_path: Path) -
     del tensors["token_emb.weight"]
     tensors |= {"extra": np.zeros((2, 3)), "layers.0.1.fn.0.bias": np.zeros(5)}
     save_file(tensors, file)
-    shapes = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
     with pytest.raises(ValueError) as error:
         load_checkpoint(tmp_path)
-    assert str(error.value) == f"{file}: {weight_problems(model.options, shapes)}"
+    assert str(error.value) == f"{file}: {stored_problems(model.options, read_entries(file))}"
 
 
 def test_arrays_that_are_not_those_of_the_options_are_not_saved(

@@ -220,6 +220,24 @@ def test_damaged_checkpoints_are_refused(checkpoint: Path) -> None:
         load_checkpoint(checkpoint)
 
 
+def test_matrices_of_int8_are_the_numbers_that_they_stand_for(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    name, scale = "layers.1.1.fn.0.weight", "layers.1.1.fn.0.weight.scale"
+    scales = np.abs(tensors[name]).max(1) / np.float32(127)
+    integers = np.round(tensors[name] / scales[:, None]).astype(np.int8)
+    stored = tensors | {name: integers, scale: scales}
+    write(checkpoint, SIZES, stored)
+    loaded = load_checkpoint(checkpoint).layers[1][1].proj_in.weight
+    assert loaded.dtype == jnp.float32
+    np.testing.assert_array_equal(loaded, (integers * scales[:, None]).T)
+    needed = re.escape(f"{name} is I8 and needs {scale}, F32 (96)")
+    for bad in (None, scales[:5], scales.astype(np.float64)):
+        damaged = {n: x for n, x in (stored | {scale: bad}).items() if x is not None}
+        write(checkpoint, SIZES, damaged)
+        with pytest.raises(ValueError, match=f"model.safetensors: {needed}"):
+            load_checkpoint(checkpoint)
+
+
 def test_a_tied_head_is_saved(checkpoint: Path, tmp_path: Path) -> None:
     model = load_checkpoint(checkpoint)
     tied = eqx.tree_at(lambda m: m.head, model, np.asarray(model.embedding).T)

@@ -13,7 +13,8 @@ from drawn_models import STEPS, drawn_ids, drawn_model
 from safetensors.torch import load_file, save_file
 
 from gateloop_cpp import CausalFullAttention, Decoder, GateLoopedAttention, Transformer, checkpoint
-from gateloop_cpp._spec import describe, stored, weight_problems
+from gateloop_cpp._files import read_entries
+from gateloop_cpp._spec import describe, stored, stored_problems
 
 # In float64 two ways to the same number differ by the order of their sums only.
 CLOSE: dict[str, Any] = dict(rtol=1e-10, atol=1e-12)
@@ -230,7 +231,7 @@ def test_weights_that_do_not_fit_are_named_in_the_same_words(
     name = "layers.0.1.fn.0.bias"
     tensors[name] = torch.zeros(5)
     save_file(tensors, file)
-    expected = weight_problems(model.options, tensors)
+    expected = stored_problems(model.options, read_entries(file))
     assert "missing token_emb.weight (17, 12)" in expected
     assert "unexpected extra (2, 3)" in expected and f"{name} is (5)" in expected
     if front == "python":

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gateloop_jax import _files, _spec
@@ -25,8 +24,9 @@ def load_checkpoint(
     """The model in a directory of `gateloop train`, gateloop_cpp.checkpoint or `save_checkpoint`.
 
     weights: "latest" (model.safetensors) or "best" (model.best.safetensors).
+    Matrices of int8 (`gateloop quantize`) come as the float32 numbers that they stand for.
     Raises ValueError naming the option that does not fit, or every tensor that is missing,
-    unexpected or misshapen.
+    unexpected, misshapen or of another dtype, and of int8 without fitting scales.
     """
     if weights not in _files.WEIGHTS:
         raise ValueError(f"load_checkpoint: weights must be 'latest' or 'best', got {weights!r}")
@@ -38,10 +38,13 @@ def load_checkpoint(
         model = jax.eval_shape(lambda: GateLoopTransformer.from_options(options, jax.random.key(0)))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{config_file}: not the options of a model: {error}") from error
-    try:
-        return from_state_dict(model, load_file(file))
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{file}: {error}") from error
+    if problems := _spec.stored_problems(model.stored_options, _files.read_entries(file)):
+        raise ValueError(f"{file}: {problems}")
+    tensors = load_file(file)
+    for name in [name for name, tensor in tensors.items() if tensor.dtype == np.int8]:
+        tensors[name] = tensors[name] * tensors.pop(f"{name}.scale")[:, None]
+    loaded: GateLoopTransformer = with_tensors(model, model.weights(), tensors)
+    return loaded
 
 
 def save_checkpoint(
@@ -75,19 +78,7 @@ def to_state_dict(model: GateLoopTransformer) -> dict[str, Numbers]:
             " GateLoopTransformer(architecture='pytorch') is theirs"
         )
     tensors = to_tensors(model, model.weights())
-    _check(model, tensors)
-    return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
-
-
-def from_state_dict(
-    model: GateLoopTransformer, tensors: Mapping[str, Numbers]
-) -> GateLoopTransformer:
-    """`model`, of arrays or of their shapes, with the numbers of a state_dict."""
-    _check(model, tensors)
-    loaded: GateLoopTransformer = with_tensors(model, model.weights(), tensors)
-    return loaded
-
-
-def _check(model: GateLoopTransformer, tensors: Mapping[str, Numbers]) -> None:
-    if problems := _spec.weight_problems(model.stored_options, tensors):
+    entries = {name: _files.Entry("F32", tuple(x.shape)) for name, x in tensors.items()}
+    if problems := _spec.stored_problems(model.stored_options, entries):
         raise ValueError(problems)
+    return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateloop_jax import _library
+from gateloop_jax._files import Entry
 
 
 def stored(options: Mapping[str, Any]) -> str:
@@ -30,10 +31,10 @@ def describe(options: str) -> dict[str, Any]:
     return dict(json.loads(_library.call_text("describe", options)))
 
 
-def weight_problems(options: str, tensors: Mapping[str, Any]) -> str:
-    """Every missing, unexpected and misshapen tensor by name; "": they are this model's weights."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return _library.call_text("weight_problems", options, json.dumps(shapes))
+def stored_problems(options: str, tensors: Mapping[str, Entry]) -> str:
+    """Every missing, unexpected and misshapen tensor by name, and those of other dtypes; "": they
+    are this model's weights."""
+    return _library.call_text("stored_problems", options, json.dumps(dict(tensors)))
 
 
 def _plain(value: Any) -> Any:
