@@ -16,7 +16,14 @@ from drawn_models import drawn_ids, drawn_model
 from jax import Array
 
 from gateloop_cpp import checkpoint, ops
-from gateloop_jax import gate_loop, linear_recurrence, load_checkpoint, polar_gate_loop
+from gateloop_jax import (
+    gate_loop,
+    gate_loop_step,
+    linear_recurrence,
+    load_checkpoint,
+    polar_gate_loop,
+    simple_gate_loop,
+)
 
 # Sequence lengths of a row, and what they are numbered by: a number may come back.
 LENGTHS, NUMBERS = (5, 1, 7, 2), (3, 0, 3, 9)
@@ -59,6 +66,11 @@ CASES: dict[str, tuple[Function, Callable[[], tuple[Array, ...]], tuple[int, ...
     "polar": (
         polar_gate_loop,
         lambda: (drawn(TIME, 3), drawn(TIME, 3), drawn(TIME, 3), drawn(TIME, 6)),
+        (3,),
+    ),
+    "simple": (
+        partial(simple_gate_loop, normalize_input=True),
+        lambda: (drawn(TIME, 3), drawn(TIME, 3), drawn(TIME, 3) / 3),
         (3,),
     ),
     "heads": (
@@ -136,6 +148,33 @@ def test_packed_equals_each_alone(name: str, reverse: bool, masked: bool) -> Non
     for ours, theirs in zip(our_gradients, their_gradients, strict=True):
         assert jnp.isfinite(ours).all()
         np.testing.assert_allclose(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("normalize_input", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_simple_gate_loop_is_that_of_torch(normalize_input: bool, reverse: bool) -> None:
+    given = (drawn(TIME, 3), drawn(TIME, 3) / 2, drawn(TIME, 3) / 3, drawn(3))
+    by_torch: Any = ops.simple_gate_loop
+    by_us: Any = simple_gate_loop
+    tensors = [torch.from_numpy(np.array(x)) for x in given]
+    mask = torch.from_numpy(MASK[None])
+    theirs = by_torch(*tensors, reverse, normalize_input, mask=mask)
+    ours = by_us(*given, reverse, normalize_input, mask=MASK[None])
+    for x, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(x, expected.numpy(), **CLOSE)
+    with pytest.raises(TypeError, match="simple_gate_loop: z must be float64 as q is, got float32"):
+        by_us(*given[:2], given[2].astype("float32"))
+
+
+@pytest.mark.parametrize("name", ["max heads", "heads", "per key"])
+def test_steps_are_the_gate_loop(name: str) -> None:
+    _, make, state_shape = CASES[name]
+    (q, k, v, a), state = make(), drawn(*state_shape, is_complex=True)
+    y, final = gate_loop(q, k, v, a, state)
+    for t in range(TIME):
+        y_t, state = gate_loop_step(q[:, t], k[:, t], v[:, t], a[:, t], state)
+        np.testing.assert_allclose(y_t, y[:, t], **CLOSE)
+    np.testing.assert_allclose(state, final, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["heads", "per key", "taylor"])

@@ -1,6 +1,7 @@
 """gateloop_jax on sharded arrays: computed where they lie, in both kinds of mesh."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import jax
@@ -97,6 +98,38 @@ def test_without_a_state(function: Function, kind: AxisType) -> None:
     y, state = jax.jit(function)(*on_mesh(kind, "channels", given))
     assert not y.sharding.is_fully_replicated and not state.sharding.is_fully_replicated
     for ours, alone in zip((y, state), function(*given), strict=True):
+        np.testing.assert_allclose(ours, alone, rtol=1e-5, atol=1e-5)
+
+
+def heads_of(q: Array, k: Array, v: Array, a: Array, **options: Any) -> Any:
+    """gate_loop of one head for every two channels."""
+    q_, k_, v_ = (x.reshape(*x.shape[:2], -1, 2) for x in (q, k, v))
+    y, state = gate_loop(q_, k_, v_, a[..., ::2], **options)
+    return y.reshape(q.shape), state
+
+
+@pytest.mark.parametrize(
+    ("function", "packed"),
+    [
+        *product([linear_recurrence, gate_loop, polar_gate_loop], [False, True]),
+        (heads_of, False),
+        pytest.param(heads_of, True, marks=pytest.mark.long),
+    ],
+)
+def test_explicit_axes_without_jit(function: Function, packed: bool) -> None:
+    given = arguments(gate_loop if function is heads_of else function)[:-1]
+    options = dict(segment_ids=np.zeros(SHAPE[:2], int)) if packed else {}
+
+    def results(*given: Array) -> Any:
+        y, back = jax.vjp(lambda *x: function(*x, **options)[0], *given)
+        return y, back(y)
+
+    for ours, alone in zip(
+        jax.tree.leaves(results(*on_mesh(AxisType.Explicit, "batch", given))),
+        jax.tree.leaves(jax.jit(results)(*given)),
+        strict=True,
+    ):
+        assert not ours.sharding.is_fully_replicated
         np.testing.assert_allclose(ours, alone, rtol=1e-5, atol=1e-5)
 
 

@@ -30,13 +30,16 @@ def double() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, params=["kernel", "blocks"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By which gate_loop is computed."""
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """By which gate_loop is computed. Its programs are kept by shapes alone."""
     if request.param == "blocks":
         monkeypatch.setattr(
             _wide_heads, "bind", lambda _, *x, **o: _wide_heads._definition(*x, **o)
         )
-    return str(request.param)
+        gate_loop.clear_cache()
+    yield str(request.param)
+    if request.param == "blocks":
+        gate_loop.clear_cache()
 
 
 def features(x: Array) -> Array:

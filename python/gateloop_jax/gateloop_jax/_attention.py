@@ -123,6 +123,11 @@ class Attention(Mixer):
         self, x: Array, state: KeysValues | None, packing: Packing | None = None
     ) -> tuple[Array, KeysValues | None]:
         batch, time, _ = x.shape
+        if packing is not None and packing.axis_name is not None:
+            raise ValueError(
+                "Attention: axis_name must be None, got"
+                f" {packing.axis_name!r}: it reads steps of other devices"
+            )
         q, k, v = (self._split(x @ w) for w in (self.wq, self.wk, self.wv))
         if state is not None:
             self._check(state, k)

@@ -17,11 +17,19 @@ from jax.typing import ArrayLike
 from gateloop_jax import _checks
 from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import accumulation, bind, read_primitives, to_complex, unkept
+from gateloop_jax._primitive import (
+    accumulation,
+    bind,
+    one_program,
+    read_primitives,
+    to_complex,
+    unkept,
+)
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 from gateloop_jax._wide_heads import FeatureMap, read_heads
 
 
+@one_program
 def gate_loop(
     q: ArrayLike,
     k: ArrayLike,
@@ -85,6 +93,24 @@ def gate_loop(
     return _read(q, k, v, a, initial, bool(reverse), axis_name)
 
 
+def gate_loop_step(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    a: ArrayLike,
+    state: ArrayLike,
+) -> tuple[Array, Array]:
+    """One step of gate_loop, whose arguments these are without the time; `state` is the one before.
+
+    Returns (y (B, D) or (B, H, V) in the dtype of q, the state after the step).
+    Raises TypeError or ValueError, of gate_loop, naming the argument.
+    """
+    q, k, v, a = (jnp.expand_dims(x, 1) for x in (q, k, v, a))
+    y, after = gate_loop(q, k, v, a, state)
+    return y[:, 0], after
+
+
+@one_program
 def polar_gate_loop(
     q: ArrayLike,
     k: ArrayLike,

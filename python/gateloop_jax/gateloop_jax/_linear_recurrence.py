@@ -13,10 +13,11 @@ from jax.typing import ArrayLike
 
 from gateloop_jax import _checks
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import bind, flip, primitive, set_transpose
+from gateloop_jax._primitive import bind, flip, one_program, primitive, set_transpose
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 
+@one_program
 def linear_recurrence(
     a: ArrayLike,
     x: ArrayLike,

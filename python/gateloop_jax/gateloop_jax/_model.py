@@ -20,6 +20,7 @@ from gateloop_jax._blocks import FeedForward, Mixer, Mixers, NoNorm, Norm, Recip
 from gateloop_jax._gate_loop_block import GateLoop
 from gateloop_jax._packing import Packing
 from gateloop_jax._simple_gate_loop import SimpleGateLoop
+from gateloop_jax._time_sharding import AxisName
 from gateloop_jax._weights import ROWS, Weight, own, within
 
 Architecture = Literal["jax", "pytorch"]
@@ -132,14 +133,17 @@ class GateLoopTransformer(eqx.Module):
         ids: ArrayLike,
         segment_ids: ArrayLike | None = None,
         mask: ArrayLike | None = None,
+        axis_name: AxisName | None = None,
     ) -> Array:
         """(T,) or (B, T) integers -> (T, num_tokens) or (B, T, num_tokens).
 
         segment_ids: integers of the shape of ids: steps of one number side by side are a sequence,
             independent of the others. mask: bool, false at padding, on which no other step
             depends; the logits there have no meaning.
+        axis_name: of the mesh axis, or axes, that shard time inside jax.shard_map, as in
+            linear_recurrence. A ValueError where a layer is attention.
         """
-        return self._advance(ids, None, segment_ids, mask)[0]
+        return self._advance(ids, None, segment_ids, mask, axis_name)[0]
 
     @eqx.filter_jit
     def advance(self, ids: ArrayLike, state: State) -> tuple[Array, State]:
@@ -176,6 +180,7 @@ class GateLoopTransformer(eqx.Module):
         state: State | None,
         segment_ids: ArrayLike | None = None,
         mask: ArrayLike | None = None,
+        axis_name: AxisName | None = None,
     ) -> tuple[Array, State]:
         ids = jnp.asarray(ids)
         if ids.ndim not in (1, 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -187,14 +192,14 @@ class GateLoopTransformer(eqx.Module):
             state, segment_ids, mask = jax.tree.map(
                 lambda s: jnp.asarray(s)[None], (state, segment_ids, mask)
             )
-            logits, after = self._advance(ids[None], state, segment_ids, mask)
+            logits, after = self._advance(ids[None], state, segment_ids, mask, axis_name)
             return logits[0], _alone(after)
         if state is not None and len(state) != len(self.layers):
             raise ValueError(
                 f"GateLoopTransformer: state must have one entry for each of {len(self.layers)}"
                 f" layers, got {len(state)}"
             )
-        packing = Packing.of("GateLoopTransformer", ids.shape, segment_ids, mask)
+        packing = Packing.of("GateLoopTransformer", ids.shape, segment_ids, mask, axis_name)
         x = self.embedding[ids]
         states = []
         for i, (mix, feed_forward) in enumerate(self.layers):

@@ -19,8 +19,12 @@ from gateloop_jax._time_sharding import AxisName, before_block
 
 
 class Packing(NamedTuple):
+    """Given to the functions by these names. Of a model's layers it says too which axis shards
+    time; the functions take that apart."""
+
     segment_ids: Array | None = None  # (B, T)
     mask: Array | None = None  # (B, T)
+    axis_name: AxisName | None = None
 
     @staticmethod
     def of(
@@ -28,9 +32,10 @@ class Packing(NamedTuple):
         shape: tuple[int, ...],
         segment_ids: ArrayLike | None,
         mask: ArrayLike | None,
+        axis_name: AxisName | None = None,
     ) -> "Packing | None":
-        """Checked against (B, T); None where neither is given."""
-        if segment_ids is None and mask is None:
+        """Checked against (B, T); None where nothing is given."""
+        if segment_ids is None and mask is None and axis_name is None:
             return None
         ids = None if segment_ids is None else jnp.asarray(segment_ids)
         real = None if mask is None else jnp.asarray(mask)
@@ -45,7 +50,7 @@ class Packing(NamedTuple):
                     f"{function}: {name} must be {what} of shape {shape},"
                     f" got {given.dtype} of shape {given.shape}"
                 )
-        return Packing(ids, real)
+        return Packing(ids, real, axis_name)
 
     def begins(self, reverse: bool = False) -> Array | None:
         """(B, T) bool: where the scan enters a sequence that is not its first."""
@@ -72,7 +77,7 @@ class Packing(NamedTuple):
 
     def positions(self) -> Array:
         """(B, T) int32: of each step among those of its sequence, padding not counted."""
-        shape = next(t.shape for t in self if t is not None)
+        shape = next(t.shape for t in (self.segment_ids, self.mask) if t is not None)
         real = jnp.ones(shape, bool) if self.mask is None else self.mask
         before = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real
         begins = self.begins()

@@ -7,9 +7,10 @@ Channels are independent too: arrays sharded along them or leading axes are comp
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,18 @@ from jax.interpreters import ad, batching, mlir
 
 from gateloop_jax import _library, _sharding
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Definition = Callable[..., Sequence[Array]]
 # Avals of the arguments -> (shape, dtype) of each result.
 Outputs = Callable[..., Sequence[tuple[tuple[int, ...], Any]]]
+
+
+def one_program(function: Function) -> Function:
+    """A public function as one program outside of jax.jit too. In a program alone JAX puts arrays
+    without a mesh, such as states of zeros, on the explicit mesh of others."""
+    options = ("reverse", "normalize_input", "feature_map", "axis_name")
+    names = [name for name in options if name in inspect.signature(function).parameters]
+    return cast(Function, jax.jit(function, static_argnames=names))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The simplified, real GateLoop as a block of its own."""
+"""The simplified, real GateLoop: the function, and a block of its own."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,12 +6,54 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, random
+from jax.typing import ArrayLike
 
+from gateloop_jax import _checks
 from gateloop_jax._blocks import LayerNorm, Mixer, NoNorm, Norm, Recipe, layer_norm
-from gateloop_jax._linear_recurrence import linear_recurrence
+from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import accumulation
+from gateloop_jax._primitive import accumulation, one_program
+from gateloop_jax._time_sharding import AxisName
 from gateloop_jax._weights import Weight, own, within
+
+
+@one_program
+def simple_gate_loop(
+    q: ArrayLike,
+    kv: ArrayLike,
+    z: ArrayLike,
+    initial_state: ArrayLike | None = None,
+    reverse: bool = False,
+    normalize_input: bool = False,
+    *,
+    segment_ids: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+) -> tuple[Array, Array]:
+    """h_t = σ(z_t) h_{t-1} + x_t, y_t = q_t h_t; with `reverse` from the last step on.
+
+    q, kv, z:      (B, T, D), one dtype: float32, float64, bfloat16 or float16.
+    initial_state: (B, D), float32 (float64 for float64).
+    normalize_input: x_t = (1 - σ(z_t)) kv_t instead of kv_t.
+    segment_ids, mask, axis_name: as linear_recurrence takes them; the output at padding is zero.
+    Returns (y (B, T, D) in the dtype of q, final_state (B, D)).
+    Raises TypeError or ValueError naming the argument, what was expected and what came.
+    """
+    name = "simple_gate_loop"
+    q = _checks.sequence(name, "q", q, _checks.REAL)
+    kv, z = _checks.like(name, "kv", kv, "q", q), _checks.like(name, "z", z, "q", q)
+    initial = _checks.state(name, initial_state, q)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    if packing is not None:
+        q, kv, z = (packing.filled(t) for t in (q, kv, z))
+    wide = accumulation(q.dtype)
+    a, x = jax.nn.sigmoid(z.astype(wide)), kv.astype(wide)
+    if normalize_input:
+        x = jax.nn.sigmoid(-z.astype(wide)) * x
+    if packing is not None:
+        a = packing.transitions(a, reverse, axis_name)
+    h, final_state = carried(a, x, initial, bool(reverse), axis_name)
+    return (q.astype(wide) * h).astype(q.dtype), final_state
 
 
 class SimpleGateLoop(Mixer):
@@ -48,10 +90,6 @@ class SimpleGateLoop(Mixer):
     def mix(
         self, x: Array, state: Array | None, packing: Packing | None = None
     ) -> tuple[Array, Array]:
-        q, kv, z = x @ self.wq, x @ self.wkv, x @ self.wz
-        wide = accumulation(q.dtype)
         given = {} if packing is None else packing._asdict()
-        a = jax.nn.sigmoid(z.astype(wide))
-        h, state = linear_recurrence(a, kv.astype(wide), state, **given)
-        y = (q.astype(wide) * h).astype(q.dtype)
+        y, state = simple_gate_loop(x @ self.wq, x @ self.wkv, x @ self.wz, state, **given)
         return y if self.post_ln is None else self.post_ln(y), state
