@@ -1,7 +1,7 @@
 """Batching rules of the operators for ``torch.func.vmap``: the mapped axis joins the batch."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,17 +10,24 @@ from gateloop_cpp import _library as _library
 
 Results = tuple[Tensor, ...]
 Batched = tuple[Results, tuple[int, ...]]
-# From the number of maps, the mapped axis of each argument, the arguments, and options by name.
-Rule = Callable[[int, tuple[int | None, ...], tuple[Any, ...], dict[str, Any]], Batched]
+
+
+class Call(NamedTuple):
+    """Of an operator under vmap."""
+
+    maps: int
+    in_dims: tuple[int | None, ...]  # the mapped axis of each argument
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]  # by name, not mapped
+
+
+Rule = Callable[[Call], Batched]
 
 
 def _folded(operator: Callable[..., Results]) -> Rule:
-    def rule(
-        maps: int,
-        in_dims: tuple[int | None, ...],
-        arguments: tuple[Any, ...],
-        options: dict[str, Any],
-    ) -> Batched:
+    def rule(call: Call) -> Batched:
+        maps, in_dims, arguments, options = call
+
         def fold(argument: Any, dim: int | None) -> Any:
             if not isinstance(argument, Tensor):
                 return argument
@@ -38,12 +45,8 @@ def _folded(operator: Callable[..., Results]) -> Rule:
 def _one_by_one(name: str, operator: Callable[..., Results]) -> Rule:
     """Packed sequences leave no batch to join, and each map may cut them elsewhere."""
 
-    def rule(
-        maps: int,
-        in_dims: tuple[int | None, ...],
-        arguments: tuple[Any, ...],
-        options: dict[str, Any],
-    ) -> Batched:
+    def rule(call: Call) -> Batched:
+        maps, in_dims, arguments, options = call
         if maps == 0:
             raise ValueError(f"gateloop::{name}: vmap with cu_seqlens must map over 1 or more")
         results = [
@@ -73,7 +76,7 @@ def _rule(name: str) -> Callable[..., Batched]:
     ) -> Batched:
         # A call may leave arguments out at its end.
         chosen = folded if next(iter(arguments[packed]), None) is None else one_by_one
-        return chosen(info.batch_size, in_dims, arguments, options)
+        return chosen(Call(info.batch_size, in_dims, arguments, options))
 
     return rule
 

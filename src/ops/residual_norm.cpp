@@ -17,13 +17,13 @@ namespace gateloop::ops {
 namespace {
 
 using recurrence::Norm;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 /// The operator that has such operands.
 const char* name_of(const at::Tensor& bias) {
   return bias.defined() ? "gateloop::add_then_layer_norm" : "gateloop::add_then_rms_norm";
 }
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 void* data_of(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 const void* numbers_of(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,13 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # Read when gateloop_jax is imported.
 os.environ.setdefault("GATELOOP_JAX_LIBRARY", str(BUILD / "lib" / "libgateloop_jax.so"))
 HAS_JAX = importlib.util.find_spec("jax") is not None
+# Under nohup, and in the background of a script, these are ignored, by children too.
+for _number, _handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 collect_ignore_glob = [] if HAS_JAX else ["test_jax_*.py"]
 
 
