@@ -37,7 +37,7 @@ at::Tensor kernel_offsets(const char* op, const OptionalTensor& cu_seqlens,
                           const at::Tensor& sequence) {
   if (!is_given(cu_seqlens)) return {};
   const std::int64_t time = sequence.size(1);
-  const at::Tensor offsets = unwrapped(cu_seqlens->resolve_neg().to(at::kLong).contiguous());
+  at::Tensor offsets = unwrapped(cu_seqlens->resolve_neg().to(at::kLong).contiguous());
   if (offsets.is_cpu()) {
     sequence_offsets(op, offsets, time);
     return offsets.to(sequence.device());

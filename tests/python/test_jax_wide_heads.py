@@ -175,7 +175,7 @@ def tangents_and_second_order(f: Function, given: list[Array]) -> Any:
 @pytest.mark.parametrize(
     ("way", "kind"),
     thinned(
-        product(["kernel", "blocks"], ["complex zeros", "complex taylor", "real key zeros"]), 2
+        product(["kernel", "blocks"], ["complex zeros", "complex taylor", "real key zeros"]), 3
     ),
     indirect=["way"],
 )

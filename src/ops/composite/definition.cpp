@@ -28,6 +28,7 @@ at::Tensor rows_of(const Span& span, const at::Tensor& t) {
 }
 std::vector<at::Tensor> time_of(const Span& span, const std::vector<at::Tensor>& all) {
   std::vector<at::Tensor> parts;
+  parts.reserve(all.size());
   for (const auto& t : all) parts.push_back(time_of(span, t));
   return parts;
 }
