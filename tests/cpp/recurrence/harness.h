@@ -187,6 +187,19 @@ void expect_near(const std::vector<N>& actual, const std::vector<N>& expected, T
   for (const N& x : expected) largest = std::max(largest, std::abs(x));
   expect_near(actual, expected, {largest}, tolerance, what);
 }
+/// One row of tiles that pass from thread to thread, in both directions: with 2 and 3 threads the
+/// results of one. Of a case with run(), expect_same() and describe().
+template <class Case>
+void expect_same_pipelined(const Case& given) {
+  for (const bool reverse : {false, true}) {
+    Case c = given;
+    c.reverse = reverse;
+    const auto one = run(c);
+    c.threads = reverse ? 3 : 2;
+    expect_same(one, run(c), describe(c));
+  }
+}
+
 template <class N>
 void expect_same_bits(const std::vector<N>& a, const std::vector<N>& b, const std::string& what) {
   ASSERT_EQ(a.size(), b.size()) << what;
