@@ -53,8 +53,7 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const at::Tensor x = ctx->get_saved_variables()[0];
     if (!is_served_backward({x, grads[0]})) return {at::gelu_backward(grads[0], x)};
-    check_readable(kGelu, "x", x);
-    check_readable(kGelu, "dy", grads[0]);
+    check_all_readable(kGelu, {{"x", x}, {"dy", grads[0]}});
     const at::Tensor from = contiguous(x), dy = contiguous(grads[0]);
     at::Tensor dx = empty_as(x);
     run_kernel(recurrence::GeluBackward{.dtype = kernel_dtype(x.scalar_type()),
@@ -90,9 +89,7 @@ struct SwishGateFunction : torch::autograd::Function<SwishGateFunction> {
       const at::Tensor s = g.sigmoid(), swish = g * s;
       return {(s + swish * (1 - s)) * x * grads[0], swish * grads[0]};
     }
-    check_readable(kSwishGate, "g", g);
-    check_readable(kSwishGate, "x", x);
-    check_readable(kSwishGate, "dy", grads[0]);
+    check_all_readable(kSwishGate, {{"g", g}, {"x", x}, {"dy", grads[0]}});
     const at::Tensor gate = contiguous(g), from = contiguous(x), dy = contiguous(grads[0]);
     at::Tensor dg = empty_as(g), dx = empty_as(x);
     run_kernel(recurrence::SwishGateBackward{.dtype = kernel_dtype(x.scalar_type()),
@@ -117,8 +114,7 @@ at::Tensor gelu(const at::Tensor& x) {
 
 at::Tensor swish_gate(const at::Tensor& g, const at::Tensor& x) {
   if (!are_plain_alike({g, x})) return at::silu(g) * x;
-  check_readable(kSwishGate, "g", g);
-  check_readable(kSwishGate, "x", x);
+  check_all_readable(kSwishGate, {{"g", g}, {"x", x}});
   return SwishGateFunction::apply(g, x);
 }
 

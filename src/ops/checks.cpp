@@ -325,17 +325,13 @@ class GateLoopArguments {
   std::optional<c10::SymInt> count_;  // of packed sequences
 };
 
-struct NamedTensor {
-  const char* name;
-  const OptionalTensor& tensor;
-};
+}  // namespace
+
 void check_all_readable(const char* op, std::initializer_list<NamedTensor> all) {
   for (const auto& [name, tensor] : all) {
     if (is_given(tensor)) check_readable(op, name, *tensor);
   }
 }
-
-}  // namespace
 
 c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens) {
   const std::int64_t chunk = recurrence::gate_loop_chunk(/*per_key=*/a.dim() == 4);

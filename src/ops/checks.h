@@ -42,6 +42,12 @@ inline bool is_watched() { return c10::impl::TorchDispatchModeTLS::any_modes_set
 
 /// `t` is there, dense, and all its elements lie in its storage: a storage may be resized to less.
 void check_readable(const char* op, const char* name, const at::Tensor& t);
+struct NamedTensor {
+  const char* name;
+  const OptionalTensor& tensor;
+};
+/// Of those that are given.
+void check_all_readable(const char* op, std::initializer_list<NamedTensor> all);
 
 /// Of arguments of `op` beside `sequence`, (B, T, ...), which it calls `name`; they may be absent.
 /// cu_seqlens packs N sequences along the time of a batch of one: (N + 1) int32 or int64 on the

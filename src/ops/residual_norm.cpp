@@ -116,9 +116,7 @@ struct ResidualNormFunction : torch::autograd::Function<ResidualNormFunction> {
       if (has_y) result[1] = result[0].to(narrow);
       return result;
     }
-    const char* const op = name_of(bias);
-    check_readable(op, "the saved sum", sum);
-    check_readable(op, "the saved gain", gain);
+    check_all_readable(name_of(bias), {{"the saved sum", sum}, {"the saved gain", gain}});
     const at::Tensor sum_ = contiguous(sum), gain_ = contiguous(gain), dsum_ = contiguous(dsum),
                      dnormalised_ = contiguous(dnormalised), dwide_ = contiguous(dwide);
     const at::Tensor dx = at::empty(sum.sizes(), sum.options());
@@ -183,11 +181,8 @@ Results residual_norm(const at::Tensor& x, const at::Tensor& y, const at::Tensor
     const auto normalised = norm_of(sum, gain, bias, cast);
     return {normalised.front(), sum, normalised.back()};
   }
-  const char* const op = name_of(bias);
-  check_readable(op, "x", x);
-  check_readable(op, bias.defined() ? "weight" : "gamma", gain);
-  if (y.defined()) check_readable(op, "y", y);
-  if (bias.defined()) check_readable(op, "bias", bias);
+  const char* const gain_name = bias.defined() ? "weight" : "gamma";
+  check_all_readable(name_of(bias), {{"x", x}, {gain_name, gain}, {"y", y}, {"bias", bias}});
   const auto given = [](const at::Tensor& t) {
     return t.defined() ? OptionalTensor(t) : std::nullopt;
   };

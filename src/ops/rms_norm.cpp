@@ -9,8 +9,7 @@ namespace gateloop::ops {
 namespace {
 
 void check_operands(const char* op, const at::Tensor& x, const at::Tensor& gamma) {
-  check_readable(op, "x", x);
-  check_readable(op, "gamma", gamma);
+  check_all_readable(op, {{"x", x}, {"gamma", gamma}});
   TORCH_CHECK_TYPE(x.is_floating_point(), op, ": x must be floating point, got ", x.scalar_type());
   TORCH_CHECK_TYPE(gamma.is_floating_point(), op, ": gamma must be floating point, got ",
                    gamma.scalar_type());
