@@ -25,6 +25,11 @@ def ratio(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def quotient(row: Row | None, over: Row | None) -> str:
+    """Nothing over zero: the peak of small arrays, which fit memory that the process had."""
+    return ratio(row.value / over.value) if row and over and over.value else "–"
+
+
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     numbers = "|".join("---" if i == 0 else "---:" for i in range(len(header)))
     rows = [f"| {' | '.join(line)} |" for line in (header, *lines)]
@@ -54,11 +59,11 @@ def summary_line(lane: Sequence[Row]) -> list[str]:
     memory = ", peak memory" if first.unit == "bytes" else ""
     line = [f"{first.problem}, {first.which}{memory}"]
     line.append(f"{amount(ours.value, ours.unit)}, {ours.contender}" if ours else "–")
-    line.append(ratio(ours.value / floor.value) if ours and floor else "–")
+    line.append(quotient(ours, floor))
     line.append(f"{amount(peer.value, peer.unit)}, {peer.contender}" if peer else "–")
-    line.append(ratio(peer.value / ours.value) if ours and peer else "–")
+    line.append(quotient(peer, ours))
     seed = [row for row in lane if row.contender == "gateloop-transformer" and row.values]
-    line.append(ratio(seed[0].value / ours.value) if ours and seed else "–")
+    line.append(quotient(seed[0] if seed else None, ours))
     return line
 
 
@@ -101,7 +106,7 @@ def details(rows: Sequence[Row]) -> str:
         for row in lane:
             if not row.values:
                 continue
-            over = ratio(row.value / floor.value) if floor else "–"
+            over = quotient(row, floor)
             error = "–" if row.error is None else f"{row.error:.1e}"
             value = amount(row.value, row.unit)
             name = f"{row.contender}, base" if row.kind == "base" else row.contender
@@ -122,11 +127,11 @@ def comparison(rows: Sequence[Row]) -> str:
         for row in lane:
             if row.kind != "ours" or not row.values or row.contender not in base:
                 continue
-            other = base[row.contender].value
+            other = base[row.contender]
             values = [
                 amount(row.value, row.unit),
-                amount(other, row.unit),
-                ratio(other / row.value),
+                amount(other.value, row.unit),
+                quotient(other, row),
             ]
             lines.append([f"{row.problem}, {row.which}", row.contender, *values])
     return table(["what", "contender", "here", "base", "base / here"], lines)

@@ -25,7 +25,8 @@ from benchmarks import (
     report,
     timing,
 )
-from benchmarks.contenders import AbsentError, Array, Contender, Pass, Problem
+from benchmarks.contenders import AbsentError, Array, Contender, Kind, Pass, Problem
+from benchmarks.records import Row
 from benchmarks.worker import Bench, FailedError
 from conftest import ROOT, thinned
 
@@ -165,6 +166,19 @@ def test_only_what_agrees_with_the_oracle_is_timed() -> None:
     text = report.details(rows)
     for row in (nan, wrong, failed):
         assert report.sentence(row) in text
+
+
+def test_what_needed_no_memory_has_no_ratio() -> None:
+    """Arrays of kilobytes, which fit pages that the process had: a peak of zero bytes."""
+
+    def row(kind: Kind, peak: float) -> Row:
+        return Row("memory", "heads", "training", "ops", kind, "bytes", 1, 1e-4, None, [peak])
+
+    some, none = row("ours", 2.0**20), row("ours", 0.0)
+    assert "| 1 MiB, ops | – | – | – | – |" in report.summary([some, row("floor", 0.0)])
+    assert "| 1 MiB | – |" in report.details([some, row("floor", 0.0)])
+    assert "| 1 MiB | 0 MiB | 0 |" in report.comparison([some, row("base", 0.0)])
+    assert "| 0 MiB | 1 MiB | – |" in report.comparison([none, row("base", 2.0**20)])
 
 
 # ---- Another revision, which lacks what is measured ----------------------------------------------
