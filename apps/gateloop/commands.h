@@ -1,14 +1,15 @@
 #pragma once
 
 /// One function per subcommand of `gateloop`, each in a file of its own: flags and help, and a
-/// callback that calls the library. No logic lives here. train, and evaluate in several processes,
-/// are in a program of their own, gateloop-train: it alone loads libtorch, which takes most of a
-/// second.
+/// callback that calls the library. No logic lives here. train, evaluate in several processes, and
+/// what reads models on a GPU are in a program of their own, gateloop-train: it alone loads
+/// libtorch, which takes most of a second.
 ///
 /// A callback ends the program in one of four ways. It returns (exit code 0), throws UsageError (2)
 /// or throws any other exception (1). Or it throws CLI::RuntimeError(code), after it has printed
 /// the message. main() prints one line for each exception, then calls report_to_others().
 #include <CLI/CLI.hpp>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -28,6 +29,10 @@ void add_commands(CLI::App& app);
 /// Where a launcher has started several processes and this one ends before it joins them: they end
 /// too, with its error. Each program defines it; takes up to some 15 s where they do not come.
 void report_to_others(const std::string& error);
+
+/// What to tell of an error; of libtorch's the first line, which a page of detail follows. Each
+/// program defines it.
+std::string message_of(const std::exception& error);
 
 void add_train_command(CLI::App& app);
 void add_evaluate_command(CLI::App& app);

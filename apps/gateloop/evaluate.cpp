@@ -7,10 +7,10 @@ namespace gateloop::app {
 namespace {
 
 void run(const EvaluateFlags& flags) {
+  const auto reader = open_byte_reader(flags.model);
   const auto corpus = open_corpus_for(flags.model.directory, flags.corpus);
-  auto session = open_byte_session(flags.model);
-  print_scores(flags, corpus, session.model().spec(), [&](auto text, const auto& options) {
-    return runtime::evaluate(session, text, options);
+  print_scores(flags, corpus, reader->spec(), [&](auto text, const auto& options) {
+    return runtime::evaluate(*reader, text, options);
   });
 }
 

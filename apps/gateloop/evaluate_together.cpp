@@ -1,4 +1,5 @@
-// `gateloop evaluate` where a launcher has started several processes.
+// `gateloop evaluate` where a launcher has started several processes, or on another device than the
+// CPU.
 #include <torch/torch.h>
 
 #include <memory>
@@ -8,9 +9,9 @@
 #include <vector>
 
 #include "commands.h"
+#include "device_reader.h"
 #include "evaluate_flags.h"
 #include "gateloop/evaluation.h"
-#include "gateloop/nn/runtime_model.h"
 #include "gateloop/training.h"
 #include "processes.h"
 
@@ -57,6 +58,7 @@ std::vector<Field> flag_fields(const EvaluateFlags& flags) {
       {"--first", all ? "all" : std::to_string(flags.first)},
       {"--weights", flags.model.weights == model::Weights::kBest ? "best" : "latest"},
       {"--dtype", name_of(flags.model.format)},
+      {"--device", flags.model.device.substr(0, flags.model.device.find(':'))},
   };
 }
 
@@ -73,7 +75,7 @@ std::vector<Field> content_fields(const corpus::Corpus& corpus, const runtime::M
 
 void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator) {
   check_same(flag_fields(flags), communicator);
-  if (communicator.size() > 1 && flags.mode != "windowed" &&
+  if (communicator.size() > 1 && flags.mode != "windowed" && flags.model.device == kCpu &&
       flags.model.format != runtime::Format::kFile)
     throw UsageError(
         "--dtype in several processes needs --mode windowed; for the carried figure "
@@ -83,13 +85,12 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
   if (flags.model.threads == 0)
     flags.model.threads = training::default_threads(communicator.local_size());
   torch::set_num_threads(flags.model.threads);
-  auto session = open_byte_session(flags.model);
-  check_same(content_fields(corpus, session.model()), communicator);
+  const auto [model, reader, modules] = open_device_reader(flags.model, communicator.local_rank());
+  check_same(content_fields(corpus, model), communicator);
   print_scores(
-      flags, corpus, session.model().spec(),
+      flags, corpus, model.spec(),
       [&](auto text, const auto& options) {
-        return training::evaluate_over_processes(
-            session, [&] { return nn::modules_of(session.model()); }, text, options, communicator);
+        return training::evaluate_over_processes(*reader, modules, text, options, communicator);
       },
       /*quiet=*/!communicator.is_main());
 }
@@ -99,7 +100,8 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
 void add_evaluate_command(CLI::App& app) {
   auto flags = std::make_shared<EvaluateFlags>();
   add_evaluate_flags(app, *flags)->callback([flags] {
-    work_together("gloo", flags->timeout, [&](const distributed::Communicator& communicator) {
+    const std::string backend = flags->model.device == kCpu ? "gloo" : "auto";
+    work_together(backend, flags->timeout, [&](const distributed::Communicator& communicator) {
       evaluate(*flags, communicator);
     });
   });

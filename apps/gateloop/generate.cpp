@@ -48,7 +48,7 @@ void write(const std::string& bytes) {
 }
 
 /// The figures a user reads the constant cost per token from, on standard error.
-void print_summary(const runtime::Session& session, const std::vector<double>& seconds) {
+void print_summary(const runtime::Reader& reader, const std::vector<double>& seconds) {
   // seconds[0] is the prompt and the first token; the others are one token each.
   const auto steps = seconds.size() - 1;
   if (steps == 0) return;
@@ -59,14 +59,14 @@ void print_summary(const runtime::Session& session, const std::vector<double>& s
   };
   const auto edge = std::min<std::size_t>(100, steps);
   const double mean = mean_ms(1, steps);
-  const auto state = session.state();
   std::fprintf(stderr,
                "prompt and first token: %.1f ms; then %zu tokens, %.1f tokens/s\n"
                "mean time of a token: %.3f ms in the first %zu, %.3f ms in the last %zu\n"
                "state carried after %lld tokens: %lld bytes\n",
                1e3 * seconds[0], steps, 1e3 / mean, mean_ms(1, edge), edge,
-               mean_ms(seconds.size() - edge, edge), edge, static_cast<long long>(state.position()),
-               static_cast<long long>(state.bytes()));
+               mean_ms(seconds.size() - edge, edge), edge,
+               static_cast<long long>(reader.position()),
+               static_cast<long long>(reader.state_bytes()));
 }
 
 void run(const GenerateFlags& flags) {
@@ -78,7 +78,7 @@ void run(const GenerateFlags& flags) {
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());
   }
-  auto session = open_byte_session(flags.model);
+  const auto reader = open_byte_reader(flags.model);
   const bool documents =
       are_apart(flags.documents, flags.no_documents, trained_on_documents(flags.model.directory));
   if (flags.echo_prompt) write(prompt);
@@ -88,7 +88,7 @@ void run(const GenerateFlags& flags) {
   auto last = Clock::now();
   const auto separator = static_cast<char>(corpus::kSeparator);
   const auto ids = generation::encode_prompt(documents ? separator + prompt : prompt);
-  generation::generate(session, ids, 1, options, [&](auto tokens) {
+  generation::generate(*reader, ids, 1, options, [&](auto tokens) {
     if (documents && tokens.front() == corpus::kSeparator) return false;
     write(std::string(1, static_cast<char>(tokens.front())));
     const auto now = Clock::now();
@@ -97,7 +97,7 @@ void run(const GenerateFlags& flags) {
     return true;
   });
   if (isatty(STDOUT_FILENO)) write("\n");  // so that the shell's prompt starts on its own line
-  if (!seconds.empty()) print_summary(session, seconds);
+  if (!seconds.empty()) print_summary(*reader, seconds);
 }
 
 }  // namespace

@@ -116,6 +116,6 @@ int main(int argc, char** argv) {
   } catch (const gateloop::app::UsageError& error) {
     return report_to_all(error.what(), 2);
   } catch (const std::exception& error) {
-    return report_to_all(error.what(), 1);
+    return report_to_all(gateloop::app::message_of(error), 1);
   }
 }

@@ -36,6 +36,11 @@ const std::map<std::string, runtime::Format>& formats() {
 
 void add_compute_flags(CLI::App& command, ModelFlags& flags) {
   command
+      .add_option("--device", flags.device,
+                  "cpu (default), which needs no libtorch; cuda or cuda:N, by libtorch in float32 "
+                  "or --dtype; auto: cuda where libtorch finds some, else cpu")
+      ->type_name("DEVICE");
+  command
       .add_option("--dtype", flags.format,
                   "Type of the matrices (default: as stored); what is stored so is read in place, "
                   "what is not is converted and copied")
@@ -74,20 +79,24 @@ void check_model(const ModelFlags& flags) {
                            : "training has not saved yet, use another --checkpoint"));
 }
 
-runtime::Session open_byte_session(const ModelFlags& flags) {
+runtime::Model open_byte_model(const ModelFlags& flags) {
   check_model(flags);
   const auto tokenizer = std::filesystem::path(flags.directory) / kTokenizer;
   if (std::filesystem::exists(tokenizer))
     throw UsageError("the model in " + flags.directory + " reads the tokens of its " + kTokenizer +
                      ", which are no bytes: use it from Python");
-  runtime::Session session(
-      runtime::Model(flags.directory, {.weights = flags.weights, .format = flags.format}),
-      {.threads = flags.threads});
-  const auto num_tokens = session.model().spec().num_tokens;
+  const bool on_cpu = flags.device == kCpu;
+  runtime::Model model(flags.directory, {.weights = flags.weights,
+                                         .format = on_cpu ? flags.format : runtime::Format::kFile});
+  const auto num_tokens = model.spec().num_tokens;
   if (num_tokens > 256)
     throw UsageError("the model in " + flags.directory + " has " + std::to_string(num_tokens) +
                      " tokens, which are no bytes: expected at most 256");
-  return session;
+  return model;
+}
+
+runtime::Session open_byte_session(const ModelFlags& flags) {
+  return runtime::Session(open_byte_model(flags), {.threads = flags.threads});
 }
 
 }  // namespace gateloop::app

@@ -37,14 +37,9 @@ distributed::Communicator work_together(
     const std::function<void(const distributed::Communicator&)>& work) {
   // A reader of our output that goes away must not end the others without a word.
   std::signal(SIGPIPE, SIG_IGN);
-  try {
-    auto communicator = join(backend, timeout);
-    communicator.report_failures([&] { work(communicator); });
-    return communicator;
-  } catch (const c10::Error& error) {  // a page of detail comes after the first line
-    const std::string text = error.what_without_backtrace();
-    throw std::runtime_error(text.substr(0, text.find('\n')));
-  }
+  auto communicator = join(backend, timeout);
+  communicator.report_failures([&] { work(communicator); });
+  return communicator;
 }
 
 void report_to_others(const std::string& error) {

@@ -10,8 +10,7 @@ namespace gateloop::app {
 
 /// Joins the processes that the environment names, calls `work` in each and returns their
 /// communicator; where one fails, all end with its error. Throws UsageError for variables or a
-/// backend that are wrong. Also throws what `work` throws, and errors of libtorch by their first
-/// line.
+/// backend that are wrong. Also throws what `work` throws.
 distributed::Communicator work_together(
     const std::string& backend, int timeout,
     const std::function<void(const distributed::Communicator&)>& work);

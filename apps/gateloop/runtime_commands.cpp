@@ -1,16 +1,18 @@
 // The commands of gateloop: those that read models, and train, which is another program. So is
-// evaluate in several processes.
+// evaluate in several processes, and what reads models on other devices than the CPU.
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 
 #include "commands.h"
 #include "gateloop/launch.h"
+#include "model_flags.h"
 
 namespace gateloop::app {
 namespace {
@@ -32,28 +34,41 @@ bool is_one_of_several() {
   }
 }
 
-}  // namespace
+char** arguments = nullptr;  // of main()
 
-void become_other_program(int argc, char** argv) {
-  const std::string command = argc < 2 ? "" : argv[1];
-  if (command != "train" && (command != "evaluate" || !is_one_of_several())) return;
+[[noreturn]] void become_torch_program() {
   limit_spinning();
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
   const auto trainer = program.parent_path() / "gateloop-train";
-  ::execv(trainer.c_str(), argv);
+  ::execv(trainer.c_str(), arguments);
   const int error = errno;
   std::string hint;
   if (error == ENOENT) {
     hint =
-        "; it is built where libtorch is (GATELOOP_TORCH), and trains, and evaluates in several "
-        "processes";
+        "; it is built where libtorch is (GATELOOP_TORCH), trains, evaluates in several processes "
+        "and computes on GPUs";
   }
   throw std::runtime_error("cannot run " + trainer.string() + ": " +
                            std::generic_category().message(error) + hint);
 }
 
+}  // namespace
+
+void become_other_program(int argc, char** argv) {
+  arguments = argv;
+  const std::string command = argc < 2 ? "" : argv[1];
+  if (command == "train" || (command == "evaluate" && is_one_of_several())) become_torch_program();
+}
+
+std::unique_ptr<runtime::Reader> open_byte_reader(const ModelFlags& flags) {
+  if (flags.device != kCpu) become_torch_program();
+  return std::make_unique<runtime::Session>(open_byte_session(flags));
+}
+
 /// What runs in several processes is in the other program.
 void report_to_others(const std::string&) {}
+
+std::string message_of(const std::exception& error) { return error.what(); }
 
 void add_commands(CLI::App& app) {
   app.add_subcommand("train", "Train a model on the bytes of a file.");

@@ -1,13 +1,26 @@
-// The commands of gateloop-train: those that several processes run together.
+// The commands of gateloop-train: those that several processes run together, or on a GPU.
+#include <c10/util/Exception.h>
+
+#include <exception>
+#include <string>
+
 #include "commands.h"
 
 namespace gateloop::app {
 
 void become_other_program(int, char**) {}
 
+std::string message_of(const std::exception& error) {
+  const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+  if (of_torch == nullptr) return error.what();
+  const std::string text = of_torch->what_without_backtrace();
+  return text.substr(0, text.find('\n'));
+}
+
 void add_commands(CLI::App& app) {
   add_train_command(app);
   add_evaluate_command(app);
+  add_generate_command(app);
 }
 
 }  // namespace gateloop::app

@@ -50,20 +50,20 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
                        const EvaluationOptions& options = {},
                        const distributed::Communicator& communicator = {});
 
-/// What runtime::evaluate(session, text, options) returns, up to rounding, from all processes of
+/// What runtime::evaluate(reader, text, options) returns, up to rounding, from all processes of
 /// `communicator`. Each calls it with the same model, text and options, and has the result.
 ///
 /// A process reads whole windows, or documents, one part of them of as many bytes as the others'.
 /// Without windows, all processes together read a stretch longer than `bytes_at_once` bytes a
 /// process. This is so where the model has no full attention. They read it in blocks of so many
-/// bytes: each process a part of a block, and the state goes on from block to block. That takes the
-/// modules of the session's model, which `modules` returns; it is called for such a text alone.
+/// bytes: each process a part of a block, and the state goes on from block to block. That takes
+/// modules of the reader's model, which `modules` returns; it is called for such a text alone.
 ///
 /// Processes tell each other how far they are, every 2 s or each quarter of the communicator's
 /// time-out: none waits for another longer than that takes for a pass. `progress` is called so
 /// often, and after each block. It gets the bytes that all have read and those of the text. Throws
 /// as runtime::evaluate(), and as the communicator where a process ends.
-Score evaluate_over_processes(runtime::Session& session,
+Score evaluate_over_processes(runtime::Reader& reader,
                               const std::function<nn::Transformer()>& modules,
                               std::span<const std::uint8_t> text,
                               const runtime::EvaluateOptions& options,

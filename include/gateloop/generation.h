@@ -76,12 +76,12 @@ struct GenerateOptions {
 };
 
 /// Reads `prompt`, ids (B, T) with T >= 1, then draws up to `length` tokens for each of the B
-/// sequences: fewer where all have ended. The session may have read before: then this continues. It
+/// sequences: fewer where all have ended. The reader may have read before: then this continues. It
 /// has not read the last token drawn. `on_tokens` gets each step's tokens (B) as they are drawn;
 /// returning false stops. Returns (B, tokens drawn), Sampler::kEnded after a sequence's end.
-/// Throws as Sampler and Session do, and std::invalid_argument for a negative length.
+/// Throws as Sampler and the reader do, and std::invalid_argument for a negative length.
 GATELOOP_RUNTIME_API std::vector<std::int64_t> generate(
-    runtime::Session& session, std::span<const std::int64_t> prompt, std::int64_t batch,
+    runtime::Reader& reader, std::span<const std::int64_t> prompt, std::int64_t batch,
     const GenerateOptions& options = {},
     const std::function<bool(std::span<const std::int64_t> tokens)>& on_tokens = {});
 

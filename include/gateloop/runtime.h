@@ -111,19 +111,45 @@ struct SessionOptions {
   std::int64_t chunk = 1024;
 };
 
+/// What evaluate() and generation::generate() read tokens with: a Session on the CPU, or modules on
+/// any device (nn::ModuleReader). It carries B sequences of equal length from call to call.
+class GATELOOP_RUNTIME_API Reader {
+ public:
+  virtual ~Reader();
+
+  virtual const model::ModelSpec& spec() const = 0;
+  /// Reads `ids`, (B, T) with T ≥ 1. Returns the logits of the token after the last, (B,
+  /// num_tokens), valid until the next call.
+  virtual std::span<const float> prefill(std::span<const std::int64_t> ids,
+                                         std::int64_t batch = 1) = 0;
+  /// Reads `ids`, (B, T). Returns the sum of -ln p(next) in nats, where `next`, (B, T), is the
+  /// token after each.
+  virtual double surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
+                          std::int64_t batch = 1) = 0;
+  /// The next tokens begin sequences.
+  virtual void restart() = 0;
+  virtual std::int64_t position() const = 0;     ///< tokens read of each sequence
+  virtual std::int64_t state_bytes() const = 0;  ///< memory of what is carried
+
+ protected:
+  Reader() = default;
+  Reader(const Reader&) = default;
+  Reader& operator=(const Reader&) = default;
+};
+
 /// Reads tokens of B sequences of equal length. A session has threads of its own and serves one
 /// caller at a time; distinct sessions may be used in distinct threads at once. Results are the
 /// same bits for any number of threads.
-class GATELOOP_RUNTIME_API Session {
+class GATELOOP_RUNTIME_API Session final : public Reader {
  public:
   explicit Session(Model model, const SessionOptions& options = {});
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
-  ~Session();
+  ~Session() override;
 
-  /// Reads `ids`, (B, T) with T ≥ 1. Returns the logits of the token after the last, (B,
-  /// num_tokens), valid until the next call.
-  std::span<const float> prefill(std::span<const std::int64_t> ids, std::int64_t batch = 1);
+  const model::ModelSpec& spec() const override;
+  std::span<const float> prefill(std::span<const std::int64_t> ids,
+                                 std::int64_t batch = 1) override;
   std::span<const float> prefill(std::span<const std::int32_t> ids, std::int64_t batch = 1);
   /// The same for one token of each sequence: ids (B).
   std::span<const float> step(std::span<const std::int64_t> ids);
@@ -132,6 +158,11 @@ class GATELOOP_RUNTIME_API Session {
   std::vector<float> read_all(std::span<const std::int64_t> ids, std::int64_t batch = 1);
   /// The same into `logits`, of just that size.
   void read_all(std::span<const std::int64_t> ids, std::int64_t batch, std::span<float> logits);
+  double surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
+                  std::int64_t batch = 1) override;
+  void restart() override;
+  std::int64_t position() const override;
+  std::int64_t state_bytes() const override;
 
   const Model& model() const;
   int threads() const;
@@ -165,10 +196,10 @@ struct EvaluateOptions {
 
 /// Predicts all of a text but its first byte, each byte once, in windows or as one stream: the two
 /// figures differ by what context beyond a window is worth. With full attention and no window the
-/// cost grows with the square of the text. The session's state is replaced. Throws
+/// cost grows with the square of the text. The reader's state is replaced. Throws
 /// std::invalid_argument for a text shorter than 2 bytes, a byte outside the vocabulary, or options
 /// outside their range.
-GATELOOP_RUNTIME_API Score evaluate(Session& session, std::span<const std::uint8_t> text,
+GATELOOP_RUNTIME_API Score evaluate(Reader& reader, std::span<const std::uint8_t> text,
                                     const EvaluateOptions& options = {});
 
 /// Bytes of a text that are read from the start of a state; each predicts the byte after it.
@@ -183,7 +214,7 @@ GATELOOP_RUNTIME_API std::vector<Stretch> stretches(std::span<const std::uint8_t
                                                     const EvaluateOptions& options);
 
 /// evaluate() of some of the stretches of a text. `progress` counts their bytes.
-GATELOOP_RUNTIME_API Score evaluate_stretches(Session& session, std::span<const std::uint8_t> text,
+GATELOOP_RUNTIME_API Score evaluate_stretches(Reader& reader, std::span<const std::uint8_t> text,
                                               std::vector<Stretch> stretches,
                                               const EvaluateOptions& options = {});
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/safetensors.h"
@@ -55,6 +56,64 @@ Transformer modules_of(const runtime::Model& saved) {
   }
   transformer->eval();
   return transformer;
+}
+
+ModuleReader::ModuleReader(Transformer transformer) : transformer_(std::move(transformer)) {
+  transformer_->eval();
+}
+
+torch::Tensor ModuleReader::on_device(std::span<const std::int64_t> ids, std::int64_t batch) const {
+  const std::int64_t tokens = spec().num_tokens;
+  if (batch < 1 || ids.empty() || std::ssize(ids) % batch != 0)
+    throw std::invalid_argument(
+        "ModuleReader: ids must be (B, T) with B = " + std::to_string(batch) + " and T >= 1, got " +
+        std::to_string(ids.size()) + " ids");
+  for (const std::int64_t id : ids) {
+    if (id < 0 || id >= tokens)
+      throw std::invalid_argument("ModuleReader: ids must be in [0, " + std::to_string(tokens) +
+                                  "), got " + std::to_string(id));
+  }
+  return torch::tensor(at::ArrayRef<std::int64_t>(ids.data(), ids.size()), torch::kInt64)
+      .view({batch, -1})
+      .to(transformer_->parameters().front().device());
+}
+
+torch::Tensor ModuleReader::logits_after(const torch::Tensor& ids) {
+  torch::Tensor logits = transformer_->forward(ids, &state_);
+  position_ += ids.size(1);
+  return logits;
+}
+
+std::span<const float> ModuleReader::prefill(std::span<const std::int64_t> ids,
+                                             std::int64_t batch) {
+  const torch::NoGradGuard no_grad;
+  last_logits_ = logits_after(on_device(ids, batch)).select(1, -1);
+  last_logits_ = last_logits_.to(torch::kCPU, torch::kFloat32).contiguous();
+  return {last_logits_.const_data_ptr<float>(), static_cast<std::size_t>(last_logits_.numel())};
+}
+
+double ModuleReader::surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
+                              std::int64_t batch) {
+  if (next.size() != ids.size())
+    throw std::invalid_argument("ModuleReader: next must be as many tokens as ids, " +
+                                std::to_string(ids.size()) + ", got " +
+                                std::to_string(next.size()));
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor read = on_device(ids, batch), target = on_device(next, batch).flatten();
+  const torch::Tensor logits = logits_after(read).flatten(0, 1).to(torch::kFloat32);
+  return at::cross_entropy_loss(logits, target, {}, at::Reduction::Sum).item<double>();
+}
+
+const model::ModelSpec& ModuleReader::spec() const { return transformer_->spec(); }
+void ModuleReader::restart() {
+  state_.clear();
+  position_ = 0;
+}
+std::int64_t ModuleReader::position() const { return position_; }
+std::int64_t ModuleReader::state_bytes() const {
+  std::int64_t bytes = 0;
+  for (const MixerState& layer : state_) bytes += layer.bytes();
+  return bytes;
 }
 
 }  // namespace gateloop::nn

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <numbers>
 #include <stdexcept>
 #include <string>
@@ -33,31 +32,17 @@ void check(std::span<const std::uint8_t> text, std::int64_t num_tokens,
            std::to_string(largest));
 }
 
-/// -ln p(id) under softmax(logits), in double: a sum over a long text must not lose the small
-/// terms.
-double surprise(std::span<const float> logits, std::int64_t id) {
-  const auto most = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - most);
-  return most + std::log(sum) - static_cast<double>(logits[static_cast<std::size_t>(id)]);
-}
-
 /// The sum of the surprise of the bytes after those at `begin` .. `begin` + `length` - 1 of each
 /// stretch.
-double read(Session& session, std::span<const std::uint8_t> text,
-            std::span<const Stretch> stretches, std::int64_t begin, std::int64_t length) {
+double read(Reader& reader, std::span<const std::uint8_t> text, std::span<const Stretch> stretches,
+            std::int64_t begin, std::int64_t length) {
   std::vector<std::int64_t> ids, next;
   for (const Stretch& stretch : stretches) {
     const auto first = text.begin() + stretch.start + begin;
     ids.insert(ids.end(), first, first + length);
     next.insert(next.end(), first + 1, first + length + 1);
   }
-  const std::vector<float> logits = session.read_all(ids, std::ssize(stretches));
-  const auto width = static_cast<std::size_t>(session.model().spec().num_tokens);
-  double nats = 0;
-  for (std::size_t i = 0; i < next.size(); ++i)
-    nats += surprise(std::span(logits).subspan(i * width, width), next[i]);
-  return nats;
+  return reader.surprise(ids, next, std::ssize(stretches));
 }
 
 }  // namespace
@@ -83,14 +68,13 @@ std::vector<Stretch> stretches(std::span<const std::uint8_t> text, const Evaluat
   return cut;
 }
 
-Score evaluate(Session& session, std::span<const std::uint8_t> text,
-               const EvaluateOptions& options) {
-  return evaluate_stretches(session, text, stretches(text, options), options);
+Score evaluate(Reader& reader, std::span<const std::uint8_t> text, const EvaluateOptions& options) {
+  return evaluate_stretches(reader, text, stretches(text, options), options);
 }
 
-Score evaluate_stretches(Session& session, std::span<const std::uint8_t> text,
+Score evaluate_stretches(Reader& reader, std::span<const std::uint8_t> text,
                          std::vector<Stretch> stretches, const EvaluateOptions& options) {
-  check(text, session.model().spec().num_tokens, options);
+  check(text, reader.spec().num_tokens, options);
   std::int64_t total = 0;
   for (const Stretch& stretch : stretches) {
     if (stretch.start < 0 || stretch.length < 1 ||
@@ -114,10 +98,10 @@ Score evaluate_stretches(Session& session, std::span<const std::uint8_t> text,
         std::clamp<std::int64_t>(options.bytes_at_once / length, 1, kMostRows);
     const auto rows =
         left.first(static_cast<std::size_t>(std::min<std::int64_t>(most, other - left.begin())));
-    session.set_state({});
+    reader.restart();
     for (std::int64_t begin = 0; begin < length;) {
       const std::int64_t bytes = std::min(length - begin, options.bytes_at_once);
-      score.nats += read(session, text, rows, begin, bytes);
+      score.nats += read(reader, text, rows, begin, bytes);
       score.bytes += bytes * std::ssize(rows);
       begin += bytes;
       if (options.progress) options.progress(score.bytes, total);

@@ -15,7 +15,7 @@ std::vector<std::int64_t> encode_prompt(std::string_view text) {
 }
 
 std::vector<std::int64_t> generate(
-    runtime::Session& session, std::span<const std::int64_t> prompt, std::int64_t batch,
+    runtime::Reader& reader, std::span<const std::int64_t> prompt, std::int64_t batch,
     const GenerateOptions& options,
     const std::function<bool(std::span<const std::int64_t> tokens)>& on_tokens) {
   if (options.length < 0)
@@ -23,7 +23,7 @@ std::vector<std::int64_t> generate(
                                 std::to_string(options.length));
   Sampler sampler(options.sampling, options.seed);
   std::vector<std::vector<std::int64_t>> drawn;
-  auto logits = session.prefill(prompt, batch);
+  auto logits = reader.prefill(prompt, batch);
   sampler.read(prompt, batch);
   while (std::ssize(drawn) < options.length && !sampler.ended()) {
     drawn.push_back(sampler.draw(logits, batch));
@@ -32,7 +32,7 @@ std::vector<std::int64_t> generate(
     // A sequence that has ended goes on with any token: nothing reads its logits.
     std::vector<std::int64_t> next = drawn.back();
     std::replace(next.begin(), next.end(), Sampler::kEnded, std::int64_t{0});
-    logits = session.step(next);
+    logits = reader.prefill(next, batch);
   }
   std::vector<std::int64_t> tokens;
   for (std::size_t b = 0; b < static_cast<std::size_t>(batch); ++b) {

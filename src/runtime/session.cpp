@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -24,6 +25,15 @@ int checked_threads(int threads) {
     refuse("Session", "threads must be in [0, " + std::to_string(kMostThreads) + "], got " +
                           std::to_string(threads));
   return threads == 0 ? std::min(kMostThreads, model::usable_cpus()) : threads;
+}
+
+/// -ln p(id) under softmax(logits), in double: a sum over a long text must not lose the small
+/// terms.
+double surprise_of(std::span<const float> logits, std::size_t id) {
+  const auto most = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - most);
+  return most + std::log(sum) - static_cast<double>(logits[id]);
 }
 
 }  // namespace
@@ -143,6 +153,7 @@ Session::Session(Model model, const SessionOptions& options) {
   std::shared_ptr<const Network> network = model.network_;
   impl_ = std::make_unique<Impl>(std::move(model), std::move(network), options);
 }
+Reader::~Reader() = default;
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
@@ -176,6 +187,29 @@ void Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch,
   impl_->read(ids, time, /*all=*/true, logits.data(), time * impl_->network().num_tokens());
 }
 
+double Session::surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
+                         std::int64_t batch) {
+  const auto width = static_cast<std::size_t>(spec().num_tokens);
+  if (next.size() != ids.size())
+    refuse("surprise", "next must be as many tokens as ids, " + std::to_string(ids.size()) +
+                           ", got " + std::to_string(next.size()));
+  for (const std::int64_t id : next) {
+    if (id < 0 || id >= spec().num_tokens)
+      refuse("surprise",
+             "next must be in [0, " + std::to_string(width) + "), got " + std::to_string(id));
+  }
+  const std::vector<float> logits = read_all(ids, batch);
+  double nats = 0;
+  for (std::size_t i = 0; i < next.size(); ++i)
+    nats +=
+        surprise_of(std::span(logits).subspan(i * width, width), static_cast<std::size_t>(next[i]));
+  return nats;
+}
+
+void Session::restart() { set_state({}); }
+const model::ModelSpec& Session::spec() const { return impl_->network().spec(); }
+std::int64_t Session::position() const { return impl_->state.position; }
+std::int64_t Session::state_bytes() const { return state().bytes(); }
 const Model& Session::model() const { return impl_->model; }
 int Session::threads() const { return impl_->threads(); }
 

@@ -57,9 +57,9 @@ class Writer {
   Digest digest_;
 };
 
-class Reader {
+class FieldReader {
  public:
-  explicit Reader(const std::filesystem::path& path) : path_(path), file_(path) {}
+  explicit FieldReader(const std::filesystem::path& path) : path_(path), file_(path) {}
   /// Of what has not been read yet.
   std::uint64_t left() const { return file_.size() - position_; }
   void read(void* data, std::size_t bytes) {
@@ -118,7 +118,7 @@ void State::save(const std::filesystem::path& path) const {
 }
 
 State State::load(const std::filesystem::path& path) {
-  Reader file(path);
+  FieldReader file(path);
   Header header;
   file.read(&header, sizeof header);
   if (header.magic != kMagic) fail(path, "it does not begin as one");

@@ -216,14 +216,14 @@ Score evaluate_windows(nn::Transformer model, std::span<const std::uint8_t> text
   return sum_over(communicator, score);
 }
 
-Score evaluate_over_processes(runtime::Session& session,
+Score evaluate_over_processes(runtime::Reader& reader,
                               const std::function<nn::Transformer()>& modules,
                               std::span<const std::uint8_t> text,
                               const runtime::EvaluateOptions& options,
                               const distributed::Communicator& communicator) {
-  if (communicator.size() == 1) return runtime::evaluate(session, text, options);
-  // Windows are read by the session, as in one process, however long they are.
-  const bool divisible = options.window == 0 && model::has_bounded_state(session.model().spec());
+  if (communicator.size() == 1) return runtime::evaluate(reader, text, options);
+  // Windows are read by `reader`, as in one process, however long they are.
+  const bool divisible = options.window == 0 && model::has_bounded_state(reader.spec());
   const std::int64_t block = communicator.size() * options.bytes_at_once;
   std::vector<Stretch> whole, divided;
   for (const Stretch& stretch : runtime::stretches(text, options)) {
@@ -238,7 +238,7 @@ Score evaluate_over_processes(runtime::Session& session,
   runtime::EvaluateOptions alone = options;
   alone.progress = [&](std::int64_t own, std::int64_t) { shared.update(own); };
   // First, since it checks text and options.
-  Score score = runtime::evaluate_stretches(session, text, own_part(whole, communicator), alone);
+  Score score = runtime::evaluate_stretches(reader, text, own_part(whole, communicator), alone);
   shared.finish(score.bytes);
   if (!divided.empty()) {
     nn::Transformer model = modules();

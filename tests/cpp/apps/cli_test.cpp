@@ -232,6 +232,29 @@ TEST_F(Cli, GenerateWritesTheBytesDrawn) {
   EXPECT_EQ(run("generate --checkpoint model --length 5 --prompt-file text").out.size(), 5u);
 }
 
+TEST_F(Cli, ComputesOnTheDeviceAskedFor) {
+  const std::string generate = "generate --checkpoint model --length 5 ";
+  const std::string evaluate = "evaluate --checkpoint model --data text ";
+  const auto expected = run(generate).out;
+  EXPECT_EQ(run(generate + "--device cpu --dtype int8").code, 0);
+  for (const std::string& command : {generate, evaluate}) {
+    expect_refused(command + "--device gpu", "--device must be cpu, cuda, cuda:N or auto");
+    expect_refused(command + "--device cuda:1000", "cuda:1000");
+  }
+  // Where there is a GPU its bits are others.
+  const bool has_gpu = torch::cuda::is_available();
+  const auto by_itself = run(generate + "--device auto");
+  EXPECT_EQ(by_itself.code, 0) << by_itself.err;
+  EXPECT_EQ(by_itself.out.size(), 5u);
+  if (!has_gpu) {
+    EXPECT_EQ(by_itself.out, expected);
+  }
+  const auto scores = run(evaluate + "--device auto");
+  EXPECT_EQ(scores.code, 0) << scores.err;
+  EXPECT_NE(scores.out.find("carried"), std::string::npos) << scores.out;
+  if (has_gpu) expect_refused(generate + "--device cuda --dtype int8", "--device cpu");
+}
+
 const char* const kPrinting[] = {"--help", "generate --checkpoint model --length 5",
                                  "info --checkpoint model",
                                  "evaluate --checkpoint model --data text"};

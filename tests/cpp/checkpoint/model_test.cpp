@@ -8,11 +8,13 @@
 #include <csignal>
 #include <functional>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "gateloop/checkpoint.h"
+#include "gateloop/generation.h"
 #include "gateloop/nn/runtime_model.h"
 #include "model/file.h"
 #include "temporary_directory.h"
@@ -91,6 +93,48 @@ TEST(Model, ModulesOfAMappedModelAreInItsMemory) {
   EXPECT_EQ(weights.size(), parameters.size());
   for (const auto& weight : weights)
     EXPECT_EQ(parameters[weight.name].const_data_ptr(), weight.data) << weight.name;
+}
+
+TEST(Model, AModuleReaderReadsAsASession) {
+  nn::TransformerOptions options = small_options();
+  options.depth = 3;
+  options.layer_pattern = "none,gate_loop,attention";
+  torch::manual_seed(3);
+  const nn::Transformer transformer(options);
+  runtime::Session session(nn::runtime_model(transformer));
+  nn::ModuleReader modules(transformer);
+  std::string text(300, 'a');
+  for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * i % 127);
+  const std::span bytes(reinterpret_cast<const std::uint8_t*>(text.data()), text.size());
+  for (const std::int64_t window : {0, 64}) {
+    const runtime::EvaluateOptions cut{.window = window, .separator = 3, .bytes_at_once = 100};
+    const auto expected = runtime::evaluate(session, bytes, cut);
+    const auto score = runtime::evaluate(modules, bytes, cut);
+    EXPECT_EQ(score.bytes, expected.bytes);
+    EXPECT_NEAR(score.nats, expected.nats, 1e-5 * expected.nats);
+  }
+  const std::vector<std::int64_t> prompt = {1, 2, 3, 4, 5, 6};
+  for (runtime::Reader* reader :
+       {static_cast<runtime::Reader*>(&session), static_cast<runtime::Reader*>(&modules)})
+    reader->restart();
+  const generation::GenerateOptions greedy{.length = 20, .sampling = {.temperature = 0}};
+  EXPECT_EQ(generation::generate(modules, prompt, 2, greedy),
+            generation::generate(session, prompt, 2, greedy));
+  EXPECT_EQ(modules.position(), 3 + 19);
+  EXPECT_EQ(modules.position(), session.position());
+  EXPECT_GT(modules.state_bytes(), 0);
+
+  const std::vector<std::int64_t> outside = {0, -1}, three = {1, 2, 3};
+  for (runtime::Reader* reader :
+       {static_cast<runtime::Reader*>(&session), static_cast<runtime::Reader*>(&modules)}) {
+    reader->restart();
+    EXPECT_EQ(reader->position(), 0);
+    EXPECT_THROW(reader->prefill(outside, 2), std::invalid_argument);
+    EXPECT_THROW(reader->prefill(three, 2), std::invalid_argument);
+    EXPECT_THROW(reader->prefill({}, 1), std::invalid_argument);
+    EXPECT_THROW(reader->surprise(three, outside), std::invalid_argument);
+    EXPECT_THROW(reader->surprise(three, prompt), std::invalid_argument);
+  }
 }
 
 TEST(Model, ModulesNeedAModelFromADirectory) {
