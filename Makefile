@@ -81,7 +81,7 @@ $(SANITIZERS:%=test-%): test-%: build/%/configured
 	$(FIXED_ADDRESSES) ctest --preset $*
 
 .PHONY: test-long
-test-long: test test-sanitizers test-architectures fuzz  ## The long tests, the other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
+test-long: setup-long test test-sanitizers test-architectures fuzz  ## The long tests, the other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
 	ctest --preset long
 	$(PYTEST) -m long
 
@@ -92,16 +92,21 @@ test-architectures: $(PYTHON_ENV)  ## The CUDA kernels for every architecture of
 	  cmake --preset architectures && cmake --build --preset architectures && ctest --preset architectures; \
 	else echo "test-architectures: left out, no nvcc on PATH"; fi
 
+.PHONY: setup-long
+setup-long:
+	@scripts/setup --long
+
 # As in the preset of tests: libtorch is not instrumented.
-FUZZ := $(FIXED_ADDRESSES) env ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0
+DRAW := $(FIXED_ADDRESSES) env ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0
 
 .PHONY: fuzz
-fuzz: build/asan-torch/configured  ## Broken files and random problems under a sanitizer, for minutes
+fuzz: setup-long build/asan-torch/configured build/fuzz/configured  ## Broken files and random problems under a sanitizer, for minutes
+	$(FIXED_ADDRESSES) cmake --build --preset fuzz $(if $(JOBS),--parallel $(JOBS))
+	$(FIXED_ADDRESSES) scripts/fuzz
 	$(FIXED_ADDRESSES) cmake --build --preset asan-torch \
-	  --target fuzz_readers recurrence_differential_test recurrence_ragged_test $(if $(JOBS),--parallel $(JOBS))
-	$(FUZZ) build/asan-torch/fuzz_readers 60 $$RANDOM
-	$(FUZZ) GATELOOP_DIFFERENTIAL_CASES=10000 build/asan-torch/recurrence_differential_test
-	$(FUZZ) GATELOOP_DIFFERENTIAL_CASES=1000 build/asan-torch/recurrence_ragged_test --gtest_filter='*RandomCuts*'
+	  --target recurrence_differential_test recurrence_ragged_test $(if $(JOBS),--parallel $(JOBS))
+	$(DRAW) GATELOOP_DIFFERENTIAL_CASES=10000 build/asan-torch/recurrence_differential_test
+	$(DRAW) GATELOOP_DIFFERENTIAL_CASES=1000 build/asan-torch/recurrence_ragged_test --gtest_filter='*RandomCuts*'
 
 # ---- Use --------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-// fuzz_readers [SECONDS [SEED]]: every reader on broken files, for SECONDS each.
+// fuzz_readers [SECONDS [SEED]]: every reader on the files of corpus/ and on broken ones, for
+// SECONDS each.
 //
 // A reader may refuse a file by an exception and by nothing else. A crash, a sanitizer's complaint
 // or another exception ends the program. The file that did it is left where the last line says.
@@ -11,6 +12,7 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "mutate.h"
@@ -27,15 +29,13 @@ std::string bytes_of(const path& file) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-std::vector<std::string> seeds_of(const Reader& reader, const path& directory) {
-  std::filesystem::create_directories(directory);
-  reader.write_seeds(directory);
+std::vector<std::string> files_in(const path& directory) {
   const std::filesystem::directory_iterator files(directory);
   std::vector<path> paths(begin(files), end(files));
   std::sort(paths.begin(), paths.end());  // a directory has no order of its own
-  std::vector<std::string> seeds;
-  for (const path& file : paths) seeds.push_back(bytes_of(file));
-  return seeds;
+  std::vector<std::string> contents;
+  for (const path& file : paths) contents.push_back(bytes_of(file));
+  return contents;
 }
 
 /// Whether the reader took the file.
@@ -50,7 +50,9 @@ bool accepts(const Reader& reader, const path& directory, const std::string& byt
 }
 
 bool fuzz(const Reader& reader, const path& directory, double seconds, std::uint64_t seed) {
-  const std::vector<std::string> seeds = seeds_of(reader, directory / "seeds");
+  std::filesystem::create_directories(directory / "seeds");
+  reader.write_seeds(directory / "seeds");
+  std::vector<std::string> seeds = files_in(directory / "seeds");
   for (const std::string& bytes : seeds) {
     try {
       std::ofstream(directory / reader.file, std::ios::binary) << bytes;
@@ -62,7 +64,11 @@ bool fuzz(const Reader& reader, const path& directory, double seconds, std::uint
   }
   std::printf("%s: broken files in %s\n", reader.name, (directory / reader.file).c_str());
   std::fflush(stdout);
-  Mutator mutator(seeds, seed);
+  for (std::string& bytes : files_in(path(GATELOOP_FUZZ_CORPUS) / reader.name)) {
+    accepts(reader, directory, bytes);
+    seeds.push_back(std::move(bytes));
+  }
+  Mutator mutator(std::move(seeds), seed);
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   long runs = 0;

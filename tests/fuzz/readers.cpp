@@ -195,7 +195,7 @@ const std::vector<Reader>& readers() {
        [](const path& d) { training::MetricsLog(d / "metrics.jsonl", 2).flush(); }},
       {"corpus", "text", write_texts,
        [](const path& d) { (void)training::Corpus(d / "text").fingerprint(); }},
-      {"json lines", "lines", write_json_lines,
+      {"json_lines", "lines", write_json_lines,
        [](const path& d) {
          (void)training::Corpus({.paths = {d / "lines"}, .field = "text", .documents = true});
        }},
