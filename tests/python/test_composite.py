@@ -17,6 +17,7 @@ from conftest import thinned
 from test_gate_loop import drawn
 from test_ops import CASES, Case, assert_near, call, inputs, unequal_channels
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gateloop_cpp import ops as _ops
 
@@ -68,6 +69,32 @@ def test_equals_the_kernels(ops: Ops, case: Case, time: int) -> None:
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         if theirs.numel() > 0:
             assert_near(ours, theirs, 1e-10)
+
+
+class Watch(TorchDispatchMode):
+    """As FlopCounterMode does: sees every operator and calls it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", [*CASES, None], ids=str)
+def test_a_dispatch_mode_may_watch(ops: Ops, case: Case | None) -> None:
+    """Below the mode, kernels run without the dispatch keys that resolve conjugates. None: heads."""
+    arguments = inputs(case, 2, 70, 3) if case else drawn((2, 70, 2, 3, 4), True, per_key=True)
+
+    def results() -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in arguments]
+        outputs = call(ops, case, tuple(leaves)) if case else _ops.gate_loop(*leaves)
+        weights = [torch.ones_like(o) * (2 - 1j if o.is_complex() else 2) for o in outputs]
+        return (*outputs, *torch.autograd.grad(outputs, leaves, weights))
+
+    with composite.forced():
+        expected = results()
+        with Watch():  # type: ignore[no-untyped-call]
+            watched = results()
+    for ours, theirs in zip(watched, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 # What the arithmetic of a thousand steps loses at most, of the largest number of a channel: in

@@ -72,14 +72,20 @@ at::Tensor initial_of(const Definition& definition, const at::Tensor& sequence,
   return at::zeros(sizes, sequence.options().dtype(definition.dtype));
 }
 
-/// Has autograd record although its kernels have been passed already.
+/// Has autograd record although its kernels have been passed already. Its derivatives of complex
+/// numbers are conjugates that a key behind autograd's resolves; under a Python dispatch mode
+/// (FlopCounterMode, selective checkpointing) that is excluded here too.
 class Recording {
  public:
   Recording() : Recording(c10::impl::tls_local_dispatch_key_set()) {}
 
  private:
   explicit Recording(const c10::impl::LocalDispatchKeySet& now)
-      : guard_(now.included_, now.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView) {}
+      : guard_(now.included_,
+               now.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView - kLazy) {}
+
+  static constexpr c10::DispatchKeySet kLazy{
+      c10::DispatchKey::Conjugate, c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor};
 
   c10::impl::ForceDispatchKeyGuard guard_;
 };

@@ -165,11 +165,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_compos
 
   const at::Tensor wide_a = a.to(type);
   const at::Tensor one = at::ones({a.size(0), 1, a.size(2)}, wide_a.options());
-  at::Tensor a_after = shifted(wide_a.conj(), one, /*later=*/reverse);
+  // conj() would leave the work to a dispatch key that a Python dispatch mode has excluded here.
+  at::Tensor a_after = shifted(wide_a.conj_physical(), one, /*later=*/reverse);
   if (borders) a_after = a_after.masked_fill(borders->last, 1);
   const at::Tensor local = is_given(dh) ? dh->to(type) : at::zeros_like(h, type);
-  const at::Tensor g =
-      std::get<0>(linear_recurrence(a_after.resolve_conj(), local, dfinal, !reverse, cu_seqlens));
+  const at::Tensor g = std::get<0>(linear_recurrence(a_after, local, dfinal, !reverse, cu_seqlens));
   a_after.reset();
 
   const at::Tensor h_before = before_each_step(h.to(type), initial, borders, reverse);
@@ -178,12 +178,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_recurrence_backward_compos
     const auto at_start = [&](const at::Tensor& t) {
       return t.index_select(1, borders->start).squeeze(0);
     };
-    dinitial = at::where(borders->empty, dfinal, at_start(wide_a).conj() * at_start(g));
+    dinitial = at::where(borders->empty, dfinal, at_start(wide_a).conj_physical() * at_start(g));
   } else {
     const std::int64_t first = reverse ? steps - 1 : 0;
-    dinitial = wide_a.select(1, first).conj() * g.select(1, first);
+    dinitial = wide_a.select(1, first).conj_physical() * g.select(1, first);
   }
-  return {(g * h_before.conj()).to(a.scalar_type()), g.to(h.scalar_type()), dinitial};
+  return {(g * h_before.conj_physical()).to(a.scalar_type()), g.to(h.scalar_type()), dinitial};
 }
 
 TORCH_LIBRARY_IMPL(gateloop, CompositeExplicitAutograd, m) {
