@@ -68,6 +68,15 @@ PYTEST := OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto
 test-python: build-all  ## Python tests only
 	$(PYTEST)
 
+# Where no test asks for the bits or the memory of kernels.
+ON_DEFINITIONS := bad_input bidirectional checkpoint decoder decoding diagnostics fusion gate_loop \
+  heinsen known_users layers modules operator_arguments ops ops_errors ragged_modules ragged_ops \
+  rms_norm torch_tools trajectory transforms vmap_gradients wrapped_modules
+
+.PHONY: test-definitions
+test-definitions: build-all  ## Operators and modules by their definitions, which serve other devices than the CPU
+	GATELOOP_DEFINITIONS=1 $(PYTEST) $(ON_DEFINITIONS:%=tests/python/test_%.py)
+
 .PHONY: test-sanitizers
 test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer; test-asan-torch: all C++ tests
 
@@ -81,7 +90,7 @@ $(SANITIZERS:%=test-%): test-%: build/%/configured
 	$(FIXED_ADDRESSES) ctest --preset $*
 
 .PHONY: test-long
-test-long: setup-long test test-sanitizers test-architectures fuzz  ## The long tests, the other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
+test-long: setup-long test test-definitions test-sanitizers test-architectures fuzz  ## The long tests, the other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
 	ctest --preset long
 	$(PYTEST) -m long
 

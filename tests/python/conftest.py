@@ -76,6 +76,13 @@ def x64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse="GATELOOP_DEFINITIONS" in os.environ)
+def on_definitions(ops: Any) -> Iterator[None]:
+    """`make test-definitions`: the definitions in place of the kernels in every test."""
+    with composite.forced():
+        yield
+
+
 @pytest.fixture(params=["kernels", "definitions"])
 def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """The kernels of the CPU, then the definitions that other devices take."""
