@@ -85,12 +85,13 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
   if (flags.model.threads == 0)
     flags.model.threads = training::default_threads(communicator.local_size());
   torch::set_num_threads(flags.model.threads);
-  const auto [model, reader, modules] = open_device_reader(flags.model, communicator.local_rank());
-  check_same(content_fields(corpus, model), communicator);
+  const DeviceReader opened = open_device_reader(flags.model, communicator.local_rank());
+  check_same(content_fields(corpus, opened.model), communicator);
   print_scores(
-      flags, corpus, model.spec(),
+      flags, corpus, opened.model.spec(),
       [&](auto text, const auto& options) {
-        return training::evaluate_over_processes(*reader, modules, text, options, communicator);
+        return training::evaluate_over_processes(*opened.reader, opened.modules, text, options,
+                                                 communicator);
       },
       /*quiet=*/!communicator.is_main());
 }
