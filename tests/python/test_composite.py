@@ -80,12 +80,13 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("case", [*CASES, None], ids=str)
 def test_a_dispatch_mode_may_watch(ops: Ops, case: Case | None) -> None:
-    """Below the mode, kernels run without the dispatch keys that resolve conjugates. None: heads."""
+    """Below the mode, kernels run without the dispatch keys that resolve conjugates."""
+    heads: Any = _ops.gate_loop  # where there is no case
     arguments = inputs(case, 2, 70, 3) if case else drawn((2, 70, 2, 3, 4), True, per_key=True)
 
     def results() -> tuple[Tensor, ...]:
         leaves = [t.detach().requires_grad_() for t in arguments]
-        outputs = call(ops, case, tuple(leaves)) if case else _ops.gate_loop(*leaves)
+        outputs = call(ops, case, tuple(leaves)) if case else heads(*leaves)
         weights = [torch.ones_like(o) * (2 - 1j if o.is_complex() else 2) for o in outputs]
         return (*outputs, *torch.autograd.grad(outputs, leaves, weights))
 
