@@ -99,6 +99,7 @@ def gate_loop(
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
+        NotImplementedError: derivatives of heads by torch.func under autocast.
     """
     y, final = torch.ops.gateloop.gate_loop(
         q, k, v, a, initial_state, reverse, cu_seqlens, mask, form=form, feature_map=feature_map

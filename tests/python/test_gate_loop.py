@@ -178,6 +178,30 @@ def test_autocast_widens_and_loses_nothing(form: str, is_complex: bool) -> None:
     torch.testing.assert_close(narrow[0], expected[0], rtol=0.02, atol=0.1)  # of q's rounding
 
 
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_derivatives_of_torch_func_are_taken_outside_of_autocast(form: str) -> None:
+    given = drawn((2, 40, 2, 3, 4), True, F32)[:4]
+
+    def total(*args: Tensor) -> Tensor:
+        return gate_loop(*args, form=form)[0].sum()
+
+    expected = torch.func.grad(total)(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(NotImplementedError, match="must be taken outside of autocast"):
+            torch.func.grad(total)(*given)
+        with pytest.raises(NotImplementedError, match="must be taken outside of autocast"):
+            torch.func.jvp(total, tuple(given), tuple(given))
+        with torch.autocast("cpu", enabled=False):
+            torch.testing.assert_close(torch.func.grad(total)(*given), expected)
+        rows = torch.vmap(lambda x: gate_loop(x, *given[1:], form=form)[0])(given[0][None])
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(given[0], given[0])
+            y = gate_loop(dual, *given[1:], form=form)[0]  # linear in q
+            tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(rows[0], gate_loop(*given, form=form)[0])
+    torch.testing.assert_close(tangent, rows[0])
+
+
 def test_autocast_widens_transitions() -> None:
     q, k, v, a, state = drawn((2, 5, 2, 3, 4), False, F32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "gateloop/ops.h"
+#include "ops/autograd/gradients.h"
 #include "ops/internal.h"
 
 namespace gateloop::ops {
@@ -50,6 +51,12 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_autocast(
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
     const OptionalTensor& mask, c10::string_view form, c10::string_view feature_map) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  // torch.func's derivatives call the operators that heads are made of below this guard, with the
+  // autocast that gate_loop was called with: matrix products would be rounded.
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      q.dim() != 4 || !is_transformed() || !needs_pieces({q, k, v, a, initial_state}),
+      "gateloop::gate_loop: derivatives of heads by torch.func must be taken outside of autocast, "
+      "got autocast: call torch.func under torch.autocast(device, enabled=False)");
   const auto type = widest(q, k, v);
   return gate_loop(q.to(type), k.to(type), v.to(type), as_wide_as_states(a), initial_state, reverse,
                    cu_seqlens, mask, form, feature_map);

@@ -30,9 +30,10 @@ bool needs_pieces_backward(std::initializer_list<at::Tensor> tensors) {
          });
 }
 
+bool is_transformed() { return at::functorch::maybeCurrentDynamicLayer().has_value(); }
+
 bool needs_pieces(std::initializer_list<OptionalTensor> inputs) {
-  const bool transformed = at::functorch::maybeCurrentDynamicLayer().has_value();
-  return any_has_tangent(inputs) || (transformed && any_requires_grad(inputs));
+  return any_has_tangent(inputs) || (is_transformed() && any_requires_grad(inputs));
 }
 
 variable_list differentiate(const std::function<variable_list(const variable_list&)>& definition,
