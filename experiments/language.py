@@ -47,7 +47,7 @@ class Language:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             self._train(run, merged([*flags, *TINY]), "0")
-            return _runs.count_parameters(run / _files.WEIGHTS["latest"])
+            return int(_runs.read_run(run).config["parameters"])
 
     def steps(self, form: Form) -> int:
         return STEPS[form]

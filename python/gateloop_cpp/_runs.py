@@ -1,6 +1,7 @@
 """The runs of ``gateloop train`` as they lie on the disk, finished or under way."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -11,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gateloop_cpp import _files
+from gateloop_cpp import _files, _spec
 
 METRICS = "metrics.jsonl"
 # Every record has it, last of its scalars: a tracker that has it has the record.
@@ -152,17 +153,13 @@ def read_run(folder: Path) -> Run:
         run_id = f"{content.get('id', 'run')}-{start}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not the configuration of a run: {error}") from error
-    weights = folder / _files.WEIGHTS["latest"]
-    if weights.exists():
-        config["parameters"] = count_parameters(weights)
+    with contextlib.suppress(ValueError):  # a model of another version
+        config["parameters"] = sum(
+            map(math.prod, _spec.describe(config["model"])["weights"].values())
+        )
     latest = provenance[-1] if provenance else {}
     machine = {key: latest[key] for key in MACHINE if key in latest}
     return Run(folder, run_id, config, machine, dates[0] if dates else path.stat().st_mtime)
-
-
-def count_parameters(weights: Path) -> int:
-    """Raises ValueError naming the file."""
-    return sum(math.prod(entry.shape) for entry in _files.read_entries(weights).values())
 
 
 def run_parser(module: str, description: str | None, runs: str) -> argparse.ArgumentParser:

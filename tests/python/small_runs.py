@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
+from gateloop_cpp import Transformer
 
 STEPS = 40
-PARAMETERS = 17
+MODEL: dict[str, Any] = {"dim": 8, "depth": 1, "num_tokens": 16}
+PARAMETERS = sum(weight.numel() for weight in Transformer(**MODEL).parameters())
 PRIME = "prime|"
 SAMPLE = "a sample <b>\nof text"
 
@@ -17,22 +17,18 @@ SAMPLE = "a sample <b>\nof text"
 def write_run(
     folder: Path, training: Mapping[str, Any] | None = None, model: Mapping[str, Any] | None = None
 ) -> Path:
-    """A run's directory with no step made yet."""
+    """A run's directory with no step made yet: no weights."""
     folder.mkdir(parents=True)
     options = {"steps": STEPS, "batch": 2, "accumulation": 3, "length": 4, "seed": 0}
     config = {
         "format": 1,
         "id": "0123abcd",
-        "model": {"dim": 8, **(model or {})},
+        "model": MODEL | dict(model or {}),
         "training": options | dict(training or {}),
         "provenance": [{"date": "2026-01-02T03:04:05Z", "processor": "one of a test"}],
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "metrics.jsonl").touch()
-    save_file(
-        {"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)},
-        folder / "model.safetensors",
-    )
     return folder
 
 

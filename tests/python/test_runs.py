@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_runs import PARAMETERS, diagnostics, line, write_run, write_steps
+from small_runs import MODEL, PARAMETERS, diagnostics, line, write_run, write_steps
 
 from gateloop_cpp import _runs
 
@@ -92,10 +92,16 @@ def test_a_run_is_described(run: Path) -> None:
     read = _runs.read_run(run)
     assert read.name == "small"
     assert read.id.startswith("0123abcd-")
-    assert read.config["model"] == {"dim": 8}
+    assert read.config["model"] == MODEL
     assert read.config["parameters"] == PARAMETERS
     assert read.machine == {"processor": "one of a test"}
     assert read.began == 1767323045
+
+
+def test_a_model_of_another_version_has_no_size(tmp_path: Path) -> None:
+    assert (
+        "parameters" not in _runs.read_run(write_run(tmp_path / "a", model={"gate": "new"})).config
+    )
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"model": {}', '{"model": {}, "training": 3}'])
