@@ -77,10 +77,6 @@ void swish_row(float* x, std::int64_t n);
 void add_row(const float* from, float* to, std::int64_t n);
 /// to *= from.
 void multiply_row(const float* from, float* to, std::int64_t n);
-/// to += factor from.
-void add_scaled_row(float factor, const float* from, float* to, std::int64_t n);
-/// x · y.
-float dot_row(const float* x, const float* y, std::int64_t n);
 /// (re, im) of a = σ(|z|) z/|z| from (re, im) of z, n pairs; `a` may be z.
 void polar_gate_row(const float* z, float* a, std::int64_t n);
 /// σ(z) and 1 - σ(z); either may be z.
@@ -102,5 +98,23 @@ struct HeadStep {
   float* y = nullptr;
 };
 void run(const HeadStep&);
+
+/// Causal attention of one head over what is stored of the steps so far: query m reads the first
+/// `count` + m keys, y_m = Σ_s w_s v_s. w_s: q_m · k_s / √dim_head, or the softmax of these.
+struct AttentionHead {
+  std::int64_t queries = 1;
+  std::int64_t count = 1;
+  std::int64_t dim_head = 0;
+  bool softmax = true;
+  const float* q = nullptr;  ///< (queries, dim_head), rows q_stride apart
+  std::int64_t q_stride = 0;
+  const float* keys = nullptr;  ///< (count + queries - 1, dim_head)
+  const float* values = nullptr;
+  float* y = nullptr;  ///< (queries, dim_head), rows y_stride apart
+  std::int64_t y_stride = 0;
+};
+/// Numbers of `scratch`.
+std::int64_t scratch_numbers(const AttentionHead&);
+void run(const AttentionHead&, float* scratch);
 
 }  // namespace gateloop::recurrence

@@ -53,29 +53,26 @@ void Mixing::place(const model::AttentionSpec& spec, float* row, std::int64_t he
   scale_relative(q, k, scratch, d);
 }
 
-/// y = Σ_s w(q · k_s / √d) v_s over the first `count` steps of the cache.
-void Mixing::attend(const model::AttentionSpec& spec, const float* q, std::int64_t count,
-                    const float* keys, const float* values, float* scores, float* y) const {
-  const std::int64_t d = spec.dim_head;
-  const float scale = 1 / std::sqrt(static_cast<float>(d));
-  for (std::int64_t s = 0; s < count; ++s) scores[s] = scale * dot_row(q, keys + s * d, d);
-  if (spec.softmax_normalize) {
-    const float most = *std::max_element(scores, scores + count);
-    float sum = 0;
-    for (std::int64_t s = 0; s < count; ++s) sum += scores[s] = std::exp(scores[s] - most);
-    for (std::int64_t s = 0; s < count; ++s) scores[s] /= sum;
-  }
-  std::fill_n(y, d, 0.0f);
-  for (std::int64_t s = 0; s < count; ++s) add_scaled_row(scores[s], values + s * d, y, d);
-}
-
-/// Step by step, because a window's ring overwrites what later steps no longer read.
+/// With a window step by step: its ring overwrites what later steps no longer read.
 void Mixing::attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
                          float* scratch) const {
   const std::int64_t d = spec.dim_head;
   const std::int64_t base = (sequence * spec.heads + head) * layer_.steps->capacity() * d;
   float* const keys = layer_.steps->keys.data() + base;
   float* const values = layer_.steps->values.data() + base;
+  const auto attend = [&](std::int64_t row, std::int64_t queries, std::int64_t count) {
+    run({.queries = queries,
+         .count = count,
+         .dim_head = d,
+         .softmax = spec.softmax_normalize,
+         .q = products(row) + head * d,
+         .q_stride = rows_.products_stride,
+         .keys = keys,
+         .values = values,
+         .y = rows_.y + row * rows_.y_stride + head * d,
+         .y_stride = rows_.y_stride},
+        scratch + padded(d));
+  };
   for (std::int64_t t = 0; t < rows_.time; ++t) {
     const std::int64_t position = state_.position + t, r = sequence * rows_.time + t;
     float* const row = products(r);
@@ -83,10 +80,9 @@ void Mixing::attend_head(const model::AttentionSpec& spec, std::int64_t sequence
     const std::int64_t slot = spec.window ? position % *spec.window : position;
     std::copy_n(row + width_ + head * d, d, keys + slot * d);
     std::copy_n(row + 2 * width_ + head * d, d, values + slot * d);
-    const std::int64_t count = std::min(position + 1, spec.window.value_or(INT64_MAX));
-    attend(spec, row + head * d, count, keys, values, scratch + padded(d),
-           rows_.y + r * rows_.y_stride + head * d);
+    if (spec.window) attend(r, 1, std::min(position + 1, *spec.window));
   }
+  if (!spec.window) attend(sequence * rows_.time, rows_.time, state_.position + 1);
 }
 
 }  // namespace gateloop::runtime

@@ -153,7 +153,12 @@ void Mixing::scan(std::int64_t first, std::int64_t last, const Executor& executo
 }
 
 std::int64_t Mixing::head_scratch() const {
-  if (attention_ != nullptr) return padded(layer_.steps->capacity()) + padded(attention_->dim_head);
+  if (attention_ != nullptr) {
+    const AttentionHead sizes{
+        .queries = attention_->window ? 1 : rows_.time,
+        .count = attention_->window ? layer_.steps->capacity() : state_.position + 1};
+    return scratch_numbers(sizes) + padded(attention_->dim_head);
+  }
   return 2 * padded(gate_loop_->state_keys());
 }
 

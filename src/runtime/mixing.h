@@ -57,8 +57,6 @@ class Mixing {
                    float* scratch) const;
   void place(const model::AttentionSpec& spec, float* row, std::int64_t head, std::int64_t position,
              float* scratch) const;
-  void attend(const model::AttentionSpec& spec, const float* q, std::int64_t count,
-              const float* keys, const float* values, float* scores, float* y) const;
 
   const model::ModelSpec& spec_;
   const Stage& stage_;

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/sums_of_lanes-inl.h"
 #include "recurrence/cpu/words-inl.h"
 #include "recurrence/inference.h"
 
@@ -23,21 +24,6 @@ namespace gateloop::recurrence::cpu {
 namespace HWY_NAMESPACE {
 
 #if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
-
-/// The sums of the lanes of four vectors.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::Half<hn::Half<D>>> SumsOfLanes(D d, V a, V b, V c, V e) {
-  const hn::Repartition<double, D> pairs;
-  const hn::Half<D> half;
-  const hn::Half<decltype(half)> quarter;
-  const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto ab2 = hn::BitCast(pairs, ab), ce2 = hn::BitCast(pairs, ce);
-  const auto each = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab2, ce2)),
-                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab2, ce2)));
-  const auto sum = hn::Add(hn::LowerHalf(half, each), hn::UpperHalf(half, each));
-  return hn::Add(hn::LowerHalf(quarter, sum), hn::UpperHalf(quarter, sum));
-}
 
 /// The products of a row of bfloat16 with x, lane by lane.
 HWY_INLINE hn::Vec<hn::ScalableTag<float>> LanesOfDot(const BFloat16* row, const BFloat16* x,
@@ -71,8 +57,7 @@ inline void DotPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std
   for (std::int64_t r = first; r < last; r += kDotTogether) {
     const auto a = at(r), b = at(r + 1), c = at(r + 2), e = at(r + 3);
     std::array<float, kDotTogether> sums;
-    hn::StoreU(SumsOfLanes(hn::ScalableTag<float>(), a, b, c, e), hn::FixedTag<float, 4>(),
-               sums.data());
+    StoreSumsOfLanes(hn::ScalableTag<float>(), a, b, c, e, sums.data());
     std::copy_n(sums.data(), std::min(kDotTogether, last - r), y + r - first);
   }
 }

@@ -8,7 +8,6 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "recurrence/cpu/dot-inl.h"
 #include "recurrence/cpu/gates-inl.h"
 #include "recurrence/cpu/rows-inl.h"
 
@@ -27,14 +26,6 @@ void GeluOfRow(float* x, std::int64_t n) { GeluRow(x, n); }
 void SwishOfRow(float* x, std::int64_t n) { Swish(x, n); }
 void AddToRow(const float* from, float* to, std::int64_t n) { AddRow(from, to, n); }
 void MultiplyIntoRow(const float* from, float* to, std::int64_t n) { MultiplyRow(from, to, n); }
-float DotOfRows(const float* x, const float* y, std::int64_t n) { return Dot(x, y, n); }
-
-void AddScaledRow(float factor, const float* from, float* to, std::int64_t n) {
-  ForEachVector<float>(n, [&](auto d, std::int64_t c) HWY_ATTR {
-    hn::StoreU(hn::MulAdd(hn::Set(d, factor), hn::LoadU(d, from + c), hn::LoadU(d, to + c)), d,
-               to + c);
-  });
-}
 
 void PolarGateRow(const float* z, float* a, std::int64_t n) {
   ForEachVector<float>(n, [&](auto d, std::int64_t c) HWY_ATTR {
@@ -88,8 +79,6 @@ HWY_EXPORT(GeluOfRow);
 HWY_EXPORT(SwishOfRow);
 HWY_EXPORT(AddToRow);
 HWY_EXPORT(MultiplyIntoRow);
-HWY_EXPORT(DotOfRows);
-HWY_EXPORT(AddScaledRow);
 HWY_EXPORT(PolarGateRow);
 HWY_EXPORT(SigmoidRow);
 HWY_EXPORT(RunHeadStep);
@@ -111,12 +100,6 @@ void add_row(const float* from, float* to, std::int64_t n) {
 }
 void multiply_row(const float* from, float* to, std::int64_t n) {
   HWY_DYNAMIC_DISPATCH(MultiplyIntoRow)(from, to, n);
-}
-void add_scaled_row(float factor, const float* from, float* to, std::int64_t n) {
-  HWY_DYNAMIC_DISPATCH(AddScaledRow)(factor, from, to, n);
-}
-float dot_row(const float* x, const float* y, std::int64_t n) {
-  return HWY_DYNAMIC_DISPATCH(DotOfRows)(x, y, n);
 }
 void polar_gate_row(const float* z, float* a, std::int64_t n) {
   HWY_DYNAMIC_DISPATCH(PolarGateRow)(z, a, n);

@@ -1,9 +1,11 @@
 // Products with stored weights, and operations on rows, against double precision on every target.
 #include "recurrence/inference.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "harness.h"
@@ -270,6 +272,102 @@ TEST(Inference, AHeadStepsAsDefined) {
         for (const bool per_key : {false, true}) check_head_step(keys, values, complex, per_key);
       }
     }
+  }
+  recurrence::cpu::force_target("");
+}
+
+/// Of a sequence of `steps` whose last `queries` are computed, beside the definition in double.
+void check_attention(std::int64_t steps, std::int64_t queries, std::int64_t d, bool softmax) {
+  Random random(7);
+  const auto floats = [&](std::int64_t n) {
+    std::vector<float> values;
+    for (const double x : random.normal(static_cast<std::size_t>(n)))
+      values.push_back(static_cast<float>(x));
+    return values;
+  };
+  const std::int64_t q_stride = d + 3, y_stride = d + 5, first = steps - queries;
+  const auto q = floats(queries * q_stride), keys = floats(steps * d);
+  auto values = floats(steps * d);
+  std::vector<float> y(static_cast<std::size_t>(queries * y_stride), 7);
+  recurrence::AttentionHead p{.queries = queries,
+                              .count = first + 1,
+                              .dim_head = d,
+                              .softmax = softmax,
+                              .q = q.data(),
+                              .q_stride = q_stride,
+                              .keys = keys.data(),
+                              .values = values.data(),
+                              .y = y.data(),
+                              .y_stride = y_stride};
+  std::vector<float> scratch(static_cast<std::size_t>(recurrence::scratch_numbers(p)));
+  recurrence::run(p, scratch.data());
+  const auto at = [](const std::vector<float>& x, std::int64_t i) {
+    return static_cast<double>(x[static_cast<std::size_t>(i)]);
+  };
+  for (std::int64_t m = 0; m < queries; ++m) {
+    std::vector<double> weights;
+    for (std::int64_t s = 0; s <= first + m; ++s) {
+      double score = 0;
+      for (std::int64_t c = 0; c < d; ++c) score += at(q, m * q_stride + c) * at(keys, s * d + c);
+      weights.push_back(score / std::sqrt(static_cast<double>(d)));
+    }
+    if (softmax) {
+      double sum = 0;
+      for (double& w : weights) sum += w = std::exp(w);
+      for (double& w : weights) w /= sum;
+    }
+    for (std::int64_t c = 0; c < d; ++c) {
+      double expected = 0, size = 0;
+      for (std::int64_t s = 0; s <= first + m; ++s) {
+        const double term = weights[static_cast<std::size_t>(s)] * at(values, s * d + c);
+        expected += term;
+        size += std::abs(term);
+      }
+      ASSERT_NEAR(at(y, m * y_stride + c), expected, 2e-6 * size + 1e-7)
+          << steps << ' ' << queries << ' ' << d << ' ' << softmax;
+    }
+    for (std::int64_t c = d; c < y_stride; ++c) ASSERT_EQ(at(y, m * y_stride + c), 7);
+  }
+  // What a step has that is no number reaches no step before it.
+  values.back() = std::numeric_limits<float>::infinity();
+  const auto before = y;
+  recurrence::run(p, scratch.data());
+  ASSERT_TRUE(std::equal(y.begin(), y.end() - y_stride, before.begin()));
+  ASSERT_FALSE(std::isfinite(at(y, (queries - 1) * y_stride + d - 1)));
+}
+
+TEST(Inference, AttentionIsAsDefined) {
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    for (const auto& [steps, queries] :
+         {std::pair{1, 1}, {5, 5}, {40, 1}, {300, 1}, {300, 75}, {520, 33}, {70, 70}}) {
+      for (const std::int64_t d : {1, 8, 16, 33, 64, 72}) {
+        for (const bool softmax : {false, true}) check_attention(steps, queries, d, softmax);
+      }
+    }
+  }
+  recurrence::cpu::force_target("");
+}
+
+TEST(Inference, AttentionOfLargeScoresIsFinite) {
+  for (const auto& target : recurrence::cpu::targets()) {
+    recurrence::cpu::force_target(target);
+    const std::vector<float> q = {1e3f}, keys = {-1e3f, 1e3f, 0}, values = {1, 2, 3};
+    float y = 0;
+    recurrence::AttentionHead p{.queries = 1,
+                                .count = 3,
+                                .dim_head = 1,
+                                .q = q.data(),
+                                .keys = keys.data(),
+                                .values = values.data(),
+                                .y = &y};
+    std::vector<float> scratch(static_cast<std::size_t>(recurrence::scratch_numbers(p)));
+    recurrence::run(p, scratch.data());
+    EXPECT_EQ(y, 2);
+    const std::vector<float> broken = {0, std::numeric_limits<float>::quiet_NaN(), 0};
+    p.keys = broken.data();
+    recurrence::run(p, scratch.data());
+    EXPECT_TRUE(std::isnan(y));
   }
   recurrence::cpu::force_target("");
 }
