@@ -226,8 +226,9 @@ TEST(Model, AKilledSaveLeavesOneModel) {
     // The old one, and from some call on the new one.
     EXPECT_GT(found.find('n'), 20U);
     EXPECT_LT(found.find('n'), found.size());
-    // A sanitizer makes calls of its own, now more and now fewer.
-    EXPECT_GT(found.find('n') + 8, found.rfind('o'));
+#ifndef __SANITIZE_ADDRESS__  // it makes system calls of its own, now more and now fewer
+    EXPECT_GT(found.find('n'), found.rfind('o'));
+#endif
   }
 }
 
