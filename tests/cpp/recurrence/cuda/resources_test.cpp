@@ -1,5 +1,6 @@
 // What the compiled kernels take of an SM, as ptxas reports it. And the error of a launch where
 // there is no device.
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <regex>
@@ -53,7 +54,10 @@ Launch launch_of(const std::string& kernel) {
 
 void expect_within(const Resources& r) {
   SCOPED_TRACE(r.kernel);
-  const Launch launch = launch_of(r.kernel);
+  Launch launch = launch_of(r.kernel);
+  // As in rms_norm.cu.
+  if (r.architecture != 90 && r.kernel.find("norm_kernel") != std::string::npos)
+    launch.blocks = std::max(1, launch.blocks - 2);
   // Checked where kernels are tuned or packaged; other GPUs have other limits.
   if (r.architecture == 80 || r.architecture == 90 || r.architecture == 100) {
     EXPECT_EQ(r.stack, 0);
