@@ -143,8 +143,10 @@ void add_training_flags(Overrides& flags) {
            "float32, or bfloat16: matrix products and activations in bfloat16, weights in "
            "float32")
       ->type_name("float32|bfloat16");
-  flags.add("device", TRAINING_FIELD(device), "auto: CUDA where libtorch finds some, else the CPU")
-      ->type_name("cpu|cuda|cuda:N|auto");
+  flags
+      .add("device", TRAINING_FIELD(device),
+           "cpu, cuda, cuda:N, or auto: CUDA where libtorch finds some, else the CPU")
+      ->type_name("DEVICE");
   flags.add(
       "threads", TRAINING_FIELD(threads),
       "Threads; 0: one for each core that this process may use, or OMP_NUM_THREADS if that is "

@@ -11,7 +11,6 @@
 #include "ops/composite/definition.h"
 #include "ops/composite/features.h"
 #include "ops/composite/heads.h"
-#include "ops/composite/stand_in.h"
 #include "ops/internal.h"
 #include "ops/meta/shapes.h"
 
@@ -79,7 +78,6 @@ Definition::Results chunked_gate_loop_in_spans(const at::Tensor& q, const at::Te
                                                c10::string_view feature_map, bool save) {
   const auto map = feature_map_of(kChunkedGateLoop, feature_map);
   check_wide_gate_loop(kChunkedGateLoop, q, k, v, a, initial_state, cu_seqlens, map);
-  warn_of_missing_kernels(q);
   Definition::Results outputs{empty_sequence(v), empty_head_state(q, v, a, cu_seqlens, map), {}};
   if (save) {
     const at::Tensor layout = empty_saved_chunks(q, v, a, cu_seqlens, map).select(3, 0);

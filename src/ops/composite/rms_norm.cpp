@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/composite/stand_in.h"
 
 namespace gateloop::ops {
 namespace {
@@ -29,6 +30,7 @@ at::Tensor gain_of(const at::Tensor& gamma) { return gamma.to(wide(gamma)) * roo
 
 at::Tensor rms_norm_composite(const at::Tensor& x, const at::Tensor& gamma) {
   check_rms_norm(x, gamma);
+  warn_of_missing_kernels(x);
   const at::Tensor y = x / norm_of(x).clamp_min(floor_of(x)) * gain_of(gamma);
   return y.to(at::result_type(x, gamma));
 }
