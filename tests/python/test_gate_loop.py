@@ -198,6 +198,10 @@ def test_derivatives_of_torch_func_are_taken_outside_of_autocast(form: str) -> N
             dual = torch.autograd.forward_ad.make_dual(given[0], given[0])
             y = gate_loop(dual, *given[1:], form=form)[0]  # linear in q
             tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+        leaf = given[0].clone().requires_grad_()
+        mapped = torch.vmap(lambda x: gate_loop(x, *given[1:], form=form)[0])(leaf[None])
+    mapped.sum().backward()  # of autograd, behind vmap alone
+    torch.testing.assert_close(leaf.grad, expected)
     torch.testing.assert_close(rows[0], gate_loop(*given, form=form)[0])
     torch.testing.assert_close(tangent, rows[0])
 

@@ -51,10 +51,10 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_autocast(
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
     const OptionalTensor& mask, c10::string_view form, c10::string_view feature_map) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  // torch.func's derivatives call the operators that heads are made of below this guard, with the
-  // autocast that gate_loop was called with: matrix products would be rounded.
+  // Under torch.func's derivatives this guard does not reach the operators that heads are made of.
+  // Their matrix products would be rounded.
   TORCH_CHECK_NOT_IMPLEMENTED(
-      q.dim() != 4 || !is_transformed() || !needs_pieces({q, k, v, a, initial_state}),
+      q.dim() != 4 || !is_differentiated() || !needs_pieces({q, k, v, a, initial_state}),
       "gateloop::gate_loop: derivatives of heads by torch.func must be taken outside of autocast, "
       "got autocast: call torch.func under torch.autocast(device, enabled=False)");
   const auto type = widest(q, k, v);

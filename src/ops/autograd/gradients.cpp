@@ -30,10 +30,15 @@ bool needs_pieces_backward(std::initializer_list<at::Tensor> tensors) {
          });
 }
 
-bool is_transformed() { return at::functorch::maybeCurrentDynamicLayer().has_value(); }
+bool is_differentiated() {
+  return std::ranges::any_of(at::functorch::getDynamicLayerStack(), [](const auto& layer) {
+    return layer.key() != at::functorch::TransformType::Vmap;
+  });
+}
 
 bool needs_pieces(std::initializer_list<OptionalTensor> inputs) {
-  return any_has_tangent(inputs) || (is_transformed() && any_requires_grad(inputs));
+  const bool transformed = at::functorch::maybeCurrentDynamicLayer().has_value();
+  return any_has_tangent(inputs) || (transformed && any_requires_grad(inputs));
 }
 
 variable_list differentiate(const std::function<variable_list(const variable_list&)>& definition,

@@ -16,8 +16,8 @@ bool any_requires_grad(std::initializer_list<OptionalTensor> inputs);
 /// Whether one of them carries a tangent of forward mode.
 bool any_has_tangent(std::initializer_list<OptionalTensor> inputs);
 
-/// Whether a transform of torch.func is active.
-bool is_transformed();
+/// Whether a transform of torch.func is active that differentiates: any but vmap.
+bool is_differentiated();
 
 /// Whether derivatives have to be those of the pieces of an operator's definition: a
 /// torch::autograd::Function has no forward derivatives, nor a place under torch.func's transforms.

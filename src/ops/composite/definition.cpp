@@ -72,9 +72,9 @@ at::Tensor initial_of(const Definition& definition, const at::Tensor& sequence,
   return at::zeros(sizes, sequence.options().dtype(definition.dtype));
 }
 
-/// Has autograd record although its kernels have been passed already. Its derivatives of complex
-/// numbers are conjugates that a key behind autograd's resolves; under a Python dispatch mode
-/// (FlopCounterMode, selective checkpointing) that is excluded here too.
+/// Has autograd record although its kernels have been passed already. Derivatives of complex
+/// numbers are conjugates, which a dispatch key behind autograd's resolves. Under a Python dispatch
+/// mode (FlopCounterMode, selective checkpointing) that key is excluded here too.
 class Recording {
  public:
   Recording() : Recording(c10::impl::tls_local_dispatch_key_set()) {}

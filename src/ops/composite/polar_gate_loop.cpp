@@ -16,10 +16,10 @@ namespace {
 /// real: that of a quotient rounds to a multiple of 1/|z|.
 at::Tensor polar_gate(const at::Tensor& z) {
   const at::Tensor pairs = at::view_as_complex(z.contiguous().unflatten(2, {-1, 2}));
-  const at::Tensor radius = pairs.abs();
-  const at::Tensor a = at::view_as_real(pairs.sgn()) * radius.sigmoid().unsqueeze(-1);
-  // At z = 0 the direction is undefined: there a = 0.5 and no gradient flows.
-  return at::view_as_complex(a).masked_fill(radius == 0, 0.5);
+  // At z = 0 the direction is undefined: there a = 0.5 and no gradient flows, nor a second one.
+  const at::Tensor at_zero = pairs == 0, safe = pairs.masked_fill(at_zero, 1);
+  const at::Tensor a = at::view_as_real(safe.sgn()) * safe.abs().sigmoid().unsqueeze(-1);
+  return at::view_as_complex(a).masked_fill(at_zero, 0.5);
 }
 
 }  // namespace
