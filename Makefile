@@ -101,15 +101,15 @@ test-architectures: $(PYTHON_ENV)  ## The CUDA kernels for every architecture of
 	  cmake --preset architectures && cmake --build --preset architectures && ctest --preset architectures; \
 	else echo "test-architectures: left out, no nvcc on PATH"; fi
 
-.PHONY: setup-long
-setup-long:
-	@scripts/setup --long
+.PHONY: setup-fuzz setup-long
+setup-fuzz setup-long: setup-%:
+	@scripts/setup --$*
 
 # As in the preset of tests: libtorch is not instrumented.
 DRAW := $(FIXED_ADDRESSES) env ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0
 
 .PHONY: fuzz
-fuzz: setup-long build/asan-torch/configured build/fuzz/configured  ## Broken files and random problems under a sanitizer, for minutes
+fuzz: setup-fuzz build/asan-torch/configured build/fuzz/configured  ## Broken files and random problems under a sanitizer, for minutes
 	$(FIXED_ADDRESSES) cmake --build --preset fuzz $(if $(JOBS),--parallel $(JOBS))
 	$(FIXED_ADDRESSES) scripts/fuzz
 	$(FIXED_ADDRESSES) cmake --build --preset asan-torch \
