@@ -1,9 +1,9 @@
 #pragma once
 
 /// One function per subcommand of `gateloop`, each in a file of its own: flags and help, and a
-/// callback that calls the library. No logic lives here. train, evaluate in several processes, and
-/// what reads models on a GPU are in a program of their own, gateloop-train: it alone loads
-/// libtorch, which takes most of a second.
+/// callback that calls the library. No logic lives here. Another program, gateloop-train, has
+/// train, evaluate in several processes, and what reads models on a GPU. It alone loads libtorch,
+/// which takes most of a second.
 ///
 /// A callback ends the program in one of four ways. It returns (exit code 0), throws UsageError (2)
 /// or throws any other exception (1). Or it throws CLI::RuntimeError(code), after it has printed

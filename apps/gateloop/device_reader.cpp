@@ -11,12 +11,10 @@ namespace gateloop::app {
 namespace {
 
 torch::Device device_of(const std::string& name, int local_rank) {
-  if (!training::is_device_name(name))
-    throw UsageError("--device must be cpu, cuda, cuda:N or auto, got \"" + name + "\"");
   try {
     return training::device_of(name, local_rank);
   } catch (const std::invalid_argument& error) {
-    throw UsageError(error.what());
+    throw UsageError(std::string("--") + error.what());
   }
 }
 
@@ -40,15 +38,17 @@ torch::ScalarType type_of(runtime::Format format) {
 DeviceReader open_device_reader(ModelFlags flags, int local_rank) {
   const torch::Device device = device_of(flags.device, local_rank);
   if (device.is_cpu()) flags.device = kCpu;
+  if (flags.threads > 0) torch::set_num_threads(flags.threads);
   const runtime::Model model = open_byte_model(flags);
   if (device.is_cpu()) {
-    return {model,
+    return {device, model,
             std::make_unique<runtime::Session>(model, runtime::SessionOptions{flags.threads}),
             [model] { return nn::modules_of(model); }};
   }
   nn::Transformer modules = nn::modules_of(model);
   modules->to(device, type_of(flags.format));
-  return {model, std::make_unique<nn::ModuleReader>(modules), [modules] { return modules; }};
+  return {device, model, std::make_unique<nn::ModuleReader>(modules),
+          [modules] { return modules; }};
 }
 
 std::unique_ptr<runtime::Reader> open_byte_reader(const ModelFlags& flags) {

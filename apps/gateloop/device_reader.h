@@ -10,8 +10,10 @@
 
 namespace gateloop::app {
 
-/// What a command reads with, and the modules of the same model, on one device.
+/// What a command reads with on one device. The modules are of the same model: on the CPU in
+/// float32 whatever --dtype, elsewhere those of the reader.
 struct DeviceReader {
+  torch::Device device;
   runtime::Model model;
   std::unique_ptr<runtime::Reader> reader;
   std::function<nn::Transformer()> modules;

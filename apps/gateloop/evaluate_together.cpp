@@ -75,17 +75,17 @@ std::vector<Field> content_fields(const corpus::Corpus& corpus, const runtime::M
 
 void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator) {
   check_same(flag_fields(flags), communicator);
-  if (communicator.size() > 1 && flags.mode != "windowed" && flags.model.device == kCpu &&
-      flags.model.format != runtime::Format::kFile)
-    throw UsageError(
-        "--dtype in several processes needs --mode windowed; for the carried figure "
-        "write the model in that type by `gateloop quantize` and evaluate that");
   const auto corpus =
       open_corpus_for(flags.model.directory, flags.corpus, /*quiet=*/!communicator.is_main());
   if (flags.model.threads == 0)
     flags.model.threads = training::default_threads(communicator.local_size());
   torch::set_num_threads(flags.model.threads);
   const DeviceReader opened = open_device_reader(flags.model, communicator.local_rank());
+  if (communicator.size() > 1 && flags.mode != "windowed" && opened.device.is_cpu() &&
+      flags.model.format != runtime::Format::kFile)
+    throw UsageError(
+        "--dtype in several processes needs --mode windowed; for the carried figure "
+        "write the model in that type by `gateloop quantize` and evaluate that");
   check_same(content_fields(corpus, opened.model), communicator);
   print_scores(
       flags, corpus, opened.model.spec(),

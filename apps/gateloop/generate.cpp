@@ -70,6 +70,8 @@ void print_summary(const runtime::Reader& reader, const std::vector<double>& sec
 }
 
 void run(const GenerateFlags& flags) {
+  // First: another program may take over, and a pipe is read once.
+  const auto reader = open_byte_reader(flags.model);
   const auto prompt = flags.prompt_file.empty() ? flags.prompt : read_file(flags.prompt_file);
   auto options = flags.generate;
   for (const std::string& stop : flags.stop) options.sampling.stop.push_back(ids_of(stop));
@@ -78,7 +80,6 @@ void run(const GenerateFlags& flags) {
   } catch (const std::invalid_argument& error) {
     throw UsageError(error.what());
   }
-  const auto reader = open_byte_reader(flags.model);
   const bool documents =
       are_apart(flags.documents, flags.no_documents, trained_on_documents(flags.model.directory));
   if (flags.echo_prompt) write(prompt);

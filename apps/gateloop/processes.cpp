@@ -13,6 +13,7 @@ namespace {
 
 /// From Communicator::join on, the library says to the others why this process ends.
 bool has_begun_to_join = false;
+bool works_alone = false;
 
 void say(const std::string& text) { std::fprintf(stderr, "gateloop: %s\n", text.c_str()); }
 
@@ -42,8 +43,10 @@ distributed::Communicator work_together(
   return communicator;
 }
 
+void work_alone() { works_alone = true; }
+
 void report_to_others(const std::string& error) {
-  if (has_begun_to_join) return;
+  if (has_begun_to_join || works_alone) return;
   distributed::Launch launch;
   try {
     launch = distributed::launch_from_environment();

@@ -15,4 +15,7 @@ distributed::Communicator work_together(
     const std::string& backend, int timeout,
     const std::function<void(const distributed::Communicator&)>& work);
 
+/// Of a command that one process runs: report_to_others() then has nobody to tell.
+void work_alone();
+
 }  // namespace gateloop::app

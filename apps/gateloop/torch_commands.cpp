@@ -1,10 +1,12 @@
 // The commands of gateloop-train: those that several processes run together, or on a GPU.
 #include <c10/util/Exception.h>
 
+#include <cstddef>
 #include <exception>
 #include <string>
 
 #include "commands.h"
+#include "processes.h"
 
 namespace gateloop::app {
 
@@ -21,6 +23,8 @@ void add_commands(CLI::App& app) {
   add_train_command(app);
   add_evaluate_command(app);
   add_generate_command(app);
+  // As soon as the word is read: a wrong flag has nobody to be told to either.
+  app.get_subcommand("generate")->preparse_callback([](std::size_t) { work_alone(); });
 }
 
 }  // namespace gateloop::app

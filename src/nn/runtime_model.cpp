@@ -1,5 +1,6 @@
 #include "gateloop/nn/runtime_model.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -13,6 +14,9 @@
 
 namespace gateloop::nn {
 namespace {
+
+/// Tokens of all sequences that a prompt takes through the layers at once, which bounds its memory.
+constexpr std::int64_t kTokensAtOnce = 8192;
 
 /// In the memory of `model` where it is float32 there, at an address that a float may have.
 torch::Tensor floats_of(const runtime::StoredWeight& weight, const runtime::Model& model) {
@@ -62,16 +66,21 @@ ModuleReader::ModuleReader(Transformer transformer) : transformer_(std::move(tra
   transformer_->eval();
 }
 
-torch::Tensor ModuleReader::on_device(std::span<const std::int64_t> ids, std::int64_t batch) const {
+torch::Tensor ModuleReader::checked(const std::string& argument, std::span<const std::int64_t> ids,
+                                    std::int64_t batch) const {
+  const auto refuse = [&](const std::string& problem) {
+    throw std::invalid_argument("ModuleReader: " + argument + problem);
+  };
   const std::int64_t tokens = spec().num_tokens;
   if (batch < 1 || ids.empty() || std::ssize(ids) % batch != 0)
-    throw std::invalid_argument(
-        "ModuleReader: ids must be (B, T) with B = " + std::to_string(batch) + " and T >= 1, got " +
-        std::to_string(ids.size()) + " ids");
+    refuse(" must be (B, T) with B = " + std::to_string(batch) + " and T >= 1, got " +
+           std::to_string(ids.size()) + " tokens");
+  if (batch_ != 0 && batch != batch_)
+    refuse(" must be of the " + std::to_string(batch_) + " sequences of the state, got " +
+           std::to_string(batch));
   for (const std::int64_t id : ids) {
     if (id < 0 || id >= tokens)
-      throw std::invalid_argument("ModuleReader: ids must be in [0, " + std::to_string(tokens) +
-                                  "), got " + std::to_string(id));
+      refuse(" must be in [0, " + std::to_string(tokens) + "), got " + std::to_string(id));
   }
   return torch::tensor(at::ArrayRef<std::int64_t>(ids.data(), ids.size()), torch::kInt64)
       .view({batch, -1})
@@ -80,6 +89,7 @@ torch::Tensor ModuleReader::on_device(std::span<const std::int64_t> ids, std::in
 
 torch::Tensor ModuleReader::logits_after(const torch::Tensor& ids) {
   torch::Tensor logits = transformer_->forward(ids, &state_);
+  batch_ = ids.size(0);
   position_ += ids.size(1);
   return logits;
 }
@@ -87,8 +97,10 @@ torch::Tensor ModuleReader::logits_after(const torch::Tensor& ids) {
 std::span<const float> ModuleReader::prefill(std::span<const std::int64_t> ids,
                                              std::int64_t batch) {
   const torch::NoGradGuard no_grad;
-  last_logits_ = logits_after(on_device(ids, batch)).select(1, -1);
-  last_logits_ = last_logits_.to(torch::kCPU, torch::kFloat32).contiguous();
+  const torch::Tensor read = checked("ids", ids, batch);
+  const std::int64_t most = std::max<std::int64_t>(1, kTokensAtOnce / batch);
+  for (const torch::Tensor& part : read.split(most, 1)) last_logits_ = logits_after(part);
+  last_logits_ = last_logits_.select(1, -1).to(torch::kCPU, torch::kFloat32).contiguous();
   return {last_logits_.const_data_ptr<float>(), static_cast<std::size_t>(last_logits_.numel())};
 }
 
@@ -99,7 +111,8 @@ double ModuleReader::surprise(std::span<const std::int64_t> ids, std::span<const
                                 std::to_string(ids.size()) + ", got " +
                                 std::to_string(next.size()));
   const torch::NoGradGuard no_grad;
-  const torch::Tensor read = on_device(ids, batch), target = on_device(next, batch).flatten();
+  const torch::Tensor read = checked("ids", ids, batch);
+  const torch::Tensor target = checked("next", next, batch).flatten();
   const torch::Tensor logits = logits_after(read).flatten(0, 1).to(torch::kFloat32);
   return at::cross_entropy_loss(logits, target, {}, at::Reduction::Sum).item<double>();
 }
@@ -107,7 +120,7 @@ double ModuleReader::surprise(std::span<const std::int64_t> ids, std::span<const
 const model::ModelSpec& ModuleReader::spec() const { return transformer_->spec(); }
 void ModuleReader::restart() {
   state_.clear();
-  position_ = 0;
+  batch_ = position_ = 0;
 }
 std::int64_t ModuleReader::position() const { return position_; }
 std::int64_t ModuleReader::state_bytes() const {

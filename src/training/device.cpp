@@ -31,6 +31,8 @@ bool is_device_name(const std::string& name) {
 }
 
 torch::Device device_of(const std::string& name, int local_rank) {
+  if (!is_device_name(name))
+    throw std::invalid_argument("device must be cpu, cuda, cuda:N or auto, got \"" + name + "\"");
   if (name == "cpu") return torch::kCPU;
   // NOLINTNEXTLINE(bugprone-signed-char-misuse): a count
   const auto there = static_cast<int>(torch::cuda::device_count());

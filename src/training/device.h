@@ -14,7 +14,7 @@ bool is_device_name(const std::string& name);
 
 /// The device of a name for process `local_rank` of those on this machine. "cuda": the CUDA device
 /// of that number; "auto": the same, or the CPU where there is none. Throws std::invalid_argument
-/// naming the option where the device is not there.
+/// naming the option for another name and where the device is not there.
 torch::Device device_of(const std::string& name, int local_rank = 0);
 
 /// Where the model's parameters are.

@@ -116,9 +116,10 @@ double read_together(nn::Transformer& model, std::span<const std::uint8_t> text,
     const torch::Tensor ids = ids_of(text, {&window, 1}, device_of(model));
     const torch::Tensor logits =
         model->forward(ids.narrow(1, 0, window.length), &state, std::nullopt, packing);
-    nats += at::cross_entropy_loss(logits.flatten(0, 1), ids.narrow(1, 1, window.length).flatten(),
-                                   {}, at::Reduction::Sum)
-                .item<double>();
+    nats +=
+        at::cross_entropy_loss(logits.flatten(0, 1).to(torch::kFloat32),
+                               ids.narrow(1, 1, window.length).flatten(), {}, at::Reduction::Sum)
+            .item<double>();
     progress(bytes);
   }
   return nats;

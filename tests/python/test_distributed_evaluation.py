@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import thinned
 from processes import Job, environment, free_port, start, torchrun, torchrun_environment
 
@@ -302,10 +303,12 @@ def test_what_modules_do_not_read_is_refused(
         for code, _, err in job.outcomes():
             assert code != 0
             assert "--mode carried needs a model without full attention" in err
-    with evaluate(2, "gate_loop", *data, "--dtype", "int8") as job:
-        for code, _, err in job.outcomes():
-            assert code == 2
-            assert "--dtype in several processes needs --mode windowed" in err
+    for device in ("cpu", "auto") if not torch.cuda.is_available() else ("cpu",):
+        flags = ("--dtype", "int8", "--device", device)
+        with evaluate(2, "gate_loop", *data, *flags) as job:
+            for code, _, err in job.outcomes():
+                assert code == 2
+                assert "--dtype in several processes needs --mode windowed" in err
     check_figures(evaluate, (2,), "gate_loop", *data, "--dtype", "int8", "--mode", "windowed")
     small = tmp_path / "small"
     quantize = ("quantize", "--checkpoint", models["gate_loop"], "--format", "int8")

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "gateloop/nn/transformer.h"
 #include "gateloop/runtime.h"
@@ -22,8 +23,8 @@ runtime::Model runtime_model(const Transformer& transformer);
 Transformer modules_of(const runtime::Model& model);
 
 /// Reads with modules, on their device and in their type; the sum of surprise is float32's. On the
-/// CPU a Session is faster. Throws std::invalid_argument for ids that are not (B, T) in [0,
-/// num_tokens).
+/// CPU a Session is faster. A long prompt goes through the layers in parts. Throws
+/// std::invalid_argument for ids that are not (B, T) in [0, num_tokens), and another B than before.
 class ModuleReader final : public runtime::Reader {
  public:
   /// Sets eval mode.
@@ -41,12 +42,13 @@ class ModuleReader final : public runtime::Reader {
   std::int64_t state_bytes() const override;
 
  private:
-  torch::Tensor on_device(std::span<const std::int64_t> ids, std::int64_t batch) const;
+  torch::Tensor checked(const std::string& argument, std::span<const std::int64_t> ids,
+                        std::int64_t batch) const;
   torch::Tensor logits_after(const torch::Tensor& ids);
 
   Transformer transformer_;
   TransformerState state_;
-  std::int64_t position_ = 0;
+  std::int64_t batch_ = 0, position_ = 0;
   torch::Tensor last_logits_;  // (B, num_tokens) float32 on the CPU
 };
 

@@ -249,6 +249,9 @@ TEST_F(Cli, ComputesOnTheDeviceAskedFor) {
   if (!has_gpu) {
     EXPECT_EQ(by_itself.out, expected);
   }
+  // A pipe, which can be read once, though another program takes over.
+  const std::string piped = "generate --checkpoint model --length 0 --echo-prompt --prompt-file ";
+  EXPECT_EQ(run(piped + "/dev/stdin --device auto < text").out, read(dir / "text"));
   const auto scores = run(evaluate + "--device auto");
   EXPECT_EQ(scores.code, 0) << scores.err;
   EXPECT_NE(scores.out.find("carried"), std::string::npos) << scores.out;

@@ -134,7 +134,23 @@ TEST(Model, AModuleReaderReadsAsASession) {
     EXPECT_THROW(reader->prefill({}, 1), std::invalid_argument);
     EXPECT_THROW(reader->surprise(three, outside), std::invalid_argument);
     EXPECT_THROW(reader->surprise(three, prompt), std::invalid_argument);
+    reader->prefill(prompt, 2);
+    EXPECT_THROW(reader->prefill(three, 1), std::invalid_argument);
   }
+}
+
+TEST(Model, AModuleReaderReadsALongPromptInParts) {
+  nn::TransformerOptions options = small_options();
+  options.num_tokens = 16;
+  const nn::Transformer transformer(options);
+  runtime::Session session(nn::runtime_model(transformer));
+  nn::ModuleReader modules(transformer);
+  std::vector<std::int64_t> prompt(20000);
+  for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<std::int64_t>(i * i % 7);
+  const auto expected = session.prefill(prompt, 2), found = modules.prefill(prompt, 2);
+  ASSERT_EQ(found.size(), expected.size());
+  for (std::size_t i = 0; i < found.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-4);
+  EXPECT_EQ(modules.position(), 10000);
 }
 
 TEST(Model, ModulesNeedAModelFromADirectory) {
