@@ -26,7 +26,7 @@ def ratio(value: float) -> str:
 
 
 def quotient(row: Row | None, over: Row | None) -> str:
-    """Nothing over zero: the peak of small arrays, which fit memory that the process had."""
+    """Their ratio; "–" where one is missing, or over a peak of zero bytes."""
     return ratio(row.value / over.value) if row and over and over.value else "–"
 
 

@@ -113,7 +113,7 @@ struct AttentionHead {
   float* y = nullptr;  ///< (queries, dim_head), rows y_stride apart
   std::int64_t y_stride = 0;
 };
-/// Numbers of `scratch`.
+/// Numbers of `scratch`; `queries` and `count` alone say how many.
 std::int64_t scratch_numbers(const AttentionHead&);
 void run(const AttentionHead&, float* scratch);
 

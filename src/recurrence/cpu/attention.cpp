@@ -1,5 +1,5 @@
-// Causal attention of one head over stored keys and values: scores of a group of queries, block of
-// keys by block, then their weights, then sums of values.
+// Causal attention of one head over stored keys and values. A group of queries gets its scores,
+// block of keys by block; then its weights; then sums of values.
 #include <algorithm>
 #include <cmath>
 
