@@ -79,7 +79,6 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
       open_corpus_for(flags.model.directory, flags.corpus, /*quiet=*/!communicator.is_main());
   if (flags.model.threads == 0)
     flags.model.threads = training::default_threads(communicator.local_size());
-  torch::set_num_threads(flags.model.threads);
   const DeviceReader opened = open_device_reader(flags.model, communicator.local_rank());
   if (communicator.size() > 1 && flags.mode != "windowed" && opened.device.is_cpu() &&
       flags.model.format != runtime::Format::kFile)

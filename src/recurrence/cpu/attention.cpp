@@ -213,12 +213,14 @@ namespace cpu {
 HWY_EXPORT(RunAttentionHead);
 }  // namespace cpu
 
+using namespace cpu;
+
 std::int64_t scratch_numbers(const AttentionHead& p) {
-  return std::min(cpu::kQueryGroup, p.queries) * cpu::score_stride(p);
+  return std::min(kQueryGroup, p.queries) * score_stride(p);
 }
 
 void run(const AttentionHead& p, float* scratch) {
-  HWY_DYNAMIC_DISPATCH(cpu::RunAttentionHead)(p, scratch);
+  HWY_DYNAMIC_DISPATCH(RunAttentionHead)(p, scratch);
 }
 
 }  // namespace gateloop::recurrence
