@@ -135,6 +135,15 @@ class GATELOOP_RUNTIME_API Reader {
   Reader() = default;
   Reader(const Reader&) = default;
   Reader& operator=(const Reader&) = default;
+
+  /// Throws std::invalid_argument naming `function` for `ids` that are not (B, T) in [0,
+  /// num_tokens). `of_state`: the B of the state, which ids must have too; 0 before the first
+  /// token.
+  static void check_ids(const char* function, std::span<const std::int64_t> ids, std::int64_t batch,
+                        std::int64_t of_state, std::int64_t num_tokens);
+  /// The same for what surprise() predicts after `ids`.
+  static void check_next(std::span<const std::int64_t> next, std::span<const std::int64_t> ids,
+                         std::int64_t num_tokens);
 };
 
 /// Reads tokens of B sequences of equal length. A session has threads of its own and serves one

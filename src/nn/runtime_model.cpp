@@ -66,22 +66,7 @@ ModuleReader::ModuleReader(Transformer transformer) : transformer_(std::move(tra
   transformer_->eval();
 }
 
-torch::Tensor ModuleReader::checked(const std::string& argument, std::span<const std::int64_t> ids,
-                                    std::int64_t batch) const {
-  const auto refuse = [&](const std::string& problem) {
-    throw std::invalid_argument("ModuleReader: " + argument + problem);
-  };
-  const std::int64_t tokens = spec().num_tokens;
-  if (batch < 1 || ids.empty() || std::ssize(ids) % batch != 0)
-    refuse(" must be (B, T) with B = " + std::to_string(batch) + " and T >= 1, got " +
-           std::to_string(ids.size()) + " tokens");
-  if (batch_ != 0 && batch != batch_)
-    refuse(" must be of the " + std::to_string(batch_) + " sequences of the state, got " +
-           std::to_string(batch));
-  for (const std::int64_t id : ids) {
-    if (id < 0 || id >= tokens)
-      refuse(" must be in [0, " + std::to_string(tokens) + "), got " + std::to_string(id));
-  }
+torch::Tensor ModuleReader::on_device(std::span<const std::int64_t> ids, std::int64_t batch) const {
   return torch::tensor(at::ArrayRef<std::int64_t>(ids.data(), ids.size()), torch::kInt64)
       .view({batch, -1})
       .to(transformer_->parameters().front().device());
@@ -96,8 +81,9 @@ torch::Tensor ModuleReader::logits_after(const torch::Tensor& ids) {
 
 std::span<const float> ModuleReader::prefill(std::span<const std::int64_t> ids,
                                              std::int64_t batch) {
+  check_ids("prefill", ids, batch, batch_, spec().num_tokens);
   const torch::NoGradGuard no_grad;
-  const torch::Tensor read = checked("ids", ids, batch);
+  const torch::Tensor read = on_device(ids, batch);
   const std::int64_t most = std::max<std::int64_t>(1, kTokensAtOnce / batch);
   for (const torch::Tensor& part : read.split(most, 1)) last_logits_ = logits_after(part);
   last_logits_ = last_logits_.select(1, -1).to(torch::kCPU, torch::kFloat32).contiguous();
@@ -106,13 +92,10 @@ std::span<const float> ModuleReader::prefill(std::span<const std::int64_t> ids,
 
 double ModuleReader::surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
                               std::int64_t batch) {
-  if (next.size() != ids.size())
-    throw std::invalid_argument("ModuleReader: next must be as many tokens as ids, " +
-                                std::to_string(ids.size()) + ", got " +
-                                std::to_string(next.size()));
+  check_ids("surprise", ids, batch, batch_, spec().num_tokens);
+  check_next(next, ids, spec().num_tokens);
   const torch::NoGradGuard no_grad;
-  const torch::Tensor read = checked("ids", ids, batch);
-  const torch::Tensor target = checked("next", next, batch).flatten();
+  const torch::Tensor read = on_device(ids, batch), target = on_device(next, batch).flatten();
   const torch::Tensor logits = logits_after(read).flatten(0, 1).to(torch::kFloat32);
   return at::cross_entropy_loss(logits, target, {}, at::Reduction::Sum).item<double>();
 }

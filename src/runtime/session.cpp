@@ -36,6 +36,15 @@ double surprise_of(std::span<const float> logits, std::size_t id) {
   return most + std::log(sum) - static_cast<double>(logits[id]);
 }
 
+void check_range(const std::string& function, const std::string& argument,
+                 std::span<const std::int64_t> tokens, std::int64_t num_tokens) {
+  for (const std::int64_t token : tokens) {
+    if (token < 0 || token >= num_tokens)
+      refuse(function, argument + " must be in [0, " + std::to_string(num_tokens) + "), got " +
+                           std::to_string(token));
+  }
+}
+
 }  // namespace
 
 Model::Model(const std::filesystem::path& dir, const OpenOptions& options)
@@ -76,21 +85,9 @@ class Session::Impl {
 
   /// Checks ids (B, T) and the state, and returns T.
   std::int64_t admit(const char* function, std::span<const std::int64_t> ids, std::int64_t batch) {
-    const auto count = static_cast<std::int64_t>(ids.size());
-    if (batch < 1) refuse(function, "batch must be positive, got " + std::to_string(batch));
-    if (count == 0 || count % batch != 0)
-      refuse(function, "ids must be (B, T) with B = " + std::to_string(batch) +
-                           " and T >= 1, got " + std::to_string(count) + " ids");
-    if (state.batch != 0 && state.batch != batch)
-      refuse(function, "the state is of " + std::to_string(state.batch) + " sequences, got " +
-                           std::to_string(batch));
-    for (const std::int64_t id : ids) {
-      if (id < 0 || id >= network_->num_tokens())
-        refuse(function, "ids must be in [0, " + std::to_string(network_->num_tokens()) +
-                             "), got " + std::to_string(id));
-    }
+    check_ids(function, ids, batch, state.batch, network_->num_tokens());
     if (state.batch == 0) state = initial_state(network_->spec(), network_->digest(), batch);
-    return count / batch;
+    return std::ssize(ids) / batch;
   }
 
   /// Reads ids (B, T). `all`: the logits of every step, else of the last; sequence b of them begins
@@ -149,11 +146,33 @@ class Session::Impl {
   std::vector<std::int64_t> wide_ids_;
 };
 
+Reader::~Reader() = default;
+
+void Reader::check_ids(const char* function, std::span<const std::int64_t> ids, std::int64_t batch,
+                       std::int64_t of_state, std::int64_t num_tokens) {
+  const auto count = static_cast<std::int64_t>(ids.size());
+  if (batch < 1) refuse(function, "batch must be positive, got " + std::to_string(batch));
+  if (count == 0 || count % batch != 0)
+    refuse(function, "ids must be (B, T) with B = " + std::to_string(batch) + " and T >= 1, got " +
+                         std::to_string(count) + " ids");
+  if (of_state != 0 && of_state != batch)
+    refuse(function, "the state is of " + std::to_string(of_state) + " sequences, got " +
+                         std::to_string(batch));
+  check_range(function, "ids", ids, num_tokens);
+}
+
+void Reader::check_next(std::span<const std::int64_t> next, std::span<const std::int64_t> ids,
+                        std::int64_t num_tokens) {
+  if (next.size() != ids.size())
+    refuse("surprise", "next must be as many tokens as ids, " + std::to_string(ids.size()) +
+                           ", got " + std::to_string(next.size()));
+  check_range("surprise", "next", next, num_tokens);
+}
+
 Session::Session(Model model, const SessionOptions& options) {
   std::shared_ptr<const Network> network = model.network_;
   impl_ = std::make_unique<Impl>(std::move(model), std::move(network), options);
 }
-Reader::~Reader() = default;
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
@@ -190,14 +209,7 @@ void Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch,
 double Session::surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
                          std::int64_t batch) {
   const auto width = static_cast<std::size_t>(spec().num_tokens);
-  if (next.size() != ids.size())
-    refuse("surprise", "next must be as many tokens as ids, " + std::to_string(ids.size()) +
-                           ", got " + std::to_string(next.size()));
-  for (const std::int64_t id : next) {
-    if (id < 0 || id >= spec().num_tokens)
-      refuse("surprise",
-             "next must be in [0, " + std::to_string(width) + "), got " + std::to_string(id));
-  }
+  check_next(next, ids, spec().num_tokens);
   const std::vector<float> logits = read_all(ids, batch);
   double nats = 0;
   for (std::size_t i = 0; i < next.size(); ++i)

@@ -7,9 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <filesystem>
-#include <fstream>
 #include <string>
 
 #include "readers.h"
@@ -49,12 +47,6 @@ extern "C" int LLVMFuzzerInitialize(int* /*argc*/, char*** /*argv*/) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  std::ofstream(directory / reader->file, std::ios::binary)
-      .write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(size));
-  try {
-    reader->read(directory);
-  } catch (const std::exception&) {
-    return 0;
-  }
+  gateloop::fuzz::accepts(*reader, directory, {reinterpret_cast<const char*>(data), size});
   return 0;
 }

@@ -38,17 +38,6 @@ std::vector<std::string> files_in(const path& directory) {
   return contents;
 }
 
-/// Whether the reader took the file.
-bool accepts(const Reader& reader, const path& directory, const std::string& bytes) {
-  std::ofstream(directory / reader.file, std::ios::binary) << bytes;
-  try {
-    reader.read(directory);
-    return true;
-  } catch (const std::exception&) {
-    return false;
-  }
-}
-
 bool fuzz(const Reader& reader, const path& directory, double seconds, std::uint64_t seed) {
   std::filesystem::create_directories(directory / "seeds");
   reader.write_seeds(directory / "seeds");

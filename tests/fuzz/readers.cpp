@@ -4,6 +4,7 @@
 #include <archive_entry.h>
 
 #include <algorithm>
+#include <exception>
 #include <fstream>
 #include <memory>
 #include <stdexcept>
@@ -201,6 +202,16 @@ const std::vector<Reader>& readers() {
        }},
   };
   return all;
+}
+
+bool accepts(const Reader& reader, const path& directory, std::string_view bytes) {
+  std::ofstream(directory / reader.file, std::ios::binary) << bytes;
+  try {
+    reader.read(directory);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
 }
 
 }  // namespace gateloop::fuzz

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace gateloop::fuzz {
@@ -19,5 +20,8 @@ struct Reader {
 };
 
 const std::vector<Reader>& readers();
+
+/// Whether the reader takes a file of these bytes, which is written into the directory.
+bool accepts(const Reader& reader, const std::filesystem::path& directory, std::string_view bytes);
 
 }  // namespace gateloop::fuzz

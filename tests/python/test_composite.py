@@ -17,7 +17,7 @@ from conftest import thinned
 from test_gate_loop import drawn
 from test_ops import CASES, Case, assert_near, call, inputs, unequal_channels
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from watching import Watch
 
 from gateloop_cpp import ops as _ops
 
@@ -71,13 +71,6 @@ def test_equals_the_kernels(ops: Ops, case: Case, time: int) -> None:
             assert_near(ours, theirs, 1e-10)
 
 
-class Watch(TorchDispatchMode):
-    """As FlopCounterMode does: sees every operator and calls it."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("case", [*CASES, None], ids=str)
 def test_a_dispatch_mode_may_watch(ops: Ops, case: Case | None) -> None:
     """Below the mode, kernels run without the dispatch keys that resolve conjugates."""
@@ -92,7 +85,7 @@ def test_a_dispatch_mode_may_watch(ops: Ops, case: Case | None) -> None:
 
     with composite.forced():
         expected = results()
-        with Watch():  # type: ignore[no-untyped-call]
+        with Watch():
             watched = results()
     for ours, theirs in zip(watched, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -15,8 +15,8 @@ from drawn_models import draw, drawn_ids, drawn_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing._internal.two_tensor import TwoTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from watching import Watch
 
 from gateloop_cpp import (
     CausalFullAttention,
@@ -514,14 +514,6 @@ def test_a_decoder_takes_a_fused_model(name: str) -> None:
 
 
 # ---- torch's tools -------------------------------------------------------------------------------
-
-
-class Watch(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("watched", ["never", "forward", "backward"])

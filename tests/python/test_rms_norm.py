@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from watching import Watch
 
 from gateloop_cpp.rms_norm import RMSNorm
 
@@ -194,14 +194,6 @@ def test_tracing_with_symbolic_sizes() -> None:
     other, gain = torch.randn(4, 6, dtype=x.dtype), torch.randn(6, dtype=x.dtype)
     torch.testing.assert_close(traced(other, gain), definition(other, gain))
     torch.testing.assert_close(torch.func.functionalize(rms_norm)(x, gamma), definition(x, gamma))
-
-
-class Watch(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("watched", ["forward", "backward"])

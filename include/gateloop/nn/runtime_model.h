@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 
 #include "gateloop/nn/transformer.h"
 #include "gateloop/runtime.h"
@@ -42,8 +41,7 @@ class ModuleReader final : public runtime::Reader {
   std::int64_t state_bytes() const override;
 
  private:
-  torch::Tensor checked(const std::string& argument, std::span<const std::int64_t> ids,
-                        std::int64_t batch) const;
+  torch::Tensor on_device(std::span<const std::int64_t> ids, std::int64_t batch) const;
   torch::Tensor logits_after(const torch::Tensor& ids);
 
   Transformer transformer_;

@@ -5,16 +5,14 @@
 namespace gateloop::recurrence::cuda {
 namespace {
 
-/// Blocks for which the compiler leaves registers. The launch table is tuned for sm_90; sm_80 and
-/// sm_100 would spill some of a row.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
-constexpr int norm_blocks_held(int blocks) { return blocks > 2 ? blocks - 2 : 1; }
+#ifdef __CUDA_ARCH__
+constexpr int kArchitecture = __CUDA_ARCH__ / 10;
 #else
-constexpr int norm_blocks_held(int blocks) { return blocks; }
+constexpr int kArchitecture = 90;  // of no meaning on the host
 #endif
 
 template <class Tile, class Op>
-__global__ void __launch_bounds__(Tile::kThreads, norm_blocks_held(Tile::kBlocks))
+__global__ void __launch_bounds__(Tile::kThreads, norm_blocks_held(Tile::kBlocks, kArchitecture))
     norm_kernel(const __grid_constant__ Op op) {
   using Block = NormBlock<Op, Tile, DeviceMemory>;
   __shared__ typename Block::Shared shared;
