@@ -77,7 +77,9 @@ class Decoder:
             wrappers or adapters. Their classes and torch.nn.functional have the functions that they
             had when this package was imported. Its parameters are plain tensors of one dtype
             (float32, bfloat16 or float16) on the CPU. Autocast is off.
-        threads: default: as many as torch uses.
+        threads: default: as many as torch uses, and no more than a container's quota pays for.
+
+    Calls from several threads wait for each other.
 
     Raises:
         ValueError: naming what was found changed. The model itself then reads the tokens.
@@ -87,12 +89,13 @@ class Decoder:
         found = _obstacle(model)
         expect(found is None, "Decoder", "model", "an untouched Transformer", found, _TouchedError)
         names = list(_spec.describe(model.options)["weights"])
-        tensors = model.state_dict(keep_vars=True)
+        # Not state_dict(), whose hooks may give other tensors than the modules read.
+        tensors = dict(model.named_parameters(remove_duplicate=False))
         self._session = torch.classes.gateloop.Session(
             _spec.as_json(model.options),
             names,
             [tensors[name].detach() for name in names],
-            torch.get_num_threads() if threads is None else threads,
+            threads,
         )
 
     def __call__(

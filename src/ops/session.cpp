@@ -1,9 +1,12 @@
 // src/runtime's sessions and sampler as torch classes, for gateloop_cpp.Decoder and generate().
+#include <ATen/Parallel.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -14,6 +17,7 @@
 
 #include "gateloop/generation.h"
 #include "gateloop/runtime.h"
+#include "model/machine.h"
 #include "ops/tensor_model.h"
 
 namespace gateloop::ops {
@@ -48,15 +52,19 @@ struct State : torch::CustomClassHolder {
   runtime::State value;
 };
 
+/// Calls from several threads wait for each other: Python holds no lock meanwhile.
 struct Session : torch::CustomClassHolder {
   Session(const std::string& options, const std::vector<std::string>& names,
-          const std::vector<at::Tensor>& tensors, std::int64_t threads)
+          const std::vector<at::Tensor>& tensors, std::optional<std::int64_t> threads)
       : session(with_value_errors([&] {
-          TORCH_CHECK_VALUE(std::in_range<int>(threads), "Session: threads must be an int, got ",
-                            threads);
+          // torch counts processors, whatever part of their time a container may have.
+          const std::int64_t count =
+              threads ? *threads : std::min(at::get_num_threads(), model::usable_cpus());
+          TORCH_CHECK_VALUE(std::in_range<int>(count), "Session: threads must be an int, got ",
+                            count);
           const auto spec = model::resolve(model::options_from_json(options));
           return runtime::Session(model_of(spec, names, tensors),
-                                  {.threads = static_cast<int>(threads)});
+                                  {.threads = static_cast<int>(count)});
         })) {}
 
   /// ids (B, T) after a state, None at the start of a text. Returns logits (B, T, num_tokens), or
@@ -65,6 +73,7 @@ struct Session : torch::CustomClassHolder {
       const at::Tensor& ids, const std::optional<c10::intrusive_ptr<State>>& before,
       bool last_only) {
     const at::Tensor checked = checked_ids(ids);
+    const std::scoped_lock lock(mutex);
     return with_value_errors([&] {
       session.set_state(before ? (*before)->value : runtime::State());
       const std::int64_t batch = ids.size(0), time = last_only ? 1 : ids.size(1);
@@ -82,8 +91,10 @@ struct Session : torch::CustomClassHolder {
   }
 
   runtime::Session session;
+  std::mutex mutex;
 };
 
+/// As Session with several threads.
 struct Sampler : torch::CustomClassHolder {
   Sampler(double repetition_penalty, double temperature, double filter_thres, std::int64_t top_k,
           double top_p, double min_p, std::vector<std::vector<std::int64_t>> stop,
@@ -101,6 +112,7 @@ struct Sampler : torch::CustomClassHolder {
 
   void read(const at::Tensor& ids) {
     const at::Tensor checked = checked_ids(ids);
+    const std::scoped_lock lock(mutex);
     with_value_errors([&] { sampler.read(span_of(checked), checked.size(0)); });
   }
 
@@ -111,13 +123,20 @@ struct Sampler : torch::CustomClassHolder {
                       logits.toString(), " of shape ", logits.sizes());
     const at::Tensor plain = logits.detach().to(at::kCPU, at::kFloat).contiguous();
     const std::span numbers(plain.const_data_ptr<float>(), static_cast<std::size_t>(plain.numel()));
+    const std::scoped_lock lock(mutex);
     const auto tokens = with_value_errors([&] { return sampler.draw(numbers, plain.size(0)); });
     auto drawn = at::empty({plain.size(0)}, at::kLong);
     std::copy(tokens.begin(), tokens.end(), drawn.mutable_data_ptr<std::int64_t>());
     return drawn;
   }
 
+  bool ended() {
+    const std::scoped_lock lock(mutex);
+    return sampler.ended();
+  }
+
   generation::Sampler sampler;
+  std::mutex mutex;
 };
 
 }  // namespace
@@ -134,14 +153,14 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
       });
   m.class_<Session>("Session")
       .def(torch::init<std::string, std::vector<std::string>, std::vector<at::Tensor>,
-                       std::int64_t>())
+                       std::optional<std::int64_t>>())
       .def("read", &Session::read);
   m.class_<Sampler>("Sampler")
       .def(torch::init<double, double, double, std::int64_t, double, double,
                        std::vector<std::vector<std::int64_t>>, std::int64_t>())
       .def("read", &Sampler::read)
       .def("draw", &Sampler::draw)
-      .def("ended", [](const c10::intrusive_ptr<Sampler>& self) { return self->sampler.ended(); });
+      .def("ended", &Sampler::ended);
 }
 
 }  // namespace gateloop::ops

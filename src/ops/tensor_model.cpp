@@ -46,7 +46,7 @@ runtime::Model model_of(const model::ModelSpec& spec, const std::vector<std::str
     TORCH_CHECK_VALUE(tensor.is_cpu(), "Session: ", names[i], " must be on the CPU, got ",
                       tensor.device());
     check_readable("Session", names[i].c_str(), tensor);
-    owner->push_back(tensor.detach().contiguous());
+    owner->push_back(tensor.detach().resolve_neg().contiguous());
     weights.push_back({names[i], dtype_of(names[i], tensor), tensor.sizes().vec(),
                        owner->back().const_data_ptr()});
   }

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,46 @@ def test_a_decoder_keeps_the_weights_it_reads() -> None:
     decoder, before = Decoder(model), model(ids)
     del model
     torch.testing.assert_close(decoder(ids)[0], before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_reads_parameters_past_hooks_of_saving() -> None:
+    model: Any = small()
+
+    def smooth(_: nn.Module, state: dict[str, Tensor], *__: object) -> None:
+        for name in state:
+            state[name] = torch.zeros_like(state[name])
+
+    model._register_state_dict_hook(smooth)
+    ids = torch.randint(32, (2, 5))
+    torch.testing.assert_close(Decoder(model)(ids)[0], model(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lazily_negated_parameter_has_its_sign() -> None:
+    model, ids = small(), torch.randint(32, (2, 5))
+    to_logits: Any = model.to_logits
+    linear = to_logits[1]
+    linear.weight = nn.Parameter(torch._neg_view(linear.weight.detach()))
+    torch.testing.assert_close(Decoder(model)(ids)[0], model(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_several_threads_share_a_decoder_and_a_sampler() -> None:
+    decoder, sampler = Decoder(small(gate_loop_heads=4), threads=1), Sampler(temperature=0)
+    ids = torch.randint(32, (4, 40))
+
+    def read(row: int) -> list[Tensor]:
+        logits, state = decoder(ids[row : row + 1, :3])
+        found = [logits]
+        for t in range(3, ids.shape[1]):
+            logits, state = decoder(ids[row : row + 1, t : t + 1], state)
+            sampler.draw(logits[:, -1])
+            found.append(logits)
+        return found
+
+    alone = [read(row) for row in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for ours, theirs in zip(pool.map(read, range(4)), alone, strict=True):
+                assert all(map(torch.equal, ours, theirs))
 
 
 def test_a_decoder_names_what_does_not_fit() -> None:
