@@ -3,6 +3,7 @@
 With a tokenizer the numbers are its tokens instead.
 """
 
+import bz2
 import codecs
 import gzip
 import lzma
@@ -15,16 +16,26 @@ import numpy as np
 Bytes: TypeAlias = np.ndarray[Any, Any]  # an array of uint8
 Tokens: TypeAlias = np.ndarray[Any, Any]  # an array of int32, or bytes
 
+# By their first bytes.
+PACKED = {b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\0": lzma.decompress, b"BZh91AY": bz2.decompress}
+UNREAD = {b"PK\3\4": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!\x1a": "rar"}
 CONTINUATIONS = bytes(range(0x80, 0xC0))  # which begin no character of UTF-8
 
 
 def read(path: Path, split: str | None) -> tuple[Bytes, Bytes]:
-    """What to train on and what to validate on. FILE may be compressed (.gz, .xz).
+    """What to train on and what to validate on. FILE may be compressed (gzip, xz, bzip2).
 
     split: how many bytes of each, "N,N"; None: 90 and 5 per cent.
     """
-    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)
-    text = np.frombuffer(unpack(path.read_bytes()), np.uint8)
+    content = path.read_bytes()
+    for magic, kind in UNREAD.items():
+        if content.startswith(magic):
+            raise SystemExit(f"{path}: is a {kind} file: unpack it first")
+    for magic, unpack in PACKED.items():
+        if content.startswith(magic):
+            content = unpack(content)
+            break
+    text = np.frombuffer(content, np.uint8)
     if split is None:
         valid = len(text) // 20
         train = len(text) - 2 * valid

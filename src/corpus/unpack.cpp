@@ -5,6 +5,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <cctype>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -122,16 +123,35 @@ class Reader {
   std::unique_ptr<archive, int (*)(archive*)> archive_{archive_read_new(), archive_read_free};
 };
 
+/// A header of cpio in ASCII: after its magic come numbers alone.
+bool is_cpio(View bytes) {
+  constexpr std::size_t kShortestHeader = 76;
+  const auto is_digit = [](std::uint8_t byte) { return std::isxdigit(byte) != 0; };
+  const bool magic =
+      starts_with(bytes, "070701") || starts_with(bytes, "070702") || starts_with(bytes, "070707");
+  return magic && bytes.size() >= kShortestHeader &&
+         std::ranges::all_of(bytes.first(kShortestHeader), is_digit);
+}
+
 /// Packed in a way that is not read: by the first bytes, zeros among them.
 void refuse_unread(View bytes) {
   using namespace std::string_view_literals;
-  constexpr std::pair<std::string_view, const char*> kUnread[] = {
-      {"\x89LZO\0\r\n\x1a\n"sv, "lzop"}, {"LRZI\0"sv, "lrzip"}, {"MSCF\0\0\0\0"sv, "cabinet"}};
+  constexpr std::pair<std::string_view, const char*> kUnread[] = {{"\x89LZO\0\r\n\x1a\n"sv, "lzop"},
+                                                                  {"LRZI\0"sv, "lrzip"},
+                                                                  {"MSCF\0\0\0\0"sv, "cabinet"},
+                                                                  {"!<arch>\n"sv, "ar"},
+                                                                  {"x\x01"sv, "zlib"},
+                                                                  {"x\x9c"sv, "zlib"},
+                                                                  {"x\xda"sv, "zlib"},
+                                                                  {"ARROW1\0\0"sv, "Arrow"},
+                                                                  {"\xff\6\0\0sNaPpY"sv, "Snappy"}};
+  const auto refuse = [](const std::string& name) {
+    throw std::runtime_error("is a file of " + name + ", which is not read: unpack it first");
+  };
   for (const auto& [magic, name] : kUnread) {
-    if (starts_with(bytes, magic))
-      throw std::runtime_error("is a " + std::string(name) +
-                               " file, which is not read: unpack it first");
+    if (starts_with(bytes, magic)) refuse(name);
   }
+  if (is_cpio(bytes)) refuse("cpio");
 }
 
 /// Nothing where the bytes are not compressed.

@@ -1,7 +1,10 @@
 """examples/train_distributed.py in one and two processes, beside the C++ trainer."""
 
 import argparse
+import bz2
+import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -419,6 +422,17 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit, match=f"^--tokenizer {path}: not a tokenizer.json: "):
         open_tokenizer(path)
+
+
+def test_packed_texts_are_read_by_what_they_hold(tmp_path: Path) -> None:
+    text, file = b"The quick brown fox. " * 40, tmp_path / "text"
+    for pack in (bytes, gzip.compress, lzma.compress, bz2.compress):
+        file.write_bytes(pack(text))
+        assert read(file, f"{len(text)},0")[0].tobytes() == text
+    for head in (b"PK\3\4", b"\x28\xb5\x2f\xfd"):
+        file.write_bytes(head + text)
+        with pytest.raises(SystemExit, match="unpack it first"):
+            read(file, None)
 
 
 def test_batches_and_windows(tmp_path: Path) -> None:

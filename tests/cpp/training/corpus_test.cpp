@@ -230,6 +230,9 @@ TEST(Corpus, PlainFilesThatBeginOddlyStayAsTheyAre) {
                                     "begin 644 text\n",
                                     "WARC/1.0\n",
                                     "#mtree\n",
+                                    "070701,070702,070703\n",
+                                    "xmas. ",
+                                    "!<arch> ",
                                     std::string(2000, '\0'),
                                     "\xfd"
                                     "7zXZ",
@@ -247,7 +250,10 @@ TEST(Corpus, PlainFilesThatBeginOddlyStayAsTheyAre) {
 TEST(Corpus, RefusesByNameWhatStaysPacked) {
   const TemporaryDirectory dir;
   using namespace std::string_literals;
-  for (const std::string& head : {"\x89LZO\0\r\n\x1a\n"s, "LRZI\0\6"s, "MSCF\0\0\0\0"s}) {
+  for (const std::string& head :
+       {"\x89LZO\0\r\n\x1a\n"s, "LRZI\0\6"s, "MSCF\0\0\0\0"s, "!<arch>\n"s, "x\x9c"s, "x\xda"s,
+        "x\1"s, "ARROW1\0\0"s, "\xff\6\0\0sNaPpY"s, "070701" + std::string(104, 'A'),
+        "070707" + std::string(70, '7')}) {
     write_bytes(dir / "packed", head + test::small_text(3000));
     EXPECT_NE(message_of([&] { Corpus(dir / "packed"); }).find("which is not read"),
               std::string::npos);
