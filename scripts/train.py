@@ -132,7 +132,8 @@ def train(options: argparse.Namespace, run: Path, flags: list[str]) -> int:
     data = paths_of(options.data) if options.data else []
     arguments = ["train", "--out", shown(run)]
     if (run / "config.json").exists() and "--overwrite" not in flags:
-        say(f"{shown(run)} holds an unfinished run: going on with it")
+        kind = "a finished" if is_finished(run) else "an unfinished"
+        say(f"{shown(run)} holds {kind} run: going on with it")
         arguments.append("--resume")
     else:
         arguments += ["--preset", options.preset]

@@ -176,7 +176,7 @@ struct Result {
   std::int64_t steps = 0;  ///< of how many; 0 if stopped before the first estimate
   /// The signal that stopped the run (after a last checkpoint), or 0.
   int signal = 0;
-  /// Of the last weights, over final_windows, where the run was finished.
+  /// Of the last weights, over final_windows; none where a signal came before.
   std::optional<double> final_bits_per_byte;
   std::int64_t final_bytes = 0;              ///< how many bytes that predicts
   std::optional<double> best_bits_per_byte;  ///< over validation_windows

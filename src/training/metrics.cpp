@@ -21,17 +21,23 @@ using json = nlohmann::ordered_json;
                            std::generic_category().message(errno));
 }
 
+struct Lines {
+  std::string text;
+  std::int64_t last_step = 0;
+};
+
 /// The lines up to and with `step`, in order.
-std::string lines_until(const std::filesystem::path& path, std::int64_t step) {
+Lines lines_until(const std::filesystem::path& path, std::int64_t step) {
   std::istringstream lines(model::read_text(path));
-  std::string kept;
+  Lines kept;
   for (std::string line; std::getline(lines, line);) {
     const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
     // What does not parse was being written when the machine stopped: the last line.
     if (!object.is_object()) break;
     const auto found = object.find("step");
     if (found == object.end() || !found->is_number_integer() || *found > step) break;
-    kept += line + '\n';
+    kept.text += line + '\n';
+    kept.last_step = *found;
   }
   return kept;
 }
@@ -55,6 +61,17 @@ json to_json(const Diagnostics& layers) {
   return object;
 }
 
+void add_sample(json& object, const std::optional<Sample>& sample) {
+  if (!sample) return;
+  object["sample_prime"] = sample->prime;
+  object["sample"] = sample->text;
+}
+
+std::string one_line(const json& object) {
+  constexpr int kOneLine = -1;
+  return object.dump(kOneLine, ' ', /*ensure_ascii=*/true, json::error_handler_t::replace) + '\n';
+}
+
 }  // namespace
 
 std::string to_json_line(const StepMetrics& metrics) {
@@ -68,27 +85,31 @@ std::string to_json_line(const StepMetrics& metrics) {
   if (metrics.validation_bits_per_byte) {
     object["validation_bits_per_byte"] = *metrics.validation_bits_per_byte;
   }
-  if (metrics.final_validation_bits_per_byte) {
-    object["final_validation_bits_per_byte"] = *metrics.final_validation_bits_per_byte;
-  }
-  if (metrics.sample) {
-    object["sample_prime"] = metrics.sample->prime;
-    object["sample"] = metrics.sample->text;
-  }
+  add_sample(object, metrics.sample);
   if (metrics.diagnostics) object["diagnostics"] = to_json(*metrics.diagnostics);
-  constexpr int kOneLine = -1;
-  return object.dump(kOneLine, ' ', /*ensure_ascii=*/true, json::error_handler_t::replace) + '\n';
+  return one_line(object);
+}
+
+std::string finished_line(const std::string& line, const FinalMetrics& end) {
+  json object = json::parse(line);
+  object["elapsed_seconds"] = end.elapsed_seconds;
+  object["final_validation_bits_per_byte"] = end.validation_bits_per_byte;
+  add_sample(object, end.sample);
+  return one_line(object);
 }
 
 MetricsLog::MetricsLog(std::filesystem::path path, std::int64_t step) : path_(std::move(path)) {
-  if (std::filesystem::exists(path_)) model::save_text(path_, lines_until(path_, step));
+  if (std::filesystem::exists(path_)) {
+    const Lines kept = lines_until(path_, step);
+    model::save_text(path_, kept.text);
+    resumed_step_ = kept.last_step;
+  }
   file_ =
       model::FileDescriptor(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
   if (file_.get() < 0) fail(path_, "open");
 }
 
-void MetricsLog::append(const StepMetrics& metrics) {
-  const std::string line = to_json_line(metrics);
+void MetricsLog::append(const std::string& line) {
   for (std::size_t done = 0; done < line.size();) {
     const ssize_t written = ::write(file_.get(), line.data() + done, line.size() - done);
     if (written < 0 && errno == EINTR) continue;

@@ -210,11 +210,16 @@ Score Trainer::validate(std::int64_t windows) {
   return evaluate_windows(model_, corpus_.valid(), evaluation, communicator_);
 }
 
-/// The figure to quote. A validation part of reasonable size is read whole, as `gateloop evaluate`
-/// does.
-void Trainer::evaluate_at_end(StepMetrics& metrics) {
+/// Validates a finished run, whose state is saved, and writes its last line. A validation part of
+/// reasonable size is read whole, as `gateloop evaluate` does: the figure to quote.
+void Trainer::conclude(std::optional<MetricsLog>& log) {
   final_ = validate(options_.final_windows);
-  metrics.final_validation_bits_per_byte = final_.bits_per_byte();
+  if (!log || position_.last_line.empty()) return;
+  log->append(
+      finished_line(position_.last_line, {.elapsed_seconds = elapsed(),
+                                          .validation_bits_per_byte = final_.bits_per_byte(),
+                                          .sample = sample_now()}));
+  log->flush();
 }
 
 /// The update may have carried a finite gradient to an infinite weight; such weights shall not
@@ -302,7 +307,7 @@ Result Trainer::result(int signal) const {
   result.step = position_.step;
   result.steps = steps().value_or(0);
   result.signal = signal;
-  if (finished()) {
+  if (final_.bytes > 0) {
     result.final_bits_per_byte = final_.bits_per_byte();
     result.final_bytes = final_.bytes;
   }
@@ -318,30 +323,35 @@ Result Trainer::run() {
   std::optional<MetricsLog> log;
   if (communicator_.is_main()) log.emplace(dir_ / kMetricsFile, position_.step);
   model_->train();
+  if (log && log->resumed_step() >= position_.step) position_.last_line.clear();  // written
   if (finished()) {  // resumed after its end: only print the end again
-    StepMetrics unused;
-    evaluate_at_end(unused);
+    conclude(log);
     return result(0);
   }
   introduce();
   while (true) {
     StepMetrics metrics = update();
     plan_length(metrics);
-    if (due(options_.validate_every) || finished()) validate_now(metrics);
-    if (finished()) evaluate_at_end(metrics);
+    const bool last = finished();
+    if (due(options_.validate_every) || last) validate_now(metrics);
     metrics.elapsed_seconds = elapsed();
-    if (due(options_.sample_every) || finished()) metrics.sample = sample_now();
-    if (log) log->append(metrics);
+    if (due(options_.sample_every) && !last) metrics.sample = sample_now();
+    if (last) {
+      position_.last_line = to_json_line(metrics);
+    } else if (log) {
+      log->append(to_json_line(metrics));
+    }
     progress_.update(metrics, steps(), seconds_left());
 
     const int signal = received_signal(signals);
-    if (due(options_.checkpoint_every) || finished() || signal != 0) {
-      if (log) log->flush();  // before the state: the log is never behind it
+    if (due(options_.checkpoint_every) || last || signal != 0) {
+      if (log) log->flush();  // before the state: the log is behind it by last_line alone
       save_checkpoint();
     }
-    if (finished() || signal != 0) {
+    if (last || signal != 0) {
       progress_.clear();
-      return result(finished() ? 0 : signal);
+      if (signal == 0) conclude(log);
+      return result(signal);
     }
   }
 }

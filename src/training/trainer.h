@@ -40,7 +40,7 @@ class Trainer {
   int received_signal(const StopSignals& signals) const;
   Score validate(std::int64_t windows);
   void validate_now(StepMetrics& metrics);
-  void evaluate_at_end(StepMetrics& metrics);
+  void conclude(std::optional<MetricsLog>& log);
   void introduce();
   [[noreturn]] void fail_not_finite(const std::string& what, std::int64_t step) const;
   void check_weights() const;

@@ -38,7 +38,8 @@ std::map<std::string, std::string> metadata_of(const Position& position) {
           {"elapsed_seconds", to_text(position.elapsed_seconds)},
           {"best_bits_per_byte", to_text(position.best_bits_per_byte)},
           {"best_step", to_text(position.best_step)},
-          {"plan", plan_to_json(position.plan)}};
+          {"plan", plan_to_json(position.plan)},
+          {"last_line", position.last_line}};
 }
 
 Position position_of(const std::map<std::string, std::string>& metadata) {
@@ -50,8 +51,15 @@ Position position_of(const std::map<std::string, std::string>& metadata) {
   if (position.step < 0 || position.best_step < 0 || !(position.elapsed_seconds >= 0)) {
     throw std::runtime_error("\"step\", \"best_step\" or \"elapsed_seconds\" is below 0");
   }
-  const auto plan = metadata.find("plan");  // absent in earlier states
-  if (plan != metadata.end()) position.plan = plan_from_json(plan->second);
+  // Absent in earlier states.
+  if (const auto plan = metadata.find("plan"); plan != metadata.end())
+    position.plan = plan_from_json(plan->second);
+  if (const auto line = metadata.find("last_line"); line != metadata.end()) {
+    position.last_line = line->second;
+    const bool fits = position.last_line.empty() ||
+                      nlohmann::json::parse(position.last_line, nullptr, false).is_object();
+    if (!fits) throw std::runtime_error("\"last_line\" in its metadata is not a line of a log");
+  }
   return position;
 }
 

@@ -19,6 +19,8 @@ struct Position {
   double best_bits_per_byte = std::numeric_limits<double>::infinity();
   std::int64_t best_step = 0;
   std::vector<PlannedLength> plan;  ///< of TrainingOptions, as far as it went
+  /// The log's line of a run's last step, which waits for the final validation; else "".
+  std::string last_line;
 };
 
 /// training_state.safetensors: parameters ("model.NAME"), moments ("exp_avg.NAME",

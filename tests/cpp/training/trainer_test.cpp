@@ -218,6 +218,45 @@ TEST_F(TrainerTest, SamplesOfAResumedRunAreThoseOfTheUnbroken) {
   EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
 }
 
+TEST_F(TrainerTest, TheLastStepIsSavedBeforeItsValidationOfTheWhole) {
+  const SampleCallback sample = [](nn::Transformer&, std::int64_t) { return Sample{"a", "b"}; };
+  train(config_, *corpus_, dir_ / "whole", Start::kNew, sample);
+  const auto unbroken = losses_of(dir_ / "whole");
+  ASSERT_TRUE(nlohmann::json::parse(unbroken.back()).contains("final_validation_bits_per_byte"));
+  // The only sample is that of the end.
+  EXPECT_EQ(message_of([&] { train(config_, *corpus_, dir_ / "broken", Start::kNew, stop); }),
+            "stop");
+  EXPECT_EQ(losses_of(dir_ / "broken").size(), 11U);
+  const std::string weights = read_bytes(dir_ / "whole" / "model.safetensors");
+  EXPECT_EQ(read_bytes(dir_ / "broken" / "model.safetensors"), weights);
+  for (int i = 0; i < 2; ++i) {  // once more, it has nothing to add
+    const Result ended = train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken",
+                               Start::kResume, i == 0 ? sample : stop);
+    EXPECT_EQ(ended.signal, 0);
+    EXPECT_EQ(ended.final_bytes, 999);
+    EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
+  }
+  EXPECT_EQ(read_bytes(dir_ / "broken" / "model.safetensors"), weights);
+}
+
+TEST_F(TrainerTest, ASignalAtTheLastStepIsAnswered) {
+  config_.training.checkpoint_every = 11;
+  const SampleCallback sample = [](nn::Transformer&, std::int64_t) { return Sample{"a", "b"}; };
+  train(config_, *corpus_, dir_ / "whole", Start::kNew, sample);
+  const auto in_last_step = [&] {
+    if (std::filesystem::exists(dir_ / "broken" / "training_state.safetensors"))
+      std::raise(SIGTERM);
+    return 0.0;
+  };
+  const Result stopped =
+      train(config_, *corpus_, dir_ / "broken", Start::kNew, sample, in_last_step);
+  EXPECT_EQ(stopped.signal, SIGTERM);
+  EXPECT_EQ(stopped.step, 12);
+  EXPECT_FALSE(stopped.final_bits_per_byte);
+  train(load_config(dir_ / "broken"), *corpus_, dir_ / "broken", Start::kResume, sample);
+  EXPECT_EQ(losses_of(dir_ / "broken"), losses_of(dir_ / "whole"));
+}
+
 TEST_F(TrainerTest, ResumesFromTheSeedWhereNothingWasSaved) {
   const auto unbroken = run("whole", config_);
   config_.training.sample_every = 2;
