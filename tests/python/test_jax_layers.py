@@ -20,6 +20,7 @@ from gateloop_cpp import Transformer, checkpoint
 from gateloop_cpp._files import read_entries
 from gateloop_cpp._spec import describe, stored_problems
 from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
+from gateloop_jax._attention import RotaryEmbedding
 from gateloop_jax._weights import to_tensors
 
 KEY = jax.random.key(0)
@@ -270,3 +271,17 @@ def test_more_steps_than_the_state_has_room_for_give_no_number() -> None:
     assert jnp.isfinite(logits).all()
     logits, _ = model.advance(ids, state)
     assert jnp.isnan(logits).all()
+
+
+def test_a_model_in_half_precision_turns_by_exact_frequencies() -> None:
+    options: Any = dict(layers="attention", rotary_emb=True, dim_head=8)
+    model = GateLoopTransformer(4, 8, 1, KEY, architecture="pytorch", **options)
+    rotary: Any = jax.tree.leaves(model, is_leaf=lambda m: isinstance(m, RotaryEmbedding))
+    (exact,) = [leaf for leaf in rotary if isinstance(leaf, RotaryEmbedding)]
+    t = jax.random.normal(KEY, (1, 1, 2, 8))
+    positions = jnp.array([[3000, 3001]])
+    for dtype in (jnp.bfloat16, jnp.float16):
+        cast = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), exact)
+        assert jnp.allclose(cast(t, positions), exact(t, positions), atol=1e-5)
+        learned = eqx.tree_at(lambda r: r.freqs, cast, cast.freqs * 1.5)  # no rounding of those
+        assert not jnp.allclose(learned(t, positions), exact(t, positions), atol=0.1)

@@ -24,16 +24,26 @@ class KeysValues(NamedTuple):
     steps: Array  # (B) int32: how many were read
 
 
+def frequencies(dim_head: int) -> Array:
+    """(dim_head / 2), of RotaryEmbedding."""
+    return 1 / 10000 ** (jnp.arange(0, dim_head, 2) / dim_head)
+
+
 class RotaryEmbedding(eqx.Module):
     """Channels 2i and 2i + 1 turn together by position · 10000^(-2i / d)."""
 
-    freqs: Array  # (d / 2), not trained: its gradient is zero
+    # (d / 2), not trained: its gradient is zero. A position multiplies its rounding: in a model
+    # cast to half precision the rounding of the frequency above stands for that frequency.
+    freqs: Array
 
     def __call__(self, t: Array, positions: Array) -> Array:
         """t (B, H, T, d), positions (B or 1, T)."""
         freqs = lax.stop_gradient(self.freqs)
-        freqs = freqs.astype(accumulation(freqs.dtype))
-        angles = positions[:, None, :, None] * freqs
+        wide = freqs.astype(accumulation(freqs.dtype))
+        if wide.dtype != freqs.dtype:
+            exact = frequencies(t.shape[-1])
+            wide = jnp.where(exact.astype(freqs.dtype) == freqs, exact, wide)
+        angles = positions[:, None, :, None] * wide
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         x, y = t[..., 0::2], t[..., 1::2]
         turned = jnp.stack([x * cos - y * sin, y * cos + x * sin], axis=-1)
@@ -83,10 +93,9 @@ class Attention(Mixer):
         """The fields of AttentionSpec in include/gateloop/model.h."""
         dim, inner = recipe.dim, heads * dim_head
         q, k, v, a, g, o, bias = random.split(key, 7)
-        exponents = jnp.arange(0, dim_head, 2) / dim_head
         return Attention(
             norm=recipe.norm(),
-            rotary=RotaryEmbedding(1 / 10000**exponents) if rotary_emb else None,
+            rotary=RotaryEmbedding(frequencies(dim_head)) if rotary_emb else None,
             wq=recipe.matrix(q, dim, inner),
             wk=recipe.matrix(k, dim, inner),
             wv=recipe.matrix(v, dim, inner),
