@@ -5,12 +5,16 @@
 
 The twin of `gateloop train`: the same model, batches, schedule and Adam. DIR gets metrics.jsonl,
 one object a step with the same fields, config.json and model.safetensors. `gateloop evaluate` and
-`gateloop generate` read the last two. FILE may be compressed (.gz, .xz).
+`gateloop generate` read the last two. FILE may be compressed (gzip, xz, bzip2). Ctrl-C and the
+signals HUP, QUIT and TERM finish the step, save and exit with 128 + the signal's number.
 """
 
 import argparse
+import contextlib
 import json
 import math
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,9 @@ from byte_batches import batch_at, check_lengths, read, windows
 from jax import Array
 
 from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
+
+STOP = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+received = [0]  # the first signal
 
 
 def parse() -> argparse.Namespace:
@@ -48,6 +55,23 @@ def parse() -> argparse.Namespace:
     flag("--sample-length", type=int, default=256, help="bytes to generate at the end")
     flag("--seed", type=int, default=0)
     return parser.parse_args()
+
+
+def say(line: str) -> None:
+    """A reader that has gone away, or a full disk, ends no run."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
+def record_signals() -> None:
+    """Of STOP, in place of ending the process. A signal that is ignored (nohup) stays so."""
+
+    def record(number: int, _: object) -> None:
+        received[0] = received[0] or number
+
+    for number in STOP:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, record)
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -129,15 +153,17 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
             last = step == options.steps
             if last or step % options.validate_every == 0:
                 metrics["validation_bits_per_byte"] = validate(model, validation)
-                print(
-                    f"step {step}  {metrics['validation_bits_per_byte']:.4f} bits/byte", flush=True
-                )
+                say(f"step {step}  {metrics['validation_bits_per_byte']:.4f} bits/byte")
             if last:
+                save_checkpoint(options.out, model)  # before what takes longest
                 whole = windows(held_out, 4096, options.length)
                 metrics["final_validation_bits_per_byte"] = validate(model, whole)
             metrics["elapsed_seconds"] = time.perf_counter() - begin
             log.write(json.dumps(metrics) + "\n")
             log.flush()
+            if received[0] and not last:
+                save_checkpoint(options.out, model)
+                break
     return model
 
 
@@ -159,10 +185,12 @@ def sample(model: GateLoopTransformer, prime: bytes, length: int, key: Array) ->
 
 def main() -> None:
     options = parse()
+    record_signals()
     model = train(options)
-    save_checkpoint(options.out, model)
+    if received[0]:
+        sys.exit(128 + received[0])
     text = sample(model, b"The ", options.sample_length, jax.random.key(options.seed))
-    print("The " + text.decode(errors="replace"))
+    say("The " + text.decode(errors="replace"))
 
 
 if __name__ == "__main__":

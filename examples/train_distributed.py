@@ -7,8 +7,8 @@ The twin of `gateloop train`: the same batches, schedule and Adam, and what N pr
 their rows is what one computes on all. DIR gets metrics.jsonl, one object a step with the same
 fields, config.json and model.safetensors. gateloop_cpp.checkpoint reads the last two, and so does
 `gateloop generate` where the model is one of bytes. From training_state.pt --resume goes on in any
-number of processes. FILE may be compressed (.gz, .xz). Ctrl-C and the signals HUP, QUIT, TERM,
-USR1, USR2 and XCPU finish the step, save and exit with 128 + the signal's number.
+number of processes. FILE may be compressed (gzip, xz, bzip2). Ctrl-C and the signals HUP, QUIT,
+TERM, USR1, USR2 and XCPU finish the step, save and exit with 128 + the signal's number.
 
 The model reads bytes. With --tokenizer it reads the tokens of a tokenizer.json of Hugging Face's
 library (`pip install tokenizers`). That file is then kept in DIR: docs/data.md says how to draw
@@ -303,11 +303,17 @@ class Run:
                 "tokenizer": None if tokenizer is None else tokenizer.to_str(),
             }
             temporary = self.state_file.with_suffix(".tmp")
-            torch.save(state, temporary)
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(self.state_file)
             if tokenizer is not None:
                 tokenizer.save(str(temporary))
                 temporary.replace(self.options.out / TOKENIZER)
+        self.save_model()
+
+    def save_model(self) -> None:
         if self.options.shard or dist.get_rank() == 0:
             checkpoint.save(self.model, self.options.out, overwrite=True)
 
@@ -389,6 +395,7 @@ def train(run: Run) -> None:
             metrics["validation_bits_per_byte"] = run.validate(options.validation_windows)
             say(f"step {run.step}  {metrics['validation_bits_per_byte']:.4f} bits/byte")
         if last:
+            run.save_model()  # before what takes longest
             metrics["final_validation_bits_per_byte"] = run.validate(4096)
         metrics["elapsed_seconds"] = run.elapsed()
         if log:

@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax_train
@@ -77,3 +79,23 @@ def test_training_learns_and_writes_what_cpp_writes(tmp_path: Path) -> None:
     first = json.loads((tmp_path / "more" / "metrics.jsonl").read_text(encoding="utf-8"))
     assert first["train_bits_per_byte"] < 3
     assert load_checkpoint(out).embedding.shape == (256, 32)
+
+
+def test_a_signal_ends_the_step_and_saves(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"The quick brown fox jumps over the lazy dog. " * 400)
+    out = tmp_path / "run"
+    log = out / "metrics.jsonl"
+    sizes = ["--dim", "16", "--depth", "1", "--length", "32", "--batch", "2", "--steps", "1000000"]
+    job = subprocess.Popen(
+        [sys.executable, ROOT / "examples" / "jax_train.py", "--data", text, "--out", out, *sizes],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "python" / "gateloop_jax")},
+    )
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size > 0):
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(120) == 128 + signal.SIGTERM
+    assert load_checkpoint(out).embedding.shape == (256, 16)
+    assert log.read_text(encoding="utf-8").endswith("}\n")
