@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -12,7 +13,8 @@ class _ScaleGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, fraction: float) -> Tensor:
-        return z.view_as(z)
+        # Of a view the tangent, which is scaled, would have to be a view too.
+        return z.clone() if forward_ad._current_level >= 0 else z.view_as(z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -21,6 +23,10 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.fraction, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent * ctx.fraction
 
 
 def scale_gradient(z: Tensor, fraction: float) -> Tensor:

@@ -20,6 +20,9 @@ at::Tensor unwrapped(at::Tensor t) {
 std::vector<std::int64_t> sequence_offsets(const char* op, const OptionalTensor& cu_seqlens,
                                            std::int64_t time) {
   if (!is_given(cu_seqlens)) return {};
+  TORCH_CHECK(!cu_seqlens->is_meta() && !cu_seqlens->key_set().has(c10::DispatchKey::Python), op,
+              ": the numbers of cu_seqlens are read, so that it cannot be traced; "
+              "of gate_loop's forms the scan can be");
   const at::Tensor wide = unwrapped(cu_seqlens->resolve_neg().to(at::kCPU, at::kLong).contiguous());
   const auto* const first = wide.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> offsets(first, first + wide.numel());

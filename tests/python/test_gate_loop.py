@@ -438,3 +438,53 @@ def test_opcheck_of_packed_sequences() -> None:
     inputs = leaves([q, k, v, a, torch.randn(2, 2, 3, 4, dtype=C128)])
     cuts = torch.tensor([0, 70, 80])
     torch.library.opcheck(torch.ops.gateloop._chunked_gate_loop.default, (*inputs, False, cuts))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_forms_round_gradients_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    q, k, v = torch.randn(3, 1, 1500, 1, 8).to(dtype).unbind()
+    a = torch.polar(torch.full((1, 1500, 1), 0.999), torch.rand(1, 1500, 1))
+    weight = torch.randn_like(v)
+
+    def gradients(form: Any, tensors: list[Tensor]) -> list[Tensor]:
+        inputs = leaves(tensors)
+        y = gate_loop(*inputs, form=form)[0]
+        return list(torch.autograd.grad(y, inputs, weight.to(y.dtype)))
+
+    exact = gradients("scan", [t.to(C128 if t.is_complex() else F64) for t in (q, k, v, a)])
+    errors = {
+        form: [
+            float((ours.to(theirs.dtype) - theirs).norm() / theirs.norm())
+            for ours, theirs in zip(gradients(form, [q, k, v, a]), exact, strict=True)
+        ]
+        for form in ("scan", "attention")
+    }
+    for ours, theirs in zip(errors["attention"], errors["scan"], strict=True):
+        assert ours < 1.5 * theirs + 1e-6
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+@pytest.mark.parametrize("heads", [(), (3,)], ids=["max heads", "heads"])
+def test_no_steps_have_gradients_without_a_state(
+    heads: tuple[int, ...], form: Any, create_graph: bool
+) -> None:
+    inputs = [torch.randn(2, 0, 2, *heads, dtype=F64, requires_grad=True) for _ in range(3)]
+    inputs.append(torch.randn(2, 0, 2, dtype=C128, requires_grad=True))
+    y, state = gate_loop(*inputs, form=form)
+    total = y.sum() + state.abs().sum()
+    found = torch.autograd.grad(
+        total, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    assert all(map(torch.equal, found, inputs))
+
+
+def test_packed_forms_that_read_the_cuts_are_not_traced() -> None:
+    inputs = drawn((1, 6, 2, 3, 3), True)[:4]
+    cuts = torch.tensor([0, 2, 6])
+    meta = [t.to("meta") for t in (*inputs, cuts)]
+    for form in ("attention", "recurrent"):
+        with pytest.raises(RuntimeError, match=r"cu_seqlens are read, so that it cannot be traced"):
+            gate_loop(*meta[:4], cu_seqlens=meta[4], form=form)
+    gate_loop(*meta[:4], cu_seqlens=meta[4])

@@ -9,7 +9,7 @@ from conftest import thinned
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from gateloop_cpp import ops
+from gateloop_cpp import Transformer, ops
 
 REAL, COMPLEX = torch.float64, torch.complex128
 CUTS = torch.tensor([0, 3, 3, 7])
@@ -180,3 +180,22 @@ def test_gradients_of_each_row(scalar: tuple[Callable[..., Tensor], list[Tensor]
     for i in range(2):
         expected = torch.func.grad(value)(*(t[i] for t in rows))
         torch.testing.assert_close(found[i], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_forward_mode_of_a_model_is_the_adjoint_of_its_backward(fraction: float) -> None:
+    model = Transformer(8, num_tokens=5, depth=2, frac_gradient_state_transition=fraction)
+    model = model.double()
+    ids = torch.randint(5, (2, 6))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    tangents = {name: torch.randn_like(p) for name, p in parameters.items()}
+
+    def logits(weights: dict[str, Tensor]) -> Tensor:
+        found: Tensor = torch.func.functional_call(model, weights, (ids,))
+        return found
+
+    y, dy = torch.func.jvp(logits, (parameters,), (tangents,))[:2]
+    weight = torch.randn_like(y)
+    (gradient,) = torch.func.vjp(logits, parameters)[1](weight)
+    along = sum((gradient[name] * tangents[name]).sum() for name in parameters)
+    torch.testing.assert_close((weight * dy).sum(), along)

@@ -55,7 +55,9 @@ variable_list differentiate(const std::function<variable_list(const variable_lis
   }
   const variable_list outputs = definition(aliases);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
-    if (!grad_outputs[i].defined()) continue;
+    // An output of no steps is computed from no input.
+    if (!grad_outputs[i].defined() || !outputs[i].defined() || !outputs[i].requires_grad())
+      continue;
     used_outputs.push_back(outputs[i]);
     used_grads.push_back(grad_outputs[i]);
   }

@@ -82,6 +82,16 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
           state_after(in.k, in.v, in.a, initial_state)};
 }
 
+/// q, k and v in the type of sums, with a graph under create_graph; the others as they are.
+variable_list wide_of(variable_list inputs) {
+  for (std::size_t i = 0; i < 3; ++i) {
+    const bool needed = inputs[i].requires_grad();
+    const at::Tensor wide = inputs[i].to(accumulation_type(inputs[i].scalar_type()));
+    inputs[i] = wide.requires_grad() == needed ? wide : wide.detach().requires_grad_(needed);
+  }
+  return inputs;
+}
+
 /// Holds the arguments; the backward pass computes one row of tiles at a time again.
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
@@ -97,9 +107,11 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const auto inputs = ctx->get_saved_variables();
+    const auto saved = ctx->get_saved_variables();
     const bool reverse = ctx->saved_data["reverse"].toBool();
-    const std::int64_t time = inputs[0].size(1);
+    const std::int64_t time = saved[0].size(1);
+    // Gradients of rows are summed before they are rounded to the type of an argument.
+    const variable_list inputs = wide_of(saved);
     variable_list total(inputs.size());
     const auto add = [&](const variable_list& part) {
       for (std::size_t i = 0; i < part.size(); ++i) {
@@ -115,7 +127,8 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
           inputs, {grads[1]}));
     }
     if (grads[0].defined()) {
-      const at::Tensor dy = reverse ? grads[0].flip(1) : grads[0];
+      const at::Tensor dy =
+          (reverse ? grads[0].flip(1) : grads[0]).to(accumulation_type(saved[2].scalar_type()));
       for_each_row(inputs[3], [&](std::int64_t first, std::int64_t steps) {
         const std::int64_t end = first + steps;
         add(differentiate(
@@ -124,10 +137,13 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
               const at::Tensor y =
                   attention_rows(t.q.narrow(1, first, steps), t.k.narrow(1, 0, end),
                                  t.v.narrow(1, 0, end), t.a.narrow(1, 0, end), in[4], first);
-              return {y.to(in[2].scalar_type())};
+              return {y};
             },
             inputs, {dy.narrow(1, first, steps)}));
       });
+    }
+    for (std::size_t i = 0; i < total.size(); ++i) {
+      if (total[i].defined()) total[i] = total[i].to(saved[i].scalar_type());
     }
     total.emplace_back();
     return total;
