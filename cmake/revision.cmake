@@ -9,10 +9,10 @@ if(failed)
   set(revision "")
 endif()
 file(CONFIGURE OUTPUT ${OUTPUT} @ONLY CONTENT [[
-namespace gateloop::checkpoint {
+namespace gateloop::model {
 extern const char* const kVersion;
 extern const char* const kRevision;
 const char* const kVersion = "@VERSION@";
 const char* const kRevision = "@revision@";
-}  // namespace gateloop::checkpoint
+}  // namespace gateloop::model
 ]])

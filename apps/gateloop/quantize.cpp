@@ -8,6 +8,8 @@
 #include "commands.h"
 #include "corpus_flags.h"
 #include "gateloop/runtime.h"
+#include "model/config_file.h"
+#include "model/provenance.h"
 #include "model_flags.h"
 #include "output.h"
 
@@ -61,6 +63,7 @@ void run(const QuantizeFlags& flags) {
   std::optional<double> before, after;
   if (corpus) before = score(flags.checkpoint, text, corpus->separator(), flags.threads);
   runtime::quantize(from, to, flags.format);
+  model::add_provenance(to, model::provenance());
   if (std::filesystem::exists(from / kTokenizer))
     std::filesystem::copy_file(from / kTokenizer, to / kTokenizer,
                                std::filesystem::copy_options::overwrite_existing);

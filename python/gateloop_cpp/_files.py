@@ -95,7 +95,7 @@ def write_model(
     """Make a folder hold this model and no best one; a crash leaves the former model or this one.
 
     write_weights(path, metadata) writes a safetensors file. distribution: the package that calls;
-    versions: of what it computes with.
+    versions: of what it computes with, and the revision of its library.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = json.dumps(dict(options))

@@ -136,7 +136,10 @@ def _write(
         _spec.stored(options),
         lambda path, metadata: save_file(tensors, path, metadata),
         distribution="gateloop-cpp",
-        versions={"torch": torch.__version__},
+        versions={
+            "revision": torch.ops.gateloop._revision(),
+            "torch": torch.__version__,
+        },
     )
 
 

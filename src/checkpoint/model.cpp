@@ -1,3 +1,5 @@
+#include <torch/version.h>
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -7,6 +9,7 @@
 #include "gateloop/checkpoint.h"
 #include "model/config_file.h"
 #include "model/file.h"
+#include "model/provenance.h"
 #include "model/safetensors.h"
 
 namespace gateloop::checkpoint {
@@ -70,6 +73,16 @@ nn::Transformer load_model(const std::filesystem::path& dir, Weights weights) {
   }
   model->eval();
   return model;
+}
+
+std::string provenance(int processes) {
+  json object = json::parse(model::provenance({{"torch", TORCH_VERSION}}));
+  if (processes > 1) object["processes"] = processes;
+  return object.dump();
+}
+
+std::vector<std::string> load_provenance(const std::filesystem::path& dir) {
+  return model::provenance_of(model::read_config(dir, {}));
 }
 
 void save_model(nn::Transformer transformer, const std::filesystem::path& dir) {

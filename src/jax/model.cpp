@@ -4,6 +4,8 @@
 #include <exception>
 #include <string>
 
+#include "model/provenance.h"
+
 namespace gateloop::jax {
 namespace {
 
@@ -48,6 +50,11 @@ const char* gateloop_jax_stored_options(const char* options, bool* failed) {
 const char* gateloop_jax_stored_problems(const char* options, const char* tensors, bool* failed) {
   return gateloop::jax::answer(failed,
                                [&] { return gateloop::model::stored_problems(options, tensors); });
+}
+
+/// The git revision that it was built from, "" outside of a checkout.
+const char* gateloop_jax_revision(bool* failed) {
+  return gateloop::jax::answer(failed, [] { return gateloop::model::kRevision; });
 }
 
 }  // extern "C"

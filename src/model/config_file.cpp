@@ -66,6 +66,12 @@ std::vector<std::string> provenance_of(const json& config) {
   return objects;
 }
 
+void add_provenance(const std::filesystem::path& dir, const std::string& object) {
+  json config = read_config(dir, {});
+  config["provenance"].push_back(json::parse(object));
+  save_text(dir / "config.json", config.dump(2) + "\n");
+}
+
 std::optional<bool> documents_of(const json& config) {
   const auto training = config.find("training");
   if (training == config.end() || !training->is_object()) return std::nullopt;

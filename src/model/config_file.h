@@ -32,6 +32,8 @@ json_fields::json read_config(const std::filesystem::path& dir,
 std::string id_of(const json_fields::json& config);
 /// "provenance" of a configuration: JSON objects, one for each process that wrote to the directory.
 std::vector<std::string> provenance_of(const json_fields::json& config);
+/// One object more in DIR/config.json.
+void add_provenance(const std::filesystem::path& dir, const std::string& object);
 
 /// Whether the training that a configuration describes had documents apart; nothing where it
 /// describes none.

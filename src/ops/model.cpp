@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "model/provenance.h"
+
 namespace gateloop::ops {
 namespace {
 
@@ -43,6 +45,7 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.def("_describe_model(str options) -> str", &describe_model);
   m.def("_describe_layer(str layer, int dim) -> str", &describe_layer);
   m.def("_stored_options(str options) -> str", &stored_options);
+  m.def("_revision() -> str", [] { return std::string(model::kRevision); });
   m.def("_stored_problems(str options, str tensors) -> str", &stored_problems);
 }
 

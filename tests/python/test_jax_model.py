@@ -175,6 +175,8 @@ def test_cpp_reads_what_we_save(tmp_path: Path, build_dir: Path) -> None:
         256, 24, 2, KEY, ff_mult=2, architecture="pytorch", frac_gradient_state_transition=0.5
     )
     save_checkpoint(tmp_path, model)
+    (written,) = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["provenance"]
+    assert written["jax"] == jax.__version__ and "revision" in written
     text = Path(__file__).read_bytes()[:1025]
     (tmp_path / "text").write_bytes(text)
     command = [build_dir / "gateloop", "evaluate", "--checkpoint", tmp_path, "--length", "128"]

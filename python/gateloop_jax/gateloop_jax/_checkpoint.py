@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from gateloop_jax import _files, _spec
+from gateloop_jax import _files, _library, _spec
 from gateloop_jax._model import GateLoopTransformer
 from gateloop_jax._weights import Numbers, to_tensors, with_tensors
 
@@ -64,7 +64,7 @@ def save_checkpoint(
         model.options,
         lambda path, metadata: save_file(tensors, path, metadata),
         distribution="gateloop-jax",
-        versions={"jax": jax.__version__},
+        versions={"revision": _library.call_text("revision"), "jax": jax.__version__},
         training=training,
     )
 

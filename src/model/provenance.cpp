@@ -1,21 +1,13 @@
-#include <torch/version.h>
+#include "model/provenance.h"
 
 #include <ctime>
 #include <fstream>
-#include <iterator>
+#include <nlohmann/json.hpp>
 
-#include "gateloop/checkpoint.h"
-#include "model/config_file.h"
-
-namespace gateloop::checkpoint {
-
-// Written by cmake/revision.cmake; the revision is git's.
-extern const char* const kVersion;
-extern const char* const kRevision;
-
+namespace gateloop::model {
 namespace {
 
-using model::json_fields::json;
+using json = nlohmann::ordered_json;
 
 /// "model name" of the first processor; empty where the system does not say.
 std::string processor_name() {
@@ -44,20 +36,14 @@ std::string date() {
 
 }  // namespace
 
-std::string provenance(int processes) {
-  json object = {{"program", std::string("gateloop ") + kVersion},
-                 {"revision", kRevision},
-                 {"torch", TORCH_VERSION},
-                 {"processor", processor_name()},
-                 {"command", command_line()},
-                 {"date", date()}};
-  if (processes > 1) object["processes"] = processes;
+std::string provenance(const std::vector<std::pair<std::string, std::string>>& versions) {
+  json object = {{"program", std::string("gateloop ") + kVersion}, {"revision", kRevision}};
+  for (const auto& [library, version] : versions) object[library] = version;
+  object["processor"] = processor_name();
+  object["command"] = command_line();
+  object["date"] = date();
   // Arguments are bytes; in JSON those that are not UTF-8 become U+FFFD.
   return object.dump(-1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
 }
 
-std::vector<std::string> load_provenance(const std::filesystem::path& dir) {
-  return model::provenance_of(model::read_config(dir, {}));
-}
-
-}  // namespace gateloop::checkpoint
+}  // namespace gateloop::model
