@@ -100,10 +100,12 @@ struct HeadStep {
 void run(const HeadStep&);
 
 /// Causal attention of one head over what is stored of the steps so far: query m reads the first
-/// `count` + m keys, y_m = Σ_s w_s v_s. w_s: q_m · k_s / √dim_head, or the softmax of these.
+/// `count` + m keys, or the last `window` of these, y_m = Σ_s w_s v_s. w_s: q_m · k_s / √dim_head,
+/// or the softmax of these.
 struct AttentionHead {
   std::int64_t queries = 1;
   std::int64_t count = 1;
+  std::int64_t window = 0;  ///< 0: all
   std::int64_t dim_head = 0;
   bool softmax = true;
   const float* q = nullptr;  ///< (queries, dim_head), rows q_stride apart
@@ -113,7 +115,7 @@ struct AttentionHead {
   float* y = nullptr;  ///< (queries, dim_head), rows y_stride apart
   std::int64_t y_stride = 0;
 };
-/// Numbers of `scratch`; `queries` and `count` alone say how many.
+/// Numbers of `scratch`; `queries`, `count` and `window` alone say how many.
 std::int64_t scratch_numbers(const AttentionHead&);
 void run(const AttentionHead&, float* scratch);
 

@@ -11,21 +11,6 @@ namespace {
 
 using namespace recurrence;
 
-/// Channels 2c and 2c + 1 of q and k turn by position · frequency. The angle is a double: in
-/// float32 its rounding alone would be 6e-5 at position 1000.
-void rotate(float* q, float* k, std::int64_t dim_head, const float* frequencies,
-            std::int64_t position) {
-  for (std::int64_t c = 0; c < dim_head / 2; ++c) {
-    const double angle = static_cast<double>(position) * static_cast<double>(frequencies[c]);
-    const auto cos = static_cast<float>(std::cos(angle)), sin = static_cast<float>(std::sin(angle));
-    for (float* pair : {q + 2 * c, k + 2 * c}) {
-      const float x = pair[0], y = pair[1];
-      pair[0] = x * cos - y * sin;
-      pair[1] = y * cos + x * sin;
-    }
-  }
-}
-
 /// Scales pair c of q by max(Re(a_0 ... a_c), 1e-10), and that of k by the inverse. `a`: (dim_head
 /// / 2) pairs (re, im).
 void scale_relative(float* q, float* k, const float* a, std::int64_t dim_head) {
@@ -39,50 +24,143 @@ void scale_relative(float* q, float* k, const float* a, std::int64_t dim_head) {
 
 }  // namespace
 
+/// Channels 2c and 2c + 1 of q and k of heads [first, last) turn by position · frequency. The angle
+/// is a double: in float32 its rounding alone would be 6e-5 at position 1000.
+void Mixing::rotate(float* row, std::int64_t first, std::int64_t last,
+                    std::int64_t position) const {
+  const std::int64_t d = attention_->dim_head;
+  for (std::int64_t c = 0; c < d / 2; ++c) {
+    const double angle = static_cast<double>(position) * static_cast<double>(stage_.rotary[c]);
+    const auto cos = static_cast<float>(std::cos(angle)), sin = static_cast<float>(std::sin(angle));
+    for (float* const channels : {row, row + width_}) {
+      for (std::int64_t head = first; head < last; ++head) {
+        float* const pair = channels + head * d + 2 * c;
+        const float x = pair[0], y = pair[1];
+        pair[0] = x * cos - y * sin;
+        pair[1] = y * cos + x * sin;
+      }
+    }
+  }
+}
+
 /// q and k of one head of a row as their product takes them.
 void Mixing::place(const model::AttentionSpec& spec, float* row, std::int64_t head,
-                   std::int64_t position, float* scratch) const {
+                   float* scratch) const {
+  if (!spec.data_dependent_rel_pos || spec_.ablation.state_transition) return;
   const std::int64_t d = spec.dim_head;
   float* const q = row + head * d;
-  float* const k = q + width_;
-  if (stage_.rotary != nullptr) rotate(q, k, d, stage_.rotary, position);
-  if (!spec.data_dependent_rel_pos || spec_.ablation.state_transition) return;
   const float* const z = row + z_ + head * d;
   for (std::int64_t c = 0; c < d; ++c) scratch[c] = spec_.ablation.complex && c % 2 == 1 ? 0 : z[c];
   polar_gate_row(scratch, scratch, d / 2);
-  scale_relative(q, k, scratch, d);
+  scale_relative(q, q + width_, scratch, d);
 }
 
-/// With a window step by step: its ring overwrites what later steps no longer read.
+/// Steps of one sequence with a window that are computed together: their keys, and those before
+/// them that they read, are copied from the ring, whose order is another.
+struct Mixing::Windowed {
+  std::int64_t before, steps;
+
+  std::int64_t numbers(std::int64_t dim_head) const { return padded((before + steps) * dim_head); }
+};
+
+Mixing::Windowed Mixing::windowed(std::int64_t first) const {
+  constexpr std::int64_t kMostSteps = 256;
+  return {std::min(state_.position + first, *attention_->window - 1),
+          std::min(kMostSteps, rows_.time - first)};
+}
+
+std::int64_t Mixing::attention_scratch() const {
+  const model::AttentionSpec& spec = *attention_;
+  const std::int64_t own = padded(spec.dim_head);
+  if (!spec.window || rows_.time == 1) {
+    const std::int64_t stored = spec.window ? layer_.steps->capacity() : state_.position + 1;
+    return own + scratch_numbers({.queries = rows_.time, .count = stored});
+  }
+  const std::int64_t most = *spec.window - 1, steps = windowed(0).steps;
+  const Windowed piece{std::min(state_.position + rows_.time, most), steps};
+  return own + 2 * piece.numbers(spec.dim_head) +
+         scratch_numbers({.queries = steps, .count = piece.before + 1, .window = *spec.window});
+}
+
+/// Where one head of one sequence keeps its keys and values.
+struct Mixing::Stored {
+  std::int64_t dim_head, window;
+  float *keys, *values;
+
+  /// Of a step: in a ring where there is a window.
+  std::int64_t at(std::int64_t step) const {
+    return (window > 0 ? step % window : step) * dim_head;
+  }
+};
+
+void Mixing::attend(std::int64_t sequence, std::int64_t head, std::int64_t first, AttentionHead p,
+                    float* scratch) const {
+  const std::int64_t d = attention_->dim_head, row = sequence * rows_.time + first;
+  p.dim_head = d;
+  p.softmax = attention_->softmax_normalize;
+  p.q = products(row) + head * d;
+  p.q_stride = rows_.products_stride;
+  p.y = rows_.y + row * rows_.y_stride + head * d;
+  p.y_stride = rows_.y_stride;
+  run(p, scratch);
+}
+
+template <class Store>
+void Mixing::attend_windows(std::int64_t sequence, std::int64_t head, const Stored& stored,
+                            const Store& store, float* room) const {
+  const std::int64_t d = stored.dim_head;
+  for (std::int64_t first = 0; first < rows_.time;) {
+    const Windowed piece = windowed(first);
+    const std::int64_t oldest = state_.position + first - piece.before;
+    float *const keys = room, *const values = keys + piece.numbers(d);
+    for (std::int64_t i = 0; i < piece.before; ++i) {
+      std::copy_n(stored.keys + stored.at(oldest + i), d, keys + i * d);
+      std::copy_n(stored.values + stored.at(oldest + i), d, values + i * d);
+    }
+    for (std::int64_t i = piece.before; i < piece.before + piece.steps; ++i) {
+      store(first + i - piece.before, keys + i * d, values + i * d);
+      std::copy_n(keys + i * d, d, stored.keys + stored.at(oldest + i));
+      std::copy_n(values + i * d, d, stored.values + stored.at(oldest + i));
+    }
+    attend(sequence, head, first,
+           {.queries = piece.steps,
+            .count = piece.before + 1,
+            .window = stored.window,
+            .keys = keys,
+            .values = values},
+           values + piece.numbers(d));
+    first += piece.steps;
+  }
+}
+
 void Mixing::attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
                          float* scratch) const {
   const std::int64_t d = spec.dim_head;
   const std::int64_t base = (sequence * spec.heads + head) * layer_.steps->capacity() * d;
-  float* const keys = layer_.steps->keys.data() + base;
-  float* const values = layer_.steps->values.data() + base;
-  const auto attend = [&](std::int64_t row, std::int64_t queries, std::int64_t count) {
-    run({.queries = queries,
-         .count = count,
-         .dim_head = d,
-         .softmax = spec.softmax_normalize,
-         .q = products(row) + head * d,
-         .q_stride = rows_.products_stride,
-         .keys = keys,
-         .values = values,
-         .y = rows_.y + row * rows_.y_stride + head * d,
-         .y_stride = rows_.y_stride},
-        scratch + padded(d));
+  const Stored stored{d, spec.window.value_or(0), layer_.steps->keys.data() + base,
+                      layer_.steps->values.data() + base};
+  float* const room = scratch + padded(d);
+  const auto store = [&](std::int64_t t, float* keys, float* values) {
+    float* const row = products(sequence * rows_.time + t);
+    place(spec, row, head, scratch);
+    std::copy_n(row + width_ + head * d, d, keys);
+    std::copy_n(row + 2 * width_ + head * d, d, values);
   };
-  for (std::int64_t t = 0; t < rows_.time; ++t) {
-    const std::int64_t position = state_.position + t, r = sequence * rows_.time + t;
-    float* const row = products(r);
-    place(spec, row, head, position, scratch);
-    const std::int64_t slot = spec.window ? position % *spec.window : position;
-    std::copy_n(row + width_ + head * d, d, keys + slot * d);
-    std::copy_n(row + 2 * width_ + head * d, d, values + slot * d);
-    if (spec.window) attend(r, 1, std::min(position + 1, *spec.window));
+  if (spec.window && rows_.time > 1) {
+    attend_windows(sequence, head, stored, store, room);
+    return;
   }
-  if (!spec.window) attend(sequence * rows_.time, rows_.time, state_.position + 1);
+  for (std::int64_t t = 0; t < rows_.time; ++t) {
+    const std::int64_t at = stored.at(state_.position + t);
+    store(t, stored.keys + at, stored.values + at);
+  }
+  const std::int64_t steps = state_.position + 1;
+  attend(sequence, head, 0,
+         {.queries = rows_.time,
+          .count = spec.window ? std::min(steps, *spec.window) : steps,
+          .keys = stored.keys,
+          .values = stored.values},
+         room);
 }
 
 }  // namespace gateloop::runtime

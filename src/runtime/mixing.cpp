@@ -65,6 +65,7 @@ void Mixing::prepare_row(std::int64_t row, std::int64_t first, std::int64_t last
   const std::int64_t per_group = width_ / stage_.groups;
   const std::int64_t begin = first * per_group, n = (last - first) * per_group;
   if (stage_.gates >= 0) swish_row(at + stage_.gates + begin, n);
+  if (stage_.rotary != nullptr) rotate(at, first, last, state_.position + row % rows_.time);
   if (gate_loop_ != nullptr && gate_loop_->transition_parts() == 2 && spec_.ablation.complex) {
     const std::int64_t each = gate_loop_->transitions() / stage_.groups;
     for (std::int64_t i = first * each; i < last * each; ++i) at[z_ + 2 * i + 1] = 0;
@@ -153,12 +154,7 @@ void Mixing::scan(std::int64_t first, std::int64_t last, const Executor& executo
 }
 
 std::int64_t Mixing::head_scratch() const {
-  if (attention_ != nullptr) {
-    const AttentionHead sizes{
-        .queries = attention_->window ? 1 : rows_.time,
-        .count = attention_->window ? layer_.steps->capacity() : state_.position + 1};
-    return scratch_numbers(sizes) + padded(attention_->dim_head);
-  }
+  if (attention_ != nullptr) return attention_scratch();
   return 2 * padded(gate_loop_->state_keys());
 }
 

@@ -55,8 +55,17 @@ class Mixing {
   float input_scale(const float* z) const;
   void attend_head(const model::AttentionSpec& spec, std::int64_t sequence, std::int64_t head,
                    float* scratch) const;
-  void place(const model::AttentionSpec& spec, float* row, std::int64_t head, std::int64_t position,
-             float* scratch) const;
+  void place(const model::AttentionSpec& spec, float* row, std::int64_t head, float* scratch) const;
+  void rotate(float* row, std::int64_t first, std::int64_t last, std::int64_t position) const;
+  struct Stored;
+  struct Windowed;
+  Windowed windowed(std::int64_t first) const;
+  std::int64_t attention_scratch() const;
+  void attend(std::int64_t sequence, std::int64_t head, std::int64_t first,
+              recurrence::AttentionHead p, float* scratch) const;
+  template <class Store>
+  void attend_windows(std::int64_t sequence, std::int64_t head, const Stored& stored,
+                      const Store& store, float* room) const;
 
   const model::ModelSpec& spec_;
   const Stage& stage_;

@@ -27,9 +27,22 @@ inline constexpr std::int64_t kKeyBlock = 256;
 inline constexpr std::int64_t kKeysTogether = 4;
 static_assert(kKeyBlock % kKeysTogether == 0);
 
-/// The scores of one query: whole cache lines.
+/// Keys [begin, end).
+struct KeyRange {
+  std::int64_t begin, end;
+};
+
+/// What one query reads.
+inline KeyRange keys_of(const AttentionHead& p, std::int64_t query) {
+  const std::int64_t end = p.count + query;
+  return {p.window == 0 ? 0 : std::max(std::int64_t{0}, end - p.window), end};
+}
+
+/// The scores of one query, for every key that its group reads: whole cache lines.
 inline std::int64_t score_stride(const AttentionHead& p) {
-  return (p.count + p.queries - 1 + 15) / 16 * 16;
+  const std::int64_t all = keys_of(p, p.queries - 1).end;
+  const std::int64_t group = p.window + std::min(kQueryGroup, p.queries) - 1;
+  return ((p.window == 0 ? all : std::min(all, group)) + 15) / 16 * 16;
 }
 
 }  // namespace gateloop::recurrence::cpu
@@ -43,28 +56,32 @@ namespace HWY_NAMESPACE {
 inline constexpr std::size_t kScoreQueries = hn::MaxLanes(hn::ScalableTag<float>()) > 8 ? 4 : 2;
 inline constexpr std::size_t kValueQueries = 8;
 
-/// `count` queries from `first` on, and their scores.
+/// `count` queries from `first` on, and their scores of `keys`.
 struct QueryGroup {
   std::int64_t first, count;
+  KeyRange keys;
   float* scores;
   std::int64_t stride;
 
-  float* row(std::int64_t query) const { return scores + query * stride; }
+  /// From the score of `key` on.
+  float* row(std::int64_t query, std::int64_t key) const {
+    return scores + query * stride + key - keys.begin;
+  }
 };
 
-/// q · k_s of kQueries queries from `query` on and keys [begin, end).
+/// q · k_s of kQueries queries from `query` on and `range` of keys.
 template <std::size_t kQueries>
 void ScoreKeys(const AttentionHead& p, const QueryGroup& group, std::int64_t query,
-               std::int64_t begin, std::int64_t end) {
+               KeyRange range) {
   using V = hn::Vec<hn::ScalableTag<float>>;
   const hn::ScalableTag<float> d;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
   constexpr auto kKeys = static_cast<std::size_t>(kKeysTogether);
   const float* const q = p.q + (group.first + query) * p.q_stride;
-  for (std::int64_t s = begin; s < end; s += kKeysTogether) {
+  for (std::int64_t s = range.begin; s < range.end; s += kKeysTogether) {
     const float* keys[kKeys];
     for (std::size_t i = 0; i < kKeys; ++i)
-      keys[i] = p.keys + std::min(s + static_cast<std::int64_t>(i), end - 1) * p.dim_head;
+      keys[i] = p.keys + std::min(s + static_cast<std::int64_t>(i), range.end - 1) * p.dim_head;
     V sums[kQueries][kKeys];
     for (auto& row : sums)
       for (auto& sum : row) sum = hn::Zero(d);
@@ -79,7 +96,7 @@ void ScoreKeys(const AttentionHead& p, const QueryGroup& group, std::int64_t que
     }
     for (std::size_t m = 0; m < kQueries; ++m) {
       const float* const own = q + static_cast<std::int64_t>(m) * p.q_stride;
-      float* const to = group.row(query + static_cast<std::int64_t>(m)) + s;
+      float* const to = group.row(query + static_cast<std::int64_t>(m), s);
       StoreSumsOfLanes(d, sums[m][0], sums[m][1], sums[m][2], sums[m][3], to);
       ForTail<float, static_cast<std::size_t>(kLanes) / 2>(
           p.dim_head, c, [&](auto tail, std::int64_t at) HWY_ATTR {
@@ -93,11 +110,11 @@ void ScoreKeys(const AttentionHead& p, const QueryGroup& group, std::int64_t que
   }
 }
 
-/// Channels [c, c + kVectors vectors) of y of kQueries queries += the weights of keys [begin, end)
-/// times their values.
+/// Channels [c, c + kVectors vectors) of y of kQueries queries += the weights of keys times their
+/// values.
 template <std::size_t kQueries, std::size_t kVectors, class D>
 HWY_INLINE void AddValues(D d, const AttentionHead& p, const QueryGroup& group, std::int64_t query,
-                          std::int64_t begin, std::int64_t end, std::int64_t c) {
+                          KeyRange range, std::int64_t c) {
   hn::Vec<D> sums[kQueries][kVectors];
   const auto at = [&](std::size_t m, std::size_t v) {
     return p.y + (group.first + query + static_cast<std::int64_t>(m)) * p.y_stride + c +
@@ -105,8 +122,8 @@ HWY_INLINE void AddValues(D d, const AttentionHead& p, const QueryGroup& group, 
   };
   for (std::size_t m = 0; m < kQueries; ++m)
     for (std::size_t v = 0; v < kVectors; ++v) sums[m][v] = hn::LoadU(d, at(m, v));
-  const float* const weights = group.row(query);
-  for (std::int64_t s = begin; s < end; ++s) {
+  const float* const weights = group.row(query, 0);
+  for (std::int64_t s = range.begin; s < range.end; ++s) {
     for (std::size_t v = 0; v < kVectors; ++v) {
       const auto value = hn::LoadU(d, p.values + s * p.dim_head + c + v * hn::MaxLanes(D()));
       for (std::size_t m = 0; m < kQueries; ++m) {
@@ -123,16 +140,17 @@ HWY_INLINE void AddValues(D d, const AttentionHead& p, const QueryGroup& group, 
 /// wait.
 template <std::size_t kQueries>
 void GatherValues(const AttentionHead& p, const QueryGroup& group, std::int64_t query,
-                  std::int64_t begin, std::int64_t end) {
+                  KeyRange range) {
+  if (range.begin >= range.end) return;
   constexpr std::size_t kVectors = kQueries == 1 ? 4 : 1;
   const hn::ScalableTag<float> whole;
   constexpr auto kRun =
       static_cast<std::int64_t>(kVectors * hn::MaxLanes(hn::ScalableTag<float>()));
   std::int64_t c = 0;
   for (; c + kRun <= p.dim_head; c += kRun)
-    AddValues<kQueries, kVectors>(whole, p, group, query, begin, end, c);
+    AddValues<kQueries, kVectors>(whole, p, group, query, range, c);
   ForEachVector<float>(p.dim_head - c, [&](auto d, std::int64_t rest) HWY_ATTR {
-    AddValues<kQueries, 1>(d, p, group, query, begin, end, c + rest);
+    AddValues<kQueries, 1>(d, p, group, query, range, c + rest);
   });
 }
 
@@ -172,34 +190,49 @@ inline void MakeWeights(const AttentionHead& p, float* scores, std::int64_t coun
   MultiplyBy(1 / ExponentialsBelow(most, scores, count), scores, count);
 }
 
+/// Their sums of values of one block of keys. Keys out of reach are left out, not weighed by zero,
+/// which would let an infinity through.
+template <std::size_t kQueries>
+void GatherBlock(const AttentionHead& p, const QueryGroup& group, std::int64_t query,
+                 KeyRange block) {
+  const auto within = [&](std::int64_t m, KeyRange range) -> KeyRange {
+    const KeyRange own = keys_of(p, group.first + m);
+    return {std::max(range.begin, own.begin), std::min(range.end, own.end)};
+  };
+  const std::int64_t last = query + static_cast<std::int64_t>(kQueries) - 1;
+  KeyRange shared = within(query, within(last, block));
+  if (shared.begin >= shared.end) shared = {block.end, block.end};
+  GatherValues<kQueries>(p, group, query, shared);
+  for (std::int64_t m = query; m <= last; ++m) {
+    GatherValues<1>(p, group, m, within(m, {block.begin, shared.begin}));
+    GatherValues<1>(p, group, m, within(m, {shared.end, block.end}));
+  }
+}
+
 void RunAttentionHead(const AttentionHead& p, float* scratch) {
   for (std::int64_t first = 0; first < p.queries; first += kQueryGroup) {
-    const QueryGroup group{first, std::min(kQueryGroup, p.queries - first), scratch,
-                           score_stride(p)};
-    const auto keys_of = [&](std::int64_t query) { return p.count + first + query; };
-    const std::int64_t all = keys_of(group.count - 1);
-    for (std::int64_t begin = 0; begin < all; begin += kKeyBlock) {
-      const std::int64_t end = std::min(all, begin + kKeyBlock);
-      ForEachQuery<kScoreQueries>(group.count, [&]<std::size_t kQueries>(std::int64_t query) {
-        ScoreKeys<kQueries>(p, group, query, begin, end);
+    const std::int64_t count = std::min(kQueryGroup, p.queries - first);
+    const KeyRange keys{keys_of(p, first).begin, keys_of(p, first + count - 1).end};
+    const QueryGroup group{first, count, keys, scratch, score_stride(p)};
+    const auto for_each_block = [&](const auto& f) {
+      for (std::int64_t begin = keys.begin; begin < keys.end; begin += kKeyBlock)
+        f(KeyRange{begin, std::min(keys.end, begin + kKeyBlock)});
+    };
+    for_each_block([&](KeyRange block) {
+      ForEachQuery<kScoreQueries>(count, [&]<std::size_t kQueries>(std::int64_t query) {
+        ScoreKeys<kQueries>(p, group, query, block);
       });
-    }
-    for (std::int64_t query = 0; query < group.count; ++query) {
-      MakeWeights(p, group.row(query), keys_of(query));
+    });
+    for (std::int64_t query = 0; query < count; ++query) {
+      const KeyRange own = keys_of(p, first + query);
+      MakeWeights(p, group.row(query, own.begin), own.end - own.begin);
       std::fill_n(p.y + (first + query) * p.y_stride, p.dim_head, 0.0f);
     }
-    for (std::int64_t begin = 0; begin < all; begin += kKeyBlock) {
-      const auto end_of = [&](std::int64_t query) {
-        return std::min(keys_of(query), begin + kKeyBlock);
-      };
-      ForEachQuery<kValueQueries>(group.count, [&]<std::size_t kQueries>(std::int64_t query) {
-        const std::int64_t shared = end_of(query);
-        GatherValues<kQueries>(p, group, query, begin, shared);
-        // Not by weights of zero, which would let an infinity of a later step through.
-        for (std::int64_t m = query + 1; m < query + static_cast<std::int64_t>(kQueries); ++m)
-          GatherValues<1>(p, group, m, std::max(begin, shared), end_of(m));
+    for_each_block([&](KeyRange block) {
+      ForEachQuery<kValueQueries>(count, [&]<std::size_t kQueries>(std::int64_t query) {
+        GatherBlock<kQueries>(p, group, query, block);
       });
-    }
+    });
   }
 }
 

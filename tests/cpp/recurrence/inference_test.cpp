@@ -277,7 +277,8 @@ TEST(Inference, AHeadStepsAsDefined) {
 }
 
 /// Of a sequence of `steps` whose last `queries` are computed, beside the definition in double.
-void check_attention(std::int64_t steps, std::int64_t queries, std::int64_t d, bool softmax) {
+void check_attention(std::int64_t steps, std::int64_t queries, std::int64_t window, std::int64_t d,
+                     bool softmax) {
   Random random(7);
   const auto floats = [&](std::int64_t n) {
     std::vector<float> values;
@@ -288,9 +289,11 @@ void check_attention(std::int64_t steps, std::int64_t queries, std::int64_t d, b
   const std::int64_t q_stride = d + 3, y_stride = d + 5, first = steps - queries;
   const auto q = floats(queries * q_stride), keys = floats(steps * d);
   auto values = floats(steps * d);
+  const auto original = values;
   std::vector<float> y(static_cast<std::size_t>(queries * y_stride), 7);
   recurrence::AttentionHead p{.queries = queries,
                               .count = first + 1,
+                              .window = window,
                               .dim_head = d,
                               .softmax = softmax,
                               .q = q.data(),
@@ -305,26 +308,34 @@ void check_attention(std::int64_t steps, std::int64_t queries, std::int64_t d, b
     return static_cast<double>(x[static_cast<std::size_t>(i)]);
   };
   for (std::int64_t m = 0; m < queries; ++m) {
-    std::vector<double> weights;
-    for (std::int64_t s = 0; s <= first + m; ++s) {
-      double score = 0;
-      for (std::int64_t c = 0; c < d; ++c) score += at(q, m * q_stride + c) * at(keys, s * d + c);
+    std::vector<double> weights, magnitudes;  // of what a weight is the sum of
+    const std::int64_t oldest = window == 0 ? 0 : std::max(std::int64_t{0}, first + m + 1 - window);
+    for (std::int64_t s = oldest; s <= first + m; ++s) {
+      double score = 0, magnitude = 0;
+      for (std::int64_t c = 0; c < d; ++c) {
+        const double term = at(q, m * q_stride + c) * at(keys, s * d + c);
+        score += term;
+        magnitude += std::abs(term);
+      }
       weights.push_back(score / std::sqrt(static_cast<double>(d)));
+      magnitudes.push_back(magnitude / std::sqrt(static_cast<double>(d)));
     }
     if (softmax) {
       double sum = 0;
       for (double& w : weights) sum += w = std::exp(w);
       for (double& w : weights) w /= sum;
+      magnitudes = weights;
     }
     for (std::int64_t c = 0; c < d; ++c) {
       double expected = 0, size = 0;
-      for (std::int64_t s = 0; s <= first + m; ++s) {
-        const double term = weights[static_cast<std::size_t>(s)] * at(values, s * d + c);
-        expected += term;
-        size += std::abs(term);
+      for (std::int64_t s = oldest; s <= first + m; ++s) {
+        const auto i = static_cast<std::size_t>(s - oldest);
+        const double value = at(values, s * d + c);
+        expected += weights[i] * value;
+        size += magnitudes[i] * std::abs(value);
       }
       ASSERT_NEAR(at(y, m * y_stride + c), expected, 2e-6 * size + 1e-7)
-          << steps << ' ' << queries << ' ' << d << ' ' << softmax;
+          << steps << ' ' << queries << ' ' << window << ' ' << d << ' ' << softmax;
     }
     for (std::int64_t c = d; c < y_stride; ++c) ASSERT_EQ(at(y, m * y_stride + c), 7);
   }
@@ -334,6 +345,14 @@ void check_attention(std::int64_t steps, std::int64_t queries, std::int64_t d, b
   recurrence::run(p, scratch.data());
   ASSERT_TRUE(std::equal(y.begin(), y.end() - y_stride, before.begin()));
   ASSERT_FALSE(std::isfinite(at(y, (queries - 1) * y_stride + d - 1)));
+  // Nor one that is a window later.
+  values = original;
+  values[static_cast<std::size_t>(d - 1)] = std::numeric_limits<float>::infinity();
+  recurrence::run(p, scratch.data());
+  for (std::int64_t m = 0; m < queries; ++m) {
+    const bool reads = window == 0 || first + m < window;
+    ASSERT_EQ(std::isfinite(at(y, m * y_stride + d - 1)), !reads) << m;
+  }
 }
 
 TEST(Inference, AttentionIsAsDefined) {
@@ -342,7 +361,10 @@ TEST(Inference, AttentionIsAsDefined) {
     for (const auto& [steps, queries] :
          {std::pair{1, 1}, {5, 5}, {40, 1}, {300, 1}, {300, 75}, {520, 33}, {70, 70}}) {
       for (const std::int64_t d : {1, 8, 16, 33, 64, 72}) {
-        for (const bool softmax : {false, true}) check_attention(steps, queries, d, softmax);
+        for (const std::int64_t window : {0, 1, 5, 40, 300, 1000}) {
+          for (const bool softmax : {false, true})
+            check_attention(steps, queries, window, d, softmax);
+        }
       }
     }
   }

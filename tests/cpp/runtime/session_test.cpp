@@ -317,6 +317,22 @@ TEST(Session, PartsOfATextAddUp) {
   EXPECT_THROW(runtime::evaluate_stretches(session, text, {{1090, 10}}), std::invalid_argument);
 }
 
+TEST(Session, LongWindowsAreReadInPieces) {
+  std::mt19937_64 random(12);
+  for (const std::int64_t window : {3, 100, 300, 2000}) {
+    Case one = case_of("window");
+    one.options.dim = 16;
+    std::get<model::AttentionSpec>(one.options.layers[0].mixer).window = window;
+    const Written written(one.options, random);
+    const auto ids = random_ids(written.spec, 700, random);
+    const auto expected = oracle_logits(written.spec, written.weights, ids);
+    for (const std::int64_t chunk : {350, 2000}) {
+      Session session(written.open(), {.threads = 2, .chunk = chunk});
+      EXPECT_LT(distance(session.read_all(ids, 1), expected), tolerance(one)) << window;
+    }
+  }
+}
+
 TEST(Session, StateOfAWindowStaysAsItIs) {
   std::mt19937_64 random(9);
   for (const Case& one : cases()) {
