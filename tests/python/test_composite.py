@@ -148,8 +148,10 @@ def test_wide_heads_equal_the_kernels_in_low_precision(dtype: torch.dtype) -> No
     for ours, theirs in zip(definitions, kernels, strict=True):
         wide = theirs.detach().to(torch.complex128 if theirs.is_complex() else F64)
         unit = torch.finfo(theirs.dtype).eps
-        atol = float(1e-5 * wide.abs().max())  # sums of float32 in another order
-        torch.testing.assert_close(ours.to(wide.dtype), wide, rtol=unit, atol=atol)
+        # Sums of float32 in another order; of a channel over time, or of a row of a state.
+        scale = wide.abs().amax(1 if wide.shape[1] == 255 else -2, keepdim=True)
+        error = (ours.to(wide.dtype) - wide).abs()
+        assert (error <= unit * wide.abs() + 1e-5 * scale).all()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -11,7 +11,7 @@ import pytest
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gateloop_jax import gate_loop, linear_recurrence, polar_gate_loop
+from gateloop_jax import gate_loop, linear_recurrence, polar_gate_loop, simple_gate_loop
 
 Function = Callable[..., Any]
 SHAPE = (4, 37, 6)
@@ -26,6 +26,8 @@ def arguments(function: Function) -> list[Array]:
     batch, time, channels = SHAPE
     if function is linear_recurrence:
         return [0.5 * normal(*SHAPE), normal(*SHAPE), normal(batch, channels)]
+    if function is simple_gate_loop:
+        return [*(normal(*SHAPE) for _ in range(3)), normal(batch, channels)]
     state = normal(batch, channels, dtype="complex64")
     if function is gate_loop:
         return [*(normal(*SHAPE) for _ in "qkv"), 0.5 * normal(*SHAPE, dtype="complex64"), state]
@@ -63,7 +65,8 @@ def on_mesh(kind: AxisType, axes: str, given: list[Array]) -> list[Array]:
     ]
 
 
-each_function = pytest.mark.parametrize("function", [linear_recurrence, gate_loop, polar_gate_loop])
+FUNCTIONS = [linear_recurrence, gate_loop, polar_gate_loop, simple_gate_loop]
+each_function = pytest.mark.parametrize("function", FUNCTIONS)
 each_kind = pytest.mark.parametrize(
     "kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
 )
