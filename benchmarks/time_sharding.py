@@ -1,8 +1,8 @@
-"""One sequence over two processes of one thread each, beside one such process.
+"""One sequence over two processes of one thread each, beside one process of one and two threads.
 
 A contender's processes are this module, run as a program:
 
-    python -m benchmarks.time_sharding RANK PROCESSES STORE OPERATOR B T D
+    python -m benchmarks.time_sharding RANK PROCESSES THREADS STORE OPERATOR B T D
 
 They take the name of a pass a line, and a folder for the results or nothing for the time. Each
 writes a line when it is done; that of rank 0 holds the seconds until all were.
@@ -22,13 +22,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.contenders import AbsentError, Array, Contender, Pass, Problem
+from benchmarks.contenders import AbsentError, Array, Contender, Kind, Pass, Problem
 from benchmarks.environment import ROOT
 from benchmarks.operators import OPERATORS, PASSES, TOLERANCE, Inputs, Shape, inputs
 from benchmarks.torch_passes import oracle_passes, our_package, torch_passes
 
 PROCESSES = 2
 CALLS = 3  # of which the fastest counts
+CONTENDERS: list[tuple[str, Kind, tuple[int, int]]] = [
+    ("two processes of one thread", "ours", (PROCESSES, 1)),
+    ("one process of one thread", "peer", (1, 1)),
+    ("one process of two threads", "floor", (1, PROCESSES)),  # what the cores give
+]
 
 
 # ---- The processes -------------------------------------------------------------------------------
@@ -57,8 +62,8 @@ def seconds(run: Pass, processes: int) -> float:
     return float(longest)
 
 
-def member(rank: int, processes: int, store: str, name: str, *shape: int) -> None:
-    torch.set_num_threads(1)
+def member(rank: int, processes: int, threads: int, store: str, name: str, *shape: int) -> None:
+    torch.set_num_threads(threads)
     if processes > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=processes
@@ -90,10 +95,11 @@ def end(members: Sequence[subprocess.Popen[str]]) -> None:
 class Group:
     """The processes of one contender. They end with it."""
 
-    def __init__(self, processes: int, name: str, shape: Shape) -> None:
+    def __init__(self, processes: int, threads: int, name: str, shape: Shape) -> None:
         self.folder = tempfile.TemporaryDirectory()
         command = [sys.executable, "-m", "benchmarks.time_sharding"]
-        what = [str(processes), f"{self.folder.name}/store", name, *map(str, shape)]
+        store = f"{self.folder.name}/store"
+        what = [str(processes), str(threads), store, name, *map(str, shape)]
         self.members = [
             subprocess.Popen(
                 [*command, str(rank), *what],
@@ -131,11 +137,13 @@ class Group:
             return [np.concatenate([file[key] for file in files], 1) for key in files[0]]
 
 
-def contender_passes(processes: int, name: str, shape: Shape, data: Inputs) -> Mapping[str, Pass]:
+def contender_passes(
+    processes: int, threads: int, name: str, shape: Shape, data: Inputs
+) -> Mapping[str, Pass]:
     del data  # every process draws its own
     if processes > 1 and not hasattr(our_package(), "distributed"):
         raise AbsentError("this revision shards no time")
-    group = Group(processes, name, shape)
+    group = Group(processes, threads, name, shape)
 
     def one(which: str) -> Pass:
         return Pass(
@@ -156,18 +164,8 @@ def problem(name: str, shape: Shape) -> Problem:
         partial(inputs, operator, shape),
         lambda data: oracle_passes(operator.oracle, data.arrays, data.gradient),
         [
-            Contender(
-                "two processes of one thread",
-                "ours",
-                "ours",
-                partial(contender_passes, PROCESSES, name, shape),
-            ),
-            Contender(
-                "one process of one thread",
-                "peer",
-                "ours",
-                partial(contender_passes, 1, name, shape),
-            ),
+            Contender(label, kind, "ours", partial(contender_passes, *sizes, name, shape))
+            for label, kind, sizes in CONTENDERS
         ],
     )
 
@@ -180,5 +178,5 @@ def problems(quick: bool) -> list[Problem]:
 
 
 if __name__ == "__main__":
-    rank, processes, store, name, *shape = sys.argv[1:]
-    member(int(rank), int(processes), store, name, *map(int, shape))
+    rank, processes, threads, store, name, *shape = sys.argv[1:]
+    member(int(rank), int(processes), int(threads), store, name, *map(int, shape))
