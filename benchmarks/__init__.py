@@ -4,7 +4,8 @@ run                                  the command
 forms, scaling, gpu                  commands of their own
 operators, heads, ragged, layer,
 model, generation, memory,
-time_sharding, problems              what is measured
+time_sharding, definitions,
+problems                             what is measured
 contenders                           the types that these are made of
 torch_passes, jax_contenders,
 peer, program, runtime, floors,

@@ -13,7 +13,7 @@ Array = NDArray[Any]
 Kind = Literal["ours", "base", "peer", "floor"]
 # The process that a contender runs in. Libraries with thread pools of their own stay apart. So do
 # two revisions of our operators: no process can hold both.
-Home = Literal["ours", "base", "peer", "jax", "floor"]
+Home = Literal["ours", "base", "definitions", "peer", "jax", "floor"]
 
 
 class AbsentError(Exception):

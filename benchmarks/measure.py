@@ -43,7 +43,7 @@ class Pool:
 
     def __init__(self, build: Path, base: Base | None, quick: bool) -> None:
         ours = (environment_of(build), packages(ROOT), quick)
-        homes: tuple[Home, ...] = ("ours", "peer", "jax", "floor")
+        homes: tuple[Home, ...] = ("ours", "definitions", "peer", "jax", "floor")
         self.arguments = dict.fromkeys(homes, ours)
         if base is not None:
             tree = base.tree if (base.tree / "python").exists() else ROOT

@@ -1,6 +1,7 @@
 """All problems, in the order in which they are measured."""
 
 from benchmarks import (
+    definitions,
     generation,
     heads,
     layer,
@@ -22,6 +23,7 @@ def all_problems(quick: bool) -> list[Problem]:
         *layer.problems(quick),
         *model.problems(quick),
         *generation.problems(quick),
+        *definitions.problems(quick),
         *operators.growth(quick),
         *memory.problems(quick),
     ]

@@ -32,7 +32,7 @@ from conftest import ROOT, thinned
 
 GROUPS = (
     *("operators", "generation", "memory", "layer", "model", "growth"),
-    *("wide_heads", "ragged", "time_sharding"),
+    *("wide_heads", "ragged", "time_sharding", "definitions"),
 )
 # gateloop_jax is built only where jax is; the reference cannot run in bfloat16 weights.
 MAY_BE_ABSENT = {("gateloop_jax", which) for which in ("forward", "forward + backward")} | {
