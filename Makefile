@@ -109,13 +109,14 @@ setup-fuzz setup-long: setup-%:
 DRAW := $(FIXED_ADDRESSES) env ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0
 
 .PHONY: fuzz
-fuzz: setup-fuzz build/asan-torch/configured build/fuzz/configured  ## Broken files and random problems under a sanitizer, for minutes
+fuzz: setup-fuzz build-all build/asan-torch/configured build/fuzz/configured  ## Broken files and random problems under a sanitizer, for minutes
 	$(FIXED_ADDRESSES) cmake --build --preset fuzz $(if $(JOBS),--parallel $(JOBS))
 	$(FIXED_ADDRESSES) scripts/fuzz
 	$(FIXED_ADDRESSES) cmake --build --preset asan-torch \
 	  --target recurrence_differential_test recurrence_ragged_test $(if $(JOBS),--parallel $(JOBS))
 	$(DRAW) GATELOOP_DIFFERENTIAL_CASES=10000 build/asan-torch/recurrence_differential_test
 	$(DRAW) GATELOOP_DIFFERENTIAL_CASES=1000 build/asan-torch/recurrence_ragged_test --gtest_filter='*RandomCuts*'
+	GATELOOP_CASES=10000 $(PYTEST) tests/python/test_gate_loop_cases.py
 
 # ---- Use --------------------------------------------------------------------------------------
 

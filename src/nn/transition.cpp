@@ -32,7 +32,7 @@ torch::Tensor logit_of(const torch::Tensor& raw, model::Gate gate) {
 
 torch::Tensor transition_of(const torch::Tensor& z, model::Gate gate) {
   const auto raw = raw_numbers(z, gate);
-  const auto modulus = logit_of(raw, gate).sigmoid();
+  auto modulus = logit_of(raw, gate).sigmoid();
   if (gate == model::Gate::kSigmoid) return modulus;
   const bool polar = gate == model::Gate::kPolar;
   return at::polar(modulus, polar ? at::view_as_complex(raw).angle() : raw.select(-1, 1));
