@@ -61,10 +61,11 @@ std::tuple<at::Tensor, at::Tensor> gate_loop(
     c10::string_view feature_map = "none");
 
 /// One step of gate_loop. q, k, v, a as there without T, state: (B, D) or (B, H, K, V) in the dtype
-/// of a. Returns (y, the next state).
+/// of a, and feature_map. Returns (y, the next state).
 std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
                                                   const at::Tensor& v, const at::Tensor& a,
-                                                  const at::Tensor& state);
+                                                  const at::Tensor& state,
+                                                  c10::string_view feature_map = "none");
 
 /// gate_loop with max heads from the raw transition: a = σ(|z|) z/|z|, all in one pass.
 ///

@@ -108,7 +108,12 @@ def gate_loop(
 
 
 def gate_loop_step(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, state: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    state: Tensor,
+    feature_map: Literal["none", "taylor"] = "none",
 ) -> tuple[Tensor, Tensor]:
     """One step of :func:`gate_loop`: its arguments without T, and the next state.
 
@@ -117,11 +122,12 @@ def gate_loop_step(
         v: (B, D), or (B, H, V).
         a: (B, D), (B, H) or (B, H, K).
         state: (B, D), or (B, H, K, V), in the dtype of a.
+        feature_map: as there, with as many keys of the state.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    y, state = torch.ops.gateloop.gate_loop_step(q, k, v, a, state)
+    y, state = torch.ops.gateloop.gate_loop_step(q, k, v, a, state, feature_map=feature_map)
     return y, state
 
 

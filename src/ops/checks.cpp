@@ -282,7 +282,8 @@ class GateLoopArguments {
            c10::str(type_, " ", prefix_, wide_ ? "H, V)" : "D)"));
     const auto real = accumulation_type(type_), complex = at::toComplexType(real);
     const bool plain = map_ == FeatureMap::kNone;
-    TORCH_CHECK_VALUE(wide_ || plain, op_, ": feature_map must be none without heads (B, T, H, K)");
+    TORCH_CHECK_VALUE(wide_ || plain, op_, ": feature_map must be none without heads ", prefix_,
+                      "H, K)");
     const bool per_key = wide_ && plain && a.sym_sizes() == sizes;
     expect(per_key || a.sym_sizes() == sizes.slice(0, lead),
            a.scalar_type() == real || a.scalar_type() == complex, "a", a,
@@ -360,8 +361,8 @@ void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 }
 
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                          const at::Tensor& a, const at::Tensor& state) {
-  const GateLoopArguments arguments("gateloop::gate_loop_step", q, v, /*one_step=*/true);
+                          const at::Tensor& a, const at::Tensor& state, FeatureMap map) {
+  const GateLoopArguments arguments("gateloop::gate_loop_step", q, v, /*one_step=*/true, map);
   arguments.sequences(k, a);
   arguments.state("state", state, a);
 }

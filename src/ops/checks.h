@@ -94,7 +94,7 @@ void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 /// See gate_loop_chunks() of the kernels.
 c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens);
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                          const at::Tensor& a, const at::Tensor& state);
+                          const at::Tensor& a, const at::Tensor& state, recurrence::FeatureMap map);
 inline constexpr auto kChunkedGateLoop = "gateloop::_chunked_gate_loop";
 /// Of wide heads, by the name of the operator; their memory too.
 void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,

@@ -103,8 +103,16 @@ std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor
 
 std::tuple<at::Tensor, at::Tensor> checked_step(const at::Tensor& q, const at::Tensor& k,
                                                 const at::Tensor& v, const at::Tensor& a,
-                                                const at::Tensor& state) {
-  ops::check_gate_loop_step(q, k, v, a, state);
+                                                const at::Tensor& state,
+                                                c10::string_view feature_map) {
+  ops::check_gate_loop_step(q, k, v, a, state,
+                            ops::feature_map_of("gateloop::gate_loop_step", feature_map));
+  if (feature_map != "none") {
+    const at::Tensor wide_q = ops::features(q, feature_map), wide_k = ops::features(k, feature_map);
+    const auto [y, next] =
+        ops::gate_loop_step(wide_q, wide_k, v.to(wide_q.scalar_type()), a, state);
+    return {y.to(v.scalar_type()), next};
+  }
   if (q.dim() == 3) return ops::gate_loop_step(q, k, v, a, state);
   const auto [y, next] = ops::gate_loop_step(q.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-1), a,
                                              state.unsqueeze(-1).unsqueeze(-1));
@@ -120,8 +128,8 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
       "feature_map='none') -> (Tensor y, Tensor final_state)",
       in_form, {at::Tag::pt2_compliant_tag});
   m.def(
-      "gate_loop_step(Tensor q, Tensor k, Tensor v, Tensor a, Tensor state) -> (Tensor y, Tensor "
-      "state)",
+      "gate_loop_step(Tensor q, Tensor k, Tensor v, Tensor a, Tensor state, *, str "
+      "feature_map='none') -> (Tensor y, Tensor state)",
       checked_step, {at::Tag::pt2_compliant_tag});
   m.def(
       "_attention_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, bool "
@@ -161,11 +169,12 @@ std::tuple<at::Tensor, at::Tensor> gate_loop(const at::Tensor& q, const at::Tens
 
 std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
                                                   const at::Tensor& v, const at::Tensor& a,
-                                                  const at::Tensor& state) {
+                                                  const at::Tensor& state,
+                                                  c10::string_view feature_map) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::gate_loop_step", "")
                              .typed<decltype(gate_loop_step)>();
-  return op.call(q, k, v, a, state);
+  return op.call(q, k, v, a, state, feature_map);
 }
 
 std::tuple<at::Tensor, at::Tensor> ops::attention_gate_loop(

@@ -319,6 +319,22 @@ def test_taylor_map_is_its_definition(form: Any, t: int, is_complex: bool, rever
             torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_taylor_map_of_one_step(is_complex: bool, dtype: torch.dtype) -> None:
+    q, k, v, a, state = drawn_for_taylor(4, is_complex, dtype)
+    whole, last = gate_loop(q, k, v, a, state, form="recurrent", feature_map="taylor")
+    for t in range(4):
+        given = (q[:, t], k[:, t], v[:, t], a[:, t], state)
+        y, state = gate_loop_step(*given, feature_map="taylor")
+        assert torch.equal(y, whole[:, t])
+    assert torch.equal(state, last)
+    with pytest.raises(ValueError, match="feature_map must be none or taylor, got exp"):
+        gate_loop_step(q[:, 0], k[:, 0], v[:, 0], a[:, 0], state, "exp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"feature_map must be none without heads \(B, H, K\)"):
+        gate_loop_step(q[:, 0, 0], k[:, 0, 0], k[:, 0, 0], a[:, 0], state, "taylor")
+
+
 def test_taylor_map_under_transforms() -> None:
     taylor = partial(gate_loop, feature_map="taylor")
     q, k, v, a, _ = drawn((1, 3, 1, 2, 2), True)

@@ -166,13 +166,14 @@ def test_the_simple_gate_loop_is_that_of_torch(normalize_input: bool, reverse: b
         by_us(*given[:2], given[2].astype("float32"))
 
 
-@pytest.mark.parametrize("name", ["max heads", "heads", "per key"])
+@pytest.mark.parametrize("name", ["max heads", "heads", "per key", "taylor"])
 def test_steps_are_the_gate_loop(name: str) -> None:
     _, make, state_shape = CASES[name]
     (q, k, v, a), state = make(), drawn(*state_shape, is_complex=True)
-    y, final = gate_loop(q, k, v, a, state)
+    options: Any = dict(feature_map="taylor" if name == "taylor" else "none")
+    y, final = gate_loop(q, k, v, a, state, **options)
     for t in range(TIME):
-        y_t, state = gate_loop_step(q[:, t], k[:, t], v[:, t], a[:, t], state)
+        y_t, state = gate_loop_step(q[:, t], k[:, t], v[:, t], a[:, t], state, **options)
         np.testing.assert_allclose(y_t, y[:, t], **CLOSE)
     np.testing.assert_allclose(state, final, **CLOSE)
 

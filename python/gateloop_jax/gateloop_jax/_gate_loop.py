@@ -99,6 +99,8 @@ def gate_loop_step(
     v: ArrayLike,
     a: ArrayLike,
     state: ArrayLike,
+    *,
+    feature_map: FeatureMap = "none",
 ) -> tuple[Array, Array]:
     """One step of gate_loop, whose arguments these are without the time; `state` is the one before.
 
@@ -106,7 +108,7 @@ def gate_loop_step(
     Raises TypeError or ValueError, of gate_loop, naming the argument.
     """
     q, k, v, a = (jnp.expand_dims(x, 1) for x in (q, k, v, a))
-    y, after = gate_loop(q, k, v, a, state)
+    y, after = gate_loop(q, k, v, a, state, feature_map=feature_map)
     return y[:, 0], after
 
 

@@ -64,10 +64,12 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_autocast(
 
 std::tuple<at::Tensor, at::Tensor> gate_loop_step_autocast(const at::Tensor& q, const at::Tensor& k,
                                                            const at::Tensor& v, const at::Tensor& a,
-                                                           const at::Tensor& state) {
+                                                           const at::Tensor& state,
+                                                           c10::string_view feature_map) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto type = widest(q, k, v);
-  return gateloop::gate_loop_step(q.to(type), k.to(type), v.to(type), as_wide_as_states(a), state);
+  return gateloop::gate_loop_step(q.to(type), k.to(type), v.to(type), as_wide_as_states(a), state,
+                                  feature_map);
 }
 
 void register_all(torch::Library& m) {
