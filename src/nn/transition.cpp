@@ -40,7 +40,7 @@ torch::Tensor transition_of(const torch::Tensor& z, model::Gate gate) {
 
 torch::Tensor input_scale(const torch::Tensor& z, model::Gate gate,
                           model::NormalizeInput normalize) {
-  const auto rest = (-logit_of(raw_numbers(z, gate), gate)).sigmoid();  // 1 - |a|
+  auto rest = (-logit_of(raw_numbers(z, gate), gate)).sigmoid();  // 1 - |a|
   if (normalize == model::NormalizeInput::kMean) return rest;
   // The root's gradient at zero is infinite.
   return (rest * (2 - rest)).clamp_min(std::numeric_limits<float>::min()).sqrt();
