@@ -13,8 +13,7 @@ class _ScaleGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, fraction: float) -> Tensor:
-        # Of a view the tangent, which is scaled, would have to be a view too.
-        return z.clone() if forward_ad._current_level >= 0 else z.view_as(z)
+        return z.view_as(z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -24,6 +23,17 @@ class _ScaleGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.fraction, None
 
+
+class _ScaleTangent(_ScaleGradient):
+    """With a forward mode, which torch.compile refuses to trace."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, fraction: float) -> Tensor:
+        # Of a view the tangent, which is scaled, would have to be a view too.
+        return z.clone()
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return tangent * ctx.fraction
@@ -32,9 +42,11 @@ class _ScaleGradient(torch.autograd.Function):
 def scale_gradient(z: Tensor, fraction: float) -> Tensor:
     """z, whose gradient is scaled: the projection behind it learns more slowly."""
     # Under torch.func.vmap z.requires_grad is false, whatever z was computed from.
-    if fraction == 1.0 or not torch.is_grad_enabled():
+    forward_mode = forward_ad._current_level >= 0
+    if fraction == 1.0 or not (torch.is_grad_enabled() or forward_mode):
         return z
-    scaled: Tensor = _ScaleGradient.apply(z, fraction)  # type: ignore[no-untyped-call]
+    function = _ScaleTangent if forward_mode else _ScaleGradient
+    scaled: Tensor = function.apply(z, fraction)  # type: ignore[no-untyped-call]
     return scaled
 
 

@@ -75,6 +75,11 @@ def test_compile_transformer(name: str) -> None:
 
 
 # 12 steps are whole windows, 10 are not.
+def test_compile_a_scaled_gradient() -> None:
+    model = Transformer(8, num_tokens=5, depth=1, frac_gradient_state_transition=0.5)
+    assert_compiles(model, [ids(13) % 5], "aot_eager", return_loss=True)
+
+
 def test_compile_windows() -> None:
     model = Transformer(16, num_tokens=32, depth=1, layers="attention", dim_head=8, window=4)
     assert_compiles(model, [ids(13), ids(11)], "aot_eager", return_loss=True)

@@ -195,6 +195,8 @@ def test_forward_mode_of_a_model_is_the_adjoint_of_its_backward(fraction: float)
         return found
 
     y, dy = torch.func.jvp(logits, (parameters,), (tangents,))[:2]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.jvp(logits, (parameters,), (tangents,))[1], dy)
     weight = torch.randn_like(y)
     (gradient,) = torch.func.vjp(logits, parameters)[1](weight)
     along = sum((gradient[name] * tangents[name]).sum() for name in parameters)
