@@ -99,8 +99,8 @@ std::optional<std::vector<std::uint8_t>> read_unpacked(const std::filesystem::pa
   file.read(bytes.data() + head, bytes.size() - head, head);
   try {
     return unpacked(std::move(bytes));
-  } catch (const NotOneFile& error) {
-    throw NotOneFile(path.string() + ": " + error.what());
+  } catch (const Unread& error) {
+    throw Unread(path.string() + ": " + error.what());
   } catch (const std::runtime_error& error) {
     fail(path.string(), error.what());
   }
@@ -127,7 +127,7 @@ void Corpus::read(const std::filesystem::path& path, bool found) {
   std::optional<std::vector<std::uint8_t>> content;
   try {
     content = read_unpacked(path, found && !lines);
-  } catch (const NotOneFile&) {
+  } catch (const Unread&) {
     if (!found) throw;
   }
   if (!content) return left_out_.push_back(path);

@@ -5,6 +5,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <initializer_list>
 #include <memory>
@@ -133,25 +134,40 @@ bool is_cpio(View bytes) {
          std::ranges::all_of(bytes.first(kShortestHeader), is_digit);
 }
 
-/// Packed in a way that is not read: by the first bytes, zeros among them.
+/// The two bytes of its header alone begin other files too.
+bool is_zlib(View bytes) {
+  using namespace std::string_view_literals;
+  const bool marked = starts_with(bytes, "x\x01"sv) || starts_with(bytes, "x\x9c"sv) ||
+                      starts_with(bytes, "x\xda"sv);
+  if (!marked) return false;
+  z_stream stream{};
+  if (::inflateInit(&stream) != Z_OK) throw std::bad_alloc();
+  const std::unique_ptr<z_stream, int (*)(z_streamp)> end(&stream, ::inflateEnd);
+  std::array<Bytef, 4096> inflated{};
+  stream.next_in = const_cast<std::uint8_t*>(bytes.data());  // zlib only reads it
+  stream.avail_in = static_cast<uInt>(std::min<std::size_t>(bytes.size(), 1024));
+  stream.next_out = inflated.data();
+  stream.avail_out = inflated.size();
+  const int code = ::inflate(&stream, Z_NO_FLUSH);
+  return code == Z_OK || code == Z_STREAM_END;
+}
+
+/// By the first bytes, zeros among them.
 void refuse_unread(View bytes) {
   using namespace std::string_view_literals;
-  constexpr std::pair<std::string_view, const char*> kUnread[] = {{"\x89LZO\0\r\n\x1a\n"sv, "lzop"},
-                                                                  {"LRZI\0"sv, "lrzip"},
-                                                                  {"MSCF\0\0\0\0"sv, "cabinet"},
-                                                                  {"!<arch>\n"sv, "ar"},
-                                                                  {"x\x01"sv, "zlib"},
-                                                                  {"x\x9c"sv, "zlib"},
-                                                                  {"x\xda"sv, "zlib"},
-                                                                  {"ARROW1\0\0"sv, "Arrow"},
-                                                                  {"\xff\6\0\0sNaPpY"sv, "Snappy"}};
+  constexpr std::pair<std::string_view, const char*> kUnread[] = {
+      {"\x89LZO\0\r\n\x1a\n"sv, "an lzop file"}, {"LRZI\0"sv, "an lrzip file"},
+      {"MSCF\0\0\0\0"sv, "a cabinet"},           {"!<arch>\n"sv, "an ar archive"},
+      {"ARROW1\0\0"sv, "an Arrow file"},         {"\xff\6\0\0sNaPpY"sv, "a Snappy stream"},
+  };
   const auto refuse = [](const std::string& name) {
-    throw std::runtime_error("is a file of " + name + ", which is not read: unpack it first");
+    throw Unread("is " + name + ", which is not read: unpack it first");
   };
   for (const auto& [magic, name] : kUnread) {
     if (starts_with(bytes, magic)) refuse(name);
   }
-  if (is_cpio(bytes)) refuse("cpio");
+  if (is_cpio(bytes)) refuse("a cpio archive");
+  if (is_zlib(bytes)) refuse("a zlib stream");
 }
 
 /// Nothing where the bytes are not compressed.
@@ -208,13 +224,13 @@ std::optional<Bytes> only_file(View bytes) {
     if (names.size() > kNamesShown) break;
   }
   if (names.size() == 1) return content;
-  if (names.empty()) throw NotOneFile("the archive holds no file");
+  if (names.empty()) throw Unread("the archive holds no file");
   std::string list;
   for (std::size_t i = 0; i < std::min(names.size(), kNamesShown); ++i) {
     list += (i == 0 ? "" : ", ") + names[i];
   }
   if (names.size() > kNamesShown) list += ", ...";
-  throw NotOneFile("the archive holds several files (" + list + "): unpack one of them");
+  throw Unread("the archive holds several files (" + list + "): unpack one of them");
 }
 
 }  // namespace

@@ -7,14 +7,15 @@
 
 namespace gateloop::corpus {
 
-/// An archive of several files or of none.
-struct NotOneFile : std::runtime_error {
+/// Of an archive of several files or of none, and of a packed form that is not read. In a folder
+/// such a file is left out.
+struct Unread : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 /// The bytes that `bytes`, the content of a file, hold in packed form; `bytes` itself where its
 /// first bytes are of no packed form. Throws std::runtime_error for what is truncated, damaged,
-/// encrypted or packed in an unknown way, and NotOneFile.
+/// encrypted or packed in an unknown way, and Unread.
 std::vector<std::uint8_t> unpacked(std::vector<std::uint8_t> bytes);
 
 /// Whether a file that begins with `head` is of a packed form.

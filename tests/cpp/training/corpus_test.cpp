@@ -78,6 +78,17 @@ const Packing kPackings[] = {
     {"zip", archive_write_set_format_zip, archive_write_add_filter_none, true},
 };
 
+std::string zlib_stream(int level) {
+  const std::string text = test::small_text(5000);
+  uLongf size = ::compressBound(text.size());
+  std::string packed(size, '\0');
+  const auto* const bytes = reinterpret_cast<const Bytef*>(text.data());
+  EXPECT_EQ(::compress2(reinterpret_cast<Bytef*>(packed.data()), &size, bytes, text.size(), level),
+            Z_OK);
+  packed.resize(size);
+  return packed;
+}
+
 std::string message_of(const std::function<void()>& action) {
   try {
     action();
@@ -233,6 +244,8 @@ TEST(Corpus, PlainFilesThatBeginOddlyStayAsTheyAre) {
                                     "070701,070702,070703\n",
                                     "xmas. ",
                                     "!<arch> ",
+                                    "x\xda",
+                                    "x\x9c is Latin-1. ",
                                     std::string(2000, '\0'),
                                     "\xfd"
                                     "7zXZ",
@@ -250,13 +263,18 @@ TEST(Corpus, PlainFilesThatBeginOddlyStayAsTheyAre) {
 TEST(Corpus, RefusesByNameWhatStaysPacked) {
   const TemporaryDirectory dir;
   using namespace std::string_literals;
-  for (const std::string& head :
-       {"\x89LZO\0\r\n\x1a\n"s, "LRZI\0\6"s, "MSCF\0\0\0\0"s, "!<arch>\n"s, "x\x9c"s, "x\xda"s,
-        "x\1"s, "ARROW1\0\0"s, "\xff\6\0\0sNaPpY"s, "070701" + std::string(104, 'A'),
-        "070707" + std::string(70, '7')}) {
-    write_bytes(dir / "packed", head + test::small_text(3000));
+  for (const std::string& packed :
+       {"\x89LZO\0\r\n\x1a\n"s, "LRZI\0\6"s, "MSCF\0\0\0\0"s, "!<arch>\n"s, zlib_stream(1),
+        zlib_stream(6), zlib_stream(9), "ARROW1\0\0"s, "\xff\6\0\0sNaPpY"s,
+        "070701" + std::string(104, 'A'), "070707" + std::string(70, '7')}) {
+    write_bytes(dir / "packed", packed + test::small_text(3000));
     EXPECT_NE(message_of([&] { Corpus(dir / "packed"); }).find("which is not read"),
               std::string::npos);
+    // In a folder it is one of the files that are no text.
+    std::filesystem::create_directory(dir / "folder");
+    write_bytes(dir / "folder/text", test::small_text(3000));
+    std::filesystem::rename(dir / "packed", dir / "folder/packed");
+    EXPECT_EQ(Corpus(dir / "folder").bytes().size(), 3000U);
   }
   write_gzip(dir / "inner", test::small_text(3000));
   write_gzip(dir / "outer", test::read_bytes(dir / "inner"));
