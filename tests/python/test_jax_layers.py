@@ -273,7 +273,7 @@ def test_more_steps_than_the_state_has_room_for_give_no_number() -> None:
     assert jnp.isnan(logits).all()
 
 
-def test_a_model_in_half_precision_turns_by_exact_frequencies() -> None:
+def test_a_model_in_half_precision_turns_by_exact_frequencies(tmp_path: Path) -> None:
     options: Any = dict(layers="attention", rotary_emb=True, dim_head=8)
     model = GateLoopTransformer(4, 8, 1, KEY, architecture="pytorch", **options)
     rotary: Any = jax.tree.leaves(model, is_leaf=lambda m: isinstance(m, RotaryEmbedding))
@@ -283,5 +283,12 @@ def test_a_model_in_half_precision_turns_by_exact_frequencies() -> None:
     for dtype in (jnp.bfloat16, jnp.float16):
         cast = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), exact)
         assert jnp.allclose(cast(t, positions), exact(t, positions), atol=1e-5)
+        whole = jax.tree.map(
+            lambda x, dtype=dtype: x.astype(dtype) if eqx.is_inexact_array(x) else x, model
+        )
+        save_checkpoint(tmp_path, whole)
+        stored = load_file(tmp_path / "model.safetensors")
+        (frequencies,) = (numbers for name, numbers in stored.items() if name.endswith("freqs"))
+        np.testing.assert_array_equal(frequencies, exact.freqs)
         learned = eqx.tree_at(lambda r: r.freqs, cast, cast.freqs * 1.5)  # no rounding of those
         assert not jnp.allclose(learned(t, positions), exact(t, positions), atol=0.1)

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax, random
 
 from gateloop_jax._blocks import Mixer, Norm, Recipe, drop_imaginary, scale_gradient, uniform
 from gateloop_jax._gate_loop import polar_gate
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation
-from gateloop_jax._weights import Weight, own, within
+from gateloop_jax._weights import Layout, Weight, own, within
 
 
 class KeysValues(NamedTuple):
@@ -29,28 +30,35 @@ def frequencies(dim_head: int) -> Array:
     return 1 / 10000 ** (jnp.arange(0, dim_head, 2) / dim_head)
 
 
+def widened(freqs: Array) -> Array:
+    """In float32 at least. What is the rounding of a frequency above stands for that frequency: a
+    position multiplies the difference."""
+    wide = freqs.astype(accumulation(freqs.dtype))
+    if wide.dtype == freqs.dtype:
+        return wide
+    exact = frequencies(2 * freqs.shape[-1]).astype(wide.dtype)
+    return jnp.where(exact.astype(freqs.dtype) == freqs, exact, wide)
+
+
+FREQUENCIES = Layout(lambda x: np.asarray(widened(jnp.asarray(x))), lambda x: x)
+
+
 class RotaryEmbedding(eqx.Module):
     """Channels 2i and 2i + 1 turn together by position · 10000^(-2i / d)."""
 
-    # (d / 2), not trained: its gradient is zero. A position multiplies its rounding: in a model
-    # cast to half precision the rounding of the frequency above stands for that frequency.
-    freqs: Array
+    freqs: Array  # (d / 2), not trained: its gradient is zero; as widened() reads it
 
     def __call__(self, t: Array, positions: Array) -> Array:
         """t (B, H, T, d), positions (B or 1, T)."""
         freqs = lax.stop_gradient(self.freqs)
-        wide = freqs.astype(accumulation(freqs.dtype))
-        if wide.dtype != freqs.dtype:
-            exact = frequencies(t.shape[-1])
-            wide = jnp.where(exact.astype(freqs.dtype) == freqs, exact, wide)
-        angles = positions[:, None, :, None] * wide
+        angles = positions[:, None, :, None] * widened(freqs)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         x, y = t[..., 0::2], t[..., 1::2]
         turned = jnp.stack([x * cos - y * sin, y * cos + x * sin], axis=-1)
         return turned.reshape(t.shape).astype(t.dtype)
 
     def weights(self) -> Iterator[Weight]:
-        yield from own(self, "freqs", "freqs")
+        yield from own(self, "freqs", "freqs", layout=FREQUENCIES)
 
 
 class Attention(Mixer):
