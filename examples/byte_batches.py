@@ -17,8 +17,14 @@ Bytes: TypeAlias = np.ndarray[Any, Any]  # an array of uint8
 Tokens: TypeAlias = np.ndarray[Any, Any]  # an array of int32, or bytes
 
 # By their first bytes.
-PACKED = {b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\0": lzma.decompress, b"BZh91AY": bz2.decompress}
+PACKED = {
+    b"\x1f\x8b": gzip.decompress,
+    b"\xfd7zXZ\0": lzma.decompress,
+    b"\x5d\0\0": lzma.decompress,
+}
+PACKED |= {b"BZh%d1AY" % level: bz2.decompress for level in range(1, 10)}
 UNREAD = {b"PK\3\4": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!\x1a": "rar"}
+UNREAD |= {b"\x04\x22\x4d\x18": "lz4"}
 CONTINUATIONS = bytes(range(0x80, 0xC0))  # which begin no character of UTF-8
 
 

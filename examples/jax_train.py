@@ -163,7 +163,9 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
             log.flush()
             if received[0] and not last:
                 save_checkpoint(options.out, model)
-                break
+                sys.exit(128 + received[0])
+    if options.steps == 0:
+        save_checkpoint(options.out, model)
     return model
 
 
@@ -187,8 +189,6 @@ def main() -> None:
     options = parse()
     record_signals()
     model = train(options)
-    if received[0]:
-        sys.exit(128 + received[0])
     text = sample(model, b"The ", options.sample_length, jax.random.key(options.seed))
     say("The " + text.decode(errors="replace"))
 
