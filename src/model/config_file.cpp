@@ -68,7 +68,9 @@ std::vector<std::string> provenance_of(const json& config) {
 
 void add_provenance(const std::filesystem::path& dir, const std::string& object) {
   json config = read_config(dir, {});
-  config["provenance"].push_back(json::parse(object));
+  json& objects = config["provenance"];
+  if (!objects.is_array()) objects = json::array();
+  objects.push_back(json::parse(object));
   save_text(dir / "config.json", config.dump(2) + "\n");
 }
 

@@ -56,9 +56,12 @@ Position position_of(const std::map<std::string, std::string>& metadata) {
     position.plan = plan_from_json(plan->second);
   if (const auto line = metadata.find("last_line"); line != metadata.end()) {
     position.last_line = line->second;
-    const bool fits = position.last_line.empty() ||
-                      nlohmann::json::parse(position.last_line, nullptr, false).is_object();
-    if (!fits) throw std::runtime_error("\"last_line\" in its metadata is not a line of a log");
+    const auto object = nlohmann::json::parse(position.last_line, nullptr, false);
+    const bool fits =
+        position.last_line.empty() ||
+        (object.is_object() && object.value("step", nlohmann::json()) == position.step);
+    if (!fits)
+      throw std::runtime_error("\"last_line\" in its metadata is not the line of its step");
   }
   return position;
 }
