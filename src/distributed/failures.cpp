@@ -141,8 +141,8 @@ class FailureReport {
     }
   }
 
-  /// gloo reports a death at once, unless it comes while a message to that process is sent: then at
-  /// the time-out.
+  /// gloo reports a death at once. One that comes while a message to that process is sent, it
+  /// reports at the time-out.
   static std::string state_of(const std::string& symptom) {
     return is_timeout(symptom)
                ? " did not answer within the time-out: it died, is busy, stopped or cut off: "

@@ -21,8 +21,8 @@ std::vector<std::int64_t> sequence_offsets(const char* op, const OptionalTensor&
                                            std::int64_t time) {
   if (!is_given(cu_seqlens)) return {};
   TORCH_CHECK(!cu_seqlens->is_meta() && !cu_seqlens->key_set().has(c10::DispatchKey::Python), op,
-              ": the numbers of cu_seqlens are read, so that it cannot be traced; "
-              "of gate_loop's forms the scan can be");
+              ": the numbers of cu_seqlens are read, so that it cannot be traced "
+              "(gate_loop can in its form scan)");
   const at::Tensor wide = unwrapped(cu_seqlens->resolve_neg().to(at::kCPU, at::kLong).contiguous());
   const auto* const first = wide.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> offsets(first, first + wide.numel());

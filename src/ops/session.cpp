@@ -52,7 +52,7 @@ struct State : torch::CustomClassHolder {
   runtime::State value;
 };
 
-/// Calls from several threads wait for each other: Python holds no lock meanwhile.
+/// Calls from several threads wait for each other: Python's lock is released meanwhile.
 struct Session : torch::CustomClassHolder {
   Session(const std::string& options, const std::vector<std::string>& names,
           const std::vector<at::Tensor>& tensors, std::optional<std::int64_t> threads)
@@ -94,7 +94,7 @@ struct Session : torch::CustomClassHolder {
   std::mutex mutex;
 };
 
-/// As Session with several threads.
+/// Calls from several threads wait for each other.
 struct Sampler : torch::CustomClassHolder {
   Sampler(double repetition_penalty, double temperature, double filter_thres, std::int64_t top_k,
           double top_p, double min_p, std::vector<std::vector<std::int64_t>> stop,

@@ -55,8 +55,8 @@ void Mixing::place(const model::AttentionSpec& spec, float* row, std::int64_t he
   scale_relative(q, q + width_, scratch, d);
 }
 
-/// Steps of one sequence with a window that are computed together: their keys, and those before
-/// them that they read, are copied from the ring, whose order is another.
+/// Steps of one sequence with a window that are computed together. Their keys, and those before
+/// them that they read, are copied: the ring has another order.
 struct Mixing::Windowed {
   std::int64_t before, steps;
 

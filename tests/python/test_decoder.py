@@ -174,7 +174,7 @@ def test_several_threads_share_a_decoder_and_a_sampler() -> None:
         found = [logits]
         for t in range(3, ids.shape[1]):
             logits, state = decoder(ids[row : row + 1, t : t + 1], state)
-            sampler.draw(logits[:, -1])
+            assert torch.equal(sampler.draw(logits[:, -1]), logits[:, -1].argmax(-1))
             found.append(logits)
         return found
 

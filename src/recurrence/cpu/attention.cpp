@@ -122,12 +122,13 @@ HWY_INLINE void AddValues(D d, const AttentionHead& p, const QueryGroup& group, 
   };
   for (std::size_t m = 0; m < kQueries; ++m)
     for (std::size_t v = 0; v < kVectors; ++v) sums[m][v] = hn::LoadU(d, at(m, v));
-  const float* const weights = group.row(query, 0);
+  const float* const weights = group.row(query, range.begin);
   for (std::int64_t s = range.begin; s < range.end; ++s) {
     for (std::size_t v = 0; v < kVectors; ++v) {
       const auto value = hn::LoadU(d, p.values + s * p.dim_head + c + v * hn::MaxLanes(D()));
       for (std::size_t m = 0; m < kQueries; ++m) {
-        const auto weight = hn::Set(d, weights[static_cast<std::int64_t>(m) * group.stride + s]);
+        const auto weight =
+            hn::Set(d, weights[static_cast<std::int64_t>(m) * group.stride + s - range.begin]);
         sums[m][v] = hn::MulAdd(weight, value, sums[m][v]);
       }
     }
@@ -190,8 +191,8 @@ inline void MakeWeights(const AttentionHead& p, float* scores, std::int64_t coun
   MultiplyBy(1 / ExponentialsBelow(most, scores, count), scores, count);
 }
 
-/// Their sums of values of one block of keys. Keys out of reach are left out, not weighed by zero,
-/// which would let an infinity through.
+/// The sums of values of kQueries queries over one block of keys. Keys out of reach are left out,
+/// not weighed by zero, which would let an infinity through.
 template <std::size_t kQueries>
 void GatherBlock(const AttentionHead& p, const QueryGroup& group, std::int64_t query,
                  KeyRange block) {
