@@ -6,14 +6,14 @@
 The twin of `gateloop train`: the same model, batches, schedule and Adam. DIR gets metrics.jsonl,
 one object a step with the same fields, config.json and model.safetensors. `gateloop evaluate` and
 `gateloop generate` read the last two. FILE may be compressed (gzip, xz, bzip2). Ctrl-C and the
-signals HUP, QUIT and TERM finish the step, save and exit with 128 + the signal's number.
+signals HUP, QUIT, TERM, USR1, USR2 and XCPU finish the step, save and exit with 128 + the signal's
+number.
 """
 
 import argparse
 import contextlib
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,11 +26,9 @@ import jax.numpy as jnp
 import optax
 from byte_batches import batch_at, check_lengths, read, windows
 from jax import Array
+from stop_signals import received, record_signals
 
 from gateloop_jax import GateLoopTransformer, load_checkpoint, save_checkpoint
-
-STOP = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-received = [0]  # the first signal
 
 
 def parse() -> argparse.Namespace:
@@ -61,17 +59,6 @@ def say(line: str) -> None:
     """A reader that has gone away, or a full disk, ends no run."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
-
-
-def record_signals() -> None:
-    """Of STOP, in place of ending the process. A signal that is ignored (nohup) stays so."""
-
-    def record(number: int, _: object) -> None:
-        received[0] = received[0] or number
-
-    for number in STOP:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, record)
 
 
 # ---- Training ------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import contextlib
 import json
 import math
 import os
-import signal
 import sys
 import time
 import traceback
@@ -39,6 +38,7 @@ from byte_batches import (
     tokenized,
     windows,
 )
+from stop_signals import received, record_signals
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -53,18 +53,6 @@ from torch.nn.utils import clip_grad_norm_
 from gateloop_cpp import Transformer, checkpoint, fuse
 
 TOKENIZER = "tokenizer.json"  # in the directory of a run that reads tokens
-# From a terminal: HUP, INT, QUIT. From kill, containers and init systems: TERM. From batch
-# schedulers before their time limit: USR1, USR2, XCPU.
-STOP = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-)
-received = [0]  # the first signal
 
 
 def parse() -> argparse.Namespace:
@@ -130,17 +118,6 @@ def say(line: str) -> None:
     if dist.get_rank() == 0:
         with contextlib.suppress(OSError):
             print(line, flush=True)
-
-
-def record_signals() -> None:
-    """Of STOP, in place of ending the process. A signal that is ignored (nohup) stays so."""
-
-    def record(number: int, _: object) -> None:
-        received[0] = received[0] or number
-
-    for number in STOP:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, record)
 
 
 # ---- Model ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stop_signals
 import torch
 import train_distributed
 from byte_batches import batch_at, check_lengths, mix, open_tokenizer, read, tokenized, windows
@@ -160,11 +161,11 @@ def test_a_signal_to_one_process_stops_all_and_others_go_on(
 
 
 def test_signals_are_recorded_but_for_ignored_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_distributed, "received", received := [0])
-    before = [(number, signal.getsignal(number)) for number in train_distributed.STOP]
+    monkeypatch.setattr(stop_signals, "received", received := [0])
+    before = [(number, signal.getsignal(number)) for number in stop_signals.STOP]
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        train_distributed.record_signals()
+        stop_signals.record_signals()
         for number, _ in before:
             signal.raise_signal(number)
         assert received == [signal.SIGINT]  # the first that is not ignored
