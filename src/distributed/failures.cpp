@@ -145,7 +145,7 @@ class FailureReport {
   /// reports at the time-out.
   static std::string state_of(const std::string& symptom) {
     return is_timeout(symptom)
-               ? " did not answer within the time-out: it died, is busy, stopped or cut off: "
+               ? " did not answer within the time-out: it is busy, stopped, dead or cut off: "
                : " died, or its machine cannot be reached: ";
   }
 

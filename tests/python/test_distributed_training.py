@@ -524,7 +524,7 @@ def test_two_hosts_a_killed_process_and_a_cut_cable(
         (code, _, err), (other_code, _, other_err) = job.outcomes()
     late = "did not answer within the time-out"
     assert code == 1
-    assert f"process 1 of 2 {late}: it died, is busy, stopped or cut off" in err
+    assert f"process 1 of 2 {late}: it is busy, stopped, dead or cut off" in err
     if thorough:
         assert other_code == 1
         assert f"process 0, which keeps the store, {late}" in other_err

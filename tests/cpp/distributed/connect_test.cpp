@@ -94,7 +94,7 @@ TEST_F(Connect, OneThatMetTheOthersAndDiedIsNamed) {
   std::future<std::string> third = error_of(2, 3, options);
   own_keys(open_store(launch(1, 3), options.timeout), launch(1, 3), options);
   const std::string told =
-      "process 1 of 3 did not answer within the time-out: it died, is busy, stopped or cut off: "
+      "process 1 of 3 did not answer within the time-out: it is busy, stopped, dead or cut off: "
       "Timed out connecting";
   EXPECT_EQ(first.get(), told);
   EXPECT_EQ(third.get(), told);
