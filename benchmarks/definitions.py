@@ -5,15 +5,17 @@ without kernels, beside the reference's. Forced on the CPU, in a process of thei
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from benchmarks import layer, model, operators, oracle
+from benchmarks import layer, model, operators
 from benchmarks.contenders import Contender, Pass, Problem
 from benchmarks.environment import ROOT
-from benchmarks.operators import OPERATORS, Operator, Shape
-from benchmarks.torch_passes import oracle_passes, our_package
+from benchmarks.operators import OPERATORS
+from benchmarks.torch_passes import our_package
 
+GROUP = "definitions"
 Make = Callable[[Any], Mapping[str, Pass]]
 _forced = ExitStack()  # left at the end of the process
 
@@ -34,32 +36,11 @@ def both(ours: Make, theirs: Make) -> list[Contender]:
     ]
 
 
-def of_operator(operator: Operator, shape: Shape) -> Problem:
-    return Problem(
-        "definitions",
-        f"{operator.name} ({', '.join(f'{n:,}' for n in shape)})",
-        dict.fromkeys(operators.PASSES, operators.TOLERANCE),
-        partial(operators.inputs, operator, shape),
-        lambda data: oracle_passes(operator.oracle, data.arrays, data.gradient),
-        both(
-            partial(operators.ours, operator),
-            partial(operators.torch_peer, operator, "peer", False, shape),
-        ),
-    )
-
-
-def of_layer(batch: int, time: int, dim: int) -> Problem:
-    return Problem(
-        "definitions",
-        f"SimpleGateLoopLayer({dim}) on ({batch}, {time:,}, {dim})",
-        dict.fromkeys(layer.PASSES, layer.TOLERANCE),
-        partial(layer.inputs, batch, time, dim),
-        lambda data: oracle_passes(oracle.simple_gate_loop_layer, data.arrays, data.gradient),
-        both(
-            partial(layer.module_passes, layer.ours, False, dim),
-            partial(layer.module_passes, layer.theirs, False, dim),
-        ),
-    )
+def by_definitions(problem: Problem) -> Problem:
+    """The same problem, for ours by the definitions and the reference alone."""
+    makes = {contender.name: contender.make for contender in problem.contenders}
+    ours, theirs = problem.contenders[0].make, makes["gateloop-transformer"]
+    return replace(problem, contenders=both(ours, theirs))
 
 
 def of_model(size: model.Size) -> Problem:
@@ -67,7 +48,7 @@ def of_model(size: model.Size) -> Problem:
         return partial(model.training_passes, module, size, 1, False, dtypes=("float32",))
 
     return Problem(
-        "definitions",
+        GROUP,
         f"training step, {size.batch * size.length:,} tokens",
         {"float32": model.TOLERANCES["float32"]},
         partial(model.inputs, size, size.batch, size.length + 1),
@@ -79,7 +60,11 @@ def of_model(size: model.Size) -> Problem:
 def problems(quick: bool) -> list[Problem]:
     shapes = [(2, 96, 16)] if quick else [(1, 16384, 512), (8, 1024, 512)]
     return [
-        *(of_operator(operator, shape) for operator in OPERATORS.values() for shape in shapes),
-        *(of_layer(*shape) for shape in shapes),
+        *(
+            by_definitions(operators.problem(GROUP, operator, shape, False, False))
+            for operator in OPERATORS.values()
+            for shape in shapes
+        ),
+        *(by_definitions(layer.problem(GROUP, *shape, False)) for shape in shapes),
         of_model(model.QUICK if quick else model.FULL),
     ]
