@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_gate_loop import features
+from test_gate_loop import definition, features
 from torch import Tensor
 
 from gateloop_cpp import ops
@@ -92,24 +92,10 @@ def arguments(case: Case) -> list[Tensor]:
     modulus[:, ::7] = 0
     a = torch.polar(modulus, 6 * torch.rand_like(modulus)) if case.is_complex else modulus
     rows = len(case.cuts) - 1 if case.how == "cu_seqlens" else b
-    features = 1 + case.keys + case.keys * (case.keys + 1) // 2
-    of_state = [features if case.taylor else n for n in of_key]
+    of_taylor = 1 + case.keys + case.keys * (case.keys + 1) // 2
+    of_state = [of_taylor if case.taylor else n for n in of_key]
     state = torch.randn(rows, h, *of_state, *of_value, dtype=a.dtype)
     return [*(laid_out(x, case.layout) for x in (q, k, v, a)), state]
-
-
-def one_sequence(
-    of_steps: list[Tensor], state: Tensor, reverse: bool
-) -> tuple[list[Tensor], Tensor]:
-    """q, k, v, a (T, H, ...), a state (H, K, V): the read-outs in the order of time, the state."""
-    q, k, v, a = of_steps
-    steps = range(q.shape[0])
-    ys: dict[int, Tensor] = {}
-    for t in reversed(steps) if reverse else steps:
-        per_key = a[t] if a.dim() == 3 else a[t][:, None]
-        state = per_key[..., None] * state + k[t][:, :, None] * v[t][:, None, :]
-        ys[t] = torch.einsum("hk,hkv->hv", q[t], state.real if state.is_complex() else state)
-    return [ys[t] for t in steps], state
 
 
 def by_steps(case: Case, given: list[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -125,21 +111,14 @@ def by_steps(case: Case, given: list[Tensor], mask: Tensor | None) -> tuple[Tens
     else:
         kept = torch.ones(case.batch, case.time).bool() if mask is None else mask
         places = [(b, row.nonzero()[:, 0].tolist()) for b, row in enumerate(kept)]
-    rows: dict[tuple[int, int], Tensor] = {}
+    whole = torch.zeros_like(v)  # and so where a mask has no step
     states = []
     for n, (b, steps) in enumerate(places):
-        of_steps = [x[b, steps] for x in (q, k, v, a)]
-        ys, final = one_sequence(of_steps, state[n], case.reverse)
-        rows |= {(b, t): y for t, y in zip(steps, ys, strict=True)}
-        states.append(final)
-    nothing = v.new_zeros(v.shape[2:])  # read where a mask has no step
-    whole = v.clone()
-    if case.time > 0:
-        sequences = [
-            [rows.get((b, t), nothing) for t in range(case.time)] for b in range(case.batch)
-        ]
-        whole = torch.stack([torch.stack(ys) for ys in sequences])
-    final = torch.stack(states)
+        alone = [x[b : b + 1, steps] for x in (q, k, v, a)]
+        y, after = definition([*alone, state[n : n + 1]], case.reverse)
+        whole[b, steps] = y[0]
+        states.append(after)
+    final = torch.cat(states)
     return (whole, final) if case.keys else (whole[..., 0], final[..., 0, 0])
 
 
