@@ -72,7 +72,7 @@ Mixing::Windowed Mixing::windowed(std::int64_t first) const {
 std::int64_t Mixing::attention_scratch() const {
   const model::AttentionSpec& spec = *attention_;
   const std::int64_t own = padded(spec.dim_head);
-  if (!spec.window || rows_.time == 1) {
+  if (!in_windows()) {
     const std::int64_t stored = spec.window ? layer_.steps->capacity() : state_.position + 1;
     return own + scratch_numbers({.queries = rows_.time, .count = stored});
   }
@@ -146,10 +146,7 @@ void Mixing::attend_head(const model::AttentionSpec& spec, std::int64_t sequence
     std::copy_n(row + width_ + head * d, d, keys);
     std::copy_n(row + 2 * width_ + head * d, d, values);
   };
-  if (spec.window && rows_.time > 1) {
-    attend_windows(sequence, head, stored, store, room);
-    return;
-  }
+  if (in_windows()) return attend_windows(sequence, head, stored, store, room);
   for (std::int64_t t = 0; t < rows_.time; ++t) {
     const std::int64_t at = stored.at(state_.position + t);
     store(t, stored.keys + at, stored.values + at);

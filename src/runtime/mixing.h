@@ -57,6 +57,8 @@ class Mixing {
                    float* scratch) const;
   void place(const model::AttentionSpec& spec, float* row, std::int64_t head, float* scratch) const;
   void rotate(float* row, std::int64_t first, std::int64_t last, std::int64_t position) const;
+  /// Whether several steps of attention with a window are computed together.
+  bool in_windows() const { return attention_->window && rows_.time > 1; }
   struct Stored;
   struct Windowed;
   Windowed windowed(std::int64_t first) const;
