@@ -13,7 +13,7 @@ from torch.func import functional_call
 from benchmarks import oracle, peer
 from benchmarks.contenders import Array, Contender, Pass, Problem
 from benchmarks.floors import floor, products
-from benchmarks.torch_passes import compiled, oracle_passes, our_package, torch_passes
+from benchmarks.torch_passes import compiled, fused_module, oracle_passes, our_package, torch_passes
 
 PASSES = ("inference", "training")
 NAMES = ("norm.gamma", "to_qkva.0.weight")
@@ -54,6 +54,10 @@ def ours(dim: int) -> nn.Module:
     return layer
 
 
+def ours_fused(dim: int) -> nn.Module:
+    return fused_module(ours(dim))
+
+
 def theirs(dim: int) -> nn.Module:
     layer: nn.Module = peer.SimpleGateLoopLayer(dim)
     return layer
@@ -70,6 +74,9 @@ def matrix_products(rows: int, dim: int, _: Any) -> Mapping[str, Pass]:
 def problem(group: str, batch: int, time: int, dim: int, compile_peers: bool) -> Problem:
     contenders = [
         Contender("gateloop_cpp", "ours", "ours", partial(module_passes, ours, False, dim)),
+        Contender(
+            "gateloop_cpp, fused", "ours", "ours", partial(module_passes, ours_fused, False, dim)
+        ),
         Contender(
             "gateloop-transformer", "peer", "peer", partial(module_passes, theirs, False, dim)
         ),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks import oracle, peer, program
 from benchmarks.contenders import AbsentError, Array, Contender, Pass, Problem
 from benchmarks.floors import floor, linear_shapes, onednn_products, products
-from benchmarks.torch_passes import compiled, expect_options, numpy_of, our_package
+from benchmarks.torch_passes import compiled, expect_options, fused_module, numpy_of, our_package
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Relative error of logits, or of all gradients together. float32: the reference's gradients have
@@ -131,11 +131,7 @@ def ours(**options: Any) -> nn.Module:
 
 
 def ours_fused(**options: Any) -> nn.Module:
-    package = our_package()
-    if not hasattr(package, "fuse"):
-        raise AbsentError("this revision fuses no Python modules")
-    model: nn.Module = package.fuse(ours(**options))
-    return model
+    return fused_module(ours(**options))
 
 
 def theirs(**options: Any) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.contenders import AbsentError, Array, Pass, import_or_absent
 
@@ -21,6 +21,14 @@ def as_is(array: Array) -> Array:
 def our_package() -> Any:
     """gateloop_cpp, which finds its library by the variable GATELOOP_OPS_LIBRARY."""
     return import_or_absent("gateloop_cpp")
+
+
+def fused_module(module: nn.Module) -> nn.Module:
+    package = our_package()
+    if not hasattr(package, "fuse"):
+        raise AbsentError("this revision fuses no Python modules")
+    model: nn.Module = package.fuse(module)
+    return model
 
 
 def expect_options(function: Callable[..., object], *names: str) -> None:
