@@ -237,8 +237,12 @@ Store open_store(const Launch& launch, milliseconds timeout) {
 }
 
 Store own_keys(const Store& store, const Launch& launch, const JoinOptions& options) {
-  const std::string life =
-      launch.rank == 0 ? gather_life(store, launch, options) : request_life(store, launch, options);
+  const bool is_main = launch.rank == 0;
+  const milliseconds longest =
+      is_main ? options.timeout + kReportTimeout : 2 * options.timeout + kLater;
+  const std::string life = within(longest + kLater, [=] {
+    return is_main ? gather_life(store, launch, options) : request_life(store, launch, options);
+  });
   return c10::make_intrusive<c10d::PrefixStore>("gateloop/" + life, store);
 }
 

@@ -25,7 +25,8 @@ void report_absence(const Launch& launch, const std::string& error,
 /// token left by an earlier life is never answered under that name. It then lets all begin, or says
 /// to all why none may. Throws LostProcess naming a process that ended before it joined. Where some
 /// did not come within the time-out, the error names those: a std::runtime_error on process 0,
-/// LostProcess on the others.
+/// LostProcess on the others. NoAnswer where the store's machine is cut off meanwhile: within the
+/// time-out and 20 s on process 0, twice the time-out and 10 s on the others.
 c10::intrusive_ptr<c10d::Store> own_keys(const c10::intrusive_ptr<c10d::Store>& store,
                                          const Launch& launch, const JoinOptions& options);
 

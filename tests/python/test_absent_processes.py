@@ -4,8 +4,10 @@ import contextlib
 import random
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,63 @@ def test_torchrun(build_dir: Path, text: Path, tmp_path: Path) -> None:
     assert time.monotonic() - began < 15
     assert err.count(f"gateloop: {COMPLAINT}") == 1
     assert err.count(f"gateloop: process 1 of 3 ended before it joined: {COMPLAINT}\n") == 2
+
+
+class Cable:
+    """Between a port of its own and another, until it is cut: then all goes silent, as on a
+    machine that has lost its power."""
+
+    def __init__(self, port: int) -> None:
+        self.far_end = port
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.server.getsockname()[1]
+        self.is_cut = threading.Event()
+        self.sockets = [self.server]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.server.accept()
+                far = socket.create_connection(("127.0.0.1", self.far_end))
+                self.sockets += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self.carry, args=ends, daemon=True).start()
+
+    def carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while (message := source.recv(4096)) and not self.is_cut.is_set():
+                sink.sendall(message)
+
+    def __enter__(self) -> "Cable":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in self.sockets:
+            end.close()
+
+
+@pytest.mark.parametrize(("rank", "limit"), [pytest.param(0, 21, marks=pytest.mark.long), (1, 12)])
+def test_a_store_that_is_cut_off_while_it_is_asked(
+    build_dir: Path, text: Path, tmp_path: Path, rank: int, limit: int
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    command = (build_dir / "gateloop", "train", "--data", text, "--out", tmp_path / "run", *SMALL)
+    with Cable(store.port) as cable:
+        variables = torchrun_environment(rank, 2, cable.port)
+        variables["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        with Job((*command, "--timeout", "1"), [variables]) as job:
+            if rank == 0:
+                store.set("gateloop/token/1", "token")
+            asks = "gateloop/life/1/token" if rank == 0 else "gateloop/token/1"
+            store.wait([asks], timedelta(seconds=TIMEOUT))
+            cable.is_cut.set()
+            began = time.monotonic()
+            ((code, _, err),) = job.outcomes()
+    assert time.monotonic() - began < limit + 5
+    assert code == 1
+    line = f"gateloop: process {rank} of 2 did not reach the others at 127.0.0.1:{cable.port}: "
+    assert err.splitlines()[-1].startswith(line + "no answer within")
 
 
 Evaluate = Callable[..., list[Outcome]]
