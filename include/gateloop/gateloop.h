@@ -59,6 +59,12 @@ GATELOOP_C_API void gateloop_session_free(gateloop_session* session);
  * valid until the session's next call; `logits` may be NULL. */
 GATELOOP_C_API gateloop_status gateloop_prefill(gateloop_session* session, const int64_t* ids,
                                                 int64_t batch, int64_t time, const float** logits);
+/* The same for sequences of different lengths, packed one after another: sequence b reads ids
+ * [cu_seqlens[b], cu_seqlens[b + 1]), at least one. cu_seqlens: batch + 1 numbers, the first 0. */
+GATELOOP_C_API gateloop_status gateloop_prefill_packed(gateloop_session* session,
+                                                       const int64_t* ids,
+                                                       const int64_t* cu_seqlens, int64_t batch,
+                                                       const float** logits);
 /* The same for one token of each sequence: ids (batch). */
 GATELOOP_C_API gateloop_status gateloop_step(gateloop_session* session, const int64_t* ids,
                                              int64_t batch, const float** logits);
@@ -74,8 +80,18 @@ GATELOOP_C_API gateloop_status gateloop_session_set_state(gateloop_session* sess
                                                           const gateloop_state* state);
 GATELOOP_C_API gateloop_status gateloop_state_copy(const gateloop_state* state,
                                                    gateloop_state** copy);
+/* The state of `count` of its sequences, in the order given; one may come several times. */
+GATELOOP_C_API gateloop_status gateloop_state_select(const gateloop_state* state,
+                                                     const int64_t* sequences, int64_t count,
+                                                     gateloop_state** selected);
+/* The state of all sequences of `count` states of one model, one after another. */
+GATELOOP_C_API gateloop_status gateloop_state_join(const gateloop_state* const* states,
+                                                   int64_t count, gateloop_state** joined);
 GATELOOP_C_API gateloop_status gateloop_state_save(const gateloop_state* state, const char* file);
 GATELOOP_C_API gateloop_status gateloop_state_load(const char* file, gateloop_state** state);
+/* Sequences; 0 before the first token. */
+GATELOOP_C_API int64_t gateloop_state_batch(const gateloop_state* state);
+/* Tokens read of each sequence, of the longest where they differ. */
 GATELOOP_C_API int64_t gateloop_state_position(const gateloop_state* state);
 GATELOOP_C_API int64_t gateloop_state_bytes(const gateloop_state* state);
 GATELOOP_C_API void gateloop_state_free(gateloop_state* state);

@@ -50,6 +50,8 @@ class GATELOOP_RUNTIME_API Sampler {
 
   /// Tokens that count as read by the repetition penalty: ids (B, T).
   void read(std::span<const std::int64_t> ids, std::int64_t batch);
+  /// The same for packed sequences, see runtime::Session::prefill_packed().
+  void read_packed(std::span<const std::int64_t> ids, std::span<const std::int64_t> cu_seqlens);
   /// logits (B, num_tokens) -> tokens (B), kEnded in sequences that had ended before. Throws
   /// std::invalid_argument where B is another than before, std::runtime_error where a row's largest
   /// logit is not finite: the weights are damaged.

@@ -90,7 +90,14 @@ class GATELOOP_RUNTIME_API State {
   ~State();
 
   std::int64_t batch() const;     ///< sequences; 0 before the first token
-  std::int64_t position() const;  ///< tokens read of each
+  std::int64_t position() const;  ///< tokens read of each, of the longest where they differ
+  std::vector<std::int64_t> positions() const;  ///< (B) tokens read
+  /// The state of some of its sequences, in the order given; one may come several times. Throws
+  /// std::invalid_argument for a number outside [0, B).
+  State select(std::span<const std::int64_t> sequences) const;
+  /// The state of all sequences of some states of one model, one after another. Throws
+  /// std::invalid_argument for states of two models, and for one that has read nothing.
+  static State join(std::span<const State> states);
   /// Memory of all sequences together; constant without full attention.
   std::int64_t bytes() const;
 
@@ -146,9 +153,9 @@ class GATELOOP_RUNTIME_API Reader {
                          std::int64_t num_tokens);
 };
 
-/// Reads tokens of B sequences of equal length. A session has threads of its own and serves one
-/// caller at a time; distinct sessions may be used in distinct threads at once. Results are the
-/// same bits for any number of threads.
+/// Reads tokens of B sequences, which may have come to different positions. A session has threads
+/// of its own and serves one caller at a time; distinct sessions may be used in distinct threads at
+/// once. Results are the same bits for any number of threads.
 class GATELOOP_RUNTIME_API Session final : public Reader {
  public:
   explicit Session(Model model, const SessionOptions& options = {});
@@ -163,10 +170,18 @@ class GATELOOP_RUNTIME_API Session final : public Reader {
   /// The same for one token of each sequence: ids (B).
   std::span<const float> step(std::span<const std::int64_t> ids);
   std::span<const float> step(std::span<const std::int32_t> ids);
+  /// The same for sequences of different lengths, packed one after another: sequence b reads ids
+  /// [cu_seqlens[b], cu_seqlens[b + 1]), at least one. cu_seqlens: B + 1 numbers, from 0 to the
+  /// count of ids.
+  std::span<const float> prefill_packed(std::span<const std::int64_t> ids,
+                                        std::span<const std::int64_t> cu_seqlens);
   /// Reads `ids`, (B, T), and returns the logits after every token, (B, T, num_tokens).
   std::vector<float> read_all(std::span<const std::int64_t> ids, std::int64_t batch = 1);
   /// The same into `logits`, of just that size.
   void read_all(std::span<const std::int64_t> ids, std::int64_t batch, std::span<float> logits);
+  /// The same for packed sequences: logits (count of ids, num_tokens).
+  void read_all_packed(std::span<const std::int64_t> ids, std::span<const std::int64_t> cu_seqlens,
+                       std::span<float> logits);
   double surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
                   std::int64_t batch = 1) override;
   void restart() override;

@@ -1,9 +1,9 @@
 """Reading at full speed, outside of the modules."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,13 +47,33 @@ class DecoderState:
 
     @property
     def position(self) -> int:
-        """Tokens read of each sequence."""
+        """Tokens read of each sequence, of the longest where they differ."""
         return int(self._state.position())
+
+    @property
+    def positions(self) -> list[int]:
+        """(B) tokens read of each sequence."""
+        return [int(position) for position in self._state.positions()]
 
     @property
     def nbytes(self) -> int:
         """Memory of all sequences together."""
         return int(self._state.bytes())
+
+    def select(self, sequences: Sequence[int]) -> "DecoderState":
+        """The state of some of the sequences, in this order; one may come several times.
+
+        ValueError for a number outside [0, batch).
+        """
+        return DecoderState(self._state.select([int(sequence) for sequence in sequences]))
+
+    @staticmethod
+    def join(states: "Sequence[DecoderState]") -> "DecoderState":
+        """The state of all sequences of some states of one model, one after another.
+
+        ValueError for states of two models.
+        """
+        return DecoderState(torch.classes.gateloop.State.join([s._state for s in states]))
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Replace the file as a whole, or leave it as it was. RuntimeError names what failed."""
@@ -99,29 +119,54 @@ class Decoder:
         )
 
     def __call__(
-        self, ids: Tensor, cache: DecoderState | None = None, last_only: bool = False
+        self,
+        ids: Tensor,
+        cache: DecoderState | None = None,
+        last_only: bool = False,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, DecoderState]:
         """Logits after each of the tokens, float32, and the state after them.
 
         Args:
             ids: (B, T) int64 or int32, B and T ≥ 1.
-            cache: the state of the tokens before them; default: the start of a text.
+            cache: the state of the tokens before them; default: the start of a text. Its sequences
+                may have come to different positions.
             last_only: the logits after the last token alone, (B, 1, num_tokens), in place of
                 (B, T, num_tokens).
+            cu_seqlens: (N + 1) int64 or int32: ids are (1, T), of N sequences packed one after
+                another, see :mod:`gateloop_cpp.ops`; at least one token of each. Logits are (1, T,
+                num_tokens), or (N, 1, num_tokens), and the state is of N sequences.
 
         Raises:
             ValueError: for other ids, and for a state of another model or of another B.
         """
-        logits, state = self._session.read(ids, cache and cache._state, last_only)
+        before = cache and cache._state
+        logits, state = self._session.read(ids, before, last_only, cu_seqlens)
         return logits, DecoderState(state)
 
 
 def fastest_reader(model: Transformer) -> Reader:
-    """A Decoder of an untouched model, else the model itself."""
+    """By a Decoder of an untouched model, else by the model's modules."""
     try:
-        return partial(cast(Reader, Decoder(model)), last_only=True)
+        return partial(_read_by_decoder, Decoder(model))
     except _TouchedError:
-        return cast(Reader, partial(model, return_cache=True))
+        return partial(_read_by_modules, model)
+
+
+def _read_by_decoder(
+    decoder: Decoder, ids: Tensor, cache: Any, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    logits, after = decoder(ids, cache, last_only=True, cu_seqlens=cu_seqlens)
+    return logits[:, -1], after
+
+
+def _read_by_modules(
+    model: Transformer, ids: Tensor, cache: Any, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    packing = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+    logits, after = model(ids, cache=cache, return_cache=True, **packing)
+    last = logits[:, -1] if cu_seqlens is None else logits[0, cu_seqlens[1:].long() - 1]
+    return last, after
 
 
 def _obstacle(model: Transformer) -> str | None:

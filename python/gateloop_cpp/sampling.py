@@ -54,9 +54,12 @@ class Sampler:
             repetition_penalty, temperature, filter_thres, top_k, top_p, min_p, stops, seed
         )
 
-    def read(self, ids: Tensor) -> None:
-        """Tokens (B, T) that count as read by the repetition penalty."""
-        self._sampler.read(ids.cpu())
+    def read(self, ids: Tensor, cu_seqlens: Tensor | None = None) -> None:
+        """Tokens (B, T) that count as read by the repetition penalty.
+
+        With cu_seqlens (N + 1) they are (1, T), of N sequences packed one after another.
+        """
+        self._sampler.read(ids.cpu(), None if cu_seqlens is None else cu_seqlens.cpu())
 
     def draw(self, logits: Tensor) -> Tensor:
         """Logits (B, num_tokens) to tokens (B,) int64 on the CPU, ENDED in sequences that ended.

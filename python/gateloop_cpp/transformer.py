@@ -33,7 +33,8 @@ _NOT_OPTIONS = ("self", "__class__", "checkpoint_blocks")
 # One entry a layer: what its spatial mixer's cache is, None in a layer without one. With a simple
 # gate loop: a pair of that layer's cache and the mixer's.
 Cache = tuple[Any, ...]
-# (ids (B, T), cache=None or what it returned before) to (logits, the last step's last, cache).
+# (ids, the cache that it returned before or None, cu_seqlens=None) to the logits (B, num_tokens)
+# after the last token of each sequence, and the cache.
 Reader = Callable[..., tuple[Tensor, Any]]
 
 
@@ -295,6 +296,7 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
         filter_thres: float = 0.9,
         generator: torch.Generator | None = None,
+        cu_seqlens: Tensor | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Continue ``prompt`` by ``length`` tokens; one step for each.
@@ -308,9 +310,13 @@ class Transformer(nn.Module):
             length: how many tokens to add at most: fewer where every sequence has ended.
             temperature, filter_thres, generator, sampling: see :class:`~gateloop_cpp.Sampler`.
                 The same seed draws the same tokens as ``gateloop generate --seed``.
+            cu_seqlens: (N + 1): the prompt is (1, T), of N prompts of different lengths packed one
+                after another, see :mod:`gateloop_cpp.ops`; at least one token of each. Modules of
+                attention do not take it: then the model has to be untouched.
 
         Returns:
-            Ids (B, length or fewer) without the prompt, ``Sampler.ENDED`` after a sequence's end.
+            Ids (B or N, length or fewer) without the prompt, ``Sampler.ENDED`` after a sequence's
+            end.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what came.
@@ -321,21 +327,22 @@ class Transformer(nn.Module):
         expect(prompt.shape[1] >= 1, _NAME, "prompt", "(B, T) with T >= 1", prompt)
         expect(length >= 0, _NAME, "length", "zero or more", length)
         sampler = Sampler(temperature, filter_thres, generator=generator, **sampling)
-        sampler.read(prompt)
+        sampler.read(prompt, cu_seqlens)
         read = fastest_reader(self)
         shards = Shards(self.parameters())
         drawn: list[Tensor] = []
-        step, cache = prompt, None
+        step, cache, packing = prompt, None, {"cu_seqlens": cu_seqlens}
         while shards.any(unfinished := len(drawn) < length and not sampler.ended()):
-            logits, after = read(step, cache=cache)
+            logits, after = read(step, cache, **packing)
             if not unfinished:  # but another process, which needs the shards of this one
                 continue
             cache = after
-            tokens = sampler.draw(logits[:, -1]).to(prompt)
+            tokens = sampler.draw(logits).to(prompt)
             drawn.append(tokens)
             # A sequence that has ended goes on with any token: nothing reads its logits.
-            step = tokens.clamp(min=0).unsqueeze(1)
-        return torch.stack(drawn, 1) if drawn else prompt.new_empty(prompt.shape[0], 0)
+            step, packing = tokens.clamp(min=0).unsqueeze(1), {}
+        sequences = prompt.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        return torch.stack(drawn, 1) if drawn else prompt.new_empty(sequences, 0)
 
     def _check_ids(self, x: Tensor, argument: str = "x") -> None:
         integer = x.dtype in (torch.int64, torch.int32)

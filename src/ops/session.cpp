@@ -42,6 +42,17 @@ at::Tensor checked_ids(const at::Tensor& ids) {
   return ids.to(at::kLong).contiguous();
 }
 
+/// Where packed sequences of ids (1, T) begin and end: (N + 1) of int64 or int32.
+at::Tensor checked_cuts(const at::Tensor& ids, const at::Tensor& cu_seqlens) {
+  TORCH_CHECK_VALUE(ids.size(0) == 1, "Session: ids must be (1, T) with cu_seqlens, got ",
+                    ids.sizes());
+  const bool fits = cu_seqlens.dim() == 1 && cu_seqlens.is_cpu() &&
+                    (cu_seqlens.scalar_type() == at::kLong || cu_seqlens.scalar_type() == at::kInt);
+  TORCH_CHECK_VALUE(fits, "Session: cu_seqlens must be (N + 1), int64 or int32 on the CPU, got ",
+                    cu_seqlens.toString(), " of shape ", cu_seqlens.sizes());
+  return cu_seqlens.to(at::kLong).contiguous();
+}
+
 std::span<const std::int64_t> span_of(const at::Tensor& ids) {
   return {ids.const_data_ptr<std::int64_t>(), static_cast<std::size_t>(ids.numel())};
 }
@@ -68,23 +79,32 @@ struct Session : torch::CustomClassHolder {
         })) {}
 
   /// ids (B, T) after a state, None at the start of a text. Returns logits (B, T, num_tokens), or
-  /// (B, 1, num_tokens) of the last step; and the state after them.
+  /// (B, 1, num_tokens) of the last step; and the state after them. With cu_seqlens (N + 1) ids are
+  /// (1, T), and logits (1, T, num_tokens) or (N, 1, num_tokens).
   std::tuple<at::Tensor, c10::intrusive_ptr<State>> read(
-      const at::Tensor& ids, const std::optional<c10::intrusive_ptr<State>>& before,
-      bool last_only) {
+      const at::Tensor& ids, const std::optional<c10::intrusive_ptr<State>>& before, bool last_only,
+      const std::optional<at::Tensor>& cu_seqlens) {
     const at::Tensor checked = checked_ids(ids);
+    const at::Tensor cuts = cu_seqlens ? checked_cuts(ids, *cu_seqlens) : at::Tensor();
     const std::scoped_lock lock(mutex);
     return with_value_errors([&] {
       session.set_state(before ? (*before)->value : runtime::State());
-      const std::int64_t batch = ids.size(0), time = last_only ? 1 : ids.size(1);
-      auto logits = at::empty({batch, time, session.model().spec().num_tokens}, at::kFloat);
-      const std::span out(logits.mutable_data_ptr<float>(),
-                          static_cast<std::size_t>(logits.numel()));
+      const std::int64_t tokens = session.model().spec().num_tokens;
+      at::Tensor logits;
       if (last_only) {
-        const auto last = session.prefill(span_of(checked), batch);
-        std::copy(last.begin(), last.end(), out.begin());
+        const auto last = cu_seqlens ? session.prefill_packed(span_of(checked), span_of(cuts))
+                                     : session.prefill(span_of(checked), ids.size(0));
+        logits = at::empty({std::ssize(last) / tokens, 1, tokens}, at::kFloat);
+        std::copy(last.begin(), last.end(), logits.mutable_data_ptr<float>());
       } else {
-        session.read_all(span_of(checked), batch, out);
+        logits = at::empty({ids.size(0), ids.size(1), tokens}, at::kFloat);
+        const std::span out(logits.mutable_data_ptr<float>(),
+                            static_cast<std::size_t>(logits.numel()));
+        if (cu_seqlens) {
+          session.read_all_packed(span_of(checked), span_of(cuts), out);
+        } else {
+          session.read_all(span_of(checked), ids.size(0), out);
+        }
       }
       return std::tuple(logits, c10::make_intrusive<State>(session.state()));
     });
@@ -110,10 +130,14 @@ struct Sampler : torch::CustomClassHolder {
                                      static_cast<std::uint64_t>(seed));
         })) {}
 
-  void read(const at::Tensor& ids) {
+  void read(const at::Tensor& ids, const std::optional<at::Tensor>& cu_seqlens) {
     const at::Tensor checked = checked_ids(ids);
+    const at::Tensor cuts = cu_seqlens ? checked_cuts(ids, *cu_seqlens) : at::Tensor();
     const std::scoped_lock lock(mutex);
-    with_value_errors([&] { sampler.read(span_of(checked), checked.size(0)); });
+    with_value_errors([&] {
+      if (cu_seqlens) return sampler.read_packed(span_of(checked), span_of(cuts));
+      sampler.read(span_of(checked), checked.size(0));
+    });
   }
 
   /// logits (B, num_tokens) -> tokens (B) int64, -1 where a sequence had ended.
@@ -145,6 +169,20 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
   m.class_<State>("State")
       .def("batch", [](const c10::intrusive_ptr<State>& self) { return self->value.batch(); })
       .def("position", [](const c10::intrusive_ptr<State>& self) { return self->value.position(); })
+      .def("positions",
+           [](const c10::intrusive_ptr<State>& self) { return self->value.positions(); })
+      .def("select",
+           [](const c10::intrusive_ptr<State>& self, const std::vector<std::int64_t>& sequences) {
+             return with_value_errors(
+                 [&] { return c10::make_intrusive<State>(self->value.select(sequences)); });
+           })
+      .def_static("join",
+                  [](const std::vector<c10::intrusive_ptr<State>>& states) {
+                    std::vector<runtime::State> values;
+                    for (const auto& state : states) values.push_back(state->value);
+                    return with_value_errors(
+                        [&] { return c10::make_intrusive<State>(runtime::State::join(values)); });
+                  })
       .def("bytes", [](const c10::intrusive_ptr<State>& self) { return self->value.bytes(); })
       .def("save", [](const c10::intrusive_ptr<State>& self,
                       const std::string& file) { self->value.save(file); })

@@ -63,21 +63,22 @@ struct Mixing::Windowed {
   std::int64_t numbers(std::int64_t dim_head) const { return padded((before + steps) * dim_head); }
 };
 
-Mixing::Windowed Mixing::windowed(std::int64_t first) const {
+Mixing::Windowed Mixing::windowed(std::int64_t sequence, std::int64_t first) const {
   constexpr std::int64_t kMostSteps = 256;
-  return {std::min(state_.position + first, *attention_->window - 1),
-          std::min(kMostSteps, rows_.time - first)};
+  return {std::min(position(sequence) + first, *attention_->window - 1),
+          std::min(kMostSteps, rows_.runs.steps(sequence) - first)};
 }
 
-std::int64_t Mixing::attention_scratch() const {
+std::int64_t Mixing::attention_scratch(std::int64_t sequence) const {
   const model::AttentionSpec& spec = *attention_;
-  const std::int64_t own = padded(spec.dim_head);
-  if (!in_windows()) {
-    const std::int64_t stored = spec.window ? layer_.steps->capacity() : state_.position + 1;
-    return own + scratch_numbers({.queries = rows_.time, .count = stored});
+  const std::int64_t own = padded(spec.dim_head), time = rows_.runs.steps(sequence);
+  if (time == 0) return 0;
+  if (!in_windows(sequence)) {
+    const std::int64_t stored = spec.window ? layer_.steps->capacity() : position(sequence) + 1;
+    return own + scratch_numbers({.queries = time, .count = stored});
   }
-  const std::int64_t most = *spec.window - 1, steps = windowed(0).steps;
-  const Windowed piece{std::min(state_.position + rows_.time, most), steps};
+  const std::int64_t most = *spec.window - 1, steps = windowed(sequence, 0).steps;
+  const Windowed piece{std::min(position(sequence) + time, most), steps};
   return own + 2 * piece.numbers(spec.dim_head) +
          scratch_numbers({.queries = steps, .count = piece.before + 1, .window = *spec.window});
 }
@@ -95,7 +96,7 @@ struct Mixing::Stored {
 
 void Mixing::attend(std::int64_t sequence, std::int64_t head, std::int64_t first, AttentionHead p,
                     float* scratch) const {
-  const std::int64_t d = attention_->dim_head, row = sequence * rows_.time + first;
+  const std::int64_t d = attention_->dim_head, row = rows_.runs.first(sequence) + first;
   p.dim_head = d;
   p.softmax = attention_->softmax_normalize;
   p.q = products(row) + head * d;
@@ -109,9 +110,9 @@ template <class Store>
 void Mixing::attend_windows(std::int64_t sequence, std::int64_t head, const Stored& stored,
                             const Store& store, float* room) const {
   const std::int64_t d = stored.dim_head;
-  for (std::int64_t first = 0; first < rows_.time;) {
-    const Windowed piece = windowed(first);
-    const std::int64_t oldest = state_.position + first - piece.before;
+  for (std::int64_t first = 0; first < rows_.runs.steps(sequence);) {
+    const Windowed piece = windowed(sequence, first);
+    const std::int64_t oldest = position(sequence) + first - piece.before;
     float *const keys = room, *const values = keys + piece.numbers(d);
     for (std::int64_t i = 0; i < piece.before; ++i) {
       std::copy_n(stored.keys + stored.at(oldest + i), d, keys + i * d);
@@ -141,19 +142,20 @@ void Mixing::attend_head(const model::AttentionSpec& spec, std::int64_t sequence
                       layer_.steps->values.data() + base};
   float* const room = scratch + padded(d);
   const auto store = [&](std::int64_t t, float* keys, float* values) {
-    float* const row = products(sequence * rows_.time + t);
+    float* const row = products(rows_.runs.first(sequence) + t);
     place(spec, row, head, scratch);
     std::copy_n(row + width_ + head * d, d, keys);
     std::copy_n(row + 2 * width_ + head * d, d, values);
   };
-  if (in_windows()) return attend_windows(sequence, head, stored, store, room);
-  for (std::int64_t t = 0; t < rows_.time; ++t) {
-    const std::int64_t at = stored.at(state_.position + t);
+  if (in_windows(sequence)) return attend_windows(sequence, head, stored, store, room);
+  const std::int64_t time = rows_.runs.steps(sequence);
+  for (std::int64_t t = 0; t < time; ++t) {
+    const std::int64_t at = stored.at(position(sequence) + t);
     store(t, stored.keys + at, stored.values + at);
   }
-  const std::int64_t steps = state_.position + 1;
+  const std::int64_t steps = position(sequence) + 1;
   attend(sequence, head, 0,
-         {.queries = rows_.time,
+         {.queries = time,
           .count = spec.window ? std::min(steps, *spec.window) : steps,
           .keys = stored.keys,
           .values = stored.values},

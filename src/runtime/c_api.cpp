@@ -80,6 +80,16 @@ std::span<const std::int64_t> ids_of(const std::int64_t* ids, std::int64_t batch
   return {&checked(ids, function, "ids"), static_cast<std::size_t>(count)};
 }
 
+/// `count` values behind a pointer.
+template <typename T>
+std::span<const T> values_of(const T* values, std::int64_t count, const char* function,
+                             const char* argument) {
+  if (count < 1)
+    throw std::invalid_argument(std::string(function) + ": count of " + argument +
+                                " must be positive, got " + std::to_string(count));
+  return {&checked(values, function, argument), static_cast<std::size_t>(count)};
+}
+
 }  // namespace
 
 const char* gateloop_version(void) { return GATELOOP_VERSION; }
@@ -129,6 +139,18 @@ gateloop_status gateloop_prefill(gateloop_session* session, const int64_t* ids, 
     if (logits != nullptr) *logits = read.data();
   });
 }
+gateloop_status gateloop_prefill_packed(gateloop_session* session, const int64_t* ids,
+                                        const int64_t* cu_seqlens, int64_t batch,
+                                        const float** logits) {
+  return guarded([&] {
+    const char* name = "gateloop_prefill_packed";
+    const std::span cuts(values_of(cu_seqlens, batch, name, "cu_seqlens").data(),
+                         static_cast<std::size_t>(batch) + 1);
+    const auto packed = values_of(ids, cuts.back(), name, "ids");
+    const auto read = checked(session, name, "session").session.prefill_packed(packed, cuts);
+    if (logits != nullptr) *logits = read.data();
+  });
+}
 gateloop_status gateloop_step(gateloop_session* session, const int64_t* ids, int64_t batch,
                               const float** logits) {
   return gateloop_prefill(session, ids, batch, 1, logits);
@@ -164,6 +186,26 @@ gateloop_status gateloop_state_copy(const gateloop_state* state, gateloop_state*
     *copy = new gateloop_state{checked(state, name, "state").state};
   });
 }
+gateloop_status gateloop_state_select(const gateloop_state* state, const int64_t* sequences,
+                                      int64_t count, gateloop_state** selected) {
+  return guarded([&] {
+    const char* name = "gateloop_state_select";
+    checked(selected, name, "selected") = nullptr;
+    const auto chosen = values_of(sequences, count, name, "sequences");
+    *selected = new gateloop_state{checked(state, name, "state").state.select(chosen)};
+  });
+}
+gateloop_status gateloop_state_join(const gateloop_state* const* states, int64_t count,
+                                    gateloop_state** joined) {
+  return guarded([&] {
+    const char* name = "gateloop_state_join";
+    checked(joined, name, "joined") = nullptr;
+    std::vector<State> parts;
+    for (const gateloop_state* const part : values_of(states, count, name, "states"))
+      parts.push_back(checked(part, name, "states").state);
+    *joined = new gateloop_state{State::join(parts)};
+  });
+}
 gateloop_status gateloop_state_save(const gateloop_state* state, const char* file) {
   return guarded([&] {
     const char* name = "gateloop_state_save";
@@ -176,6 +218,9 @@ gateloop_status gateloop_state_load(const char* file, gateloop_state** state) {
     checked(state, name, "state") = nullptr;
     *state = new gateloop_state{State::load(&checked(file, name, "file"))};
   });
+}
+int64_t gateloop_state_batch(const gateloop_state* state) {
+  return state == nullptr ? 0 : state->state.batch();
 }
 int64_t gateloop_state_position(const gateloop_state* state) {
   return state == nullptr ? 0 : state->state.position();

@@ -1,6 +1,7 @@
 #include "runtime/many_rows.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "recurrence/cpu/parallel.h"
 #include "runtime/mixing.h"
@@ -12,7 +13,9 @@ using namespace recurrence;
 /// The rows of one call. `in` of a stage begins where that of its first row does.
 struct ManyRows::Pass {
   RowSizes sizes;
-  std::int64_t dim, batch, time, rows;
+  std::int64_t dim;
+  Runs runs;
+  std::int64_t rows;
   float* own;
   float* shared;
   const Executor& executor;
@@ -49,8 +52,7 @@ void ManyRows::mix(const Stage& stage, const Pass& pass, StateData& state, const
   const Row first = pass.row(0);
   const bool simple = stage.output == Output::kSimple;
   const Mixing mixing(network_, stage, state,
-                      {.batch = pass.batch,
-                       .time = pass.time,
+                      {.runs = pass.runs,
                        .products = first.products,
                        .products_stride = pass.sizes.products,
                        .y = simple ? first.simple : first.mixed,
@@ -65,49 +67,59 @@ void ManyRows::mix(const Stage& stage, const Pass& pass, StateData& state, const
   }
   const std::int64_t each = mixing.head_scratch();
   float* const scratch = mixing_.floats(each * pass.threads + 1);
-  cpu::parallel(pass.executor, pass.threads, pass.batch * stage.groups,
+  cpu::parallel(pass.executor, pass.threads, pass.runs.batch * stage.groups,
                 [&](std::int64_t item, std::int64_t slot) {
                   mixing.head(item / stage.groups, item % stage.groups, scratch + slot * each);
                 });
 }
 
-/// The logits of all rows, or of the last of each sequence, whose sums then move to the front.
 void ManyRows::read_out(const Stage& stage, const Pass& pass, const Call& call) {
-  Pass read = pass;
-  if (call.last_only) {
-    for (std::int64_t b = 0; b < pass.batch; ++b) {
-      const Row last = pass.row(b * pass.time + pass.time - 1), to = pass.row(b);
-      if (last.sum != to.sum) std::copy_n(last.sum, pass.dim, to.sum);
-    }
-    read.rows = pass.batch;
-    read.time = 1;
-  }
   const std::int64_t tokens = network_.num_tokens();
-  const std::int64_t each = read.time * tokens;
-  if (call.logits_stride == each) return project(stage, read, call.logits, tokens);
+  if (!call.last_only) return read_out_all(stage, pass, call);
+  // The sums that are read move to the front: of packed sequences some have no steps here.
+  Pass read = pass;
+  read.rows = 0;
+  std::vector<std::int64_t> sequences;
+  for (std::int64_t b = 0; b < pass.runs.batch; ++b) {
+    if (pass.runs.steps(b) == 0) continue;
+    const Row last = pass.row(pass.runs.first(b + 1) - 1), to = pass.row(read.rows++);
+    if (last.sum != to.sum) std::copy_n(last.sum, pass.dim, to.sum);
+    sequences.push_back(b);
+  }
+  if (read.rows == pass.runs.batch && call.logits_stride == tokens)
+    return project(stage, read, call.logits, tokens);
   float* const logits = logits_.floats(read.rows * tokens);
   project(stage, read, logits, tokens);
-  for (std::int64_t b = 0; b < read.batch; ++b)
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    std::copy_n(logits + static_cast<std::int64_t>(i) * tokens, tokens,
+                call.logits + sequences[i] * call.logits_stride);
+  }
+}
+
+void ManyRows::read_out_all(const Stage& stage, const Pass& pass, const Call& call) {
+  const std::int64_t tokens = network_.num_tokens(), each = pass.runs.time * tokens;
+  if (pass.runs.packed() || call.logits_stride == each)
+    return project(stage, pass, call.logits, tokens);
+  float* const logits = logits_.floats(pass.rows * tokens);
+  project(stage, pass, logits, tokens);
+  for (std::int64_t b = 0; b < pass.runs.batch; ++b)
     std::copy_n(logits + b * each, each, call.logits + b * call.logits_stride);
 }
 
 void ManyRows::run(const Call& call, StateData& state, const float* ones,
                    const Executor& executor) {
   const RowSizes sizes(network_);
-  const std::int64_t batch = state.batch, rows = batch * call.time;
+  const std::int64_t rows = call.runs.rows();
   float* const memory = rows_.floats(rows * (sizes.own() + sizes.shared()));
   const Pass pass{.sizes = sizes,
                   .dim = network_.dim(),
-                  .batch = batch,
-                  .time = call.time,
+                  .runs = call.runs,
                   .rows = rows,
                   .own = memory,
                   .shared = memory + rows * sizes.own(),
                   .executor = executor};
-  pass.for_each_row([&](std::int64_t r) {
-    const std::int64_t token = call.tokens[r / call.time * call.stride + r % call.time];
-    widen_row(network_.embedding(), token, pass.row(r).sum);
-  });
+  pass.for_each_row(
+      [&](std::int64_t r) { widen_row(network_.embedding(), call.token(r), pass.row(r).sum); });
   for (const Stage& stage : network_.stages()) {
     switch (stage.output) {
       case Output::kLogits:

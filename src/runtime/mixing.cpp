@@ -65,7 +65,10 @@ void Mixing::prepare_row(std::int64_t row, std::int64_t first, std::int64_t last
   const std::int64_t per_group = width_ / stage_.groups;
   const std::int64_t begin = first * per_group, n = (last - first) * per_group;
   if (stage_.gates >= 0) swish_row(at + stage_.gates + begin, n);
-  if (stage_.rotary != nullptr) rotate(at, first, last, state_.position + row % rows_.time);
+  if (stage_.rotary != nullptr) {
+    const std::int64_t sequence = rows_.runs.sequence_of(row);
+    rotate(at, first, last, position(sequence) + row - rows_.runs.first(sequence));
+  }
   if (gate_loop_ != nullptr && gate_loop_->transition_parts() == 2 && spec_.ablation.complex) {
     const std::int64_t each = gate_loop_->transitions() / stage_.groups;
     for (std::int64_t i = first * each; i < last * each; ++i) at[z_ + 2 * i + 1] = 0;
@@ -86,12 +89,14 @@ float Mixing::input_scale(const float* z) const {
 /// f(kernel), with the kernel of these channels.
 template <class F>
 void Mixing::with_scan(std::int64_t first, std::int64_t last, float* next, const F& f) const {
+  const Runs& runs = rows_.runs;
   const auto part = [&](std::int64_t column) {
-    return ConstSequence{rows_.products + column, rows_.time * rows_.products_stride,
+    return ConstSequence{rows_.products + column, runs.time * rows_.products_stride,
                          rows_.products_stride};
   };
-  const Shape shape{rows_.batch, rows_.time, last - first};
-  const Sequence y{rows_.y + first, rows_.time * rows_.y_stride, rows_.y_stride};
+  const Shape shape{runs.packed() ? 1 : runs.batch, runs.packed() ? runs.rows() : runs.time,
+                    last - first};
+  const Sequence y{rows_.y + first, runs.time * rows_.y_stride, rows_.y_stride};
   const ConstSequence ones{ones_, 0, 0};
   const float* const initial =
       (stage_.output == Output::kSimple ? layer_.simple : layer_.recurrence).data() +
@@ -108,7 +113,8 @@ void Mixing::with_scan(std::int64_t first, std::int64_t last, float* next, const
                              .z = z,
                              .initial_state = initial,
                              .y = y,
-                             .final_state = next});
+                             .final_state = next,
+                             .offsets = runs.starts});
     case Kind::kSigmoid:
       return f(
           SimpleGateLoop{.shape = shape,
@@ -119,18 +125,20 @@ void Mixing::with_scan(std::int64_t first, std::int64_t last, float* next, const
                          .z = z,
                          .initial_state = initial,
                          .y = y,
-                         .final_state = next});
+                         .final_state = next,
+                         .offsets = runs.starts});
     case Kind::kSum:
       return f(LinearRecurrence{.shape = shape,
                                 .a = ones,
                                 .x = kv,
                                 .initial_state = initial,
                                 .h = y,
-                                .final_state = next});
+                                .final_state = next,
+                                .offsets = runs.starts});
   }
 }
 
-std::int64_t Mixing::state_numbers() const { return rows_.batch * width_ * parts_; }
+std::int64_t Mixing::state_numbers() const { return rows_.runs.batch * width_ * parts_; }
 
 std::size_t Mixing::scan_scratch_bytes(int threads) const {
   std::size_t bytes = 0;
@@ -145,20 +153,25 @@ void Mixing::scan(std::int64_t first, std::int64_t last, const Executor& executo
   float* const to = next + parts_ * first;
   with_scan(first, last, to, [&](const auto& kernel) { run(kernel, executor, scratch); });
   auto& state = stage_.output == Output::kSimple ? layer_.simple : layer_.recurrence;
-  const std::int64_t n = rows_.batch * (last - first) * parts_;
+  const std::int64_t n = rows_.runs.batch * (last - first) * parts_;
   std::copy_n(to, n, state.data() + parts_ * first);
   if (kind_ != Kind::kSum) return;
-  for (std::int64_t row = 0; row < rows_.batch * rows_.time; ++row) {
+  for (std::int64_t row = 0; row < rows_.runs.rows(); ++row) {
     multiply_row(products(row) + first, rows_.y + row * rows_.y_stride + first, last - first);
   }
 }
 
 std::int64_t Mixing::head_scratch() const {
-  if (attention_ != nullptr) return attention_scratch();
+  if (attention_ != nullptr) {
+    std::int64_t most = 0;
+    for (std::int64_t b = 0; b < rows_.runs.batch; ++b) most = std::max(most, attention_scratch(b));
+    return most;
+  }
   return 2 * padded(gate_loop_->state_keys());
 }
 
 void Mixing::head(std::int64_t sequence, std::int64_t head, float* scratch) const {
+  if (rows_.runs.steps(sequence) == 0) return;
   if (attention_ != nullptr) return attend_head(*attention_, sequence, head, scratch);
   wide_head(sequence, head, scratch);
 }
@@ -191,8 +204,7 @@ void Mixing::wide_head(std::int64_t sequence, std::int64_t head, float* scratch)
   const std::int64_t count = s.transitions() / s.heads;
   constexpr float kOne[] = {1, 0};
   const float root = std::sqrt(static_cast<float>(channels));
-  for (std::int64_t t = 0; t < rows_.time; ++t) {
-    const std::int64_t r = sequence * rows_.time + t;
+  for (std::int64_t r = rows_.runs.first(sequence); r < rows_.runs.first(sequence + 1); ++r) {
     float* const row = products(r);
     float *q = row + head * channels, *k = row + k_ + head * channels;
     float* const z = row + z_ + s.transition_parts() * count * head;

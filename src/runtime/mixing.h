@@ -4,21 +4,21 @@
 #include <cstdint>
 
 #include "runtime/network.h"
+#include "runtime/rows.h"
 #include "runtime/state.h"
 
 namespace gateloop::runtime {
 
-/// Products and results of a stage for (B, T) tokens, row (b, t) at b T + t.
+/// Products and results of a stage.
 struct MixRows {
-  std::int64_t batch = 0;
-  std::int64_t time = 0;
+  Runs runs;
   float* products = nullptr;  ///< changed in place
   std::int64_t products_stride = 0;
   float* y = nullptr;
   std::int64_t y_stride = 0;
 };
 
-/// A stage with output kSimple, kGateLoop or kAttention, at one position.
+/// A stage with output kSimple, kGateLoop or kAttention, at the positions of a state.
 class Mixing {
  public:
   /// `ones`: as many as the stage has channels.
@@ -50,6 +50,10 @@ class Mixing {
   template <class F>
   void with_scan(std::int64_t first, std::int64_t last, float* next, const F& f) const;
   float* products(std::int64_t row) const { return rows_.products + row * rows_.products_stride; }
+  /// Tokens that a sequence has read before these rows.
+  std::int64_t position(std::int64_t sequence) const {
+    return state_.positions[static_cast<std::size_t>(sequence)];
+  }
   void wide_head(std::int64_t sequence, std::int64_t head, float* scratch) const;
   void make_transitions(float* z, std::int64_t count, float* k, float* scratch) const;
   float input_scale(const float* z) const;
@@ -58,11 +62,13 @@ class Mixing {
   void place(const model::AttentionSpec& spec, float* row, std::int64_t head, float* scratch) const;
   void rotate(float* row, std::int64_t first, std::int64_t last, std::int64_t position) const;
   /// Whether several steps of attention with a window are computed together.
-  bool in_windows() const { return attention_->window && rows_.time > 1; }
+  bool in_windows(std::int64_t sequence) const {
+    return attention_->window && rows_.runs.steps(sequence) > 1;
+  }
   struct Stored;
   struct Windowed;
-  Windowed windowed(std::int64_t first) const;
-  std::int64_t attention_scratch() const;
+  Windowed windowed(std::int64_t sequence, std::int64_t first) const;
+  std::int64_t attention_scratch(std::int64_t sequence) const;
   void attend(std::int64_t sequence, std::int64_t head, std::int64_t first,
               recurrence::AttentionHead p, float* scratch) const;
   template <class Store>

@@ -18,8 +18,7 @@ constexpr std::int64_t kFloat = sizeof(float);
 std::int64_t own_numbers(const RowSizes& sizes) { return sizes.own() + kStorages * sizes.in; }
 
 MixRows mix_rows(const Stage& stage, const Row& row) {
-  return {.batch = 1,
-          .time = 1,
+  return {.runs = {.batch = 1, .time = 1},
           .products = row.products,
           .y = stage.output == Output::kSimple ? row.simple : row.mixed};
 }

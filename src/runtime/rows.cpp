@@ -1,6 +1,27 @@
 #include "runtime/rows.h"
 
+#include <algorithm>
+#include <functional>
+#include <stdexcept>
+
 namespace gateloop::runtime {
+
+void check_cu_seqlens(const std::string& function, std::span<const std::int64_t> cu_seqlens,
+                      std::int64_t count) {
+  std::string problem;
+  if (cu_seqlens.size() < 2) {
+    problem = std::to_string(cu_seqlens.size()) + " numbers";
+  } else if (cu_seqlens.front() != 0 || cu_seqlens.back() != count) {
+    problem = std::to_string(cu_seqlens.front()) + " to " + std::to_string(cu_seqlens.back());
+  } else {
+    const auto last =
+        std::adjacent_find(cu_seqlens.begin(), cu_seqlens.end(), std::greater_equal());
+    if (last == cu_seqlens.end()) return;
+    problem = std::to_string(last[1]) + " after " + std::to_string(last[0]);
+  }
+  throw std::invalid_argument(function + ": cu_seqlens must rise from 0 to the count of ids, " +
+                              std::to_string(count) + ", got " + problem);
+}
 
 using namespace recurrence;
 

@@ -3,6 +3,8 @@
 /// The rows that stages read and write, one for each token.
 #include <algorithm>
 #include <cstdint>
+#include <span>
+#include <string>
 
 #include "runtime/network.h"
 
@@ -10,6 +12,29 @@ namespace gateloop::runtime {
 
 /// Whole cache lines of float32.
 constexpr std::int64_t padded(std::int64_t n) { return (n + 15) / 16 * 16; }
+
+/// The rows of B sequences, one after another: `time` of each, or packed, which differ in length.
+struct Runs {
+  std::int64_t batch = 0;
+  std::int64_t time = 0;
+  std::span<const std::int64_t> starts = {};  ///< (B + 1) where packed, the first 0
+
+  bool packed() const { return !starts.empty(); }
+  std::int64_t first(std::int64_t sequence) const {
+    return packed() ? starts[static_cast<std::size_t>(sequence)] : sequence * time;
+  }
+  std::int64_t steps(std::int64_t sequence) const { return first(sequence + 1) - first(sequence); }
+  std::int64_t rows() const { return first(batch); }
+  std::int64_t sequence_of(std::int64_t row) const {
+    if (!packed()) return row / time;
+    return std::upper_bound(starts.begin(), starts.end(), row) - starts.begin() - 1;
+  }
+};
+
+/// Throws std::invalid_argument naming `function` where cu_seqlens do not rise from 0 to `count`,
+/// with one sequence at least and a token in each.
+void check_cu_seqlens(const std::string& function, std::span<const std::int64_t> cu_seqlens,
+                      std::int64_t count);
 
 /// Of one token. `x` and `in` belong to whoever computes the row.
 struct Row {

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "gateloop/generation.h"
+#include "model/number_text.h"
+#include "runtime/rows.h"
 
 namespace gateloop::generation {
 namespace {
@@ -18,7 +20,7 @@ constexpr double kGreedyBelow = 1e-6;
 void expect(bool fits, const char* option, const char* expected, double got) {
   if (!fits)
     throw std::invalid_argument(std::string("Sampler: ") + option + " must be " + expected +
-                                ", got " + std::to_string(got));
+                                ", got " + model::number_text(got));
 }
 
 void check(const SamplingOptions& o) {
@@ -69,14 +71,20 @@ class Sampler::Impl {
       throw std::invalid_argument(
           "Sampler::read: ids must be (B, T) with B = " + std::to_string(batch) + ", got " +
           std::to_string(ids.size()) + " ids");
-    for (const std::int64_t id : ids) {
-      if (id < 0 || id > kLargestToken)
-        throw std::invalid_argument("Sampler::read: ids must be in [0, " +
-                                    std::to_string(kLargestToken) + "], got " + std::to_string(id));
-    }
-    if (options_.repetition_penalty == 1) return;
+    check_tokens(ids);
     const auto length = ids.size() / rows;
-    for (std::size_t i = 0; i < ids.size(); ++i) note_seen(histories_[i / length], ids[i]);
+    for (std::size_t b = 0; b < rows; ++b)
+      note_read(histories_[b], ids.subspan(b * length, length));
+  }
+  void read_packed(std::span<const std::int64_t> ids, std::span<const std::int64_t> cu_seqlens) {
+    runtime::check_cu_seqlens("Sampler::read_packed", cu_seqlens, std::ssize(ids));
+    resize("read_packed", std::ssize(cu_seqlens) - 1);
+    check_tokens(ids);
+    for (std::size_t b = 0; b < histories_.size(); ++b) {
+      const auto first = static_cast<std::size_t>(cu_seqlens[b]);
+      const auto end = static_cast<std::size_t>(cu_seqlens[b + 1]);
+      note_read(histories_[b], ids.subspan(first, end - first));
+    }
   }
 
   std::vector<std::int64_t> draw(std::span<const float> logits, std::int64_t batch) {
@@ -113,6 +121,19 @@ class Sampler::Impl {
           (histories_.empty() ? "positive" : std::to_string(histories_.size())) + ", got " +
           std::to_string(batch));
     histories_.resize(static_cast<std::size_t>(batch));
+  }
+
+  static void check_tokens(std::span<const std::int64_t> ids) {
+    for (const std::int64_t id : ids) {
+      if (id < 0 || id > kLargestToken)
+        throw std::invalid_argument("Sampler::read: ids must be in [0, " +
+                                    std::to_string(kLargestToken) + "], got " + std::to_string(id));
+    }
+  }
+
+  void note_read(History& history, std::span<const std::int64_t> ids) const {
+    if (options_.repetition_penalty == 1) return;
+    for (const std::int64_t id : ids) note_seen(history, id);
   }
 
   static void note_seen(History& history, std::int64_t token) {
@@ -198,6 +219,10 @@ Sampler::~Sampler() = default;
 
 void Sampler::read(std::span<const std::int64_t> ids, std::int64_t batch) {
   impl_->read(ids, batch);
+}
+void Sampler::read_packed(std::span<const std::int64_t> ids,
+                          std::span<const std::int64_t> cu_seqlens) {
+  impl_->read_packed(ids, cu_seqlens);
 }
 std::vector<std::int64_t> Sampler::draw(std::span<const float> logits, std::int64_t batch) {
   return impl_->draw(logits, batch);

@@ -36,6 +36,12 @@ double surprise_of(std::span<const float> logits, std::size_t id) {
   return most + std::log(sum) - static_cast<double>(logits[id]);
 }
 
+void check_batch(const char* function, std::int64_t batch, std::int64_t of_state) {
+  if (of_state != 0 && of_state != batch)
+    refuse(function, "the state is of " + std::to_string(of_state) + " sequences, got " +
+                         std::to_string(batch));
+}
+
 void check_range(const std::string& function, const std::string& argument,
                  std::span<const std::int64_t> tokens, std::int64_t num_tokens) {
   for (const std::int64_t token : tokens) {
@@ -43,6 +49,14 @@ void check_range(const std::string& function, const std::string& argument,
       refuse(function, argument + " must be in [0, " + std::to_string(num_tokens) + "), got " +
                            std::to_string(token));
   }
+}
+
+void check_room(const char* function, std::span<const std::int64_t> ids, std::int64_t num_tokens,
+                std::span<const float> logits) {
+  const std::size_t size = ids.size() * static_cast<std::size_t>(num_tokens);
+  if (logits.size() != size)
+    refuse(function, "logits must have room for " + std::to_string(size) + " numbers, got " +
+                         std::to_string(logits.size()));
 }
 
 }  // namespace
@@ -85,9 +99,18 @@ class Session::Impl {
 
   /// Checks ids (B, T) and the state, and returns T.
   std::int64_t admit(const char* function, std::span<const std::int64_t> ids, std::int64_t batch) {
-    check_ids(function, ids, batch, state.batch, network_->num_tokens());
-    if (state.batch == 0) state = initial_state(network_->spec(), network_->digest(), batch);
+    check_ids(function, ids, batch, state.batch(), network_->num_tokens());
+    begin(batch);
     return std::ssize(ids) / batch;
+  }
+  /// Checks packed ids and the state.
+  void admit_packed(const char* function, std::span<const std::int64_t> ids,
+                    std::span<const std::int64_t> cu_seqlens) {
+    check_cu_seqlens(function, cu_seqlens, std::ssize(ids));
+    const std::int64_t batch = std::ssize(cu_seqlens) - 1;
+    check_batch(function, batch, state.batch());
+    check_range(function, "ids", ids, network_->num_tokens());
+    begin(batch);
   }
 
   /// Reads ids (B, T). `all`: the logits of every step, else of the last; sequence b of them begins
@@ -95,32 +118,44 @@ class Session::Impl {
   void read(std::span<const std::int64_t> ids, std::int64_t time, bool all, float* logits,
             std::int64_t stride) {
     const std::int64_t tokens = network_->num_tokens();
-    const std::int64_t most = std::max<std::int64_t>(1, chunk_ / state.batch);
+    const std::int64_t most = std::max<std::int64_t>(1, chunk_ / state.batch());
     for (std::int64_t begin = 0; begin < time; begin += most) {
       const std::int64_t n = std::min(most, time - begin);
-      reserve_steps(network_->spec(), state, n);
-      float* const to = all ? logits + begin * tokens : logits;
-      if (state.batch * n == 1) {
-        one_row_.step(ids[static_cast<std::size_t>(begin)], state, ones_.data(), executor_, to);
-      } else {
-        many_rows_.run({.tokens = ids.data() + begin,
-                        .stride = time,
-                        .time = n,
-                        .last_only = !all,
-                        .logits = to,
-                        .logits_stride = stride},
-                       state, ones_.data(), executor_);
-      }
-      state.position += n;
+      advance({.tokens = ids.data() + begin,
+               .stride = time,
+               .runs = {.batch = state.batch(), .time = n},
+               .last_only = !all,
+               .logits = all ? logits + begin * tokens : logits,
+               .logits_stride = stride});
+    }
+  }
+  /// The same for packed sequences: `logits` of all tokens, or (B, num_tokens).
+  void read_packed(std::span<const std::int64_t> ids, std::span<const std::int64_t> cu_seqlens,
+                   bool all, float* logits) {
+    const std::int64_t tokens = network_->num_tokens(), count = std::ssize(ids);
+    std::vector<std::int64_t> starts(cu_seqlens.size());
+    for (std::int64_t begin = 0; begin < count; begin += chunk_) {
+      const std::int64_t end = std::min(count, begin + chunk_);
+      for (std::size_t i = 0; i < starts.size(); ++i)
+        starts[i] = std::clamp(cu_seqlens[i], begin, end) - begin;
+      advance({.tokens = ids.data() + begin,
+               .runs = {.batch = state.batch(), .starts = starts},
+               .last_only = !all,
+               .logits = all ? logits + begin * tokens : logits,
+               .logits_stride = tokens});
     }
   }
 
   std::span<const float> read_last(const char* function, std::span<const std::int64_t> ids,
                                    std::int64_t batch) {
     const std::int64_t time = admit(function, ids, batch);
-    const std::int64_t tokens = network_->num_tokens();
-    logits_.resize(static_cast<std::size_t>(batch * tokens));
-    read(ids, time, /*all=*/false, logits_.data(), tokens);
+    read(ids, time, /*all=*/false, last_logits(), network_->num_tokens());
+    return logits_;
+  }
+  std::span<const float> read_last_packed(const char* function, std::span<const std::int64_t> ids,
+                                          std::span<const std::int64_t> cu_seqlens) {
+    admit_packed(function, ids, cu_seqlens);
+    read_packed(ids, cu_seqlens, /*all=*/false, last_logits());
     return logits_;
   }
 
@@ -136,6 +171,25 @@ class Session::Impl {
   StateData state;
 
  private:
+  void begin(std::int64_t batch) {
+    if (state.batch() == 0) state = initial_state(network_->spec(), network_->digest(), batch);
+  }
+  void advance(const ManyRows::Call& call) {
+    reserve_steps(network_->spec(), state, call.runs);
+    if (call.runs.batch == 1 && call.runs.rows() == 1) {
+      one_row_.step(call.token(0), state, ones_.data(), executor_, call.logits);
+    } else {
+      many_rows_.run(call, state, ones_.data(), executor_);
+    }
+    for (std::int64_t b = 0; b < call.runs.batch; ++b)
+      state.positions[static_cast<std::size_t>(b)] += call.runs.steps(b);
+  }
+  /// Room for (B, num_tokens).
+  float* last_logits() {
+    logits_.resize(static_cast<std::size_t>(state.batch() * network_->num_tokens()));
+    return logits_.data();
+  }
+
   std::shared_ptr<const Network> network_;
   std::int64_t chunk_;
   Pool pool_;
@@ -155,9 +209,7 @@ void Reader::check_ids(const char* function, std::span<const std::int64_t> ids, 
   if (count == 0 || count % batch != 0)
     refuse(function, "ids must be (B, T) with B = " + std::to_string(batch) + " and T >= 1, got " +
                          std::to_string(count) + " ids");
-  if (of_state != 0 && of_state != batch)
-    refuse(function, "the state is of " + std::to_string(of_state) + " sequences, got " +
-                         std::to_string(batch));
+  check_batch(function, batch, of_state);
   check_range(function, "ids", ids, num_tokens);
 }
 
@@ -190,6 +242,11 @@ std::span<const float> Session::step(std::span<const std::int32_t> ids) {
   return step(impl_->widened(ids));
 }
 
+std::span<const float> Session::prefill_packed(std::span<const std::int64_t> ids,
+                                               std::span<const std::int64_t> cu_seqlens) {
+  return impl_->read_last_packed("prefill_packed", ids, cu_seqlens);
+}
+
 std::vector<float> Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch) {
   std::vector<float> logits(ids.size() * static_cast<std::size_t>(impl_->network().num_tokens()));
   read_all(ids, batch, logits);
@@ -198,12 +255,16 @@ std::vector<float> Session::read_all(std::span<const std::int64_t> ids, std::int
 
 void Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch,
                        std::span<float> logits) {
-  const std::size_t size = ids.size() * static_cast<std::size_t>(impl_->network().num_tokens());
-  if (logits.size() != size)
-    refuse("read_all", "logits must have room for " + std::to_string(size) + " numbers, got " +
-                           std::to_string(logits.size()));
+  check_room("read_all", ids, impl_->network().num_tokens(), logits);
   const std::int64_t time = impl_->admit("read_all", ids, batch);
   impl_->read(ids, time, /*all=*/true, logits.data(), time * impl_->network().num_tokens());
+}
+
+void Session::read_all_packed(std::span<const std::int64_t> ids,
+                              std::span<const std::int64_t> cu_seqlens, std::span<float> logits) {
+  check_room("read_all_packed", ids, impl_->network().num_tokens(), logits);
+  impl_->admit_packed("read_all_packed", ids, cu_seqlens);
+  impl_->read_packed(ids, cu_seqlens, /*all=*/true, logits.data());
 }
 
 double Session::surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
@@ -220,7 +281,7 @@ double Session::surprise(std::span<const std::int64_t> ids, std::span<const std:
 
 void Session::restart() { set_state({}); }
 const model::ModelSpec& Session::spec() const { return impl_->network().spec(); }
-std::int64_t Session::position() const { return impl_->state.position; }
+std::int64_t Session::position() const { return impl_->state.longest(); }
 std::int64_t Session::state_bytes() const { return state().bytes(); }
 const Model& Session::model() const { return impl_->model; }
 int Session::threads() const { return impl_->threads(); }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gateloop/runtime.h"
+#include "runtime/rows.h"
 
 namespace gateloop::runtime {
 
@@ -16,7 +17,7 @@ struct StepCache {
   std::int64_t rows = 0;  ///< B heads
   std::int64_t dim_head = 0;
   std::vector<float> keys, values;
-  std::atomic<std::int64_t> written = 0;  ///< steps that hold what some state has appended
+  std::atomic<std::int64_t> written = 0;  ///< tokens of all sequences that some state has read
 
   std::int64_t capacity() const { return rows == 0 ? 0 : std::ssize(keys) / (rows * dim_head); }
   /// A copy of the first `steps`, with room for `capacity`.
@@ -32,9 +33,13 @@ struct LayerState {
 
 struct StateData {
   std::uint64_t digest = 0;  ///< of the model that it belongs to; 0 for the start of a sequence
-  std::int64_t batch = 0;
-  std::int64_t position = 0;
+  std::vector<std::int64_t> positions;  ///< (B) tokens read
   std::vector<LayerState> layers;
+
+  std::int64_t batch() const { return std::ssize(positions); }
+  /// Tokens read of the longest sequence, and of all together.
+  std::int64_t longest() const;
+  std::int64_t total() const;
 };
 
 /// Numbers of a layer's state for one sequence.
@@ -50,9 +55,9 @@ LayerSizes layer_sizes(const model::ModelSpec& spec, const model::LayerSpec& lay
 /// The state before the first token of `batch` sequences.
 StateData initial_state(const model::ModelSpec& spec, std::uint64_t digest, std::int64_t batch);
 
-/// Room for the keys and values of `time` more steps, which no other state reads or writes: at
-/// least twice as much as before where there is too little.
-void reserve_steps(const model::ModelSpec& spec, StateData& state, std::int64_t time);
+/// Room for the keys and values of these rows, which no other state reads or writes: at least twice
+/// as much as before where there is too little.
+void reserve_steps(const model::ModelSpec& spec, StateData& state, const Runs& runs);
 
 /// What keeps it from being a state of this model; "" where nothing does.
 std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,

@@ -1,9 +1,10 @@
-// A state's file: a header of fixed size, the sizes of every layer, their numbers, and a checksum
-// of all before it. Little-endian.
+// A state's file: a header of fixed size, the position of every sequence, the sizes of every layer,
+// their numbers, and a checksum of all before it. Little-endian.
 #include <array>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "model/file.h"
 #include "runtime/digest.h"
@@ -13,7 +14,8 @@ namespace gateloop::runtime {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'G', 'L', 'S', 'T', 'A', 'T', 'E', '\n'};
-constexpr std::uint32_t kVersion = 1;
+/// Version 1 has one position for all sequences, in its header.
+constexpr std::uint32_t kVersion = 2;
 /// Bounds the sizes that a damaged header can have.
 constexpr std::uint32_t kMostLayers = 1 << 20;
 constexpr std::int64_t kMost = std::int64_t{1} << 32;
@@ -24,7 +26,7 @@ struct Header {
   std::uint32_t layers = 0;
   std::uint64_t digest = 0;
   std::int64_t batch = 0;
-  std::int64_t position = 0;
+  std::int64_t position = 0;  // of version 1, else of the longest sequence
 };
 static_assert(sizeof(Header) == 40);
 
@@ -89,16 +91,17 @@ void State::save(const std::filesystem::path& path) const {
   Writer file(path);
   const Header header{.layers = static_cast<std::uint32_t>(data_->layers.size()),
                       .digest = data_->digest,
-                      .batch = data_->batch,
-                      .position = data_->position};
+                      .batch = data_->batch(),
+                      .position = data_->longest()};
   file.write(&header, sizeof header);
+  file.write(data_->positions.data(), data_->positions.size() * sizeof(std::int64_t));
   // Steps that came later, of another state that shares the cache, are none of this one's.
   std::vector<std::shared_ptr<StepCache>> caches;
   for (const LayerState& layer : data_->layers) {
     Sizes sizes{.simple = layer.simple.size(), .recurrence = layer.recurrence.size()};
     caches.emplace_back();
     if (layer.steps) {
-      const std::int64_t steps = std::min(layer.steps->capacity(), data_->position);
+      const std::int64_t steps = std::min(layer.steps->capacity(), data_->longest());
       caches.back() = layer.steps->resized(steps, steps);
       sizes.rows = static_cast<std::uint64_t>(layer.steps->rows);
       sizes.steps = static_cast<std::uint64_t>(steps);
@@ -122,19 +125,28 @@ State State::load(const std::filesystem::path& path) {
   Header header;
   file.read(&header, sizeof header);
   if (header.magic != kMagic) fail(path, "it does not begin as one");
-  if (header.version != kVersion)
-    fail(path, "version " + std::to_string(header.version) + "; this library reads version " +
+  if (header.version < 1 || header.version > kVersion)
+    fail(path, "version " + std::to_string(header.version) + "; this library reads versions 1 to " +
                    std::to_string(kVersion));
   if (header.layers > kMostLayers || header.batch < 0 || header.batch > kMost ||
       header.position < 0 || header.position > kMost)
     fail(path, "its sizes are impossible: it is damaged");
+  const auto batch = static_cast<std::size_t>(header.batch);
+  if (batch > file.left() / sizeof(std::int64_t)) fail(path, "truncated");
+  std::vector<std::int64_t> positions(batch, header.position);
+  if (header.version > 1) {
+    file.read(positions.data(), batch * sizeof(std::int64_t));
+    for (const std::int64_t position : positions) {
+      if (position < 0 || position > header.position)
+        fail(path, "its positions are impossible: it is damaged");
+    }
+  }
   std::vector<Sizes> layers(header.layers);
   for (Sizes& sizes : layers) file.read(&sizes, sizeof sizes);
 
   State state;
   state.data_->digest = header.digest;
-  state.data_->batch = header.batch;
-  state.data_->position = header.position;
+  state.data_->positions = std::move(positions);
   state.data_->layers.resize(header.layers);
   const auto read = [&](std::uint64_t a, std::uint64_t b = 1, std::uint64_t c = 1) {
     // Compared factor by factor: their product could overflow.
@@ -158,7 +170,7 @@ State State::load(const std::filesystem::path& path) {
     layer.steps->values = read(sizes.rows, sizes.steps, sizes.dim_head);
     layer.steps->rows = static_cast<std::int64_t>(sizes.rows);
     layer.steps->dim_head = static_cast<std::int64_t>(sizes.dim_head);
-    layer.steps->written = header.position;
+    layer.steps->written = state.data_->total();
   }
   file.check_end();
   return state;

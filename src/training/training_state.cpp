@@ -6,19 +6,13 @@
 #include <string>
 
 #include "gateloop/checkpoint.h"
+#include "model/number_text.h"
 #include "training/plan.h"
 
 namespace gateloop::training {
 namespace {
 
 constexpr std::string_view kModelPrefix = "model.";
-
-/// The shortest text that reads back to the same number.
-template <typename Number>
-std::string to_text(Number number) {
-  char buffer[32];
-  return {buffer, std::to_chars(buffer, buffer + sizeof buffer, number).ptr};
-}
 
 template <typename Number>
 Number from_text(const std::map<std::string, std::string>& metadata, const std::string& key) {
@@ -34,10 +28,10 @@ Number from_text(const std::map<std::string, std::string>& metadata, const std::
 }
 
 std::map<std::string, std::string> metadata_of(const Position& position) {
-  return {{"step", to_text(position.step)},
-          {"elapsed_seconds", to_text(position.elapsed_seconds)},
-          {"best_bits_per_byte", to_text(position.best_bits_per_byte)},
-          {"best_step", to_text(position.best_step)},
+  return {{"step", model::number_text(position.step)},
+          {"elapsed_seconds", model::number_text(position.elapsed_seconds)},
+          {"best_bits_per_byte", model::number_text(position.best_bits_per_byte)},
+          {"best_step", model::number_text(position.best_step)},
           {"plan", plan_to_json(position.plan)},
           {"last_line", position.last_line}};
 }

@@ -83,6 +83,54 @@ def test_a_state_is_a_value(options: dict[str, Any], tmp_path: Path) -> None:
         DecoderState.load(tmp_path / "state")
 
 
+LENGTHS = (5, 1, 12, 2)
+CUTS = torch.tensor((0, 5, 6, 18, 20))
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_packed_prompts_give_what_each_gives(options: dict[str, Any]) -> None:
+    model = small(**options)
+    decoder = Decoder(model)
+    ids, more = torch.randint(32, (1, 20)), torch.randint(32, (4, 3))
+    logits, state = decoder(ids, cu_seqlens=CUTS)
+    last, _ = decoder(ids, last_only=True, cu_seqlens=CUTS.int())
+    assert state.positions == list(LENGTHS) and state.position == 12
+    after, _ = decoder(more, state)
+    _, one = decoder(more[:1], decoder(ids[:, :5])[1])
+    joined = DecoderState.join([state.select([2, 0]), one])
+    assert joined.positions == [12, 5, 8]
+    step, _ = decoder(more[:3, :1], joined)
+    prompts = ids[0].split(LENGTHS)
+    for b, prompt in enumerate(prompts):
+        expected, own = decoder(prompt[None])
+        close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(logits[:, CUTS[b] : CUTS[b + 1]], expected, **close)
+        torch.testing.assert_close(last[b : b + 1], expected[:, -1:], **close)
+        torch.testing.assert_close(after[b : b + 1], decoder(more[b : b + 1], own)[0], **close)
+    texts = (prompts[2], prompts[0], torch.cat((ids[0, :5], more[0])))
+    for b, text in enumerate(texts):
+        expected, _ = decoder(torch.cat((text, more[b, :1]))[None], last_only=True)
+        torch.testing.assert_close(step[b : b + 1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+@pytest.mark.parametrize("touched", [False, True])
+def test_packed_prompts_are_continued_each(options: dict[str, Any], touched: bool) -> None:
+    model = small(**options)
+    if touched:
+        model.token_emb.register_forward_hook(lambda *_: None)
+    ids = torch.randint(32, (1, 20))
+    rules: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.5}
+    if touched and "dim_head" in options:  # attention
+        with pytest.raises(ValueError, match="cu_seqlens"):
+            model.generate(ids, 6, cu_seqlens=CUTS, **rules)
+        return
+    drawn = model.generate(ids, 6, cu_seqlens=CUTS, **rules)
+    for b, prompt in enumerate(ids[0].split(LENGTHS)):
+        assert torch.equal(drawn[b : b + 1], model.generate(prompt[None], 6, **rules))
+    assert model.generate(ids, 0, cu_seqlens=CUTS).shape == (4, 0)
+
+
 def test_a_file_need_not_be_named_in_utf_8(tmp_path: Path) -> None:
     decoder, file = Decoder(small()), tmp_path / os.fsdecode(b"bad\xff")
     _, state = decoder(torch.zeros(1, 3, dtype=torch.int64))

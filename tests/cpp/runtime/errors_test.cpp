@@ -7,6 +7,7 @@
 #include <string>
 
 #include "gateloop/gateloop.h"
+#include "gateloop/generation.h"
 #include "gateloop/runtime.h"
 #include "model/file.h"
 #include "model/safetensors.h"
@@ -69,6 +70,33 @@ TEST_F(Errors, OfArgumentsNameWhatWasExpectedAndWhatCame) {
   expect([&] { runtime::evaluate(session, std::span(text).first(1)); }, "got 1");
   expect([&] { runtime::evaluate(session, text, {.window = -1}); },
          "window must be at least 0, got -1");
+  const auto cuts = [&](const Ids& cu_seqlens, const std::string& got) {
+    expect(
+        [&] {
+          session.prefill_packed(Ids{1, 2, 3}, cu_seqlens);
+        },
+        "prefill_packed: cu_seqlens must rise from 0 to the count of ids, 3, got " + got);
+  };
+  cuts({}, "0 numbers");
+  cuts({0}, "1 numbers");
+  cuts({1, 2, 3}, "1 to 3");
+  cuts({0, 1, 4}, "0 to 4");
+  cuts({0, 2, 2, 3}, "2 after 2");
+  cuts({0, 2, 1, 3}, "1 after 2");
+  expect([&] { session.prefill_packed(Ids{1, 2, 3}, Ids{0, 3}); }, "is of 2 sequences, got 1");
+  expect([&] { session.prefill_packed(Ids{1, 2, 37}, Ids{0, 1, 3}); }, "got 37");
+  std::vector<float> room(3);
+  expect(
+      [&] {
+        session.read_all_packed(Ids{1, 2, 3}, Ids{0, 1, 3}, room);
+      },
+      "read_all_packed: logits must have room for 111 numbers, got 3");
+  const State state = session.state();
+  expect([&] { state.select(Ids{0, 2}); }, "sequences must be in [0, 2), got 2");
+  expect([&] { state.select(Ids{-1}); }, "got -1");
+  expect([&] { State::join(std::vector<State>{state, {}}); }, "got one with none");
+  generation::Sampler sampler({}, 0);
+  expect([&] { sampler.read_packed(Ids{1, 2}, Ids{0, 3}); }, "Sampler::read_packed: cu_seqlens");
   // What was refused has left the state as it was.
   EXPECT_EQ(session.state().position(), 1);
 }
@@ -82,6 +110,9 @@ TEST_F(Errors, OfStatesOfOtherModels) {
   write_model(dir / "other", options, other);
   Session another{Model(dir / "other")};
   expect_error<std::invalid_argument>([&] { another.set_state(state); }, "another model");
+  another.prefill(random_ids(spec, 5, random));
+  const std::vector<State> both = {state, another.state()};
+  expect_error<std::invalid_argument>([&] { State::join(both); }, "of one model, got two models'");
 }
 
 TEST_F(Errors, OfModelsNameTheFile) {
@@ -173,33 +204,68 @@ TEST_F(Errors, OfDamagedStates) {
   version[8] = 9;
   model::save_text(file, version);
   expect_error<std::runtime_error>([&] { State::load(file); },
-                                   "version 9; this library reads version 1");
+                                   "version 9; this library reads versions 1 to 2");
   version[0] = 'X';
   model::save_text(file, version);
   expect_error<std::runtime_error>([&] { State::load(file); }, "not a state of a session");
 }
+
+/// A state's file with the checksum of its bytes.
+std::string with_checksum(std::string bytes) {
+  runtime::Digest digest;
+  digest.add(bytes.data(), bytes.size() - sizeof(std::uint64_t));
+  const std::uint64_t checksum = digest.value();
+  std::memcpy(bytes.data() + bytes.size() - sizeof checksum, &checksum, sizeof checksum);
+  return bytes;
+}
+
+constexpr std::size_t kVersionAt = 8, kBatchAt = 24, kPositionAt = 32, kPositionsAt = 40;
 
 TEST_F(Errors, OfStatesWhoseSizesAreNotTheModels) {
   Session session(open());
   session.prefill(random_ids(spec, 3, random));
   const std::string file = dir / "state";
   session.state().save(file);
-  // A header's batch and position, and a checksum that fits.
-  for (const auto& [at, value] : {std::pair{24, std::int64_t{2}},
-                                  {24, std::int64_t{1} << 32},
-                                  {32, std::int64_t{4}},
-                                  {32, std::int64_t{1} << 32}}) {
-    session.state().save(file);
-    std::string bytes = model::read_text(file);
-    std::memcpy(bytes.data() + at, &value, sizeof value);
-    runtime::Digest digest;
-    digest.add(bytes.data(), bytes.size() - sizeof(std::uint64_t));
-    const std::uint64_t checksum = digest.value();
-    std::memcpy(bytes.data() + bytes.size() - sizeof checksum, &checksum, sizeof checksum);
-    model::save_text(file, bytes);
+  const std::string bytes = model::read_text(file);
+  const auto put = [](std::string& to, std::size_t at, std::int64_t value) {
+    std::memcpy(to.data() + at, &value, sizeof value);
+  };
+  for (const std::int64_t position : {std::int64_t{4}, std::int64_t{1} << 32}) {
+    std::string other = bytes;
+    put(other, kPositionAt, position);
+    put(other, kPositionsAt, position);
+    model::save_text(file, with_checksum(other));
     const State state = State::load(file);
     expect_error<std::invalid_argument>([&] { session.set_state(state); }, "has other sizes");
+    put(other, kPositionAt, position - 1);
+    model::save_text(file, with_checksum(other));
+    expect_error<std::runtime_error>([&] { State::load(file); }, "its positions are impossible");
   }
+  for (const std::int64_t batch : {std::int64_t{2}, std::int64_t{1} << 32}) {
+    std::string other = bytes;
+    put(other, kBatchAt, batch);
+    model::save_text(file, with_checksum(other));
+    EXPECT_ANY_THROW(session.set_state(State::load(file)));
+  }
+}
+
+TEST_F(Errors, StatesOfVersion1AreRead) {
+  Session session(open());
+  session.prefill(random_ids(spec, 8, random), 2);
+  const std::string file = dir / "state";
+  session.state().save(file);
+  std::string bytes = model::read_text(file);
+  bytes[kVersionAt] = 1;
+  bytes.erase(kPositionsAt, 2 * sizeof(std::int64_t));
+  model::save_text(file, with_checksum(bytes));
+  const auto next = random_ids(spec, 2, random);
+  const State state = State::load(file);
+  EXPECT_EQ(state.positions(), (std::vector<std::int64_t>{4, 4}));
+  const auto read = session.step(next);
+  const std::vector<float> expected(read.begin(), read.end());
+  session.set_state(state);
+  const auto again = session.step(next);
+  EXPECT_EQ(std::vector<float>(again.begin(), again.end()), expected);
 }
 
 TEST_F(Errors, OfDamagedModels) {
@@ -241,6 +307,17 @@ TEST_F(Errors, OfTheCInterfaceAreStatuses) {
   EXPECT_EQ(gateloop_step(session, &id, 1, nullptr), GATELOOP_INVALID_ARGUMENT);
   EXPECT_EQ(gateloop_step(session, nullptr, 1, nullptr), GATELOOP_INVALID_ARGUMENT);
   EXPECT_EQ(gateloop_prefill(session, &id, INT64_MAX, 2, nullptr), GATELOOP_INVALID_ARGUMENT);
+  const std::int64_t cuts[] = {0, 0};
+  for (const std::int64_t batch : {-1, 0, 1}) {
+    EXPECT_EQ(gateloop_prefill_packed(session, &id, cuts, batch, nullptr),
+              GATELOOP_INVALID_ARGUMENT);
+  }
+  gateloop_state* made = nullptr;
+  EXPECT_EQ(gateloop_state_select(nullptr, &id, 1, &made), GATELOOP_INVALID_ARGUMENT);
+  EXPECT_EQ(gateloop_state_join(nullptr, 1, &made), GATELOOP_INVALID_ARGUMENT);
+  const gateloop_state* const none[] = {nullptr};
+  EXPECT_EQ(gateloop_state_join(none, 1, &made), GATELOOP_INVALID_ARGUMENT);
+  EXPECT_STREQ(gateloop_last_error(), "gateloop_state_join: states must not be NULL");
   gateloop_session_free(session);
   gateloop_model_free(nullptr);
 }
@@ -282,6 +359,25 @@ TEST_F(Errors, CGivesWhatCppGives) {
   std::vector<float> all(12 * 37);
   ASSERT_EQ(gateloop_read_all(session, ids.data(), 2, 6, all.data()), GATELOOP_OK);
   EXPECT_EQ(all, expected.read_all(ids, 2));
+
+  const std::int64_t cuts[] = {0, 3, 4, 12}, chosen[] = {2, 0};
+  ASSERT_EQ(gateloop_session_set_state(session, nullptr), GATELOOP_OK);
+  expected.restart();
+  ASSERT_EQ(gateloop_prefill_packed(session, ids.data(), cuts, 3, &logits), GATELOOP_OK);
+  EXPECT_TRUE(same(expected.prefill_packed(ids, cuts)));
+  gateloop_state *selected = nullptr, *joined = nullptr;
+  ASSERT_EQ(gateloop_session_state(session, &state), GATELOOP_OK);
+  ASSERT_EQ(gateloop_state_select(state, chosen, 2, &selected), GATELOOP_OK);
+  const gateloop_state* const parts[] = {selected, state};
+  ASSERT_EQ(gateloop_state_join(parts, 2, &joined), GATELOOP_OK);
+  EXPECT_EQ(gateloop_state_batch(joined), 5);
+  EXPECT_EQ(gateloop_state_position(joined), 8);
+  const State three = expected.state();
+  expected.set_state(State::join(std::vector<State>{three.select(chosen), three}));
+  ASSERT_EQ(gateloop_session_set_state(session, joined), GATELOOP_OK);
+  ASSERT_EQ(gateloop_step(session, ids.data(), 5, &logits), GATELOOP_OK);
+  EXPECT_TRUE(same(expected.step(std::span(ids).first(5))));
+  for (gateloop_state* const old : {state, selected, joined}) gateloop_state_free(old);
   gateloop_session_free(session);
   gateloop_model_free(model);
   EXPECT_STREQ(gateloop_version(), "0.1.0");

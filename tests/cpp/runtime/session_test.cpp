@@ -176,6 +176,96 @@ TEST_P(EveryModel, CopiesOfAStateGoOnApart) {
   EXPECT_EQ(logits, expected);
 }
 
+/// Sequences of different lengths, and what each of them gives alone.
+struct Packed {
+  std::vector<std::int64_t> ids, cu_seqlens = {0};
+  std::vector<std::vector<std::int64_t>> alone;
+
+  Packed(const model::ModelSpec& spec, std::span<const std::int64_t> lengths,
+         std::mt19937_64& random) {
+    for (const std::int64_t length : lengths) {
+      alone.push_back(random_ids(spec, length, random));
+      ids.insert(ids.end(), alone.back().begin(), alone.back().end());
+      cu_seqlens.push_back(std::ssize(ids));
+    }
+  }
+};
+
+TEST_P(EveryModel, PackedSequencesGiveWhatEachGives) {
+  std::mt19937_64 random(14);
+  const Written written(GetParam().options, random);
+  const std::vector<std::int64_t> lengths = {5, 1, 9, 2};
+  const Packed prompts(written.spec, lengths, random);
+  const Packed more(written.spec, std::vector<std::int64_t>{1, 6, 2, 1}, random);
+  const auto width = static_cast<std::size_t>(written.spec.num_tokens);
+  // All in one pass, and in passes of which some have nothing of a sequence, or one token alone.
+  for (const std::int64_t chunk : {100, 3, 1}) {
+    Session session(written.open(), {.threads = 2, .chunk = chunk});
+    const auto last = copy_of(session.prefill_packed(prompts.ids, prompts.cu_seqlens));
+    std::vector<float> all(more.ids.size() * width);
+    session.read_all_packed(more.ids, more.cu_seqlens, all);
+    const auto stepped = random_ids(written.spec, 4, random);
+    const auto next = copy_of(session.step(stepped));
+    EXPECT_EQ(session.state().positions(), (std::vector<std::int64_t>{7, 8, 12, 4}));
+    for (std::size_t b = 0; b < 4; ++b) {
+      std::vector<std::int64_t> own = prompts.alone[b];
+      own.insert(own.end(), more.alone[b].begin(), more.alone[b].end());
+      own.push_back(stepped[b]);
+      const auto expected = oracle_logits(written.spec, written.weights, own);
+      const auto rows = [&](std::size_t from, std::size_t count) {
+        return std::span(expected).subspan(from * width, count * width);
+      };
+      const std::size_t read = prompts.alone[b].size(), then = more.alone[b].size();
+      const auto begin = static_cast<std::size_t>(more.cu_seqlens[b]);
+      const double most = tolerance(GetParam());
+      EXPECT_LT(distance(std::span(last).subspan(b * width, width), rows(read - 1, 1)), most);
+      EXPECT_LT(distance(std::span(all).subspan(begin * width, then * width), rows(read, then)),
+                most);
+      EXPECT_LT(distance(std::span(next).subspan(b * width, width), rows(read + then, 1)), most)
+          << "sequence " << b << ", chunk " << chunk;
+    }
+  }
+}
+
+TEST_P(EveryModel, SequencesLeaveAndJoin) {
+  std::mt19937_64 random(15);
+  const Written written(GetParam().options, random);
+  const Packed prompts(written.spec, std::vector<std::int64_t>{5, 1, 70}, random);
+  const auto width = static_cast<std::size_t>(written.spec.num_tokens);
+  Session session(written.open(), {.threads = 2});
+  session.prefill_packed(prompts.ids, prompts.cu_seqlens);
+  const runtime::State three = session.state();
+  const auto late = random_ids(written.spec, 4, random);
+  session.restart();
+  session.prefill(late);
+  const std::vector<std::int64_t> chosen = {2, 0, 2};
+  const std::vector<runtime::State> parts = {session.state(), three.select(chosen)};
+  const runtime::State joined = runtime::State::join(parts);
+  EXPECT_EQ(joined.positions(), (std::vector<std::int64_t>{4, 70, 5, 70}));
+  joined.save(written.dir / "joined");
+  session.set_state(joined);
+  // A copy goes on from the same cache of keys first.
+  Session other(written.open(), {.threads = 1});
+  other.set_state(joined);
+  other.step(random_ids(written.spec, 4, random));
+  std::vector<float> last;
+  const auto steps = random_ids(written.spec, 3 * 4, random);
+  for (std::size_t t = 0; t < 3; ++t)
+    last = copy_of(session.step(std::span(steps).subspan(4 * t, 4)));
+  for (std::size_t b = 0; b < 4; ++b) {
+    std::vector<std::int64_t> own =
+        b == 0 ? late : prompts.alone[static_cast<std::size_t>(chosen[b - 1])];
+    for (std::size_t t = 0; t < 3; ++t) own.push_back(steps[4 * t + b]);
+    const auto expected = oracle_logits(written.spec, written.weights, own);
+    EXPECT_LT(distance(std::span(last).subspan(b * width, width), std::span(expected).last(width)),
+              tolerance(GetParam()))
+        << "sequence " << b;
+  }
+  session.set_state(runtime::State::load(written.dir / "joined"));
+  for (std::size_t t = 0; t < 2; ++t) session.step(std::span(steps).subspan(4 * t, 4));
+  EXPECT_EQ(copy_of(session.step(std::span(steps).subspan(8, 4))), last);
+}
+
 TEST_P(EveryModel, WeightsInMemoryGiveWhatTheirFileGives) {
   std::mt19937_64 random(12);
   const Written written(GetParam().options, random);
