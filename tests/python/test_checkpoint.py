@@ -190,6 +190,54 @@ def test_files_are_utf_8_in_every_locale(package: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+GERMAN_HOST = """
+import locale, sys, torch
+if sys.argv[1] == "german":
+    locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+    assert locale.localeconv()["decimal_point"] == ","
+from gateloop_cpp import Decoder, Sampler, checkpoint
+from gateloop_cpp.transformer import Transformer
+torch.manual_seed(1)
+model = Transformer(8, num_tokens=256, depth=1, frac_gradient_state_transition=0.75)
+checkpoint.save(model, sys.argv[2])
+decoder = Decoder(checkpoint.load(sys.argv[2]))
+logits, state = decoder(torch.tensor([[1, 2, 3]]))
+state.save(sys.argv[2] + "/state")
+sampler = Sampler(temperature=0.75, top_p=0.5, seed=1)
+print(logits.sum().item(), model.generate(torch.tensor([[1]]), 20, temperature=0.75).tolist())
+print([sampler.draw(logits[:, -1]).tolist() for _ in range(5)])
+try:
+    Sampler(top_p=-1.5)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_german_host_writes_and_reads_the_same(tmp_path: Path) -> None:
+    locales = tmp_path / "locales"
+    locales.mkdir()
+    make = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(locales / "de_DE.UTF-8")]
+    if shutil.which(make[0]) is None or subprocess.run(make, capture_output=True).returncode > 1:
+        pytest.skip("no sources of locales")
+    packages = {"PYTHONPATH": str(ROOT / "python"), "LOCPATH": str(locales)}
+    seen = {}
+    for host in ("plain", "german"):
+        directory = tmp_path / host
+        result = subprocess.run(
+            [sys.executable, "-c", GERMAN_HOST, host, directory],
+            env=os.environ | packages,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr
+        files = contents(directory)
+        config = json.loads(files.pop("config.json"))
+        del config["provenance"]
+        seen[host] = result.stdout, files, config
+    assert seen["german"] == seen["plain"]
+
+
 # ---- Nothing is lost -----------------------------------------------------------------------------
 
 
