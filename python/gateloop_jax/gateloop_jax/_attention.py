@@ -145,6 +145,8 @@ class Attention(Mixer):
                 "Attention: axis_name must be None, got"
                 f" {packing.axis_name!r}: it reads steps of other devices"
             )
+        if packing is not None and state is not None:
+            raise ValueError("Attention: state must be None with segment_ids or mask")
         q, k, v = (self._split(x @ w) for w in (self.wq, self.wk, self.wv))
         if state is not None:
             self._check(state, k)

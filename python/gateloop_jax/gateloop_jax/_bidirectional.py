@@ -23,7 +23,7 @@ def bidirectional(
     Every step reads all others, and itself once per direction: where no other step has an input,
     the output is twice that of `scan`.
 
-    scan:           linear_recurrence, gate_loop or polar_gate_loop.
+    scan:           linear_recurrence, gate_loop, polar_gate_loop or simple_gate_loop.
     forward:        its sequences in order, e.g. (q, k, v, a).
     backward:       those that the reverse scan reads, in the order of time too, with outputs of the
                     same shape; default: the same.
@@ -32,8 +32,8 @@ def bidirectional(
     options:        segment_ids, mask, axis_name and all else that `scan` takes, the same for both.
                     Packed sequences do not read each other. Of them the first alone begins at the
                     forward scan's initial state. The last alone begins at that of the reverse one.
-                    The final states are those of the last and of the first. The output at padding
-                    is zero.
+                    The final states are those of the last and of the first. With num_segments
+                    each has states of its own in both. The output at padding is zero.
     Returns (the sum of the outputs, (state of the forward scan, state of the reverse one)). These
     are the states after the last and after the first step.
     """

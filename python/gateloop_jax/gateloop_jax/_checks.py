@@ -44,15 +44,24 @@ def same_shape(
     return x
 
 
-def state(function: str, x: ArrayLike | None, sequence: Array, dtype: Any = None) -> Array:
-    """The initial state (B, D), zeros if there is none."""
-    shape = (sequence.shape[0], sequence.shape[2])
+def state(
+    function: str,
+    x: ArrayLike | None,
+    sequence: Array,
+    dtype: Any = None,
+    segments: int | None = None,
+) -> Array:
+    """The initial state (B, D), or (B, N, D) of N segments; zeros if there is none."""
+    named, count = ("(B, D)", ()) if segments is None else ("(B, N, D)", (segments,))
+    shape = (sequence.shape[0], *count, sequence.shape[2])
     dtype = jnp.dtype(accumulation(sequence.dtype) if dtype is None else dtype)
     if x is None:
         return jnp.zeros(shape, dtype)
     x = jnp.asarray(x)
     if x.shape != shape:
-        raise ValueError(f"{function}: initial_state must be (B, D) = {shape}, got shape {x.shape}")
+        raise ValueError(
+            f"{function}: initial_state must be {named} = {shape}, got shape {x.shape}"
+        )
     if x.dtype != dtype:
         raise TypeError(
             f"{function}: initial_state must be {dtype} for {sequence.dtype} sequences,"

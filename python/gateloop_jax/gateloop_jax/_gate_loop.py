@@ -41,6 +41,7 @@ def gate_loop(
     feature_map: FeatureMap = "none",
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     """S_t = a_t S_{t-1} + k_t^T v_t, y_t = q_t Re(S_t); with `reverse` from the last step on.
@@ -54,7 +55,8 @@ def gate_loop(
     feature_map:   "taylor": of heads, with a transition for each. The Taylor features of q and k
                    (arXiv 2312.04927) take the place of q and k: their products are 1 + s + s²/2
                    with s = q · k. States then have 1 + K + K (K + 1) / 2 keys.
-    segment_ids, mask, axis_name: as linear_recurrence takes them; the output at padding is zero.
+    segment_ids, mask, num_segments, axis_name: as linear_recurrence takes them; the output at
+                   padding is zero. States are (B, N, D) or (B, N, H, K, V) with num_segments.
     Returns (y as v, in the dtype of q, final_state as initial_state is).
 
     Wider heads have kernels on the CPU. Elsewhere they are read in blocks of 64 steps, as products
@@ -75,6 +77,7 @@ def gate_loop(
             feature_map=feature_map,
             segment_ids=segment_ids,
             mask=mask,
+            num_segments=num_segments,
             axis_name=axis_name,
         )
     if q.ndim != 3:
@@ -85,12 +88,11 @@ def gate_loop(
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     a = _checks.same_shape(name, "a", a, "q", q.shape)
     _checks.transition(name, a, q)
-    initial = _checks.state(name, initial_state, a)
-    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    initial = _checks.state(name, initial_state, a, segments=num_segments)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
-        a = packing.transitions(a, reverse, axis_name)
-    return _read(q, k, v, a, initial, bool(reverse), axis_name)
+    return _read(q, k, v, a, initial, bool(reverse), axis_name, packing)
 
 
 def gate_loop_step(
@@ -123,6 +125,7 @@ def polar_gate_loop(
     *,
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     """gate_loop with max heads and a = polar_gate(z), fused.
@@ -130,21 +133,20 @@ def polar_gate_loop(
     q, k, v:       (B, T, D), one dtype: float32, float64, bfloat16 or float16.
     z:             (B, T, 2 D) in the same dtype, (re, im) interleaved per channel.
     initial_state: (B, D), complex64 (complex128 for float64).
-    segment_ids, mask, axis_name: as gate_loop takes them. With segment_ids it is gate_loop: no z
-                   stands for the transition 0 at which a sequence begins.
+    segment_ids, mask, num_segments, axis_name: as gate_loop takes them. With segment_ids it is
+                   gate_loop: no z stands for the transition 0 at which a sequence begins.
     Returns (y (B, T, D) in the dtype of q, final_state (B, D) complex).
     """
     name = "polar_gate_loop"
     q = _checks.sequence(name, "q", q, _checks.REAL)
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     z = _checks.like(name, "z", z, "q", q, parts=2)
-    initial = _checks.state(name, initial_state, q, to_complex(q.dtype))
-    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    initial = _checks.state(name, initial_state, q, to_complex(q.dtype), num_segments)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
     if packing is not None:
         q, k, v, z = (packing.filled(t) for t in (q, k, v, z))
         if packing.segment_ids is not None:
-            a = packing.transitions(polar_gate(z), reverse, axis_name)
-            return _read(q, k, v, a, initial, bool(reverse), axis_name)
+            return _read(q, k, v, polar_gate(z), initial, bool(reverse), axis_name, packing)
         # Where |z| is so large, the transition is 1 in every format.
         holding = jnp.tile(jnp.array([8192, 0], z.dtype), q.shape[2])
         z = packing.filled(z, holding)
@@ -189,10 +191,11 @@ def _read(
     initial: Array,
     reverse: bool,
     axis_name: AxisName | None = None,
+    packing: Packing | None = None,
 ) -> tuple[Array, Array]:
     real = accumulation(q.dtype)
     x = (k.astype(real) * v.astype(real)).astype(a.dtype)
-    h, final_state = carried(a, x, initial, reverse, axis_name)
+    h, final_state = carried(a, x, initial, reverse, axis_name, packing)
     return (q.astype(real) * h.real).astype(q.dtype), final_state
 
 

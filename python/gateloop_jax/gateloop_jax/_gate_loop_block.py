@@ -179,14 +179,16 @@ class GateLoop(Mixer):
         return transition_of(z, self.gate), scale
 
     def _read(self, x: Array, state: Array | None, packing: Packing | None) -> tuple[Array, Array]:
-        state_shape = (x.shape[0], *self._state_shape())
+        segments = None if packing is None else packing.num_segments
+        of_each = () if segments is None else (segments,)
+        state_shape = (x.shape[0], *of_each, *self._state_shape())
         if state is not None and state.shape != state_shape:
             raise ValueError(f"GateLoop: state must be {state_shape}, got shape {state.shape}")
         a, scale = self._gates(x)
         read: Callable[..., tuple[Array, Array]] = functools.partial(
             self._read_heads, packing=packing
         )
-        if self.checkpoint_gate_looped_attn and len(state_shape) > 2:
+        if self.checkpoint_gate_looped_attn and len(self._state_shape()) > 1:
             read = jax.checkpoint(read)
         return read(*self._project_input(x), a, scale, state)
 

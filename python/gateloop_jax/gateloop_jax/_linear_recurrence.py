@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks
-from gateloop_jax._packing import Packing
+from gateloop_jax._packing import Packing, along
 from gateloop_jax._primitive import bind, flip, one_program, primitive, set_transpose
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 
@@ -26,6 +26,7 @@ def linear_recurrence(
     *,
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     """h_t = a_t h_{t-1} + x_t; with `reverse` from the last step to the first.
@@ -35,27 +36,43 @@ def linear_recurrence(
     segment_ids, mask: packed and padded sequences, (B, T) integers and bool. Steps of one number
                    side by side are a sequence, and the state begins at zero where it changes. A
                    step whose mask is false neither decays nor feeds the state; its h is zero.
+    num_segments:  N, static: states are (B, N, D), one for each number 0 to N - 1 of segment_ids,
+                   as jax.ops.segment_sum has them. A sequence of number n begins at
+                   initial_state[:, n]; final_state[:, n] is that of the last of this number, the
+                   initial state if there is none. Sequences of other numbers begin at zero, and
+                   their final states are dropped.
     axis_name:     of the mesh axis, or axes, that shard time inside jax.shard_map, where all
                    sequences are this device's block: those of the first device come first. The
                    initial and the final state are those of the whole. The device of the first step
                    read uses the initial one. A block is read three times.
     Returns (h (B, T, D) in the dtype of x, final_state (B, D) in the dtype of the state).
+    Raises TypeError or ValueError naming the argument, what was expected and what came.
     """
     name = "linear_recurrence"
     x = _checks.sequence(name, "x", x, _checks.REAL + _checks.COMPLEX)
     a = _checks.like(name, "a", a, "x", x)
-    initial = _checks.state(name, initial_state, x)
-    packing = Packing.of(name, x.shape[:2], segment_ids, mask)
+    initial = _checks.state(name, initial_state, x, segments=num_segments)
+    packing = Packing.of(name, x.shape[:2], segment_ids, mask, num_segments=num_segments)
     if packing is not None:
-        a, x = packing.transitions(packing.filled(a), reverse, axis_name), packing.filled(x)
-    h, final_state = carried(a, x, initial, bool(reverse), axis_name)
+        a, x = packing.filled(a), packing.filled(x)
+    h, final_state = carried(a, x, initial, bool(reverse), axis_name, packing)
     return h if packing is None else packing.filled(h), final_state
 
 
 def carried(
-    a: Array, x: Array, initial_state: Array, reverse: bool, axis_name: AxisName | None
+    a: Array,
+    x: Array,
+    initial_state: Array,
+    reverse: bool,
+    axis_name: AxisName | None,
+    packing: Packing | None = None,
 ) -> tuple[Array, Array]:
-    """recurrence(), over the blocks of an axis if there is one."""
+    """recurrence(), over the blocks of an axis if there is one; with `packing` from a and x of
+    which padding alone is filled."""
+    if packing is not None and packing.num_segments is not None:
+        return _carried_of_each(a, x, initial_state, reverse, axis_name, packing)
+    if packing is not None:
+        a = packing.transitions(a, reverse, axis_name)
 
     def run(state: Array) -> tuple[Array, Array]:
         h, final_state = recurrence(a, x, state, reverse=reverse)
@@ -67,6 +84,27 @@ def carried(
     ones = jnp.ones_like(initial_state)
     product = recurrence(a, jnp.zeros_like(x), ones, reverse=reverse)[1]
     return run_over_axis(run, product, initial_state, axis_name, reverse)
+
+
+def _carried_of_each(
+    a: Array,
+    x: Array,
+    states: Array,
+    reverse: bool,
+    axis_name: AxisName | None,
+    packing: Packing,
+) -> tuple[Array, Array]:
+    """Of states (B, N, D). At the step where a sequence begins, what is left of its state is a part
+    of the input."""
+    dtype = x.dtype
+    a, x = packing.filled(a, 1).astype(states.dtype), x.astype(states.dtype)
+    begins = packing.begins(reverse, axis_name, first=True)
+    assert begins is not None
+    begins = along(begins, a)
+    x = x + jnp.where(begins, a * packing.states_of_steps(states), 0)
+    nothing = jnp.zeros_like(states[:, 0])
+    h, _ = carried(jnp.where(begins, 0, a), x, nothing, reverse, axis_name)
+    return h.astype(dtype), packing.after_last(h, states, reverse, axis_name)
 
 
 def recurrence(a: Array, x: Array, initial_state: Array, *, reverse: bool) -> list[Array]:

@@ -146,9 +146,21 @@ class GateLoopTransformer(eqx.Module):
         return self._advance(ids, None, segment_ids, mask, axis_name)[0]
 
     @eqx.filter_jit
-    def advance(self, ids: ArrayLike, state: State) -> tuple[Array, State]:
-        """The same from a state on, a prompt or some of a long text: -> logits, the new state."""
-        return self._advance(ids, state)
+    def advance(
+        self,
+        ids: ArrayLike,
+        state: State,
+        segment_ids: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        num_segments: int | None = None,
+    ) -> tuple[Array, State]:
+        """The same from a state on, a prompt or some of a long text: -> logits, the new state.
+
+        num_segments: N, static: `state` is that of initial_state(num_segments=N), one for each
+            number 0 to N - 1 of segment_ids, as linear_recurrence has them. A ValueError where a
+            layer is attention, with any of the three.
+        """
+        return self._advance(ids, state, segment_ids, mask, num_segments=num_segments)
 
     @eqx.filter_jit
     def step(self, ids: ArrayLike, state: State) -> tuple[Array, State]:
@@ -159,19 +171,29 @@ class GateLoopTransformer(eqx.Module):
         logits, state = self._advance(jnp.asarray(ids)[..., None], state)
         return logits[..., 0, :], state
 
-    def initial_state(self, batch: int | None = None, length: int | None = None) -> State:
+    def initial_state(
+        self,
+        batch: int | None = None,
+        length: int | None = None,
+        num_segments: int | None = None,
+    ) -> State:
         """What `advance` and `step` begin with; every array in it begins with the batch, if any.
 
         One entry a layer: of GateLoop (D,), complex, or real where its transitions are, and
         (heads, d, d) with heads of d > 1 channels; KeysValues of attention; () of a layer without a
         mixer; a pair where a simple gate loop, (D,), is in front.
         length: of the longest sequence to be read. Attention without a window keeps all of it, and
-        needs the length; where more is read, its logits are not a number.
+            needs the length; where more is read, its logits are not a number.
+        num_segments: N, of packed sequences: of N in each of the batch, (B, N, ...) or (N, ...).
         """
+        rows = 1 if batch is None else batch
+        count = rows * (1 if num_segments is None else num_segments)
         states = tuple(
-            mix.make_state(1 if batch is None else batch, self.embedding.dtype, length)
-            for mix, _ in self.layers
+            mix.make_state(count, self.embedding.dtype, length) for mix, _ in self.layers
         )
+        if num_segments is not None:
+            shape = (rows, num_segments)
+            states = jax.tree.map(lambda s: s.reshape(*shape, *s.shape[1:]), states)
         return _alone(states) if batch is None else states
 
     def _advance(
@@ -181,6 +203,7 @@ class GateLoopTransformer(eqx.Module):
         segment_ids: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         axis_name: AxisName | None = None,
+        num_segments: int | None = None,
     ) -> tuple[Array, State]:
         ids = jnp.asarray(ids)
         if ids.ndim not in (1, 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -192,14 +215,17 @@ class GateLoopTransformer(eqx.Module):
             state, segment_ids, mask = jax.tree.map(
                 lambda s: jnp.asarray(s)[None], (state, segment_ids, mask)
             )
-            logits, after = self._advance(ids[None], state, segment_ids, mask, axis_name)
+            rest = (segment_ids, mask, axis_name, num_segments)
+            logits, after = self._advance(ids[None], state, *rest)
             return logits[0], _alone(after)
         if state is not None and len(state) != len(self.layers):
             raise ValueError(
                 f"GateLoopTransformer: state must have one entry for each of {len(self.layers)}"
                 f" layers, got {len(state)}"
             )
-        packing = Packing.of("GateLoopTransformer", ids.shape, segment_ids, mask, axis_name)
+        packing = Packing.of(
+            "GateLoopTransformer", ids.shape, segment_ids, mask, axis_name, num_segments
+        )
         x = self.embedding[ids]
         states = []
         for i, (mix, feed_forward) in enumerate(self.layers):

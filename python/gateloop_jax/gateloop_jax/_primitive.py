@@ -32,7 +32,7 @@ Outputs = Callable[..., Sequence[tuple[tuple[int, ...], Any]]]
 def one_program(function: Function) -> Function:
     """A public function as one program outside of jax.jit too. In a program alone JAX puts arrays
     without a mesh, such as states of zeros, on the explicit mesh of others."""
-    options = ("reverse", "normalize_input", "feature_map", "axis_name")
+    options = ("reverse", "normalize_input", "feature_map", "num_segments", "axis_name")
     names = [name for name in options if name in inspect.signature(function).parameters]
     return cast(Function, jax.jit(function, static_argnames=names))
 
@@ -211,6 +211,19 @@ def set_transpose(
 def flip(x: Array, reverse: bool) -> Array:
     """A sequence along time."""
     return jnp.flip(x, -2) if reverse else x
+
+
+def parts(x: Array, axis: int = -1, *, conj: bool = False) -> Array:
+    """Real and imaginary parts side by side along `axis`, a real x as it is: the product of one
+    with a conjugated other is the real part of theirs, in one product of real matrices."""
+    if not jnp.iscomplexobj(x):
+        return x
+    return jnp.concatenate([x.real, -x.imag if conj else x.imag], axis)
+
+
+def product(equation: str, *factors: Array) -> Array:
+    """In full float32: accelerators would round factors to fewer bits."""
+    return jnp.einsum(equation, *factors, precision=jax.lax.Precision.HIGHEST)
 
 
 def unkept(dtype: Any) -> float:

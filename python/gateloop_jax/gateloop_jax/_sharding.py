@@ -77,6 +77,28 @@ def align(name: str, args: Sequence[Array]) -> list[Array]:
     ]
 
 
+def align_batch(*args: Array) -> list[Array]:
+    """On a mesh of explicit axes, the first axes of the arguments sharded alike."""
+    shardings = [jax.typeof(x).sharding for x in args]
+    batch = next((s for s in shardings if s.spec and s.spec[0] is not None), None)
+    if batch is None:
+        return list(args)
+    return [
+        jax.sharding.reshard(
+            x, NamedSharding(batch.mesh, PartitionSpec(batch.spec[0], *s.spec[1:]))
+        )
+        for x, s in zip(args, shardings, strict=True)
+    ]
+
+
+def replicated(x: Array) -> Array:
+    """On a mesh of explicit axes too."""
+    sharding = jax.typeof(x).sharding
+    if not any(sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
 def attributes(lead: int, shapes_in: Sequence[Any], shapes_out: Sequence[Any]) -> dict[str, Any]:
     """Of a call whose buffers all begin with `lead` axes and the channels: how XLA partitions it
     (num_batch_dims) and how Shardy propagates shardings through it. A rule needs sizes, which an

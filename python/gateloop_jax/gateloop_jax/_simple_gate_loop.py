@@ -28,6 +28,7 @@ def simple_gate_loop(
     *,
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    num_segments: int | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
     """h_t = σ(z_t) h_{t-1} + x_t, y_t = q_t h_t; with `reverse` from the last step on.
@@ -35,24 +36,23 @@ def simple_gate_loop(
     q, kv, z:      (B, T, D), one dtype: float32, float64, bfloat16 or float16.
     initial_state: (B, D), float32 (float64 for float64).
     normalize_input: x_t = (1 - σ(z_t)) kv_t instead of kv_t.
-    segment_ids, mask, axis_name: as linear_recurrence takes them; the output at padding is zero.
+    segment_ids, mask, num_segments, axis_name: as linear_recurrence takes them; the output at
+                   padding is zero.
     Returns (y (B, T, D) in the dtype of q, final_state (B, D)).
     Raises TypeError or ValueError naming the argument, what was expected and what came.
     """
     name = "simple_gate_loop"
     q = _checks.sequence(name, "q", q, _checks.REAL)
     kv, z = _checks.like(name, "kv", kv, "q", q), _checks.like(name, "z", z, "q", q)
-    initial = _checks.state(name, initial_state, q)
-    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    initial = _checks.state(name, initial_state, q, segments=num_segments)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
     if packing is not None:
         q, kv, z = (packing.filled(t) for t in (q, kv, z))
     wide = accumulation(q.dtype)
     a, x = jax.nn.sigmoid(z.astype(wide)), kv.astype(wide)
     if normalize_input:
         x = jax.nn.sigmoid(-z.astype(wide)) * x
-    if packing is not None:
-        a = packing.transitions(a, reverse, axis_name)
-    h, final_state = carried(a, x, initial, bool(reverse), axis_name)
+    h, final_state = carried(a, x, initial, bool(reverse), axis_name, packing)
     return (q.astype(wide) * h).astype(q.dtype), final_state
 
 

@@ -26,7 +26,7 @@ def run_over_axis(
     is read uses `initial_state`.
     """
     blocks = lax.axis_size(axis_name)
-    place = _place(axis_name, reverse)
+    place = place_of(axis_name, reverse)
     state = jnp.where(place == 0, initial_state, jnp.zeros_like(initial_state))
     _, after = run(state)
     products, afters = lax.all_gather((product, after), axis_name)
@@ -47,10 +47,10 @@ def before_block(steps: Array, axis_name: AxisName, reverse: bool) -> tuple[Arra
     onward = [(i, i - 1 if reverse else i + 1) for i in range(blocks)]
     last = steps[:, 0] if reverse else steps[:, -1]
     moves = [(a, b) for a, b in onward if 0 <= b < blocks]
-    return lax.ppermute(last, axis_name, moves), _place(axis_name, reverse) > 0
+    return lax.ppermute(last, axis_name, moves), place_of(axis_name, reverse) > 0
 
 
-def _place(axis_name: AxisName, reverse: bool) -> Array:
+def place_of(axis_name: AxisName, reverse: bool) -> Array:
     """Of this device's block in the order in which blocks are read."""
     index = lax.axis_index(axis_name)
     return lax.axis_size(axis_name) - 1 - index if reverse else index

@@ -29,9 +29,12 @@ from gateloop_jax._primitive import (
     accumulation,
     bind,
     is_partitioned,
+    parts,
+    product,
     read_primitives,
     unkept,
 )
+from gateloop_jax._segments_of_heads import add_states
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 FeatureMap = Literal["none", "taylor"]
@@ -54,6 +57,7 @@ def read_heads(
     feature_map: FeatureMap,
     segment_ids: ArrayLike | None,
     mask: ArrayLike | None,
+    num_segments: int | None,
     axis_name: AxisName | None,
 ) -> tuple[Array, Array]:
     """gate_loop of q, k (B, T, H, K), v (B, T, H, V), a (B, T, H) or (B, T, H, K)."""
@@ -73,18 +77,26 @@ def read_heads(
     _checks.transition(name, a, q)
     for sequence in (q, k, v, a):
         _sharding.refuse_sharded_time(name, jax.typeof(sequence), 1)
-    packing = Packing.of(name, q.shape[:2], segment_ids, mask)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
+    uncut, dtype = a if per_key else a[..., None], q.dtype
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
         a = packing.transitions(a, reverse, axis_name)
 
-    initial = _zero_state(k, v, a if per_key else a[..., None], feature_map)
+    nothing = _zero_state(k, v, uncut, feature_map)
+    initial, named = nothing, "(B, H, K, V)"
+    if num_segments is not None:
+        # Over blocks of time it is the same on all devices, as `nothing` is not.
+        zeros = nothing if axis_name is None else jnp.zeros(nothing.shape, nothing.dtype)
+        initial = jnp.repeat(zeros[:, None], num_segments, 1)
+        named = "(B, N, H, K, V)"
+        # y is rounded once, with what the states add.
+        q, k, v = (x.astype(accumulation(dtype)) for x in (q, k, v))
     if initial_state is not None:
         given = jnp.asarray(initial_state)
         if given.shape != initial.shape:
             raise ValueError(
-                f"{name}: initial_state must be (B, H, K, V) = {initial.shape},"
-                f" got shape {given.shape}"
+                f"{name}: initial_state must be {named} = {initial.shape}, got shape {given.shape}"
             )
         if given.dtype != initial.dtype:
             raise TypeError(
@@ -95,23 +107,32 @@ def read_heads(
     def run(state: Array) -> tuple[Array, Array]:
         return _read(q, k, v, a, state, reverse, feature_map)
 
+    state = initial if num_segments is None else nothing
     if axis_name is None:
-        y, final = run(initial)
+        y, final = run(state)
     else:
         # The state that a state of ones becomes without inputs.
         a_of_keys = a if per_key else a[..., None]
-        nothing = jnp.zeros_like(a_of_keys.real)
-        ones = 1 + _zero_state(nothing, nothing[..., :1], a_of_keys, "none")
-        product = _read(nothing, nothing, nothing[..., :1], a, ones, reverse, "none")[1]
-        y, final = run_over_axis(run, product, initial, axis_name, reverse)
-    return (y if packing is None else packing.filled(y)), final
+        none = jnp.zeros_like(a_of_keys.real)
+        ones = 1 + _zero_state(none, none[..., :1], a_of_keys, "none")
+        decay = _read(none, none, none[..., :1], a, ones, reverse, "none")[1]
+        y, final = run_over_axis(run, decay, state, axis_name, reverse)
+    if packing is None:
+        return y, final
+    if num_segments is not None and q.shape[1] > 0:
+        features = functools.partial(_features, feature_map=feature_map)
+        options: Any = dict(reverse=reverse, axis_name=axis_name, packing=packing)
+        y, final = add_states(y, q, k, v, uncut, initial, features, **options)
+    elif num_segments is not None:
+        final = initial
+    return packing.filled(y.astype(dtype)), final
 
 
 def taylor_features(x: Array) -> Array:
     """(..., K) to 1, x_i, x_i²/√2, x_i x_j for j < i (arXiv 2312.04927, section 5.1)."""
     left, right = jnp.tril_indices(x.shape[-1], -1)
     parts = [
-        jnp.ones((*x.shape[:-1], 1), x.dtype),
+        1 + jnp.sum(x[..., :0], -1, keepdims=True),
         x,
         jnp.square(x) / 2**0.5,
         x[..., left] * x[..., right],
@@ -204,8 +225,8 @@ def _read_block(
     y, up_to, after, all_steps = _read_inside(q, k, v, a)
     # The one product that thousands of blocks repeat. First here, last in a gradient: see Exact.
     carried = all_steps.times(Exact.of(state))
-    y = y + _product("...tk,...kv->...tv", _parts(q * up_to), _parts(state, -2, conj=True))
-    added = _product("...sk,...sv->...kv", _parts(k * after), v)
+    y = y + product("...tk,...kv->...tv", parts(q * up_to), parts(state, -2, conj=True))
+    added = product("...sk,...sv->...kv", parts(k * after), v)
     if jnp.iscomplexobj(a):
         added = lax.complex(*jnp.split(added, 2, -2))
     return carried.value + (carried.low + added), jnp.swapaxes(turn(y), 1, 2).astype(dtype)
@@ -226,10 +247,10 @@ def _read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, 
         up_to_1, up_to_2 = _halves(up_to, span)
         after_1, after_2 = _halves(after, span)
         y_1, y_2 = _halves(y, span)
-        queries = _parts(_halves(q, span)[1] * up_to_2)
-        keys = _parts(_halves(k, span)[0] * after_1, conj=True)
-        scores = _product("...tk,...sk->...ts", queries, keys)
-        across = _product("...ts,...sv->...tv", scores, _halves(v, span)[0])
+        queries = parts(_halves(q, span)[1] * up_to_2)
+        keys = parts(_halves(k, span)[0] * after_1, conj=True)
+        scores = product("...tk,...sk->...ts", queries, keys)
+        across = product("...ts,...sv->...tv", scores, _halves(v, span)[0])
         y = _joined(y_1, y_2 + across)
         after = _joined(after_1 * all_2.value, after_2)
         up_to = _joined(up_to_1, all_1.value * up_to_2)
@@ -249,19 +270,6 @@ def _joined(first: Array, second: Array) -> Array:
     """Of _halves."""
     *lead, spans, span, width = first.shape
     return jnp.stack([first, second], -3).reshape(*lead, spans * 2 * span, width)
-
-
-def _parts(x: Array, axis: int = -1, *, conj: bool = False) -> Array:
-    """Real and imaginary parts side by side along `axis`, a real x as it is: the product of one
-    with a conjugated other is the real part of theirs, in one product of real matrices."""
-    if not jnp.iscomplexobj(x):
-        return x
-    return jnp.concatenate([x.real, -x.imag if conj else x.imag], axis)
-
-
-def _product(equation: str, *factors: Array) -> Array:
-    """In full float32: accelerators would round factors to fewer bits."""
-    return jnp.einsum(equation, *factors, precision=lax.Precision.HIGHEST)
 
 
 # ---- The primitives ------------------------------------------------------------------------------
