@@ -56,6 +56,8 @@ GATELOOP_JAX_HANDLER(linear_recurrence);
 GATELOOP_JAX_HANDLER(linear_recurrence_backward);
 GATELOOP_JAX_HANDLER(polar_gate_loop);
 GATELOOP_JAX_HANDLER(polar_gate_loop_backward);
+GATELOOP_JAX_HANDLER(simple_gate_loop);
+GATELOOP_JAX_HANDLER(simple_gate_loop_backward);
 GATELOOP_JAX_HANDLER(gate_loop);
 GATELOOP_JAX_HANDLER(gate_loop_backward);
 #pragma GCC visibility pop

@@ -75,8 +75,11 @@ GATELOOP_JAX_HANDLER(linear_recurrence);
 GATELOOP_JAX_HANDLER(linear_recurrence_backward);
 GATELOOP_JAX_HANDLER(polar_gate_loop);
 GATELOOP_JAX_HANDLER(polar_gate_loop_backward);
+GATELOOP_JAX_HANDLER(simple_gate_loop);
+GATELOOP_JAX_HANDLER(simple_gate_loop_backward);
 GATELOOP_JAX_STEP_HANDLER(linear_recurrence);
 GATELOOP_JAX_STEP_HANDLER(polar_gate_loop);
+GATELOOP_JAX_STEP_HANDLER(simple_gate_loop);
 #pragma GCC visibility pop
 
 }  // namespace gateloop::jax

@@ -359,6 +359,44 @@ inline Kernel<recurrence::PolarGateLoopBackward> polar_gate_loop_backward(
 }
 
 /// Results: y, final_state, and `saved` the saved states if a backward pass follows.
+inline Kernel<recurrence::SimpleGateLoop> simple_gate_loop(Attributes attributes, AnyBuffer q,
+                                                           AnyBuffer kv, AnyBuffer z,
+                                                           AnyBuffer initial_state, Output y,
+                                                           Output final_state,
+                                                           ffi::RemainingRets saved) {
+  Call call(q, "q", attributes.time_last);
+  auto p = call.params<recurrence::SimpleGateLoop>(attributes.reverse);
+  p.q = call.input(q, "q");
+  p.kv = call.input(kv, "kv");
+  p.z = call.input(z, "z");
+  p.initial_state = call.state(initial_state, "initial_state");
+  p.y = call.output(y, "y");
+  p.final_state = call.state(*final_state, "final_state");
+  if (const auto states = third_result(saved)) {
+    p.saved_states = call.saved_states(*states, "saved_states");
+  }
+  return {p, call.fresh()};
+}
+
+inline Kernel<recurrence::SimpleGateLoopBackward> simple_gate_loop_backward(
+    Attributes attributes, AnyBuffer q, AnyBuffer kv, AnyBuffer z, AnyBuffer saved_states,
+    AnyBuffer dy, AnyBuffer dfinal_state, Output dq, Output dkv, Output dz, Output dinitial_state) {
+  Call call(q, "q", attributes.time_last);
+  auto p = call.params<recurrence::SimpleGateLoopBackward>(attributes.reverse);
+  p.q = call.input(q, "q");
+  p.kv = call.input(kv, "kv");
+  p.z = call.input(z, "z");
+  p.dy = call.input(dy, "dy");
+  p.saved_states = call.saved_states(saved_states, "saved_states");
+  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
+  p.dq = call.output(dq, "dq");
+  p.dkv = call.output(dkv, "dkv");
+  p.dz = call.output(dz, "dz");
+  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
+  return {p, call.fresh()};
+}
+
+/// Results: y, final_state, and `saved` the saved states if a backward pass follows.
 inline Kernel<recurrence::GateLoop> gate_loop(HeadsAttributes attributes, AnyBuffer q, AnyBuffer k,
                                               AnyBuffer v, AnyBuffer a, AnyBuffer initial_state,
                                               Output y, Output final_state,

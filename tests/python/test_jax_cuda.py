@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import Array, lax
 
-from gateloop_jax import _library, linear_recurrence, polar_gate_loop
+from gateloop_jax import _library, linear_recurrence, polar_gate_loop, simple_gate_loop
 
 Function = Callable[..., tuple[Array, Array]]
 
@@ -42,6 +42,8 @@ def arguments(
         state = jax.random.normal(next(keys), (batch, channels), state_type)
         if function is polar_gate_loop:
             sequences = [*(normal(channels) for _ in "qkv"), normal(2 * channels)]
+        elif function is simple_gate_loop:
+            sequences = [normal(channels) for _ in "qvz"]
         else:
             a = normal(channels)
             sequences = [a / jnp.abs(a) * jax.nn.sigmoid(2 + jnp.abs(a)), normal(channels)]
@@ -84,6 +86,8 @@ CASES = [
     (linear_recurrence, "bfloat16"),
     (polar_gate_loop, "float32"),
     (polar_gate_loop, "bfloat16"),
+    (simple_gate_loop, "float32"),
+    (simple_gate_loop, "bfloat16"),
 ]
 each_case = pytest.mark.parametrize(("function", "dtype"), CASES)
 
@@ -101,18 +105,18 @@ def test_values_and_gradients(function: Function, dtype: str, reverse: bool, tim
 def test_the_kernels_run(cuda: jax.Device, function: Function, dtype: str) -> None:
     given = jax.device_put(arguments(function, dtype, 37), cuda)
     program = str(values_and_gradients.lower(function, given).compile().as_text())
-    name = "linear_recurrence" if function is linear_recurrence else "polar_gate_loop"
+    name = function.__name__
     for part in ("", "_backward"):
         assert f'custom_call_target="gateloop_{name}{part}"' in program
 
 
-@pytest.mark.parametrize("function", [linear_recurrence, polar_gate_loop])
+@pytest.mark.parametrize("function", [linear_recurrence, polar_gate_loop, simple_gate_loop])
 def test_vmap(function: Function) -> None:
     given = [jnp.stack([x, -x]) for x in arguments(function, "float32", 300)]
     assert_close(*on_both(jax.jit(lambda xs: jax.vmap(function)(*xs)), given), 2e-5)
 
 
-@pytest.mark.parametrize("function", [linear_recurrence, polar_gate_loop])
+@pytest.mark.parametrize("function", [linear_recurrence, polar_gate_loop, simple_gate_loop])
 @pytest.mark.parametrize("steps", [1, 300])
 def test_scan_carries_the_state(function: Function, steps: int) -> None:
     """The same program again and again, at one step as part of a CUDA graph."""

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax import export
 
-from gateloop_jax import linear_recurrence, polar_gate_loop
+from gateloop_jax import linear_recurrence, polar_gate_loop, simple_gate_loop
 
 # Custom calls are exported only when named here: JAX does not guarantee that they stay as they are.
 CHECKS = [
     export.DisabledSafetyCheck.custom_call(f"gateloop_{name}{part}")
-    for name in ("linear_recurrence", "polar_gate_loop")
+    for name in ("linear_recurrence", "polar_gate_loop", "simple_gate_loop")
     for part in ("", "_backward")
 ]
 
@@ -22,13 +22,15 @@ def shapes(function: Any, batch: Any, time: Any) -> list[jax.ShapeDtypeStruct]:
     width = 3
     if function is linear_recurrence:
         of = [((batch, time, width), "float32")] * 2 + [((batch, width), "float32")]
+    elif function is simple_gate_loop:
+        of = [((batch, time, width), "float32")] * 3 + [((batch, width), "float32")]
     else:
         of = [((batch, time, width), "float32")] * 3
         of += [((batch, time, 2 * width), "float32"), ((batch, width), "complex64")]
     return [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in of]
 
 
-@pytest.mark.parametrize("function", [linear_recurrence, polar_gate_loop])
+@pytest.mark.parametrize("function", [linear_recurrence, polar_gate_loop, simple_gate_loop])
 def test_symbolic_batch_and_time_with_a_vjp(function: Any) -> None:
     batch, time = export.symbolic_shape("b, t")
     exported = export.export(jax.jit(function), platforms=["cpu"], disabled_checks=CHECKS)(

@@ -43,6 +43,14 @@ HANDLERS: dict[str, tuple[list[Buffer], list[Buffer]]] = {
          complex_("dfinal_state")],
         [*real("dq dk dv"), *real("dz", PAIRS), complex_("dinitial_state")],
     ),
+    "simple_gate_loop": (
+        [*real("q kv z"), *real("initial_state", STATE)],
+        [*real("y"), *real("final_state", STATE), *real("saved_states", SAVED)],
+    ),
+    "simple_gate_loop_backward": (
+        [*real("q kv z"), *real("saved_states", SAVED), *real("dy"), *real("dfinal_state", STATE)],
+        [*real("dq dkv dz"), *real("dinitial_state", STATE)],
+    ),
     "gate_loop": (
         [*real("q k", KEYS), *real("v", VALUES), complex_("a", KEYS),
          complex_("initial_state", HEADS)],

@@ -14,14 +14,20 @@ from test_jax_ops import (
     COMPLEX,
     POLAR,
     REAL,
+    SIMPLE,
     Case,
     assert_all_close,
     kernel_cases,
     values_and_gradients,
 )
 
-from gateloop_jax import _gate_loop, _library, _linear_recurrence, linear_recurrence
-from gateloop_jax._primitive import primitive
+from gateloop_jax import (
+    _gate_loop,
+    _library,
+    _linear_recurrence,
+    _simple_gate_loop,
+)
+from gateloop_jax._primitive import keep, primitive
 
 
 def lowered(f: Callable[..., Any], arguments: list[Array], *platforms: str) -> str:
@@ -38,7 +44,7 @@ def test_kernels_where_the_library_has_them_and_plain_xla_elsewhere(case: Case) 
     def f(*arguments: Array) -> Any:
         return values_and_gradients(case.ours, list(arguments))
 
-    kernel = "linear_recurrence" if case.function is linear_recurrence else "polar_gate_loop"
+    kernel = case.function.__name__
     both = {f"gateloop_{kernel}", f"gateloop_{kernel}_backward"}
     for platform in ("cpu", "cuda", "tpu"):
         program = lowered(f, case.arguments(1, 40, 3, wide=False), platform)
@@ -81,21 +87,28 @@ KERNELS = [
     _linear_recurrence.adjoint_p,
     _gate_loop.polar.read_p,
     _gate_loop.polar.adjoint_p,
+    _simple_gate_loop.simple.read_p,
+    _simple_gate_loop.simple.adjoint_p,
 ]
 DEFINITIONS: list[Callable[..., Any]] = [
     _linear_recurrence._definition,
     _linear_recurrence._adjoint,
     _gate_loop._definition,
     _gate_loop.polar.adjoint,
+    _simple_gate_loop._definition,
+    _simple_gate_loop.simple.adjoint,
 ]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_what_runs_elsewhere_equals_the_kernels(x64: None, reverse: bool) -> None:
     linear, polar = COMPLEX.arguments(2, 37, 3), POLAR.arguments(2, 37, 3)
+    simple = SIMPLE.arguments(2, 37, 3)
     polar[3] = polar[3].reshape(2, 37, 3, 2)
-    kept = _gate_loop.polar.keeping_p.bind(*polar, reverse=reverse)[2]
-    arguments = [linear, [*linear, *linear[1:]], polar, [*polar, kept, polar[0], polar[4]]]
+    arguments = [linear, [*linear, *linear[1:]]]
+    for reads, given in ((_gate_loop.polar, polar), (_simple_gate_loop.simple, simple)):
+        kept = reads.keeping_p.bind(*given, reverse=reverse)[2]
+        arguments += [given, [*given, kept, given[0], given[-1]]]
     for p, definition, args in zip(KERNELS, DEFINITIONS, arguments, strict=True):
         ours, theirs = (
             p.bind(*args, reverse=reverse),
@@ -108,7 +121,7 @@ def test_gradients_from_states_that_were_not_kept_are_huge() -> None:
     """Of a forward pass by the definition and a backward pass by the kernel."""
     polar = POLAR.arguments(2, 37, 3, wide=False)
     polar[3] = polar[3].reshape(2, 37, 3, 2)
-    kept = _gate_loop._keep(*polar)
+    kept = keep(*polar)
     expected = _gate_loop.polar.keeping_p.bind(*polar, reverse=False)[2]
     assert (kept.shape, kept.dtype) == (expected.shape, expected.dtype)
     dq = _gate_loop.polar.adjoint_p.bind(*polar, kept, polar[0], polar[4], reverse=False)[0]
@@ -116,7 +129,7 @@ def test_gradients_from_states_that_were_not_kept_are_huge() -> None:
 
 
 def test_no_copies_at_the_boundary() -> None:
-    for case in (REAL, POLAR):
+    for case in (REAL, POLAR, SIMPLE):
         arguments = case.arguments(2, 64, 8, wide=False)
         program = str(jax.jit(case.ours).lower(*arguments).compile().as_text())
         assert program.count("custom-call(") == 1

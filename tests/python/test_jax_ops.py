@@ -18,6 +18,7 @@ from gateloop_jax import (
     linear_recurrence,
     polar_gate,
     polar_gate_loop,
+    simple_gate_loop,
 )
 
 Outputs = tuple[Array, Array]
@@ -47,6 +48,11 @@ def polar_by_scan(q: Array, k: Array, v: Array, z: Array, state: Array, reverse:
     return gate_by_scan(q, k, v, a, state, reverse)
 
 
+def simple_by_scan(q: Array, kv: Array, z: Array, state: Array, reverse: bool) -> Outputs:
+    h, final = scan(jax.nn.sigmoid(z), kv, state, reverse)
+    return q * h, final
+
+
 class Case:
     """A function of ours, its definition, and how to make arguments."""
 
@@ -71,6 +77,8 @@ class Case:
         state = jax.random.normal(next(keys), (batch, channels), dtype)
         if self.function is linear_recurrence:
             return [a, normal(channels, dtype), state]
+        if self.function is simple_gate_loop:
+            return [*(normal(channels, real) for _ in "qvz"), state]
         last = normal(2 * channels, real) if self.function is polar_gate_loop else a
         return [*(normal(channels, real) for _ in "qkv"), last, state]
 
@@ -81,14 +89,17 @@ CASES = [
     Case("gate", gate_loop, gate_by_scan, "float64", False),
     Case("gate", gate_loop, gate_by_scan, "complex128", False),
     Case("polar", polar_gate_loop, polar_by_scan, "complex128", False),
+    Case("simple", simple_gate_loop, simple_by_scan, "float64", False),
     # gate_loop is linear_recurrence between two elementwise passes.
     Case("linear", linear_recurrence, scan, "complex128", True),
     Case("polar", polar_gate_loop, polar_by_scan, "complex128", True),
+    Case("simple", simple_gate_loop, simple_by_scan, "float64", True),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-REAL, COMPLEX, POLAR = CASES[0], CASES[1], CASES[4]
-kernel_cases = pytest.mark.parametrize("case", [REAL, COMPLEX, POLAR], ids=lambda c: c.name)
-forward_cases = pytest.mark.parametrize("case", CASES[:5], ids=lambda case: case.name)
+REAL, COMPLEX, POLAR, SIMPLE = CASES[0], CASES[1], CASES[4], CASES[5]
+KERNELS = [REAL, COMPLEX, POLAR, SIMPLE]
+kernel_cases = pytest.mark.parametrize("case", KERNELS, ids=lambda c: c.name)
+forward_cases = pytest.mark.parametrize("case", CASES[:6], ids=lambda case: case.name)
 
 
 def assert_all_close(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -138,9 +149,9 @@ def test_numerical_derivatives(x64: None, case: Case) -> None:
     check_grads(jax.jit(case.ours), case.arguments(2, 4, 2), order=order, modes=["fwd", "rev"])
 
 
-def test_second_derivatives_of_the_fused_gate(x64: None) -> None:
-    arguments = POLAR.arguments(1, 3, 1)
-    check_grads(jax.jit(polar_gate_loop), arguments, order=2, modes=["rev"])
+@pytest.mark.parametrize("case", [POLAR, SIMPLE], ids=lambda case: case.name)
+def test_second_derivatives_of_the_fused_gates(x64: None, case: Case) -> None:
+    check_grads(jax.jit(case.ours), case.arguments(1, 3, 1), order=2, modes=["rev"])
 
 
 @pytest.mark.parametrize("time", [1, 15, 16, 17, 4096 + 1])
@@ -158,6 +169,12 @@ def test_lengths(x64: None, time: int) -> None:
     q, k, v, z, state = POLAR.arguments(1, time, 3)
     assert_all_close(
         polar_gate_loop(q, k, v, z, state), gate_loop(q, k, v, polar_gate(z), state), 1e-11
+    )
+    one, (q, kv, z, state) = jnp.ones_like(q), SIMPLE.arguments(1, time, 3)
+    assert_all_close(
+        simple_gate_loop(q, kv, z, state),
+        gate_loop(q, one, kv, jax.nn.sigmoid(z), state),
+        1e-11,
     )
 
 
@@ -192,7 +209,9 @@ def test_gate_at_zero() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("function", [linear_recurrence, gate_loop, polar_gate_loop])
+@pytest.mark.parametrize(
+    "function", [linear_recurrence, gate_loop, polar_gate_loop, simple_gate_loop]
+)
 def test_half_precision_is_storage_only(x64: None, function: Function, dtype: str) -> None:
     case = next(c for c in CASES if c.function is function)
     *sequences, state = case.arguments(2, 100, 5)
@@ -290,14 +309,14 @@ def test_donated_buffers(x64: None) -> None:
 
 def test_many_threads_at_once() -> None:
     calls = []
-    for case in (REAL, COMPLEX, POLAR):
+    for case in KERNELS:
         arguments = case.arguments(3, 500, 64, wide=False)
         calls.append((jax.jit(partial(values_and_gradients, case.ours)), arguments))
     expected = [f(arguments) for f, arguments in calls]
     with ThreadPoolExecutor(8) as threads:
-        results = list(threads.map(lambda i: calls[i % 3][0](calls[i % 3][1]), range(30)))
+        results = list(threads.map(lambda i: calls[i % 4][0](calls[i % 4][1]), range(40)))
     for i, given in enumerate(results):
-        assert_all_close(given, expected[i % 3], 0)  # the same bits, whoever computes them
+        assert_all_close(given, expected[i % 4], 0)  # the same bits, whoever computes them
 
 
 # ---- Errors --------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ polar_gate_loop takes what a is computed from and is one kernel: gate, recurrenc
 one pass over memory. One pass back recomputes the states from one kept every few steps.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -20,10 +18,11 @@ from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import (
     accumulation,
     bind,
+    keep,
+    kept_shape,
     one_program,
     read_primitives,
     to_complex,
-    unkept,
 )
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 from gateloop_jax._wide_heads import FeatureMap, read_heads
@@ -201,9 +200,6 @@ def _read(
 
 # ---- The fused primitives ------------------------------------------------------------------------
 
-# recurrence.h: a state is kept at the start of every block of so many steps.
-SAVED_STATE_BLOCK = 16
-
 
 def _definition(
     q: Array, k: Array, v: Array, z: Array, initial: Array, *, reverse: bool
@@ -211,17 +207,4 @@ def _definition(
     return _read(q, k, v, _polar(z), initial, reverse)
 
 
-def _kept_shape(
-    q: Array, k: Array, v: Array, z: Array, initial: Array
-) -> tuple[tuple[int, ...], Any]:
-    *lead, time, channels = q.shape
-    return (*lead, -(-time // SAVED_STATE_BLOCK), channels), initial.dtype
-
-
-def _keep(*args: Array) -> Array:
-    shape, dtype = _kept_shape(*args)
-    # Made of the initial state, so that it is sharded as that is.
-    return jnp.broadcast_to(args[4][..., None, :] * 0 + unkept(dtype), shape)
-
-
-polar = read_primitives("gateloop_polar", "polar_gate_loop", _definition, _kept_shape, _keep)
+polar = read_primitives("gateloop_polar", "polar_gate_loop", _definition, kept_shape, keep)

@@ -13,12 +13,14 @@ NAMES = (
     "linear_recurrence_backward",
     "polar_gate_loop",
     "polar_gate_loop_backward",
+    "simple_gate_loop",
+    "simple_gate_loop_backward",
 )
 # On the CPU alone, of heads. XLA does not partition them.
 CPU_NAMES = ("gate_loop", "gate_loop_backward")
 # On CUDA these have a handler of one step too. It takes no scratch, so that XLA may replay it as
 # part of a CUDA graph; the others take scratch, which is other memory in every call.
-STEPS = ("linear_recurrence", "polar_gate_loop")
+STEPS = ("linear_recurrence", "polar_gate_loop", "simple_gate_loop")
 
 
 def path() -> Path:

@@ -252,6 +252,22 @@ class Reads:
     adjoint: Definition
 
 
+# recurrence.h: of max heads a state is kept at the start of every block of so many steps.
+SAVED_STATE_BLOCK = 16
+
+
+def kept_shape(*args: Array) -> tuple[tuple[int, ...], Any]:
+    """Of a read of sequences (..., T, D): shape and dtype of its kept states."""
+    *lead, time, channels = args[0].shape
+    return (*lead, -(-time // SAVED_STATE_BLOCK), channels), args[-1].dtype
+
+
+def keep(*args: Array) -> Array:
+    shape, dtype = kept_shape(*args)
+    # Made of the initial state, so that it is sharded as that is.
+    return jnp.broadcast_to(args[-1][..., None, :] * 0 + unkept(dtype), shape)
+
+
 def read_primitives(
     name: str,
     kernel: str,
@@ -259,27 +275,31 @@ def read_primitives(
     kept_shape: Callable[..., tuple[tuple[int, ...], Any]],
     keep: Callable[..., Array],
     form: Form = SEQUENCES,
+    count: int = 5,
 ) -> Reads:
-    """Of q, k, v, what makes transitions, and a state -> y as v, the final state; with derivatives.
+    """Of `count` arguments, sequences and a state, to y and the final state; with derivatives.
+
+    The arguments are q, k, v, what makes transitions, and the state; without v where they are four.
+    y is as the third argument.
 
     The forward pass of a derivative keeps states for the adjoint's kernel, `kernel`_backward: of
     the same arguments, kept_shape() is their shape and dtype, and keep() what stands for them where
-    `definition` computes. No definition reads them.
+    `definition` computes: of max heads the functions above. No definition reads them.
     """
 
-    def results(q: Array, k: Array, v: Array, a: Array, state: Array, *_: Array) -> Any:
-        return [(v.shape, v.dtype), (state.shape, state.dtype)]
+    def results(*args: Array) -> Any:
+        return [(x.shape, x.dtype) for x in (args[2], args[count - 1])]
 
     def keeping(*args: Array, **options: Any) -> Sequence[Array]:
         return *definition(*args, **options), keep(*args)
 
     def tangent(*args: Array, **options: Any) -> Any:
-        given, moves = args[:5], args[6:]
+        given, moves = args[:count], args[count + 1 :]
         return jax.jvp(functools.partial(definition, **options), given, moves)[1]
 
     def adjoint(*args: Array, **options: Any) -> list[Array]:
         """In the convention of the kernel: of complex arrays, the conjugates of JAX's."""
-        given, dy, dfinal = args[:5], *args[6:]
+        given, dy, dfinal = args[:count], *args[count + 1 :]
         back = jax.vjp(functools.partial(definition, **options), *given)[1]
         return [jnp.conj(d) for d in back((dy, jnp.conj(dfinal)))]
 
@@ -295,9 +315,11 @@ def read_primitives(
     adjoint_p = primitive(
         f"{name}_adjoint",
         adjoint,
-        lambda *args: [(x.shape, x.dtype) for x in args[:5]],
+        lambda *args: [(x.shape, x.dtype) for x in args[:count]],
         f"{kernel}_backward",
-        unread=(4,),  # kept states begin with the initial one; derivatives alone need it by name
+        unread=(
+            count - 1,
+        ),  # kept states begin with the initial one; derivatives alone need it by name
         form=form,
     )
 
@@ -316,12 +338,12 @@ def read_primitives(
         return [jnp.conj(d) for d in bind(adjoint_p, *given, dy, jnp.conj(dfinal), **options)]
 
     def adjoint_transpose(*args: Array, **options: Any) -> list[Array]:
-        given, cotangents = args[:6], list(args[6:])
+        given, cotangents = args[: count + 1], list(args[count + 1 :])
         f = functools.partial(adjoint, *given, **options)
-        return list(jax.linear_transpose(f, given[2], given[4])(cotangents))
+        return list(jax.linear_transpose(f, given[2], given[count - 1])(cotangents))
 
     ad.primitive_jvps[read_p] = jvp
     ad.primitive_jvps[keeping_p] = keeping_jvp
-    set_transpose(tangent_p, 6, tangent_transpose)
-    set_transpose(adjoint_p, 6, adjoint_transpose)
+    set_transpose(tangent_p, count + 1, tangent_transpose)
+    set_transpose(adjoint_p, count + 1, adjoint_transpose)
     return Reads(read_p, keeping_p, adjoint_p, adjoint)

@@ -1,4 +1,7 @@
-"""The simplified, real GateLoop: the function, and a block of its own."""
+"""The simplified, real GateLoop: the function, and a block of its own.
+
+Gate, recurrence and read-out are one kernel, as of polar_gate_loop.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +15,15 @@ from gateloop_jax import _checks
 from gateloop_jax._blocks import LayerNorm, Mixer, NoNorm, Norm, Recipe, layer_norm
 from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
-from gateloop_jax._primitive import accumulation, one_program
-from gateloop_jax._time_sharding import AxisName
+from gateloop_jax._primitive import (
+    accumulation,
+    bind,
+    keep,
+    kept_shape,
+    one_program,
+    read_primitives,
+)
+from gateloop_jax._time_sharding import AxisName, run_over_axis
 from gateloop_jax._weights import Weight, own, within
 
 
@@ -48,12 +58,50 @@ def simple_gate_loop(
     packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
     if packing is not None:
         q, kv, z = (packing.filled(t) for t in (q, kv, z))
+        if packing.segment_ids is None:
+            z = packing.filled(z, 8192)  # σ(z) is 1 in every format
+    if normalize_input or (packing is not None and packing.segment_ids is not None):
+        options = (bool(normalize_input), axis_name, packing)
+        return _read(q, kv, z, initial, bool(reverse), *options)
+
+    def run(state: Array, *inputs: Array) -> tuple[Array, Array]:
+        y, final_state = bind(simple.read_p, *(inputs or (q, kv)), z, state, reverse=bool(reverse))
+        return y, final_state
+
+    if axis_name is None:
+        return run(initial)
+    zeros = jnp.zeros_like(q)
+    product = run(jnp.ones_like(initial), zeros, zeros)[1]
+    return run_over_axis(run, product, initial, axis_name, bool(reverse))
+
+
+def _read(
+    q: Array,
+    kv: Array,
+    z: Array,
+    initial: Array,
+    reverse: bool,
+    normalize_input: bool = False,
+    axis_name: AxisName | None = None,
+    packing: Packing | None = None,
+) -> tuple[Array, Array]:
     wide = accumulation(q.dtype)
     a, x = jax.nn.sigmoid(z.astype(wide)), kv.astype(wide)
     if normalize_input:
         x = jax.nn.sigmoid(-z.astype(wide)) * x
-    h, final_state = carried(a, x, initial, bool(reverse), axis_name, packing)
+    h, final_state = carried(a, x, initial, reverse, axis_name, packing)
     return (q.astype(wide) * h).astype(q.dtype), final_state
+
+
+def _definition(
+    q: Array, kv: Array, z: Array, initial: Array, *, reverse: bool
+) -> tuple[Array, Array]:
+    return _read(q, kv, z, initial, reverse)
+
+
+simple = read_primitives(
+    "gateloop_simple", "simple_gate_loop", _definition, kept_shape, keep, count=4
+)
 
 
 class SimpleGateLoop(Mixer):
