@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateloop_cpp import checkpoint
+from gateloop_cpp import checkpoint, fuse
 from gateloop_cpp.inspection.measuring import measure
 from gateloop_cpp.inspection.rendering import render
 
@@ -63,7 +63,7 @@ def _run(chosen: argparse.Namespace) -> None:
     began = time.monotonic()
     text, whole = _read(chosen.text, chosen.max_bytes)
     try:
-        model = checkpoint.load(chosen.checkpoint, chosen.weights)
+        model = fuse(checkpoint.load(chosen.checkpoint, chosen.weights))
         measured = measure(model, text, chosen.channels)
     except (OSError, ValueError) as error:
         raise ValueError(f"--checkpoint {chosen.checkpoint}: {error}") from error

@@ -51,7 +51,7 @@ def _features(query: Tensor, key: Tensor, phase: Tensor | None) -> tuple[Tensor,
     # Sums of phases grow with T: in float32 they would lose 1e-3 at 1e4 radians.
     angle = (2 * phase.double().cumsum(0)).remainder(2 * torch.pi).to(phase.dtype)
     waves = torch.cat((torch.ones_like(angle), angle.cos(), angle.sin()), 1)
-    return query.repeat(1, 3) * waves / 2, key.repeat(1, 3) * waves
+    return query.repeat(1, 3).mul_(waves).div_(2), waves.mul_(key.repeat(1, 3))
 
 
 def _decayed_products(query: Tensor, key: Tensor, rate: Tensor) -> Tensor:
@@ -63,10 +63,10 @@ def _decayed_products(query: Tensor, key: Tensor, rate: Tensor) -> Tensor:
     """
     steps, channels = query.shape
     tiles = rate.view(-1, _TILE, channels).cumsum(1)
-    total = tiles[:, -1]
+    total = tiles[:, -1].clone()
     middle = total.unsqueeze(1) / 2
-    of_query = query.view(-1, _TILE, channels) * (middle - tiles).exp_()
-    of_key = key.view(-1, _TILE, channels) * (tiles - middle).exp_()
+    of_query = (middle - tiles).exp_().mul_(query.view(-1, _TILE, channels))
+    of_key = tiles.sub_(middle).exp_().mul_(key.view(-1, _TILE, channels))
     blocks = query.new_zeros(steps // WINDOW, WINDOW, 2 * WINDOW)
     inside = blocks[:, :, WINDOW:]
     # What is above the diagonal may overflow; no window reads it.
