@@ -1,6 +1,7 @@
 """Cases of checkpoints, tensor parallelism and accelerate in two processes."""
 
 import copy
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from distributed_setting import (
     PROCESSES,
     WHOLE,
@@ -28,6 +30,7 @@ from distributed_setting import (
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -112,7 +115,7 @@ def parallel_tensors() -> None:
 
 def new_accelerator(**options: Any) -> Accelerator:
     """All share their settings, those of the first."""
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(cpu=True, **options)
 
@@ -166,3 +169,63 @@ def accelerate_in_bfloat16() -> None:
     with refused(ValueError, "Decoder: model", "forward"):
         Decoder(unwrapped)
     assert unwrapped.generate(batch()[:, :5], 6, temperature=0).shape == (4, 6)
+
+
+def plugin(around: str = "PreNorm") -> FullyShardedDataParallelPlugin:
+    """As the README has it."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[around],
+    )
+
+
+@case()
+def accelerate_replicates_on_cpus() -> None:
+    """Silently: accelerate reads the plugin on devices alone."""
+    accelerator = new_accelerator(fsdp_plugin=plugin())
+    del os.environ["ACCELERATE_USE_FSDP"]  # that it sets would be read in the next cases
+    assert accelerator.distributed_type == DistributedType.MULTI_CPU
+    assert isinstance(accelerator.prepare(make()), DistributedDataParallel)
+
+
+@case(("gate_loop",), ("tied",), ("post_norm",), ("hybrid",))
+def accelerate_shards(name: str) -> None:
+    """Its own code for FSDP2, which runs on CPUs too once it is chosen."""
+    accelerator = new_accelerator()
+    for shared in (PartialState(), accelerator.state):
+        shared.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin("PostNorm" if name == "post_norm" else "PreNorm")
+    alone, rows = make(name), DataLoader(TensorDataset(batch()), 2)
+    whole, optimizer = make(name), torch.optim.AdamW(alone.parameters(), 1e-2)
+    alone(batch(), return_loss=True).backward()
+    nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    optimizer.step()
+    optimizer = torch.optim.AdamW(whole.parameters(), 1e-2)
+    prepared: tuple[Any, Any, Any] = accelerator.prepare(whole, optimizer, rows)
+    model, optimizer, rows = prepared
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    for (x,) in rows:
+        accelerator.backward(model(x, return_loss=True))
+        accelerator.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+    unwrapped: Any = accelerator.unwrap_model(model)
+    prompt = batch()[:, :5]
+    equal(unwrapped.generate(prompt, 6, temperature=0), alone.generate(prompt, 6, temperature=0))
+    with refused(ValueError, "sharded over processes"):
+        Decoder(unwrapped)
+
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        close(dict(state), alone.state_dict())
+    folder = Path(f"accelerate-shards-{name}")
+    checkpoint.save(unwrapped, folder / "model")
+    twin = checkpoint.load(folder / "model")
+    torch.testing.assert_close(twin.state_dict(), alone.float().state_dict())
+    accelerator.save_state(str(folder / "state"))
+    trained = {name: full(tensor) for name, tensor in unwrapped.state_dict().items()}
+    with torch.no_grad():
+        for parameter in unwrapped.parameters():
+            parameter.zero_()
+    accelerator.load_state(str(folder / "state"))
+    equal({name: full(tensor) for name, tensor in unwrapped.state_dict().items()}, trained)
