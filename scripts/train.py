@@ -76,6 +76,13 @@ def paths_of(data: str) -> list[Path]:
     return [Path(data)]
 
 
+def count(text: str) -> int:
+    """Of processes."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, got {text!r}")
+
+
 def launcher(processes: int) -> list[str]:
     """The words before a command that run it in so many processes: torchrun's."""
     if processes == 1:
@@ -178,10 +185,8 @@ def main() -> int:
     )
     parser.add_argument("--minutes", help="how long (default: what the preset says)")
     parser.add_argument("--out", type=Path, help="where the model goes (default: runs/PRESET)")
-    parser.add_argument("--processes", type=int, default=1, help="share each step among so many")
+    parser.add_argument("--processes", type=count, default=1, help="share each step among so many")
     options, flags = parser.parse_known_args()
-    if options.processes < 1:
-        parser.error(f"argument --processes: must be 1 or more, got {options.processes}")
     run: Path = options.out or ROOT / "runs" / options.preset
 
     if is_finished(run) and not flags:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import TIMEOUT, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = subprocess.CompletedProcess[str]
@@ -114,9 +115,16 @@ def train(tmp_path: Path) -> Train:
 
 def pasted(command: str, folder: Path) -> Result:
     """Of a make command in a shell. The variables of a make around these tests would print more."""
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    outside = {n: value for n, value in environment().items() if not n.startswith("MAKE")}
     return subprocess.run(
-        command, shell=True, cwd=folder, env=outside, capture_output=True, text=True, timeout=60
+        command,
+        shell=True,
+        cwd=folder,
+        env=outside,
+        capture_output=True,
+        text=True,
+        errors="replace",  # samples of bytes
+        timeout=TIMEOUT,
     )
 
 
@@ -215,6 +223,16 @@ def test_make_train_takes_several_paths(
     result = pasted(f"make train --assume-old=build DATA={shlex.quote(data)}", tmp_path)
     given = "".join(f"<{path}>" for path in paths)
     assert f"<--preset><quick><--data>{given}\n" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("processes", ["0", "-1", "x", "1.5"])
+def test_make_train_refuses_other_counts(train: Train, tmp_path: Path, processes: str) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    command = f"make train --assume-old=build DATA=text PROCESSES={processes}"
+    result = pasted(command, tmp_path)
+    assert result.returncode == 2
+    assert f"--processes: must be a whole number, 1 or more, got '{processes}'" in result.stderr
+    assert called(result) == []
 
 
 def test_make_train_refuses_an_empty_path(train: Train) -> None:
