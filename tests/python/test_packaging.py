@@ -1,5 +1,6 @@
 """First steps of a user: set-up messages, make train, the installed package."""
 
+import json
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import TIMEOUT, environment
+from processes import TIMEOUT, environment, records
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = subprocess.CompletedProcess[str]
@@ -223,6 +224,38 @@ def test_make_train_takes_several_paths(
     result = pasted(f"make train --assume-old=build DATA={shlex.quote(data)}", tmp_path)
     given = "".join(f"<{path}>" for path in paths)
     assert f"<--preset><quick><--data>{given}\n" in result.stdout, result.stderr
+
+
+def test_make_train_shares_each_step(train: Train, build_dir: Path, tmp_path: Path) -> None:
+    """The build's own program and torchrun, in the tree of the script."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    program = tmp_path / "build" / "release" / "gateloop"
+    program.unlink()
+    program.symlink_to(build_dir.resolve() / "gateloop")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    torchrun = Path(sys.executable).with_name("torchrun")
+    (tmp_path / ".venv" / "bin" / "torchrun").symlink_to(torchrun)
+    (tmp_path / "text").write_text("".join(f"gate {i} of the loop\n" for i in range(400)))
+    small = (
+        "--dim 16 --depth 1 --dim-head 8 --heads 2 --length 16 --batch 4 --accumulation 1"
+        " --threads 1 --dtype float32 --sample-length 0 --validation-windows 9 --steps 9"
+    )
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for processes, run in enumerate(runs, 1):
+        flags = f"DATA=text OUT={run.name} PROCESSES={processes} ARGS='{small}'"
+        result = pasted(f"make train --assume-old=build {flags}", tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("Finished: 9 steps") == 1
+        assert "To go on:" in result.stdout.partition("train: a sample:")[2]
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        assert config["training"]["rows_per_pass"] * processes == 4
+        assert config["provenance"][0].get("processes", 1) == processes
+    alone, together = map(records, runs)
+    assert [record["step"] for record in together] == [*range(1, 10)]
+    assert "final_validation_bits_per_byte" in together[-1]
+    # Sums over 4 rows as 2 + 2 differ in their last bit, 6e-8, through nine updates of AdamW.
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
 
 
 @pytest.mark.parametrize("processes", ["0", "-1", "x", "1.5"])
