@@ -330,6 +330,30 @@ def test_train_help_neither_trains_nor_samples(train: Train) -> None:
     assert result.stdout.startswith("usage:")
 
 
+# ---- cmake ---------------------------------------------------------------------------------------
+
+
+def test_a_build_without_gloo_says_so(tmp_path: Path) -> None:
+    """Then with it, by the same folder."""
+    options = ["-DGATELOOP_TESTS=OFF", "-DGATELOOP_JAX=OFF", "-DGATELOOP_CUDA=OFF"]
+    options += ["-DGATELOOP_UNITY=OFF", "-DGLOO_INCLUDE=OFF"]
+    without = run("cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", *options)
+    assert without.returncode == 0, without.stderr
+    said = "GateLoop: one process only, gloo's headers are not there (Debian: libgloo-dev)"
+    assert said in without.stdout
+
+    def compiled() -> set[str]:
+        commands = json.loads((tmp_path / "compile_commands.json").read_text(encoding="utf-8"))
+        files = (Path(command["file"]) for command in commands)
+        return {file.name for file in files if file.parent.name == "distributed"}
+
+    assert "no_gloo.cpp" in compiled() and "gloo.cpp" not in compiled()
+    there = run("cmake", "-UGLOO_INCLUDE", tmp_path)
+    assert there.returncode == 0, there.stderr
+    assert said not in there.stdout
+    assert "gloo.cpp" in compiled() and "no_gloo.cpp" not in compiled()
+
+
 # ---- cmake --install -----------------------------------------------------------------------------
 
 
