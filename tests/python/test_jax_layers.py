@@ -292,3 +292,16 @@ def test_a_model_in_half_precision_turns_by_exact_frequencies(tmp_path: Path) ->
         np.testing.assert_array_equal(frequencies, exact.freqs)
         learned = eqx.tree_at(lambda r: r.freqs, cast, cast.freqs * 1.5)  # no rounding of those
         assert not jnp.allclose(learned(t, positions), exact(t, positions), atol=0.1)
+
+
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_attention_over_no_steps_or_no_sequences(window: int | None) -> None:
+    model = drawn(dict(num_tokens=8, dim=4, depth=1, layers="attention", window=window, heads=2))
+    for batch, time in [(2, 0), (0, 5), (0, 2)]:
+        ids = jnp.zeros((batch, time), int)
+        assert model(ids).shape == model(ids, ids).shape == (batch, time, 8)
+        logits, state = model.advance(ids, model.initial_state(batch, 5))
+        assert logits.shape == (batch, time, 8)
+        assert jax.tree.map(jnp.shape, state) == jax.tree.map(
+            jnp.shape, model.initial_state(batch, 5)
+        )

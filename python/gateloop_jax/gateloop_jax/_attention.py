@@ -163,14 +163,14 @@ class Attention(Mixer):
             y, state = self._attend(q, k, v, state)
         else:
             y = self._weigh(q, k, v, packing.visible(self.window)[:, None])
-        y = jnp.swapaxes(y, 1, 2).reshape(batch, time, -1)
+        y = jnp.swapaxes(y, 1, 2).reshape(batch, time, self.wo.shape[0])
         if self.wg is not None:
             y = y * jax.nn.silu(x @ self.wg)
         return y @ self.wo + self.bo, state
 
     def _split(self, x: Array) -> Array:
         """(B, T, H d) -> (B, H, T, d)."""
-        return jnp.swapaxes(x.reshape(*x.shape[:2], self.heads, -1), 1, 2)
+        return jnp.swapaxes(x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads), 1, 2)
 
     def _check(self, state: KeysValues, k: Array) -> None:
         batch, heads, time, channels = k.shape
@@ -245,7 +245,7 @@ class Attention(Mixer):
 
         def split(t: Array, before: int) -> Array:
             padded = jnp.pad(t, [(0, 0), (0, 0), (before, missing), (0, 0)])
-            return padded.reshape(*t.shape[:2], -1, window, t.shape[3])
+            return padded.reshape(*t.shape[:2], padded.shape[2] // window, window, t.shape[3])
 
         def pairs(t: Array) -> Array:
             """(B, H, blocks, 2 window, d)."""
@@ -258,7 +258,7 @@ class Attention(Mixer):
         step = jnp.arange(-1, blocks - 1)[:, None] * window + key + steps[:, None, None]
         visible = (lag >= 0) & (lag < window) & (step >= 0)[:, :, None]
         y = self._weigh(split(q, 0), pairs(k), pairs(v), visible[:, None])
-        return y.reshape(*q.shape[:2], -1, q.shape[3])[:, :, :time]
+        return y.reshape(*q.shape[:2], blocks * window, q.shape[3])[:, :, :time]
 
     def _weigh(self, q: Array, k: Array, v: Array, visible: Array) -> Array:
         """q (..., T, d), k, v (..., S, d), visible bool, broadcast to (..., T, S)."""
