@@ -188,9 +188,138 @@ def test_models_over_blocks_of_time(mesh: jax.sharding.Mesh) -> None:
     over_blocks = jax.shard_map(block, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
     np.testing.assert_allclose(over_blocks(ids, segments), model(ids, segments), atol=1e-5)
 
-    attention = GateLoopTransformer(depth=1, key=jax.random.key(0), layers="attention", **options)
-    with pytest.raises(ValueError, match="Attention: axis_name must be None, got 'time'"):
-        attention(ids, axis_name="time")
+
+WINDOWED: dict[str, Any] = dict(num_tokens=16, dim=8, architecture="pytorch", dim_head=4, heads=2)
+
+
+def windowed(window: int | None, dtype: str = "float64", **options: Any) -> GateLoopTransformer:
+    options = WINDOWED | dict(layers="attention", depth=1, window=window) | options
+    model = GateLoopTransformer(key=jax.random.key(0), **options)
+    cast: GateLoopTransformer = jax.tree.map(lambda w: w.astype(dtype), model)
+    return cast
+
+
+def drawn_sequences(time: int) -> tuple[Array, Array]:
+    """Ids, and those of segments: one sequence, and several that end inside of blocks and between
+    them, the last by the number of the first."""
+    ids = jax.random.randint(jax.random.key(1), (2, time), 0, 16)
+    lengths = [time // 4 - 1, 1, time // 2 + 1, 1, time // 4 - 2]
+    return ids, jnp.asarray(np.stack([np.zeros(time, int), np.repeat([1, 2, 3, 4, 1], lengths)]))
+
+
+def logits_and_gradients(
+    logits_of: Function, model: GateLoopTransformer, ids: Array, *packing: Array
+) -> Any:
+    def loss(model: GateLoopTransformer) -> tuple[Array, Array]:
+        logits = logits_of(model, ids, *packing)
+        places = jnp.arange(logits.size, dtype=logits.dtype).reshape(logits.shape)
+        return jnp.sum(jnp.sin(logits + places)), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(model)
+    return logits, gradients
+
+
+def over_axis(
+    mesh: jax.sharding.Mesh,
+    axis_name: str | tuple[str, ...] = "time",
+    rows: str | None = None,
+    packed: bool = True,
+) -> Function:
+    """Of a model and ids, of segments too where packed: its logits, by blocks of time."""
+
+    def block(model: GateLoopTransformer, ids: Array, segments: Array | None = None) -> Array:
+        return model(ids, segments, axis_name=axis_name)
+
+    by_time = P(rows, axis_name)
+    return jax.shard_map(
+        block,
+        mesh=mesh,
+        in_specs=(P(), *[by_time] * (1 + packed)),
+        out_specs=by_time,
+    )
+
+
+# Blocks have 4 steps: a window of one reads no other, of 5 a whole one, of 7 two. In those of 12,
+# steps are read by blocks of a window.
+@pytest.mark.parametrize(
+    ("window", "time", "options"),
+    thinned(
+        [
+            (7, 16, dict(rotary_emb=True)),
+            (5, 48, dict(rotary_emb=True)),
+            (1, 16, {}),
+            (3, 16, dict(data_dependent_rel_pos=True)),
+            (5, 16, dict(rotary_emb=True, attn_softmax_normalize=False)),
+            (12, 48, dict(attn_add_swish_gating=False)),
+            (13, 16, dict(layers="gate_loop,attention", depth=2, simple_gate_loop=True)),
+            (99, 16, dict(rotary_emb=True)),
+        ],
+        2,
+    ),
+    ids=str,
+)
+def test_windows_over_blocks_of_time(
+    window: int, time: int, options: dict[str, Any], mesh: jax.sharding.Mesh
+) -> None:
+    model = windowed(window, **options)
+    ids, segments = drawn_sequences(time)
+    for packing in [(), (segments,)]:
+        blocks = over_axis(mesh, packed=bool(packing))
+        ours = logits_and_gradients(blocks, model, ids, *packing)
+        theirs = logits_and_gradients(lambda model, *x: model(*x), model, ids, *packing)
+        for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(our, their, rtol=1e-10, atol=1e-10)
+
+
+def test_windows_in_float32(mesh: jax.sharding.Mesh) -> None:
+    """No further from float64 than the whole, twice."""
+    ids, segments = drawn_sequences(16)
+    options: dict[str, Any] = dict(rotary_emb=True, layers="gate_loop,attention", depth=2)
+    exact = windowed(6, **options)(ids, segments)
+    model = windowed(6, "float32", **options)
+    ours = over_axis(mesh)(model, ids, segments)
+    assert ours.dtype == jnp.float32
+    error, whole = (np.linalg.norm(x - exact) for x in (ours, model(ids, segments)))
+    assert error <= 2 * whole
+
+
+def test_windows_over_two_axes() -> None:
+    """That shard time together, or rows and time."""
+    mesh = jax.make_mesh((2, 2), ("outer", "inner"), axis_types=(AxisType.Auto,) * 2)
+    model = windowed(7, rotary_emb=True)
+    ids, segments = drawn_sequences(16)
+    whole = model(ids, segments)
+    for blocks in (over_axis(mesh, ("outer", "inner")), over_axis(mesh, "inner", rows="outer")):
+        np.testing.assert_allclose(blocks(model, ids, segments), whole, atol=1e-10)
+
+
+def test_windows_of_no_steps(mesh: jax.sharding.Mesh) -> None:
+    nothing = jnp.zeros((2, 0), int)
+    assert over_axis(mesh)(windowed(3, rotary_emb=True), nothing, nothing).shape == (2, 0, 16)
+
+
+@pytest.mark.parametrize(
+    ("window", "time", "sent"), [(1, 16, []), (3, 16, [2]), (6, 16, [4, 1]), (99, 8, [2, 2, 2])]
+)
+def test_a_window_of_keys_and_values_travels(
+    window: int, time: int, sent: list[int], mesh: jax.sharding.Mesh
+) -> None:
+    """Of two heads of four channels, whatever T is; nothing else without segments."""
+    call = over_axis(mesh, packed=False)
+    for steps in (time, 100 * time if window < time // 4 else time):
+        program = str(jax.make_jaxpr(call)(windowed(window), jnp.zeros((2, steps), int)))
+        found = re.findall(r"f64\[([\d,]+)\]\S* = (all_\w+|p\w*sum\w*|ppermute)\[", program)
+        assert found == [(f"2,4,{count},4", "ppermute") for count in sent]
+
+
+def test_what_attention_over_an_axis_refuses() -> None:
+    ids = jnp.zeros((2, 4), int)
+    with pytest.raises(ValueError, match="Attention: axis_name must be None for attention without"):
+        windowed(None)(ids, axis_name="time")
+    with pytest.raises(
+        ValueError, match=r"Attention: mask must be None .* got one of shape \(2, 4"
+    ):
+        windowed(3)(ids, mask=jnp.ones((2, 4), bool), axis_name="time")
 
 
 @pytest.mark.parametrize("way", ["kernel", "blocks"])

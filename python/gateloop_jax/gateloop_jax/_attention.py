@@ -13,6 +13,7 @@ from gateloop_jax._blocks import Mixer, Norm, Recipe, drop_imaginary, scale_grad
 from gateloop_jax._gate_loop import polar_gate
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import accumulation
+from gateloop_jax._time_sharding import AxisName, steps_before
 from gateloop_jax._weights import Layout, Weight, own, within
 
 
@@ -140,29 +141,29 @@ class Attention(Mixer):
         self, x: Array, state: KeysValues | None, packing: Packing | None = None
     ) -> tuple[Array, KeysValues | None]:
         batch, time, _ = x.shape
-        if packing is not None and packing.axis_name is not None:
-            raise ValueError(
-                "Attention: axis_name must be None, got"
-                f" {packing.axis_name!r}: it reads steps of other devices"
-            )
+        axis_name = None if packing is None else packing.axis_name
+        if packing is not None and axis_name is not None:
+            self._check_sharded(packing)
         if packing is not None and state is not None:
             raise ValueError("Attention: state must be None with segment_ids or mask")
         q, k, v = (self._split(x @ w) for w in (self.wq, self.wk, self.wv))
         if state is not None:
             self._check(state, k)
+        first = jnp.zeros(1, jnp.int32) if state is None else state.steps
+        positions = first[:, None] + jnp.arange(time)
+        if packing is not None:
+            positions = packing.positions(time)
         if self.rotary is not None:
-            first = jnp.zeros(1, jnp.int32) if state is None else state.steps
-            positions = first[:, None] + jnp.arange(time)
-            if packing is not None:
-                positions = packing.positions()
             q, k = self.rotary(q, positions), self.rotary(k, positions)
         if self.wa is not None and not self.ablate_state_transition:
             scale = self._relative_scale(x, self.wa)
             q, k = _scale_pairs(q, scale), _scale_pairs(k, 1 / scale)
         if packing is None:
-            y, state = self._attend(q, k, v, state)
+            y, state = self._attend(q, k, v, positions, state)
+        elif axis_name is not None:
+            y = self._attend_over(axis_name, q, k, v, positions)
         else:
-            y = self._weigh(q, k, v, packing.visible(self.window)[:, None])
+            y = self._weigh(q, k, v, packing.visible(positions, self.window)[:, None])
         y = jnp.swapaxes(y, 1, 2).reshape(batch, time, self.wo.shape[0])
         if self.wg is not None:
             y = y * jax.nn.silu(x @ self.wg)
@@ -184,6 +185,18 @@ class Attention(Mixer):
                 f"Attention: state must have room for {time} steps, got a state of {kept}"
             )
 
+    def _check_sharded(self, packing: Packing) -> None:
+        if self.window is None:
+            raise ValueError(
+                "Attention: axis_name must be None for attention without a window: it would gather"
+                f" all steps, got {packing.axis_name!r}"
+            )
+        if packing.mask is not None:
+            raise ValueError(
+                f"Attention: mask must be None over axis_name {packing.axis_name!r},"
+                f" got one of shape {packing.mask.shape}"
+            )
+
     def _relative_scale(self, x: Array, wa: Array) -> Array:
         """max(Re(a_1 ... a_c), 1e-10) for every pair of channels c of a head, (B, H, T, d / 2)."""
         z = scale_gradient(x @ wa, self.frac_gradient_data_dependent_rel_pos)
@@ -192,51 +205,58 @@ class Attention(Mixer):
         return jnp.maximum(jnp.cumprod(polar_gate(self._split(z)), axis=-1).real, 1e-10)
 
     def _attend(
-        self, q: Array, k: Array, v: Array, state: KeysValues | None
+        self, q: Array, k: Array, v: Array, positions: Array, state: KeysValues | None
     ) -> tuple[Array, KeysValues | None]:
         time = q.shape[2]
         if self.window is not None and (state is not None or time > self.window):
             if state is None:
                 state = self.make_state(q.shape[0], k.dtype, None)
-            return self._attend_locally(q, k, v, state, self.window)
+            keys = jnp.concatenate([state.keys, k.astype(state.keys.dtype)], axis=2)
+            values = jnp.concatenate([state.values, v.astype(state.values.dtype)], axis=2)
+            y = self._attend_locally(q, keys, values, positions, self.window)
+            return y, KeysValues(keys[:, :, time:], values[:, :, time:], state.steps + time)
         if state is not None:
-            return self._attend_to_all(q, k, v, state)
+            return self._attend_to_all(q, k, v, positions, state)
         return self._weigh(q, k, v, jnp.tril(jnp.ones((time, time), bool))), None
 
+    def _attend_over(
+        self, axis_name: AxisName, q: Array, k: Array, v: Array, positions: Array
+    ) -> Array:
+        """Of a block of the steps, behind the keys and values of the window - 1 steps before it."""
+        assert self.window is not None
+        window = max(1, min(self.window, lax.axis_size(axis_name) * q.shape[2]))
+        both = jnp.concatenate([k, v], axis=1)  # one message to a neighbour
+        both = jnp.concatenate([steps_before(both, window - 1, axis_name), both], axis=2)
+        keys, values = jnp.split(both, 2, axis=1)
+        return self._attend_locally(q, keys, values, positions, window)
+
     def _attend_to_all(
-        self, q: Array, k: Array, v: Array, state: KeysValues
+        self, q: Array, k: Array, v: Array, positions: Array, state: KeysValues
     ) -> tuple[Array, KeysValues]:
-        time, room = q.shape[2], state.keys.shape[2]
+        room = state.keys.shape[2]
         keys = _write(state.keys, k, state.steps)
         values = _write(state.values, v, state.steps)
-        steps = state.steps + time
-        now = state.steps[:, None] + jnp.arange(time)  # (B, T)
-        visible = jnp.arange(room) <= now[..., None]
+        steps = state.steps + q.shape[2]
+        visible = jnp.arange(room) <= positions[..., None]
         y = self._weigh(q, keys, values, visible[:, None])
         # As JAX does out of bounds: not a number where the sequence is longer than the state.
         y = jnp.where((steps > room)[:, None, None, None], jnp.nan, y)
         return y, KeysValues(keys, values, steps)
 
-    def _attend_locally(
-        self, q: Array, k: Array, v: Array, state: KeysValues, window: int
-    ) -> tuple[Array, KeysValues]:
-        time = q.shape[2]
-        keys = jnp.concatenate([state.keys, k.astype(state.keys.dtype)], axis=2)
-        values = jnp.concatenate([state.values, v.astype(state.values.dtype)], axis=2)
-        attend = self._attend_in_blocks if time > window else self._attend_at_once
-        y = attend(q, keys, values, state.steps, window)
-        after = KeysValues(keys[:, :, time:], values[:, :, time:], state.steps + time)
-        return y, after
+    def _attend_locally(self, q: Array, k: Array, v: Array, positions: Array, window: int) -> Array:
+        """k, v (B, H, window - 1 + T, d): of the window - 1 steps before too. A step reads those
+        that its position, (B or 1, T), says are of its sequence."""
+        attend = self._attend_in_blocks if q.shape[2] > window else self._attend_at_once
+        return attend(q, k, v, positions, window)
 
-    def _attend_at_once(self, q: Array, k: Array, v: Array, steps: Array, window: int) -> Array:
-        """k, v: of the window - 1 steps before too, of which `steps` are real."""
-        time, keys = q.shape[2], k.shape[2]
-        lag = jnp.arange(time)[:, None] + window - 1 - jnp.arange(keys)
-        real = jnp.arange(keys) >= window - 1 - steps[:, None]  # (B, S)
-        visible = (lag >= 0) & (lag < window) & real[:, None]
+    def _attend_at_once(self, q: Array, k: Array, v: Array, positions: Array, window: int) -> Array:
+        lag = jnp.arange(q.shape[2])[:, None] + window - 1 - jnp.arange(k.shape[2])
+        visible = (lag >= 0) & (lag <= jnp.minimum(positions, window - 1)[..., None])
         return self._weigh(q, k, v, visible[:, None])
 
-    def _attend_in_blocks(self, q: Array, k: Array, v: Array, steps: Array, window: int) -> Array:
+    def _attend_in_blocks(
+        self, q: Array, k: Array, v: Array, positions: Array, window: int
+    ) -> Array:
         """The same by blocks of a window's steps, which read themselves and the block before:
         T · 2 window scores a head instead of T²."""
         time = q.shape[2]
@@ -254,9 +274,8 @@ class Attention(Mixer):
 
         key = jnp.arange(2 * window)
         lag = jnp.arange(window)[:, None] + window - key  # (window, 2 window)
-        # Of a key among all steps, those before included.
-        step = jnp.arange(-1, blocks - 1)[:, None] * window + key + steps[:, None, None]
-        visible = (lag >= 0) & (lag < window) & (step >= 0)[:, :, None]
+        reach = jnp.pad(jnp.minimum(positions, window - 1), [(0, 0), (0, missing)])
+        visible = (lag >= 0) & (lag <= reach.reshape(reach.shape[0], blocks, window)[..., None])
         y = self._weigh(split(q, 0), pairs(k), pairs(v), visible[:, None])
         return y.reshape(*q.shape[:2], blocks * window, q.shape[3])[:, :, :time]
 

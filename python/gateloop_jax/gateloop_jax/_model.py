@@ -141,7 +141,8 @@ class GateLoopTransformer(eqx.Module):
             independent of the others. mask: bool, false at padding, on which no other step
             depends; the logits there have no meaning.
         axis_name: of the mesh axis, or axes, that shard time inside jax.shard_map, as in
-            linear_recurrence. A ValueError where a layer is attention.
+            linear_recurrence. A ValueError where a layer is attention without a window, or with one
+            and a mask.
         """
         return self._advance(ids, None, segment_ids, mask, axis_name)[0]
 

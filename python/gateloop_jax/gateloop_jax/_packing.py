@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gateloop_jax._sharding import align_batch
-from gateloop_jax._time_sharding import AxisName, before_block, place_of
+from gateloop_jax._time_sharding import AxisName, before_block, largest_before, place_of
 
 
 class Packing(NamedTuple):
@@ -137,20 +137,26 @@ class Packing(NamedTuple):
             after = lax.psum(jnp.where(here, after, 0), axis_name)
         return jnp.where(exists, after, initial)
 
-    def positions(self) -> Array:
-        """(B, T) int32: of each step among those of its sequence, padding not counted."""
-        shape = next(t.shape for t in (self.segment_ids, self.mask) if t is not None)
-        real = jnp.ones(shape, bool) if self.mask is None else self.mask
-        before = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real
-        begins = self.begins()
+    def positions(self, time: int) -> Array:
+        """(B or 1, T) int32: of each step among those of its sequence, padding not counted. Over an
+        axis there is no mask."""
+        real = jnp.ones((1, time), bool) if self.mask is None else self.mask
+        place = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real
+        if self.axis_name is not None:
+            place = place + lax.axis_index(self.axis_name) * time
+        begins = self.begins(axis_name=self.axis_name)
         if begins is None:
-            return before
-        return before - lax.cummax(jnp.where(begins, before, 0), axis=1)
+            return place
+        begin = jnp.where(begins, place, 0)
+        first = lax.cummax(begin, axis=1)
+        if self.axis_name is not None:
+            last = jnp.max(begin, axis=1, initial=0)
+            first = jnp.maximum(first, largest_before(last, self.axis_name)[:, None])
+        return place - first
 
-    def visible(self, window: int | None) -> Array:
+    def visible(self, positions: Array, window: int | None) -> Array:
         """(B, T, T) bool: of each step itself and those before it in its sequence that are no
         padding, at most `window` of them."""
-        positions = self.positions()
         time = positions.shape[1]
         seen = jnp.tril(jnp.ones((time, time), bool))[None]
         begins = self.begins()

@@ -1,9 +1,9 @@
-"""A recurrence over time that a mesh axis shards, inside jax.shard_map.
+"""A recurrence, or a window, over time that a mesh axis shards, inside jax.shard_map.
 
 Each device has a block of the steps: the first device of the axis the first, and so on. What a
 block does to the state before it is h ↦ A h + X. The devices gather A and X, (B, D) each whatever T
-is. Each then runs its block again from the state that follows. Derivatives are those of this
-program.
+is. Each then runs its block again from the state that follows. Of steps that a window reads, each
+device gets those before its block. Derivatives are those of this program.
 """
 
 from collections.abc import Callable
@@ -48,6 +48,30 @@ def before_block(steps: Array, axis_name: AxisName, reverse: bool) -> tuple[Arra
     last = steps[:, 0] if reverse else steps[:, -1]
     moves = [(a, b) for a, b in onward if 0 <= b < blocks]
     return lax.ppermute(last, axis_name, moves), place_of(axis_name, reverse) > 0
+
+
+def steps_before(steps: Array, count: int, axis_name: AxisName) -> Array:
+    """Of steps (..., T, d): the last `count` before this block, (..., count, d); zeros where there
+    are none. Each block that holds some of them sends those, and no more."""
+    blocks, time = lax.axis_size(axis_name), steps.shape[-2]
+    parts: list[Array] = []
+    missing = count
+    for distance in range(1, blocks):
+        sent = min(time, missing)
+        if sent == 0:
+            break
+        moves = [(i, i + distance) for i in range(blocks - distance)]
+        parts.insert(0, lax.ppermute(steps[..., time - sent :, :], axis_name, moves))
+        missing -= sent
+    nothing = jnp.zeros((*steps.shape[:-2], missing, steps.shape[-1]), steps.dtype)
+    return jnp.concatenate([nothing, *parts], axis=-2)
+
+
+def largest_before(x: Array, axis_name: AxisName) -> Array:
+    """Of x (B), no number below zero: the largest in the blocks before, (B); 0 without."""
+    everywhere = lax.all_gather(x, axis_name)  # (blocks, B)
+    before = jnp.arange(everywhere.shape[0]) < lax.axis_index(axis_name)
+    return jnp.max(jnp.where(before[:, None], everywhere, 0), axis=0)
 
 
 def place_of(axis_name: AxisName, reverse: bool) -> Array:
