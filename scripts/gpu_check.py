@@ -3,11 +3,13 @@
 
 Builds the operators against this Python's torch and runs the tests that need CUDA. Then runs a few
 operators under compute-sanitizer, where it is on PATH, and the benchmark. Needs torch with CUDA,
-pytest, nvcc, cmake, a C++20 compiler and Highway's CMake package (libhwy-dev).
+pytest, nvcc, cmake, a C++20 compiler, Highway and nlohmann-json (libhwy-dev, nlohmann-json3-dev).
+--pack takes these two along.
 
     scripts/gpu_check.py                          all of it, in build/gpu
     scripts/gpu_check.py --build DIR              with DIR/lib/libgateloop_ops.so, built before
     scripts/gpu_check.py --only tests,benchmark   of build, tests, sanitizer and benchmark
+    scripts/gpu_check.py --pack DIR               a copy of the last commit for such a machine
 """
 
 import argparse
@@ -15,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = Path("lib") / "libgateloop_ops.so"
 STEPS = ("build", "tests", "sanitizer", "benchmark")
+# Where --pack puts what the build needs beside torch and CUDA.
+THIRD_PARTY = ROOT / "third_party"
 TOOLS = ("memcheck", "racecheck", "initcheck")
 # Both passes of each scan, in whole and in partial blocks.
 OPERATORS = """
@@ -46,6 +51,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--build", type=Path, metavar="DIR", help="a build with the operators")
     parser.add_argument("--only", default="build,tests,sanitizer,benchmark", metavar="STEPS")
+    parser.add_argument("--pack", type=Path, metavar="DIR", help="a new folder; needs no GPU")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu.json", metavar="FILE")
     chosen = parser.parse_args()
     chosen.only = chosen.only.split(",")
@@ -64,20 +70,45 @@ def run(command: Sequence[str | Path], environment: dict[str, str]) -> bool:
     )
 
 
+def pack(folder: Path) -> bool:
+    """Copies the last commit to `folder`, with Highway and nlohmann-json as CMake finds them here.
+
+    Highway's library is this machine's: for its processor, and for a C library of its age or newer.
+    """
+    if folder.exists():
+        print(f"gpu_check: --pack: expected a new folder, {folder} is there", file=sys.stderr)
+        return False
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch) / "tree.tar"
+        return (
+            run(["git", "archive", "--output", archive, "HEAD"], {})
+            and run(["tar", "-xf", archive, "-C", folder], {})
+            and run(
+                [
+                    *("cmake", "-S", ROOT / "cmake" / "third_party", "-B", Path(scratch) / "build"),
+                    f"-DOUTPUT={folder / THIRD_PARTY.name}",
+                ],
+                {},
+            )
+        )
+
+
+def configuration(folder: Path) -> list[str | Path]:
+    command: list[str | Path] = ["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"]
+    command += ["-DGATELOOP_WHEEL=ON", "-DGATELOOP_TESTS=OFF", "-DGATELOOP_CUDA=ON"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}"]
+    if THIRD_PARTY.is_dir():
+        command += [f"-DCMAKE_PREFIX_PATH={THIRD_PARTY}"]
+    return command
+
+
 def build(folder: Path) -> bool:
     for tool in ("cmake", "nvcc"):
         if shutil.which(tool) is None:
             print(f"gpu_check: build needs {tool} on PATH; found none", file=sys.stderr)
             return False
-    configured = run(
-        [
-            *("cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"),
-            *("-DGATELOOP_WHEEL=ON", "-DGATELOOP_TESTS=OFF", "-DGATELOOP_CUDA=ON"),
-            f"-DPython_EXECUTABLE={sys.executable}",
-        ],
-        {},
-    )
-    return configured and run(
+    return run(configuration(folder), {}) and run(
         ["cmake", "--build", folder, "--parallel", "--target", "gateloop_ops"], {}
     )
 
@@ -102,13 +133,15 @@ def sanitize(environment: dict[str, str]) -> bool | None:
 
 
 def main() -> int:
+    chosen = options()
+    if chosen.pack:
+        return 0 if pack(chosen.pack.resolve()) else 1
     try:
         import torch
     except ImportError:
         sys.exit("gpu_check: needs torch in this Python; found none")
     if not torch.cuda.is_available():
         sys.exit(f"gpu_check: needs a CUDA device; torch {torch.__version__} finds none")
-    chosen = options()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     if "build" in chosen.only and not build(chosen.build):
         return 1

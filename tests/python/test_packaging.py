@@ -1,5 +1,6 @@
 """First steps of a user: set-up messages, make train, the installed package."""
 
+import importlib.util
 import json
 import os
 import re
@@ -352,6 +353,60 @@ def test_a_build_without_gloo_says_so(tmp_path: Path) -> None:
     assert there.returncode == 0, there.stderr
     assert said not in there.stdout
     assert "gloo.cpp" in compiled() and "no_gloo.cpp" not in compiled()
+
+
+# ---- scripts/gpu_check.py --pack -----------------------------------------------------------------
+
+
+def found_packages(build: Path) -> dict[str, str]:
+    """The folders in which CMake found Highway and nlohmann-json."""
+    cache = (build / "CMakeCache.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^(hwy_DIR|nlohmann_json_DIR):PATH=(.*)$", cache, re.MULTILINE))
+
+
+def test_a_packed_copy_builds_without_the_systems_libraries(tmp_path: Path) -> None:
+    """Where git's commit and this machine's Highway and nlohmann-json were packed and moved."""
+    first, packed, build = (tmp_path / name for name in ("first", "packed", "build"))
+    result = run(sys.executable, ROOT / "scripts" / "gpu_check.py", "--pack", first)
+    assert result.returncode == 0, result.stdout + result.stderr
+    first.rename(packed)
+    run("cmake", "-S", ROOT / "cmake" / "third_party", "-B", tmp_path / "b", f"-DOUTPUT={tmp_path}")
+    here = found_packages(tmp_path / "b")
+
+    specification = importlib.util.spec_from_file_location(
+        "packed_gpu_check", packed / "scripts" / "gpu_check.py"
+    )
+    assert specification and specification.loader
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    # On Debian /lib is a link to /usr/lib, and CMake looks at both.
+    hidden = [path for folder in here.values() for path in (folder, folder.removeprefix("/usr"))]
+    more = [f"-DCMAKE_IGNORE_PATH={';'.join(hidden)}", "-DGATELOOP_CUDA=OFF"]
+    more += ["-GNinja", "-DGATELOOP_UNITY=OFF"]  # an object file each
+    result = run(*script.configuration(tmp_path / "without"), *more, "-DCMAKE_PREFIX_PATH=")
+    assert result.returncode != 0 and 'provided by "hwy"' in result.stderr
+    result = run(*script.configuration(build), *more)
+    assert result.returncode == 0, result.stdout + result.stderr
+    there = found_packages(build)
+    assert there.keys() == here.keys() == {"hwy_DIR", "nlohmann_json_DIR"}
+    assert all(Path(folder).is_relative_to(packed) for folder in there.values())
+
+    files = {
+        "hwy/highway.h": "src/recurrence/CMakeFiles/gateloop_recurrence.dir/cpu/target.cpp.o",
+        "nlohmann/json.hpp": "src/model/CMakeFiles/gateloop_model.dir/options_json.cpp.o",
+    }
+    result = run("cmake", "--build", build, "--target", *files.values())
+    assert result.returncode == 0, result.stdout + result.stderr
+    for header, file in files.items():
+        read = run("ninja", "-C", build, "-t", "deps", file).stdout.split()
+        assert str(packed / "third_party" / "include" / header) in read
+        assert not any(path.endswith(header) and not path.startswith(str(packed)) for path in read)
+
+
+def test_packing_leaves_a_folder_alone_that_is_there(tmp_path: Path) -> None:
+    result = run(sys.executable, ROOT / "scripts" / "gpu_check.py", "--pack", tmp_path)
+    assert (result.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert f"--pack: expected a new folder, {tmp_path} is there" in result.stderr
 
 
 # ---- cmake --install -----------------------------------------------------------------------------
