@@ -90,7 +90,8 @@ std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor
   const auto results = ops::compute_whole(
       {.op = "gateloop::gate_loop",
        .compute =
-           [&](const std::vector<at::Tensor>& in, const at::Tensor& state) {
+           [&](const std::vector<at::Tensor>& in, const at::Tensor& state,
+               const ops::OptionalTensor&) {
              const auto [y, final_state] = chosen(in[0], in[1], in[2], in[3], state, reverse);
              return ops::Definition::Results{y, final_state, {}};
            },

@@ -141,6 +141,48 @@ def test_wide_heads_equal_the_kernels(
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("per_key", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("cuts", [[0, 0, 3, 67, 67, 200, 201, 201], [0, 2, 5, 9]], ids=str)
+def test_packed_wide_heads_equal_the_kernels(
+    cuts: list[int], is_complex: bool, per_key: bool, reverse: bool
+) -> None:
+    q, k, v, a, _ = drawn((1, cuts[-1], 2, 3, 4), is_complex, per_key=per_key)
+    states = torch.randn(len(cuts) - 1, 2, 3, 4, dtype=a.dtype)
+    function: Any = _ops.gate_loop
+    kernels, definitions = on_both(
+        lambda *t: function(*t, reverse, torch.tensor(cuts)), (q, k, v, a, states)
+    )
+    for ours, theirs in zip(definitions, kernels, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_wide_heads_of_an_infinite_sequence_spoil_no_other(reverse: bool) -> None:
+    function: Any = _ops.gate_loop
+    cuts = torch.tensor([0, 40, 130, 170])
+    generator = torch.Generator().manual_seed(3)
+    arguments = drawn((1, 170, 2, 3, 4), True)[:4]
+    weights = torch.randn(1, 170, 2, 4, dtype=F64, generator=generator)
+    results = []
+    for spoiled in (False, True):
+        leaves = [t.clone() for t in arguments]
+        if spoiled:
+            for t in leaves:
+                t[:, 40:130] = torch.inf
+        leaves = [t.requires_grad_() for t in leaves]
+        with composite.forced():
+            y, final = function(*leaves, None, reverse, cuts)
+            gradients = torch.autograd.grad(y, leaves, weights)
+        assert not spoiled or not y.isfinite().all()
+        results.append(
+            [final[::2], *(t[:, [*range(40), *range(130, 170)]] for t in (y, *gradients))]
+        )
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", LOSSES, ids=str)
 def test_wide_heads_equal_the_kernels_in_low_precision(dtype: torch.dtype) -> None:
     arguments = tuple(drawn((2, 255, 2, 16, 24), True, dtype))

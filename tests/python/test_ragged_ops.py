@@ -92,6 +92,30 @@ def test_few_and_empty_sequences(ops: Ops, case: Case, cuts: list[int]) -> None:
             torch.testing.assert_close(arguments[-1].grad[n], arguments[-1][n].detach().sgn())
 
 
+@pytest.mark.parametrize("number", [float("inf"), NAN], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_sequence_without_finite_numbers_spoils_no_other(
+    ops: Ops, case: Case, number: float
+) -> None:
+    arguments = packed(case, CUTS, 3)
+    spoiled = tuple(t.clone() for t in arguments)
+    begin, end = CUTS[4:6].tolist()
+    for t in spoiled:
+        (t[:, begin:end] if t.ndim == 3 else t[4])[:] = number
+    weights = [torch.randn_like(output) for output in call(ops, case, arguments, CUTS)]
+    results = []
+    for given in (arguments, spoiled):
+        leaves = differentiable(given)
+        outputs = call(ops, case, leaves, CUTS)
+        results.append((*outputs, *torch.autograd.grad(outputs, leaves, weights)))
+    for ours, theirs in zip(*reversed(results), strict=True):
+        mine = (slice(None), slice(begin, end)) if ours.ndim == 3 else (4,)
+        assert not ours[mine].isfinite().all()
+        for result in (ours, theirs):
+            result.detach()[mine] = 0
+        composite.assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradcheck_packed(ops: Ops, case: Case) -> None:
     cuts = torch.tensor([0, 2, 2, 3, 6])

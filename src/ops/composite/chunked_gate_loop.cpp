@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "gateloop/ops.h"
 #include "gateloop/recurrence.h"
@@ -13,51 +16,116 @@
 #include "ops/composite/heads.h"
 #include "ops/internal.h"
 #include "ops/meta/shapes.h"
+#include "ops/offsets.h"
 
 namespace gateloop::ops {
 namespace {
 
-/// (B, T, ...) -> (B chunks, steps, ...); `filling` stands behind the last step.
-at::Tensor in_chunks(const at::Tensor& t, std::int64_t chunks, std::int64_t steps, double filling) {
-  const std::int64_t missing = chunks * steps - t.size(1);
-  std::vector<std::int64_t> sizes = t.sizes().vec();
-  sizes[1] = missing;
-  const at::Tensor whole =
-      missing == 0 ? t : at::cat({t, at::full(sizes, filling, t.options())}, 1);
-  return whole.unflatten(1, {chunks, steps}).flatten(0, 1);
-}
+/// Cuts (B, T, ...) into chunks in scan order. Packed sequences are padded each to whole chunks.
+class Chunks {
+ public:
+  Chunks(const at::Tensor& sequence, std::int64_t longest, bool reverse,
+         const OptionalTensor& cu_seqlens)
+      : batch_(sequence.size(0)), time_(sequence.size(1)), reverse_(reverse) {
+    const auto offsets = sequence_offsets(kChunkedGateLoop, cu_seqlens, time_);
+    if (offsets.empty()) {
+      steps_ = std::min(longest, time_);
+      count_ = (time_ + steps_ - 1) / steps_;
+      return;
+    }
+    for (std::size_t n = 0; n + 1 < offsets.size(); ++n) {
+      steps_ = std::max(steps_, std::min(longest, offsets[n + 1] - offsets[n]));
+    }
+    std::vector<std::int64_t> places(static_cast<std::size_t>(time_)), starts = {0}, before;
+    const std::int64_t sequences = std::ssize(offsets) - 1;
+    for (std::size_t n = 0; n + 1 < offsets.size(); ++n) {
+      const std::int64_t begin = offsets[n], steps = offsets[n + 1] - begin;
+      for (std::int64_t s = 0; s < steps; ++s) {
+        const std::int64_t t = reverse ? begin + steps - 1 - s : begin + s;
+        places[static_cast<std::size_t>(t)] = starts.back() * steps_ + s;
+      }
+      const std::int64_t chunks = (steps + steps_ - 1) / steps_;
+      for (std::int64_t c = 0; c < chunks; ++c) {
+        const std::int64_t chunk = starts.back() + c;
+        before.push_back(c == 0 ? static_cast<std::int64_t>(n) : sequences + chunk - 1);
+      }
+      starts.push_back(starts.back() + chunks);
+    }
+    count_ = starts.back();
+    cu_chunks_ = at::tensor(starts, at::kLong);
+    places_ = at::tensor(places, at::kLong).to(sequence.device());
+    before_ = at::tensor(before, at::kLong).to(sequence.device());
+  }
 
-/// The states after each chunk. `added`: what each adds, (B, chunks, H, K, V). `decays`: the decay
-/// over each, (B, chunks, H, 1 or K).
-std::tuple<at::Tensor, at::Tensor> states_joined(const at::Tensor& added, const at::Tensor& decays,
-                                                 const at::Tensor& initial_state) {
-  const auto [states, last] = linear_recurrence(decays.unsqueeze(-1).expand_as(added).flatten(2),
-                                                added.flatten(2), initial_state.flatten(1));
-  return {states.view_as(added), last.view_as(initial_state)};
-}
+  /// (B, T, ...) -> (B chunks, steps, ...); `filling` stands where there is no step.
+  at::Tensor cut(const at::Tensor& t, double filling) const {
+    std::vector<std::int64_t> sizes = t.sizes().vec();
+    at::Tensor whole = t;
+    if (cu_chunks_) {
+      sizes[1] = count_ * steps_;
+      whole = at::full(sizes, filling, t.options()).index_copy(1, places_, t);
+    } else {
+      if (reverse_) whole = whole.flip(1);
+      sizes[1] = count_ * steps_ - time_;
+      if (sizes[1] > 0) whole = at::cat({whole, at::full(sizes, filling, t.options())}, 1);
+    }
+    return whole.unflatten(1, {count_, steps_}).flatten(0, 1);
+  }
+
+  /// (B chunks, ...) -> (B, chunks, ...).
+  at::Tensor by_chunk(const at::Tensor& t) const { return t.unflatten(0, {batch_, count_}); }
+
+  /// (B chunks, steps, ...) -> (B, T, ...).
+  at::Tensor joined(const at::Tensor& t) const {
+    const at::Tensor whole = by_chunk(t).flatten(1, 2);
+    if (cu_chunks_) return whole.index_select(1, places_);
+    const at::Tensor in_order = whole.narrow(1, 0, time_);
+    return reverse_ ? in_order.flip(1) : in_order;
+  }
+
+  struct States {
+    at::Tensor before, last;  // (B, chunks, H, K, V), (B or N, H, K, V)
+  };
+  /// `added`: what each chunk adds, (B, chunks, H, K, V). `decays`: the decay over each, (B,
+  /// chunks, H, 1 or K).
+  States states(const at::Tensor& added, const at::Tensor& decays,
+                const at::Tensor& initial_state) const {
+    const auto [states, last] = linear_recurrence(decays.unsqueeze(-1).expand_as(added).flatten(2),
+                                                  added.flatten(2), initial_state.flatten(1),
+                                                  /*reverse=*/false, cu_chunks_);
+    const at::Tensor after = states.view_as(added);
+    const at::Tensor before =
+        cu_chunks_ ? at::cat({initial_state.unsqueeze(0), after}, 1).index_select(1, before_)
+                   : at::cat({initial_state.unsqueeze(1), after.narrow(1, 0, count_ - 1)}, 1);
+    return {before, last.view_as(initial_state)};
+  }
+
+ private:
+  std::int64_t batch_, time_, steps_ = 1, count_ = 0;
+  bool reverse_;
+  // Of packed sequences: their chunks, the place of every step among those of chunks, and which of
+  // the initial states and the states after chunks are those before chunks.
+  OptionalTensor cu_chunks_;
+  at::Tensor places_, before_;
+};
 
 Definition::Results chunks_computed(const std::vector<at::Tensor>& sequences,
-                                    const at::Tensor& initial_state, std::int64_t chunk,
+                                    const at::Tensor& initial_state,
+                                    const OptionalTensor& cu_seqlens, std::int64_t chunk,
                                     bool reverse, c10::string_view map) {
-  const Turned in = turned(sequences[0], sequences[1], sequences[2], sequences[3], reverse);
-  const std::int64_t batch = in.q.size(0), time = in.q.size(1);
-  const std::int64_t steps = std::min(chunk, time), chunks = (time + steps - 1) / steps;
-  const auto cut = [&](const at::Tensor& t, double filling) {
-    return in_chunks(t, chunks, steps, filling);
-  };
-  const at::Tensor k = cut(features(in.k, map), 0), v = cut(in.v, 0), a = cut(in.a, 1);
-  const at::Tensor queries = by_head(cut(features(in.q, map), 0)), values = by_head(v);
-  const auto by_chunk = [&](const at::Tensor& t) { return t.unflatten(0, {batch, chunks}); };
-  const auto [after, last] =
-      states_joined(by_chunk(state_after(k, v, a, {})), by_chunk(decay_of(a)), initial_state);
-  const at::Tensor before =
-      at::cat({initial_state.unsqueeze(1), after.narrow(1, 0, chunks - 1)}, 1);
-
+  const Turned in =
+      turned(sequences[0], sequences[1], sequences[2], sequences[3], /*reverse=*/false);
+  const Chunks chunks(in.q, chunk, reverse, cu_seqlens);
+  const at::Tensor k = chunks.cut(features(in.k, map), 0), v = chunks.cut(in.v, 0);
+  const at::Tensor a = chunks.cut(in.a, 1);
+  const at::Tensor queries = by_head(chunks.cut(features(in.q, map), 0)), values = by_head(v);
+  const auto [before, last] = chunks.states(chunks.by_chunk(state_after(k, v, a, {})),
+                                            chunks.by_chunk(decay_of(a)), initial_state);
   const at::Tensor inside = at::matmul(scores_inside(queries, by_head(k), a), values);
   const at::Tensor across =
       scores_of(queries * by_head(products_to(a)), before.flatten(0, 1).transpose(-1, -2));
-  const at::Tensor y = by_chunk((inside + across).transpose(1, 2)).flatten(1, 2).narrow(1, 0, time);
-  return {(reverse ? y.flip(1) : y).to(sequences[2].scalar_type()), last, before};
+  const at::Tensor y = chunks.joined((inside + across).transpose(1, 2));
+  return {y.to(sequences[2].scalar_type()), last, before};
 }
 
 /// Saved states (B, chunks, H, 1 or 2, K, V) keep the parts of complex ones apart.
@@ -141,15 +209,17 @@ Definition chunked_gate_loop_definition(const at::Tensor& q, const at::Tensor& v
   return {.op = kChunkedGateLoop,
           .compute =
               [chunk, reverse, map = std::string(feature_map)](
-                  const std::vector<at::Tensor>& sequences, const at::Tensor& initial_state) {
-                return chunks_computed(sequences, initial_state, chunk, reverse, map);
+                  const std::vector<at::Tensor>& sequences, const at::Tensor& initial_state,
+                  const OptionalTensor& cu_seqlens) {
+                return chunks_computed(sequences, initial_state, cu_seqlens, chunk, reverse, map);
               },
           .like = 2,
           .sizes = {heads, keys, values},
           .dtype = a.scalar_type(),
           .reverse = reverse,
           .block = chunk,
-          .width = heads * numbers / chunk};
+          .width = heads * numbers / chunk,
+          .takes_packed = true};
 }
 
 TORCH_LIBRARY_IMPL(gateloop, CompositeExplicitAutograd, m) {

@@ -20,9 +20,12 @@ struct Definition {
     at::Tensor final_state;  // (B, ...)
     at::Tensor states;       // (B, blocks, ...), before each block in scan order
   };
-  /// Of T > 0 steps; differentiable any number of times.
-  using Compute = std::function<Results(const std::vector<at::Tensor>& sequences,
-                                        const at::Tensor& initial_state)>;
+  /// Of T > 0 steps; differentiable any number of times. Beside cu_seqlens (N + 1), which is on the
+  /// CPU, sequences are (1, T, ...) and states (N, ...); `states` are then the N sequences', one
+  /// sequence behind another.
+  using Compute =
+      std::function<Results(const std::vector<at::Tensor>& sequences,
+                            const at::Tensor& initial_state, const OptionalTensor& cu_seqlens)>;
   const char* op;
   Compute compute;
   std::size_t like = 0;               // y is shaped as this sequence
@@ -31,6 +34,8 @@ struct Definition {
   bool reverse = false;
   std::int64_t block = 1;  // steps from one saved state to the next
   std::int64_t width = 1;  // numbers that a step of one batch entry takes while it is computed
+  /// Whether `compute` takes cu_seqlens: else packed sequences are computed one after another.
+  bool takes_packed = false;
 };
 
 /// {y, final_state} of all steps at once, differentiable any number of times. Here and below states
@@ -54,9 +59,10 @@ void differentiate_in_spans(const char* op, const Definition& definition,
                             const OptionalTensor& cu_seqlens,
                             const std::vector<at::Tensor>& gradients);
 
-/// The rows of `h` (B, T, D), T > 0, and initial_state (B, D) that are states before a block.
+/// The rows of `h` (B, T, D), T > 0, and initial_state (B, D) that are states before a block; of
+/// packed sequences those of one behind another, (1, blocks, D).
 at::Tensor states_before_blocks(const at::Tensor& h, const at::Tensor& initial_state,
-                                std::int64_t block, bool reverse);
+                                std::int64_t block, bool reverse, const OptionalTensor& cu_seqlens);
 
 /// In log2(T) passes over the sequence, each of which torch can differentiate: for the derivatives
 /// that needs_pieces() names. All else is computed by blocked_scan(), in fewer passes.

@@ -27,16 +27,8 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence_composite(
   const at::Tensor state = empty_state(x, accumulation_type(x.scalar_type()), cu_seqlens);
   is_given(initial_state) ? state.copy_(*initial_state) : state.zero_();
   const at::Tensor a_ = a.resolve_conj(), x_ = x.resolve_conj();
-  if (offsets.empty()) return {h, blocked_scan(a_, x_, state, reverse, h)};
-  for (std::int64_t n = 0; n + 1 < std::ssize(offsets); ++n) {
-    const auto at = static_cast<std::size_t>(n);
-    const auto part = [&](const at::Tensor& t) {
-      return t.narrow(1, offsets[at], offsets[at + 1] - offsets[at]);
-    };
-    const at::Tensor mine = state.narrow(0, n, 1);
-    mine.copy_(blocked_scan(part(a_), part(x_), mine, reverse, part(h)));
-  }
-  return {h, state};
+  return {h, offsets.empty() ? blocked_scan(a_, x_, state, reverse, h)
+                             : packed_scan(a_, x_, state, offsets, reverse, h)};
 }
 
 /// t (B, T, D) one step later in time, or earlier; `border` (B, 1, D) takes the free place.
@@ -93,7 +85,8 @@ at::Tensor before_each_step(const at::Tensor& h, const at::Tensor& initial,
 Definition linear_recurrence_definition(const at::Tensor& x, bool reverse) {
   const auto type = accumulation_type(x.scalar_type());
   const auto compute = [type, reverse](const std::vector<at::Tensor>& in,
-                                       const at::Tensor& initial_state) -> Definition::Results {
+                                       const at::Tensor& initial_state,
+                                       const OptionalTensor&) -> Definition::Results {
     const auto in_order = [&](const at::Tensor& t) { return reverse ? t.flip(1) : t; };
     at::Tensor a = in_order(in[0].to(type)), h = in_order(in[1].to(type));
     const std::int64_t steps = h.size(1);

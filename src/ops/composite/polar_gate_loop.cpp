@@ -27,13 +27,15 @@ at::Tensor polar_gate(const at::Tensor& z) {
 Definition polar_gate_loop_definition(const at::Tensor& q, bool reverse) {
   const auto real = accumulation_type(q.scalar_type());
   const auto compute = [real, reverse](const std::vector<at::Tensor>& in,
-                                       const at::Tensor& initial_state) -> Definition::Results {
+                                       const at::Tensor& initial_state,
+                                       const OptionalTensor& cu_seqlens) -> Definition::Results {
     const at::Tensor &q = in[0], &k = in[1], &v = in[2], &z = in[3];
     const at::Tensor a = polar_gate(z.to(real));
     const at::Tensor kv = (k.to(real) * v.to(real)).to(a.scalar_type());
-    const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse);
-    return {(q.to(real) * at::real(h)).to(q.scalar_type()), final_state,
-            states_before_blocks(h, initial_state, recurrence::kSavedStateBlock, reverse)};
+    const auto [h, final_state] = linear_recurrence(a, kv, initial_state, reverse, cu_seqlens);
+    return {
+        (q.to(real) * at::real(h)).to(q.scalar_type()), final_state,
+        states_before_blocks(h, initial_state, recurrence::kSavedStateBlock, reverse, cu_seqlens)};
   };
   return {.op = "gateloop::polar_gate_loop",
           .compute = compute,
@@ -41,7 +43,8 @@ Definition polar_gate_loop_definition(const at::Tensor& q, bool reverse) {
           .dtype = at::toComplexType(real),
           .reverse = reverse,
           .block = recurrence::kSavedStateBlock,
-          .width = q.size(2)};
+          .width = q.size(2),
+          .takes_packed = true};
 }
 
 namespace {

@@ -14,15 +14,17 @@ namespace gateloop::ops {
 Definition simple_gate_loop_definition(const at::Tensor& q, bool reverse, bool normalize_input) {
   const auto real = accumulation_type(q.scalar_type());
   const auto compute = [real, reverse, normalize_input](
-                           const std::vector<at::Tensor>& in,
-                           const at::Tensor& initial_state) -> Definition::Results {
+                           const std::vector<at::Tensor>& in, const at::Tensor& initial_state,
+                           const OptionalTensor& cu_seqlens) -> Definition::Results {
     const at::Tensor &q = in[0], raw = in[2].to(real);
     at::Tensor x = in[1].to(real);
     // 1 - σ(z) = σ(-z), without the cancellation near 1.
     if (normalize_input) x = x * raw.neg().sigmoid();
-    const auto [h, final_state] = linear_recurrence(raw.sigmoid(), x, initial_state, reverse);
-    return {(q.to(real) * h).to(q.scalar_type()), final_state,
-            states_before_blocks(h, initial_state, recurrence::kSavedStateBlock, reverse)};
+    const auto [h, final_state] =
+        linear_recurrence(raw.sigmoid(), x, initial_state, reverse, cu_seqlens);
+    return {
+        (q.to(real) * h).to(q.scalar_type()), final_state,
+        states_before_blocks(h, initial_state, recurrence::kSavedStateBlock, reverse, cu_seqlens)};
   };
   return {.op = "gateloop::simple_gate_loop",
           .compute = compute,
@@ -30,7 +32,8 @@ Definition simple_gate_loop_definition(const at::Tensor& q, bool reverse, bool n
           .dtype = real,
           .reverse = reverse,
           .block = recurrence::kSavedStateBlock,
-          .width = q.size(2)};
+          .width = q.size(2),
+          .takes_packed = true};
 }
 
 namespace {
