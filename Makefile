@@ -78,7 +78,7 @@ test-definitions: build-all  ## Operators and modules by their definitions, whic
 	GATELOOP_DEFINITIONS=1 $(PYTEST) $(ON_DEFINITIONS:%=tests/python/test_%.py)
 
 .PHONY: test-sanitizers
-test-sanitizers: $(SANITIZERS:%=test-%)  ## Kernel tests under each sanitizer; test-asan-torch: all C++ tests
+test-sanitizers: $(SANITIZERS:%=test-%) test-cuda-bodies  ## Kernel tests under each sanitizer; test-asan-torch: all C++ tests
 
 # The sanitizers of older compilers cannot place their shadow memory where the kernel randomises
 # addresses widely; without randomisation they always can.
@@ -88,6 +88,18 @@ FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 $(SANITIZERS:%=test-%): test-%: build/%/configured
 	$(FIXED_ADDRESSES) cmake --build --preset $* $(if $(JOBS),--parallel $(JOBS))
 	$(FIXED_ADDRESSES) ctest --preset $*
+
+# In the builds of two sanitizers, but only here: each takes minutes to compile.
+CUDA_BODIES := $(addprefix recurrence_cuda_,scan_test rms_norm_test ragged_test)
+
+.PHONY: test-cuda-bodies
+test-cuda-bodies: build/asan/configured build/ubsan/configured  ## The CUDA kernels on the CPU under two sanitizers
+	for sanitizer in asan ubsan; do \
+	  $(FIXED_ADDRESSES) cmake --build --preset $$sanitizer --target $(CUDA_BODIES) $(if $(JOBS),--parallel $(JOBS)); \
+	  for test in $(CUDA_BODIES); do \
+	    UBSAN_OPTIONS=print_stacktrace=1 $(FIXED_ADDRESSES) build/$$sanitizer/$$test; \
+	  done; \
+	done
 
 .PHONY: test-long
 test-long: setup-long test test-definitions test-sanitizers test-architectures fuzz  ## The long tests, the other sanitizers, every GPU's kernels, minutes of fuzzing, before a release
