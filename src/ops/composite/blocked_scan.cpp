@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/composite/index.h"
+
 namespace gateloop::ops {
 namespace {
 
@@ -41,7 +43,7 @@ std::vector<StartsOfStep> by_step(const Starts& starts, std::int64_t first, std:
   for (const auto* const lists : {&blocks, &rows}) {
     for (const auto& list : *lists) numbers.insert(numbers.end(), list.begin(), list.end());
   }
-  const at::Tensor index = at::tensor(numbers, at::kLong).to(starts.states.device());
+  const at::Tensor index = index_for(starts.states, numbers);
   const at::Tensor states = starts.states.index_select(0, index.narrow(0, end - from, end - from));
   std::int64_t at = 0;
   for (const auto& list : blocks) {
@@ -120,8 +122,7 @@ Starts of_blocks(const Starts& starts, std::int64_t first, std::int64_t time,
     if (result.steps.empty() || result.steps.back() != block) result.steps.push_back(block);
   }
   if (result.steps.empty()) return result;
-  const at::Tensor index = at::tensor(result.steps, at::kLong).to(ends.device());
-  result.states = ends.index_select(1, index).squeeze(0);
+  result.states = ends.index_select(1, index_for(ends, result.steps)).squeeze(0);
   return result;
 }
 
@@ -173,10 +174,7 @@ at::Tensor packed_scan(const at::Tensor& a, const at::Tensor& x, const at::Tenso
     ends.push_back(reverse ? first : last);
   }
   if (rows.empty()) return initial_states.clone();
-  const auto index = [&](const std::vector<std::int64_t>& numbers) {
-    return at::tensor(numbers, at::kLong).to(h.device());
-  };
-  const at::Tensor begin = index(starts), sequences = index(rows);
+  const at::Tensor begin = index_for(h, starts), sequences = index_for(h, rows);
   const auto at_begin = [&](const at::Tensor& t) { return t.index_select(1, begin).squeeze(0); };
   const at::Tensor begun =
       at::addcmul(at_begin(x), at_begin(a), initial_states.index_select(0, sequences));
@@ -185,7 +183,8 @@ at::Tensor packed_scan(const at::Tensor& a, const at::Tensor& x, const at::Tenso
   // Every state before a first step is replaced after it: any will do.
   scan(a, x, initial_states.narrow(0, 0, 1), reverse, wide, {std::move(starts), begun});
   if (!wide.is_same(h)) h.copy_(wide);
-  return initial_states.index_copy(0, sequences, wide.index_select(1, index(ends)).squeeze(0));
+  return initial_states.index_copy(0, sequences,
+                                   wide.index_select(1, index_for(h, ends)).squeeze(0));
 }
 
 }  // namespace gateloop::ops

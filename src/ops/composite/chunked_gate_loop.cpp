@@ -14,6 +14,7 @@
 #include "ops/composite/definition.h"
 #include "ops/composite/features.h"
 #include "ops/composite/heads.h"
+#include "ops/composite/index.h"
 #include "ops/internal.h"
 #include "ops/meta/shapes.h"
 #include "ops/offsets.h"
@@ -52,9 +53,9 @@ class Chunks {
       starts.push_back(starts.back() + chunks);
     }
     count_ = starts.back();
-    cu_chunks_ = at::tensor(starts, at::kLong);
-    places_ = at::tensor(places, at::kLong).to(sequence.device());
-    before_ = at::tensor(before, at::kLong).to(sequence.device());
+    cu_chunks_ = host_index(starts);
+    places_ = index_for(sequence, places);
+    before_ = index_for(sequence, before);
   }
 
   /// (B, T, ...) -> (B chunks, steps, ...); `filling` stands where there is no step.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/autograd/gradients.h"
+#include "ops/composite/index.h"
 #include "ops/offsets.h"
 
 namespace gateloop::ops {
@@ -24,7 +25,7 @@ struct Span {
   std::vector<std::int64_t> offsets;  // of several sequences, from `begin` on
 
   OptionalTensor cu_seqlens() const {
-    return offsets.empty() ? OptionalTensor() : at::tensor(offsets, at::kLong);
+    return offsets.empty() ? OptionalTensor() : host_index(offsets);
   }
 };
 
@@ -46,10 +47,6 @@ struct SavedPlaces {
     }
   }
 };
-
-at::Tensor index_of(const std::vector<std::int64_t>& numbers, const at::Tensor& like) {
-  return at::tensor(numbers, at::kLong).to(like.device());
-}
 
 at::Tensor time_of(const Span& span, const at::Tensor& t) {
   return t.narrow(1, span.begin, span.steps);
@@ -164,14 +161,14 @@ void save_states(const Definition& definition, const Span& span, const at::Tenso
   if (span.offsets.empty()) {
     saved.narrow(1, span.block, count_blocks(span.steps, definition.block)).copy_(states);
   } else {
-    saved.index_copy_(1, index_of(SavedPlaces(span, definition.block).all, saved), states);
+    saved.index_copy_(1, index_for(saved, SavedPlaces(span, definition.block).all), states);
   }
 }
 
 /// The states that a span begins with, of those that save_states() wrote.
 at::Tensor saved_initial(const Definition& definition, const Span& span, const at::Tensor& saved) {
   if (span.offsets.empty()) return saved.select(1, span.block);
-  const auto places = index_of(SavedPlaces(span, definition.block).first, saved);
+  const auto places = index_for(saved, SavedPlaces(span, definition.block).first);
   return saved.index_select(1, places).squeeze(0);
 }
 
@@ -263,8 +260,8 @@ at::Tensor states_before_blocks(const at::Tensor& h, const at::Tensor& initial_s
         ends.push_back(reverse ? end - s : begin + s - 1);
       }
     }
-    return at::cat({initial_state.unsqueeze(0), h.index_select(1, index_of(ends, h))}, 1)
-        .index_select(1, index_of(order, h));
+    return at::cat({initial_state.unsqueeze(0), h.index_select(1, index_for(h, ends))}, 1)
+        .index_select(1, index_for(h, order));
   }
   const std::int64_t time = h.size(1), kept = (time - 1) / block;
   const at::Tensor ends = reverse ? h.slice(1, time - block * kept, time - block + 1, block).flip(1)
