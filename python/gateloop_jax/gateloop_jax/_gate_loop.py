@@ -7,12 +7,17 @@ polar_gate_loop takes what a is computed from and is one kernel: gate, recurrenc
 one pass over memory. One pass back recomputes the states from one kept every few steps.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from gateloop_jax import _checks
+from gateloop_jax._forms import FORMS
 from gateloop_jax._linear_recurrence import carried
 from gateloop_jax._packing import Packing
 from gateloop_jax._primitive import (
@@ -27,6 +32,8 @@ from gateloop_jax._primitive import (
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 from gateloop_jax._wide_heads import FeatureMap, read_heads
 
+Form = Literal["auto", "scan", "attention", "recurrent"]
+
 
 @one_program
 def gate_loop(
@@ -37,9 +44,10 @@ def gate_loop(
     initial_state: ArrayLike | None = None,
     reverse: bool = False,
     *,
-    feature_map: FeatureMap = "none",
     segment_ids: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    form: Form = "auto",
+    feature_map: FeatureMap = "none",
     num_segments: int | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Array, Array]:
@@ -51,9 +59,13 @@ def gate_loop(
     a:             (B, T, D), or (B, T, H), one for each head, or (B, T, H, K), one for each key;
                    complex64 (complex128 for float64), or real: float32 (float64).
     initial_state: (B, D), or (B, H, K, V), in the dtype of a.
+    form:          how to compute it; values and gradients are the same. "scan": linear in T; "auto"
+                   takes it. "attention": the surrogate attention of section 3.3, T² work, in
+                   tiles. "recurrent": step by step, with T states in memory for a backward pass.
     feature_map:   "taylor": of heads, with a transition for each. The Taylor features of q and k
                    (arXiv 2312.04927) take the place of q and k: their products are 1 + s + s²/2
-                   with s = q · k. States then have 1 + K + K (K + 1) / 2 keys.
+                   with s = q · k. States then have 1 + K + K (K + 1) / 2 keys. Attention expands
+                   all of q and k, the other forms a block or a step at a time.
     segment_ids, mask, num_segments, axis_name: as linear_recurrence takes them; the output at
                    padding is zero. States are (B, N, D) or (B, N, H, K, V) with num_segments.
     Returns (y as v, in the dtype of q, final_state as initial_state is).
@@ -65,20 +77,20 @@ def gate_loop(
     """
     name = "gate_loop"
     q = jnp.asarray(q)
+    if form not in FORMS:
+        raise ValueError(f"{name}: form must be one of {', '.join(FORMS)}, got {form!r}")
+    heads: Callable[..., tuple[Array, Array]] = functools.partial(
+        read_heads,
+        reverse=bool(reverse),
+        read_form=FORMS[form],
+        feature_map=feature_map,
+        segment_ids=segment_ids,
+        mask=mask,
+        num_segments=num_segments,
+        axis_name=axis_name,
+    )
     if q.ndim == 4:
-        return read_heads(
-            q,
-            k,
-            v,
-            a,
-            initial_state,
-            reverse=bool(reverse),
-            feature_map=feature_map,
-            segment_ids=segment_ids,
-            mask=mask,
-            num_segments=num_segments,
-            axis_name=axis_name,
-        )
+        return heads(q, k, v, a, initial_state)
     if q.ndim != 3:
         raise ValueError(f"{name}: q must be (B, T, D) or (B, T, H, K), got shape {q.shape}")
     q = _checks.sequence(name, "q", q, _checks.REAL)
@@ -88,6 +100,9 @@ def gate_loop(
     a = _checks.same_shape(name, "a", a, "q", q.shape)
     _checks.transition(name, a, q)
     initial = _checks.state(name, initial_state, a, segments=num_segments)
+    if form in ("attention", "recurrent"):
+        y, final = heads(*(x[..., None] for x in (q, k, v)), a, initial[..., None, None])
+        return y[..., 0], final[..., 0, 0]
     packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))

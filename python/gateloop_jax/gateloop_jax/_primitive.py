@@ -32,7 +32,7 @@ Outputs = Callable[..., Sequence[tuple[tuple[int, ...], Any]]]
 def one_program(function: Function) -> Function:
     """A public function as one program outside of jax.jit too. In a program alone JAX puts arrays
     without a mesh, such as states of zeros, on the explicit mesh of others."""
-    options = ("reverse", "normalize_input", "feature_map", "num_segments", "axis_name")
+    options = ("reverse", "normalize_input", "form", "feature_map", "num_segments", "axis_name")
     names = [name for name in options if name in inspect.signature(function).parameters]
     return cast(Function, jax.jit(function, static_argnames=names))
 

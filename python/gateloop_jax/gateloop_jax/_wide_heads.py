@@ -12,7 +12,7 @@ that zeros are exact. Where |a| <= 1 every factor is at most 1.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -38,6 +38,8 @@ from gateloop_jax._segments_of_heads import add_states
 from gateloop_jax._time_sharding import AxisName, run_over_axis
 
 FeatureMap = Literal["none", "taylor"]
+# q, k, v, a (B, T, H) or (B, T, H, K), the state, reverse, feature_map -> y, the state.
+Read = Callable[..., tuple[Array, Array]]
 
 # Steps a block, a power of two.
 BLOCK = 64
@@ -54,6 +56,7 @@ def read_heads(
     initial_state: ArrayLike | None,
     *,
     reverse: bool,
+    read_form: Read,
     feature_map: FeatureMap,
     segment_ids: ArrayLike | None,
     mask: ArrayLike | None,
@@ -105,7 +108,7 @@ def read_heads(
         initial = initial + given
 
     def run(state: Array) -> tuple[Array, Array]:
-        return _read(q, k, v, a, state, reverse, feature_map)
+        return read_form(q, k, v, a, state, reverse, feature_map)
 
     state = initial if num_segments is None else nothing
     if axis_name is None:
@@ -115,14 +118,14 @@ def read_heads(
         a_of_keys = a if per_key else a[..., None]
         none = jnp.zeros_like(a_of_keys.real)
         ones = 1 + _zero_state(none, none[..., :1], a_of_keys, "none")
-        decay = _read(none, none, none[..., :1], a, ones, reverse, "none")[1]
+        decay = read_form(none, none, none[..., :1], a, ones, reverse, "none")[1]
         y, final = run_over_axis(run, decay, state, axis_name, reverse)
     if packing is None:
         return y, final
     if num_segments is not None and q.shape[1] > 0:
-        features = functools.partial(_features, feature_map=feature_map)
+        expand = functools.partial(features, feature_map=feature_map)
         options: Any = dict(reverse=reverse, axis_name=axis_name, packing=packing)
-        y, final = add_states(y, q, k, v, uncut, initial, features, **options)
+        y, final = add_states(y, q, k, v, uncut, initial, expand, **options)
     elif num_segments is not None:
         final = initial
     return packing.filled(y.astype(dtype)), final
@@ -140,7 +143,7 @@ def taylor_features(x: Array) -> Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def _features(x: Array, feature_map: FeatureMap) -> Array:
+def features(x: Array, feature_map: FeatureMap) -> Array:
     """In the accumulation type."""
     wide = x.astype(accumulation(x.dtype))
     return taylor_features(wide) if feature_map == "taylor" else wide
@@ -148,12 +151,12 @@ def _features(x: Array, feature_map: FeatureMap) -> Array:
 
 def _zero_state(k: Array, v: Array, a: Array, feature_map: FeatureMap) -> Array:
     """(B, H, K, V) in the dtype of a: a sum over no steps, so that it is sharded as they are."""
-    keys, values, a = _features(k[:, :0], feature_map), v[:, :0], a[:, :0]
+    keys, values, a = features(k[:, :0], feature_map), v[:, :0], a[:, :0]
     state = jnp.einsum("bthk,bthv->bhkv", keys, values.astype(keys.dtype))
     return state + jnp.sum(a, 1)[..., None]
 
 
-def _read(
+def read(
     q: Array, k: Array, v: Array, a: Array, state: Array, reverse: bool, feature_map: FeatureMap
 ) -> tuple[Array, Array]:
     """a: (B, T, H) or (B, T, H, K)."""
@@ -178,29 +181,38 @@ def _scan_blocks(
     feature_map: FeatureMap,
 ) -> tuple[Array, Array]:
     """a: (B, T, H, 1 or K). -> y (B, T, H, V), the state after the last step."""
+
+    def read(state: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, a = block
+        return _read_block(q, k, v, a, state, reverse=reverse, feature_map=feature_map)
+
+    # lax.scan prevents that its forward pass and the recomputation are merged.
+    remade = jax.checkpoint(read, prevent_cse=False)
+    state, y = lax.scan(remade, state, cut(q, k, v, a), reverse=reverse)
+    return joined(y, q.shape[1]), state
+
+
+def cut(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, ...]:
+    """Sequences (B, T, H, C) in blocks of a power of two of steps, (blocks, B, steps, H, C). A step
+    of padding leaves the state as it is."""
     batch, time = q.shape[:2]
     steps = BLOCK
     if isinstance(time, int):  # else symbolic, in an exported program
         steps = min(BLOCK, 1 << max(time - 1, 0).bit_length())
     blocks = (time + steps - 1) // steps
 
-    def cut(x: Array, padding: int = 0) -> Array:
-        """(B, T, ...) -> (blocks, B, steps, ...)."""
-        widths = [(0, 0), (0, blocks * steps - time), *[(0, 0)] * (x.ndim - 2)]
+    def cut_one(x: Array, padding: int) -> Array:
+        widths = [(0, 0), (0, blocks * steps - time), (0, 0), (0, 0)]
         x = jnp.pad(x, widths, constant_values=padding)
         return jnp.moveaxis(x.reshape(batch, blocks, steps, *x.shape[2:]), 1, 0)
 
-    def read(state: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
-        q, k, v, a = block
-        return _read_block(q, k, v, a, state, reverse=reverse, feature_map=feature_map)
+    return cut_one(q, 0), cut_one(k, 0), cut_one(v, 0), cut_one(a, 1)
 
-    # A step of padding leaves the state as it is.
-    sequences = (cut(q), cut(k), cut(v), cut(a, padding=1))
-    # lax.scan prevents that its forward pass and the recomputation are merged.
-    remade = jax.checkpoint(read, prevent_cse=False)
-    state, y = lax.scan(remade, state, sequences, reverse=reverse)
-    y = jnp.moveaxis(y, 0, 1).reshape(batch, blocks * steps, *v.shape[2:])
-    return y[:, :time], state
+
+def joined(y: Array, time: Any) -> Array:
+    """Of cut()."""
+    blocks, batch, steps, *rest = y.shape
+    return jnp.moveaxis(y, 0, 1).reshape(batch, blocks * steps, *rest)[:, :time]
 
 
 def _read_block(
@@ -221,8 +233,8 @@ def _read_block(
         return jnp.flip(x, -2) if reverse else x
 
     q, k, v, a = (turn(jnp.swapaxes(x, 1, 2)) for x in (q, k, v, a))
-    q, k, v = _features(q, feature_map), _features(k, feature_map), v.astype(accumulation(dtype))
-    y, up_to, after, all_steps = _read_inside(q, k, v, a)
+    q, k, v = features(q, feature_map), features(k, feature_map), v.astype(accumulation(dtype))
+    y, up_to, after, all_steps = read_inside(q, k, v, a)
     # The one product that thousands of blocks repeat. First here, last in a gradient: see Exact.
     carried = all_steps.times(Exact.of(state))
     y = y + product("...tk,...kv->...tv", parts(q * up_to), parts(state, -2, conj=True))
@@ -232,7 +244,7 @@ def _read_block(
     return carried.value + (carried.low + added), jnp.swapaxes(turn(y), 1, 2).astype(dtype)
 
 
-def _read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array, Exact]:
+def read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array, Exact]:
     """-> y of a block whose state before is zero; the products of the transitions up to each step,
     that included, and of those after it, as a is; the product of all, (..., C, 1).
 
