@@ -1,15 +1,12 @@
 """Ablations: which options of a GateLoop layer pay at equal parameters?
 
-Question: A real transition or a complex one, the reference's gate or the paper's, a transition at
-all; one projection to k v or two; the swish gate; sub-LN; scaling the input by 1 - |a|: what does
-each do to the loss?
+Question: A real transition or a complex one, the reference's gate or the paper's, a transition that
+is learned but fixed, none at all; one projection to k v or two; the swish gate; sub-LN; scaling the
+input by 1 - |a|: what does each do to the loss?
 
 Method: The model of ``experiments/base.py``, and one change at a time. It has six layers of width
 128, a real gate, two projections, a swish gate, no sub-LN and scaled input. The inner width of the
 layers is set so that parameters that take part agree within 2 per cent.
-
-Not here: A transition that is learned but does not depend on the data. ``gateloop train`` has no
-such option; ``memory_horizon`` has that question.
 
 Command: make experiments ARGS=ablations DATA=FILE
 """
@@ -46,6 +43,13 @@ EXPERIMENT = base.experiment(
             f"--ablate-state-transition {INNER} 154",
             "transition 1: a sum over time",
             unused=129 * 154 * 6,
+        ),
+        # The same gate with its initial spread of half-lives, as LRU has; to_a is its bias alone.
+        Variant(
+            "fixed",
+            f"--fixed-transitions {INNER} 154",
+            "learned transitions that do not depend on the text",
+            unused=128 * 154 * 6,
         ),
         Variant("joint_kv", f"--joint-kv {INNER} 154", "one projection to k v"),
         Variant("no_swish", f"--no-attn-add-swish-gating {INNER} 154", "no swish gate"),

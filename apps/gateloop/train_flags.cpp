@@ -138,6 +138,8 @@ void add_training_flags(Overrides& flags) {
   flags.add("checkpoint-blocks", TRAINING_FIELD(checkpoint_blocks),
             "Keep of each layer only what it reads and run it again in the backward pass: long "
             "sequences in less memory");
+  flags.add("fixed-transitions", TRAINING_FIELD(fixed_transitions),
+            "GateLoop's transitions are learned and do not depend on the text");
   flags
       .add("dtype", TRAINING_FIELD(dtype),
            "float32, or bfloat16: matrix products and activations in bfloat16, weights in "

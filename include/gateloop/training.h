@@ -72,6 +72,10 @@ struct TrainingOptions {
   /// one more forward pass. A run may be resumed with another choice.
   bool checkpoint_blocks = false;
 
+  /// GateLoop layers have transitions that are learned and do not depend on the text: the weights
+  /// of `to_a` stay zero, its biases are trained. Simple gate loops stay as they are.
+  bool fixed_transitions = false;
+
   std::string optimizer = "adam";  ///< adam (decay added to the gradient) or adamw (decoupled)
   double learning_rate = 1e-4;
   double beta1 = 0.9;

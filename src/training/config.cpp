@@ -84,6 +84,7 @@ void for_each_field(Options& options, Visitor&& visit) {
   visit("length", options.length);
   visit("rows_per_pass", options.rows_per_pass);
   visit("checkpoint_blocks", options.checkpoint_blocks);
+  visit("fixed_transitions", options.fixed_transitions);
   visit("optimizer", options.optimizer);
   visit("learning_rate", options.learning_rate);
   visit("beta1", options.beta1);
@@ -211,6 +212,7 @@ std::string to_json(const RunConfig& config) {
   if (config.training.plan.empty()) training.erase("plan");
   if (config.training.gradient_compression == "none") training.erase("gradient_compression");
   if (!config.training.checkpoint_blocks) training.erase("checkpoint_blocks");
+  if (!config.training.fixed_transitions) training.erase("fixed_transitions");
   if (!config.training.shard_optimizer) training.erase("shard_optimizer");
   if (config.training.diagnostics_every == 0) training.erase("diagnostics_every");
   if (!config.id.empty()) object["id"] = config.id;

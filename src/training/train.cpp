@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "gateloop/nn/gate_looped_attention.h"
 #include "gateloop/training.h"
 #include "model/file.h"
 #include "model/machine.h"
@@ -105,12 +106,25 @@ void check_corpus(const TrainingOptions& options, const Corpus& corpus) {
   }
 }
 
+void fix_transitions(const nn::Transformer& model) {
+  bool found = false;
+  for (const auto& module : model->modules(/*include_self=*/false)) {
+    if (module->as<nn::GateLoopedAttentionImpl>() == nullptr) continue;
+    auto weight = module->named_parameters()["to_a.0.weight"];
+    weight.requires_grad_(false);
+    weight.zero_();
+    found = true;
+  }
+  if (!found) throw std::invalid_argument("fixed_transitions: the model has no GateLoop layer");
+}
+
 /// The weights come from the seed alone.
 nn::Transformer make_model(const RunConfig& config) {
   torch::manual_seed(config.training.seed);
   try {
     nn::Transformer model(config.model);
     model->set_checkpoint_blocks(config.training.checkpoint_blocks);
+    if (config.training.fixed_transitions) fix_transitions(model);
     return model;
   } catch (const c10::Error& error) {
     throw std::invalid_argument(error.what_without_backtrace());

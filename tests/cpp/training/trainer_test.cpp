@@ -79,6 +79,43 @@ TEST_F(TrainerTest, CheckpointedBlocksTrainTheSame) {
   }
 }
 
+TEST_F(TrainerTest, FixedTransitionsAreLearnedAndSeeNoText) {
+  config_.training.fixed_transitions = true;
+  config_.model.gate = model::Gate::kSigmoid;
+  config_.model.transition_bias = std::pair{0.0, 2.0};
+  const auto transitions = [&](const std::string& name, const char* part) {
+    std::vector<torch::Tensor> found;
+    for (const auto& [key, tensor] :
+         checkpoint::state_dict(*checkpoint::load_model(dir_ / name, checkpoint::Weights::kLatest)))
+      if (key.ends_with(std::string("to_a.0.") + part)) found.push_back(tensor.flatten());
+    return torch::cat(found);
+  };
+  const auto whole = run("whole", config_);
+  EXPECT_EQ(transitions("whole", "weight").numel(), 2 * 16 * 16);
+  EXPECT_TRUE(transitions("whole", "weight").eq(0).all().item<bool>());
+  config_.training.steps = 1;
+  config_.training.schedule = "constant";
+  run("first", config_);
+  EXPECT_FALSE(torch::equal(transitions("whole", "bias"), transitions("first", "bias")));
+  config_.training.steps = 12;
+  run("constant", config_);
+  RunConfig more = load_config(dir_ / "first");
+  more.training.steps = 12;
+  train(more, *corpus_, dir_ / "first", Start::kResume);
+  EXPECT_EQ(losses_of(dir_ / "first").back(), losses_of(dir_ / "constant").back());
+  more.training.fixed_transitions = false;
+  const std::string refused =
+      message_of([&] { train(more, *corpus_, dir_ / "first", Start::kResume); });
+  EXPECT_NE(refused.find("a run with another fixed_transitions:"), std::string::npos) << refused;
+}
+
+TEST_F(TrainerTest, FixedTransitionsNeedAGateLoop) {
+  config_.training.fixed_transitions = true;
+  config_.model.use_gate_looped_attn = false;
+  EXPECT_EQ(message_of([&] { run("run", config_); }),
+            "fixed_transitions: the model has no GateLoop layer");
+}
+
 TEST_F(TrainerTest, LearnsAndLeavesEveryFile) {
   config_.training.steps = 60;
   config_.training.validate_every = 20;
