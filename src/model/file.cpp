@@ -1,6 +1,7 @@
 #include "model/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -31,6 +32,23 @@ std::string hidden_name(const std::filesystem::path& path) {
   return name += ".tmp";
 }
 
+/// The file, empty, which this process has alone: waits while another writes it.
+int open_alone(const std::filesystem::path& path) {
+  while (true) {
+    FileDescriptor fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
+    if (fd.get() < 0) return -1;
+    while (::flock(fd.get(), LOCK_EX) != 0 && errno == EINTR) {
+    }  // a file system without locks: as without other writers
+    struct stat locked {
+    }, named{};
+    // Whoever had the lock has renamed or removed the file.
+    const bool is_there = ::fstat(fd.get(), &locked) == 0 && ::stat(path.c_str(), &named) == 0 &&
+                          locked.st_ino == named.st_ino && locked.st_dev == named.st_dev;
+    if (is_there && ::ftruncate(fd.get(), 0) == 0) return fd.release();
+    if (is_there) return -1;
+  }
+}
+
 }  // namespace
 
 FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
@@ -48,7 +66,7 @@ FileDescriptor::~FileDescriptor() {
 AtomicFile::AtomicFile(std::filesystem::path path)
     : path_(std::move(path)),
       temporary_(folder_of(path_) / hidden_name(path_)),
-      file_(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
+      file_(open_alone(temporary_)) {
   if (file_.get() < 0) throw_system_error(temporary_, "create", errno);
 }
 
@@ -76,6 +94,7 @@ void AtomicFile::write(const void* data, std::size_t bytes) {
 
 void AtomicFile::commit() {
   if (::fsync(file_.get()) != 0) fail("flush to the disk", errno);
+  const FileDescriptor lock(::dup(file_.get()));  // until it has its name
   // Network file systems report a full disk as late as here.
   if (::close(file_.release()) != 0) fail("close", errno);
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename into place", errno);

@@ -32,7 +32,7 @@ class FileDescriptor {
 /// A file being replaced. What is written goes to `.NAME.tmp` beside it; commit() flushes that to
 /// the disk and renames it over `path`. Destroyed without commit(), it removes the temporary file,
 /// and `path` is as it was. A process killed in between leaves only the temporary file, which the
-/// next save truncates.
+/// next save truncates. Of two that write one file at a time the second waits for the first.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);

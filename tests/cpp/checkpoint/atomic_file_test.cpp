@@ -70,6 +70,24 @@ TEST(AtomicFile, ReplacesWhatAKilledSaveLeft) {
   EXPECT_EQ(files_in(dir.path()), 1);
 }
 
+TEST(AtomicFile, TwoThatWriteOneFileWriteItWhole) {
+  const TemporaryDirectory dir;
+  const std::string texts[] = {std::string(100'000, 'a'), std::string(70'000, 'b')};
+  std::vector<std::thread> writers;
+  for (const std::string& text : texts) {
+    writers.emplace_back([&] {
+      for (int i = 0; i < 50; ++i) model::save_text(dir / "x", text);
+    });
+  }
+  for (int i = 0; i < 50; ++i) {
+    if (!std::filesystem::exists(dir / "x")) continue;
+    const std::string found = read(dir / "x");
+    EXPECT_TRUE(found == texts[0] || found == texts[1]) << found.size();
+  }
+  for (std::thread& writer : writers) writer.join();
+  EXPECT_EQ(files_in(dir.path()), 1);
+}
+
 TEST(AtomicFile, SavesTextOverText) {
   const TemporaryDirectory dir;
   model::save_text(dir / "x", "first, and longer");
