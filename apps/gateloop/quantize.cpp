@@ -44,6 +44,17 @@ void print_size(const char* name, const std::filesystem::path& dir, std::optiona
   std::printf("\n");
 }
 
+/// `to` may hold that of another model.
+void copy_tokenizer(const std::filesystem::path& from, const std::filesystem::path& to) {
+  std::filesystem::create_directories(to);
+  if (!std::filesystem::exists(from / kTokenizer)) {
+    std::filesystem::remove(to / kTokenizer);
+    return;
+  }
+  std::filesystem::copy_file(from / kTokenizer, to / kTokenizer,
+                             std::filesystem::copy_options::overwrite_existing);
+}
+
 void run(const QuantizeFlags& flags) {
   const std::filesystem::path from = flags.checkpoint, to = flags.out;
   check_directory(flags.checkpoint);
@@ -62,11 +73,9 @@ void run(const QuantizeFlags& flags) {
   }
   std::optional<double> before, after;
   if (corpus) before = score(flags.checkpoint, text, corpus->separator(), flags.threads);
+  copy_tokenizer(from, to);  // before the weights: without it they are read as bytes
   runtime::quantize(from, to, flags.format);
   model::add_provenance(to, model::provenance());
-  if (std::filesystem::exists(from / kTokenizer))
-    std::filesystem::copy_file(from / kTokenizer, to / kTokenizer,
-                               std::filesystem::copy_options::overwrite_existing);
   if (corpus) after = score(flags.out, text, corpus->separator(), flags.threads);
   print_size("before", from, before);
   print_size("after", to, after);

@@ -212,6 +212,9 @@ TEST_F(Cli, RefusesBytesForAModelOfOtherTokens) {
   expect_refused("generate --checkpoint pieces", "tokenizer.json");
   EXPECT_EQ(run("quantize --checkpoint pieces --out p").code, 0);
   EXPECT_EQ(read(dir / "p/tokenizer.json"), "{}");
+  // A model of bytes in its place is none of that tokenizer's.
+  EXPECT_EQ(run("quantize --checkpoint model --out p").code, 0);
+  EXPECT_EQ(run("generate --checkpoint p --length 1").code, 0);
 }
 
 TEST_F(Cli, GenerateWritesTheBytesDrawn) {
