@@ -72,6 +72,12 @@ GATELOOP_C_API gateloop_status gateloop_step(gateloop_session* session, const in
 GATELOOP_C_API gateloop_status gateloop_read_all(gateloop_session* session, const int64_t* ids,
                                                  int64_t batch, int64_t time, float* logits);
 
+/* The same for packed sequences: logits (cu_seqlens[batch], num_tokens). */
+GATELOOP_C_API gateloop_status gateloop_read_all_packed(gateloop_session* session,
+                                                        const int64_t* ids,
+                                                        const int64_t* cu_seqlens, int64_t batch,
+                                                        float* logits);
+
 /* A copy of what the session has read. */
 GATELOOP_C_API gateloop_status gateloop_session_state(const gateloop_session* session,
                                                       gateloop_state** state);
@@ -93,6 +99,9 @@ GATELOOP_C_API gateloop_status gateloop_state_load(const char* file, gateloop_st
 GATELOOP_C_API int64_t gateloop_state_batch(const gateloop_state* state);
 /* Tokens read of each sequence, of the longest where they differ. */
 GATELOOP_C_API int64_t gateloop_state_position(const gateloop_state* state);
+/* Of each: positions (batch) is written. */
+GATELOOP_C_API gateloop_status gateloop_state_positions(const gateloop_state* state,
+                                                        int64_t* positions);
 GATELOOP_C_API int64_t gateloop_state_bytes(const gateloop_state* state);
 GATELOOP_C_API void gateloop_state_free(gateloop_state* state);
 

@@ -209,6 +209,8 @@ ModelSpec resolve(const ModelOptions& options);
 
 /// Throws std::invalid_argument naming the option of a mixer that does not fit.
 void check(const MixerSpec& mixer);
+/// The same of a whole model.
+void check(const ModelSpec& spec);
 
 /// One layer as the options make it, with the mixer of this name: "gate_loop", "attention" or
 /// "none". Throws std::invalid_argument for another name.

@@ -93,10 +93,10 @@ class GATELOOP_RUNTIME_API State {
   std::int64_t position() const;  ///< tokens read of each, of the longest where they differ
   std::vector<std::int64_t> positions() const;  ///< (B) tokens read
   /// The state of some of its sequences, in the order given; one may come several times. Throws
-  /// std::invalid_argument for a number outside [0, B).
+  /// std::invalid_argument for a number outside [0, B), and for none.
   State select(std::span<const std::int64_t> sequences) const;
   /// The state of all sequences of some states of one model, one after another. Throws
-  /// std::invalid_argument for states of two models, and for one that has read nothing.
+  /// std::invalid_argument for states of two models, for one that has read nothing, and for none.
   static State join(std::span<const State> states);
   /// Memory of all sequences together; constant without full attention.
   std::int64_t bytes() const;
@@ -108,6 +108,7 @@ class GATELOOP_RUNTIME_API State {
 
  private:
   friend class Session;
+  const StateData& data() const;
   std::unique_ptr<StateData> data_;
 };
 
@@ -155,7 +156,8 @@ class GATELOOP_RUNTIME_API Reader {
 
 /// Reads tokens of B sequences, which may have come to different positions. A session has threads
 /// of its own and serves one caller at a time; distinct sessions may be used in distinct threads at
-/// once. Results are the same bits for any number of threads.
+/// once. Results are the same bits for any number of threads. Where memory runs out while it reads
+/// (std::bad_alloc), the next tokens begin sequences.
 class GATELOOP_RUNTIME_API Session final : public Reader {
  public:
   explicit Session(Model model, const SessionOptions& options = {});
@@ -192,6 +194,9 @@ class GATELOOP_RUNTIME_API Session final : public Reader {
   int threads() const;
   /// A copy of what the tokens read so far have left.
   State state() const;
+  /// The same, moved out: the next tokens begin sequences. The session that goes on from it writes
+  /// keys and values in place, unless another state shares them.
+  State take_state();
   /// Goes on from a state of this model; State() starts anew.
   void set_state(State state);
 

@@ -138,10 +138,23 @@ class Decoder:
                 num_tokens), or (N, 1, num_tokens), and the state is of N sequences.
 
         Raises:
-            ValueError: for other ids, and for a state of another model or of another B.
+            ValueError, TypeError: for other ids, and for a state of another model or of another B.
         """
-        before = cache and cache._state
-        logits, state = self._session.read(ids, before, last_only, cu_seqlens)
+        return self._read(ids, cache, last_only, cu_seqlens, consume=False)
+
+    def _read(
+        self,
+        ids: Tensor,
+        cache: DecoderState | None,
+        last_only: bool,
+        cu_seqlens: Tensor | None,
+        consume: bool,
+    ) -> tuple[Tensor, DecoderState]:
+        """With ``consume`` the cache is used up: keys and values are written in place."""
+        fits = cache is None or isinstance(cache, DecoderState)
+        expect(fits, "Decoder", "cache", "a DecoderState", cache, TypeError)
+        before = None if cache is None else cache._state
+        logits, state = self._session.read(ids, before, last_only, cu_seqlens, consume)
         return logits, DecoderState(state)
 
 
@@ -156,7 +169,7 @@ def fastest_reader(model: Transformer) -> Reader:
 def _read_by_decoder(
     decoder: Decoder, ids: Tensor, cache: Any, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, Any]:
-    logits, after = decoder(ids, cache, last_only=True, cu_seqlens=cu_seqlens)
+    logits, after = decoder._read(ids, cache, True, cu_seqlens, consume=True)
     return logits[:, -1], after
 
 

@@ -105,6 +105,15 @@ Names<FeatureMap> names_of(FeatureMap) { return kFeatureMaps; }
 
 void check(const MixerSpec& mixer) { std::visit(Check(), mixer); }
 
+void check(const ModelSpec& spec) {
+  check_size("Transformer", "num_tokens", spec.num_tokens);
+  check_size("Transformer", "dim", spec.dim);
+  for (const LayerSpec& layer : spec.layers) {
+    check(layer.mixer);
+    check_size("FeedForward", "mult", layer.ff_mult, kMostOfASize / spec.dim);
+  }
+}
+
 LayerSpec layer_of(const ModelOptions& options, std::string_view mixer) {
   LayerSpec layer{
       .mixer = NoMixer{}, .simple_gate_loop = options.simple_gate_loop, .ff_mult = options.ff_mult};
@@ -148,10 +157,7 @@ ModelSpec resolve(const ModelOptions& options) {
   if (spec.layers.size() != depth)
     fail("Transformer: layers must have one entry for each of depth " + std::to_string(depth) +
          ", got " + std::to_string(spec.layers.size()));
-  for (const LayerSpec& layer : spec.layers) {
-    check(layer.mixer);
-    check_size("FeedForward", "mult", layer.ff_mult, kMostOfASize / spec.dim);
-  }
+  check(spec);
   return spec;
 }
 

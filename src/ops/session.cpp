@@ -33,22 +33,33 @@ auto with_value_errors(const Work& work) {
   }
 }
 
+/// The same for a call of Python's Decoder, which the messages name in place of the runtime's.
+template <typename Work>
+auto of_decoder(const Work& work) {
+  try {
+    return work();
+  } catch (const std::invalid_argument& error) {
+    const std::string text = error.what();
+    TORCH_CHECK_VALUE(false, "Decoder", text.substr(std::min(text.find(": "), text.size())));
+  }
+}
+
 /// ids (B, T) of int64 or int32, at least one of each.
-at::Tensor checked_ids(const at::Tensor& ids) {
+at::Tensor checked_ids(const char* function, const at::Tensor& ids) {
   const bool fits = ids.dim() == 2 && ids.numel() > 0 && ids.is_cpu() &&
                     (ids.scalar_type() == at::kLong || ids.scalar_type() == at::kInt);
-  TORCH_CHECK_VALUE(fits, "Session: ids must be (B, T) with B, T >= 1, int64 or int32 on the CPU, ",
-                    "got ", ids.toString(), " of shape ", ids.sizes());
+  TORCH_CHECK_VALUE(fits, function, ": ids must be (B, T) with B, T >= 1, int64 or int32 on the ",
+                    "CPU, got ", ids.toString(), " of shape ", ids.sizes());
   return ids.to(at::kLong).contiguous();
 }
 
 /// Where packed sequences of ids (1, T) begin and end: (N + 1) of int64 or int32.
-at::Tensor checked_cuts(const at::Tensor& ids, const at::Tensor& cu_seqlens) {
-  TORCH_CHECK_VALUE(ids.size(0) == 1, "Session: ids must be (1, T) with cu_seqlens, got ",
+at::Tensor checked_cuts(const char* function, const at::Tensor& ids, const at::Tensor& cu_seqlens) {
+  TORCH_CHECK_VALUE(ids.size(0) == 1, function, ": ids must be (1, T) with cu_seqlens, got ",
                     ids.sizes());
   const bool fits = cu_seqlens.dim() == 1 && cu_seqlens.is_cpu() &&
                     (cu_seqlens.scalar_type() == at::kLong || cu_seqlens.scalar_type() == at::kInt);
-  TORCH_CHECK_VALUE(fits, "Session: cu_seqlens must be (N + 1), int64 or int32 on the CPU, got ",
+  TORCH_CHECK_VALUE(fits, function, ": cu_seqlens must be (N + 1), int64 or int32 on the CPU, got ",
                     cu_seqlens.toString(), " of shape ", cu_seqlens.sizes());
   return cu_seqlens.to(at::kLong).contiguous();
 }
@@ -56,6 +67,9 @@ at::Tensor checked_cuts(const at::Tensor& ids, const at::Tensor& cu_seqlens) {
 std::span<const std::int64_t> span_of(const at::Tensor& ids) {
   return {ids.const_data_ptr<std::int64_t>(), static_cast<std::size_t>(ids.numel())};
 }
+
+constexpr const char* kDecoder = "Decoder";
+constexpr const char* kSampler = "Sampler";
 
 /// What sequences carry: a value.
 struct State : torch::CustomClassHolder {
@@ -80,15 +94,20 @@ struct Session : torch::CustomClassHolder {
 
   /// ids (B, T) after a state, None at the start of a text. Returns logits (B, T, num_tokens), or
   /// (B, 1, num_tokens) of the last step; and the state after them. With cu_seqlens (N + 1) ids are
-  /// (1, T), and logits (1, T, num_tokens) or (N, 1, num_tokens).
+  /// (1, T), and logits (1, T, num_tokens) or (N, 1, num_tokens). `consume`: the state is used up,
+  /// and nothing of it is copied.
   std::tuple<at::Tensor, c10::intrusive_ptr<State>> read(
       const at::Tensor& ids, const std::optional<c10::intrusive_ptr<State>>& before, bool last_only,
-      const std::optional<at::Tensor>& cu_seqlens) {
-    const at::Tensor checked = checked_ids(ids);
-    const at::Tensor cuts = cu_seqlens ? checked_cuts(ids, *cu_seqlens) : at::Tensor();
+      const std::optional<at::Tensor>& cu_seqlens, bool consume) {
+    const at::Tensor checked = checked_ids(kDecoder, ids);
+    const at::Tensor cuts = cu_seqlens ? checked_cuts(kDecoder, ids, *cu_seqlens) : at::Tensor();
     const std::scoped_lock lock(mutex);
-    return with_value_errors([&] {
-      session.set_state(before ? (*before)->value : runtime::State());
+    return of_decoder([&] {
+      if (before) {
+        session.set_state(consume ? std::move((*before)->value) : (*before)->value);
+      } else {
+        session.restart();
+      }
       const std::int64_t tokens = session.model().spec().num_tokens;
       at::Tensor logits;
       if (last_only) {
@@ -106,7 +125,7 @@ struct Session : torch::CustomClassHolder {
           session.read_all(span_of(checked), ids.size(0), out);
         }
       }
-      return std::tuple(logits, c10::make_intrusive<State>(session.state()));
+      return std::tuple(logits, c10::make_intrusive<State>(session.take_state()));
     });
   }
 
@@ -131,8 +150,8 @@ struct Sampler : torch::CustomClassHolder {
         })) {}
 
   void read(const at::Tensor& ids, const std::optional<at::Tensor>& cu_seqlens) {
-    const at::Tensor checked = checked_ids(ids);
-    const at::Tensor cuts = cu_seqlens ? checked_cuts(ids, *cu_seqlens) : at::Tensor();
+    const at::Tensor checked = checked_ids(kSampler, ids);
+    const at::Tensor cuts = cu_seqlens ? checked_cuts(kSampler, ids, *cu_seqlens) : at::Tensor();
     const std::scoped_lock lock(mutex);
     with_value_errors([&] {
       if (cu_seqlens) return sampler.read_packed(span_of(checked), span_of(cuts));

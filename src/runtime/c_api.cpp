@@ -90,6 +90,13 @@ std::span<const T> values_of(const T* values, std::int64_t count, const char* fu
   return {&checked(values, function, argument), static_cast<std::size_t>(count)};
 }
 
+/// Where `batch` packed sequences begin and end.
+std::span<const std::int64_t> cuts_of(const std::int64_t* cu_seqlens, std::int64_t batch,
+                                      const char* function) {
+  return {values_of(cu_seqlens, batch, function, "cu_seqlens").data(),
+          static_cast<std::size_t>(batch) + 1};
+}
+
 }  // namespace
 
 const char* gateloop_version(void) { return GATELOOP_VERSION; }
@@ -144,11 +151,21 @@ gateloop_status gateloop_prefill_packed(gateloop_session* session, const int64_t
                                         const float** logits) {
   return guarded([&] {
     const char* name = "gateloop_prefill_packed";
-    const std::span cuts(values_of(cu_seqlens, batch, name, "cu_seqlens").data(),
-                         static_cast<std::size_t>(batch) + 1);
+    const auto cuts = cuts_of(cu_seqlens, batch, name);
     const auto packed = values_of(ids, cuts.back(), name, "ids");
     const auto read = checked(session, name, "session").session.prefill_packed(packed, cuts);
     if (logits != nullptr) *logits = read.data();
+  });
+}
+gateloop_status gateloop_read_all_packed(gateloop_session* session, const int64_t* ids,
+                                         const int64_t* cu_seqlens, int64_t batch, float* logits) {
+  return guarded([&] {
+    const char* name = "gateloop_read_all_packed";
+    Session& reader = checked(session, name, "session").session;
+    const auto cuts = cuts_of(cu_seqlens, batch, name);
+    const auto packed = values_of(ids, cuts.back(), name, "ids");
+    const auto width = static_cast<std::size_t>(reader.model().spec().num_tokens);
+    reader.read_all_packed(packed, cuts, {&checked(logits, name, "logits"), packed.size() * width});
   });
 }
 gateloop_status gateloop_step(gateloop_session* session, const int64_t* ids, int64_t batch,
@@ -224,6 +241,13 @@ int64_t gateloop_state_batch(const gateloop_state* state) {
 }
 int64_t gateloop_state_position(const gateloop_state* state) {
   return state == nullptr ? 0 : state->state.position();
+}
+gateloop_status gateloop_state_positions(const gateloop_state* state, int64_t* positions) {
+  return guarded([&] {
+    const char* name = "gateloop_state_positions";
+    const auto all = checked(state, name, "state").state.positions();
+    std::copy(all.begin(), all.end(), &checked(positions, name, "positions"));
+  });
 }
 int64_t gateloop_state_bytes(const gateloop_state* state) {
   return state == nullptr ? 0 : state->state.bytes();

@@ -65,21 +65,23 @@ class Sampler::Impl {
   }
 
   void read(std::span<const std::int64_t> ids, std::int64_t batch) {
-    resize("read", batch);
+    check_batch("read", batch);
     const auto rows = static_cast<std::size_t>(batch);
     if (ids.size() % rows != 0)
       throw std::invalid_argument(
           "Sampler::read: ids must be (B, T) with B = " + std::to_string(batch) + ", got " +
           std::to_string(ids.size()) + " ids");
     check_tokens(ids);
+    histories_.resize(rows);
     const auto length = ids.size() / rows;
     for (std::size_t b = 0; b < rows; ++b)
       note_read(histories_[b], ids.subspan(b * length, length));
   }
   void read_packed(std::span<const std::int64_t> ids, std::span<const std::int64_t> cu_seqlens) {
     runtime::check_cu_seqlens("Sampler::read_packed", cu_seqlens, std::ssize(ids));
-    resize("read_packed", std::ssize(cu_seqlens) - 1);
+    check_batch("read_packed", std::ssize(cu_seqlens) - 1);
     check_tokens(ids);
+    histories_.resize(cu_seqlens.size() - 1);
     for (std::size_t b = 0; b < histories_.size(); ++b) {
       const auto first = static_cast<std::size_t>(cu_seqlens[b]);
       const auto end = static_cast<std::size_t>(cu_seqlens[b + 1]);
@@ -88,12 +90,13 @@ class Sampler::Impl {
   }
 
   std::vector<std::int64_t> draw(std::span<const float> logits, std::int64_t batch) {
-    resize("draw", batch);
+    check_batch("draw", batch);
     const auto width = logits.size() / static_cast<std::size_t>(batch);
     if (width == 0 || logits.size() % static_cast<std::size_t>(batch) != 0)
       throw std::invalid_argument(
           "Sampler: logits must be (B, num_tokens) with B = " + std::to_string(batch) + ", got " +
           std::to_string(logits.size()) + " numbers");
+    histories_.resize(static_cast<std::size_t>(batch));
     std::vector<std::int64_t> tokens;
     for (std::size_t b = 0; b < histories_.size(); ++b) {
       History& history = histories_[b];
@@ -114,13 +117,12 @@ class Sampler::Impl {
   }
 
  private:
-  void resize(const char* function, std::int64_t batch) {
+  void check_batch(const char* function, std::int64_t batch) const {
     if (batch < 1 || (!histories_.empty() && std::ssize(histories_) != batch))
       throw std::invalid_argument(
           std::string("Sampler::") + function + ": batch must be " +
           (histories_.empty() ? "positive" : std::to_string(histories_.size())) + ", got " +
           std::to_string(batch));
-    histories_.resize(static_cast<std::size_t>(batch));
   }
 
   static void check_tokens(std::span<const std::int64_t> ids) {

@@ -172,14 +172,35 @@ class Session::Impl {
 
  private:
   void begin(std::int64_t batch) {
-    if (state.batch() == 0) state = initial_state(network_->spec(), network_->digest(), batch);
+    if (state.batch() != 0) return;
+    check_memory(batch);
+    state = initial_state(network_->spec(), network_->digest(), batch);
+  }
+  /// The system hands out memory that it has not, and ends processes that write to it.
+  void check_memory(std::int64_t batch) const {
+    constexpr double kAlwaysThere = 1 << 28;
+    const auto each = static_cast<double>(model::state_size(network_->spec()).fixed);
+    const double bytes = static_cast<double>(batch) * each;
+    if (bytes < kAlwaysThere) return;
+    const auto available = static_cast<double>(model::available_memory());
+    if (available == 0 || bytes <= available) return;
+    char text[120];
+    std::snprintf(text, sizeof text,
+                  "Session: states of %lld sequences take %.3g GB, %.3g are left",
+                  static_cast<long long>(batch), bytes / 1e9, available / 1e9);
+    throw std::runtime_error(text);
   }
   void advance(const ManyRows::Call& call) {
-    reserve_steps(network_->spec(), state, call.runs);
-    if (call.runs.batch == 1 && call.runs.rows() == 1) {
-      one_row_.step(call.token(0), state, ones_.data(), executor_, call.logits);
-    } else {
-      many_rows_.run(call, state, ones_.data(), executor_);
+    try {
+      reserve_steps(network_->spec(), state, call.runs);
+      if (call.runs.batch == 1 && call.runs.rows() == 1) {
+        one_row_.step(call.token(0), state, ones_.data(), executor_, call.logits);
+      } else {
+        many_rows_.run(call, state, ones_.data(), executor_);
+      }
+    } catch (...) {  // some layers may have read the tokens
+      state = {};
+      throw;
     }
     for (std::int64_t b = 0; b < call.runs.batch; ++b)
       state.positions[static_cast<std::size_t>(b)] += call.runs.steps(b);
@@ -282,7 +303,7 @@ double Session::surprise(std::span<const std::int64_t> ids, std::span<const std:
 void Session::restart() { set_state({}); }
 const model::ModelSpec& Session::spec() const { return impl_->network().spec(); }
 std::int64_t Session::position() const { return impl_->state.longest(); }
-std::int64_t Session::state_bytes() const { return state().bytes(); }
+std::int64_t Session::state_bytes() const { return impl_->state.bytes(); }
 const Model& Session::model() const { return impl_->model; }
 int Session::threads() const { return impl_->threads(); }
 
@@ -292,11 +313,17 @@ State Session::state() const {
   return state;
 }
 
+State Session::take_state() {
+  State state;
+  *state.data_ = std::exchange(impl_->state, {});
+  return state;
+}
+
 void Session::set_state(State state) {
   const Network& network = impl_->network();
-  const std::string problem = state_problem(network.spec(), network.digest(), *state.data_);
+  const std::string problem = state_problem(network.spec(), network.digest(), state.data());
   if (!problem.empty()) refuse("set_state", "not a state of this model: " + problem);
-  impl_->state = std::move(*state.data_);
+  impl_->state = state.data_ ? std::move(*state.data_) : StateData();
 }
 
 }  // namespace gateloop::runtime

@@ -23,15 +23,6 @@ struct MixerSizes {
   LayerSizes operator()(const model::NoMixer&) const { return {}; }
 };
 
-std::vector<float> resized_rows(const std::vector<float>& from, std::int64_t rows,
-                                std::int64_t kept, std::int64_t width) {
-  const std::int64_t before = rows == 0 ? 0 : std::ssize(from) / rows;
-  std::vector<float> out(static_cast<std::size_t>(rows * width));
-  for (std::int64_t r = 0; r < rows; ++r)
-    std::copy_n(from.data() + r * before, kept, out.data() + r * width);
-  return out;
-}
-
 /// Whether a state that has read `before` tokens of all sequences may append more in place, up to
 /// `after`.
 bool claims(const std::shared_ptr<StepCache>& cache, std::int64_t before, std::int64_t after,
@@ -66,9 +57,16 @@ void append(std::vector<float>& to, const std::vector<float>& from, const Member
   to.insert(to.end(), from.begin() + member.sequence * n, from.begin() + (member.sequence + 1) * n);
 }
 
-/// The keys and values of a layer, with room for what the sequences have; null without attention.
-std::shared_ptr<StepCache> gathered_steps(std::span<const Member> members, std::size_t layer) {
-  std::int64_t capacity = 0;
+std::vector<Member> members_of(const StateData& state) {
+  std::vector<Member> members;
+  for (std::int64_t b = 0; b < state.batch(); ++b) members.push_back({&state, b});
+  return members;
+}
+
+/// The keys and values of a layer, zeros behind those of each sequence, with room for the longest
+/// and for `capacity` steps; null without attention.
+std::shared_ptr<StepCache> gathered_steps(std::span<const Member> members, std::size_t layer,
+                                          std::int64_t capacity) {
   const StepCache* like = nullptr;
   for (const Member& member : members) {
     const StepCache* const steps = member.state->layers[layer].steps.get();
@@ -115,7 +113,7 @@ StateData gathered(std::span<const Member> members) {
     }
   }
   for (std::size_t i = 0; i < made.layers.size(); ++i) {
-    made.layers[i].steps = gathered_steps(members, i);
+    made.layers[i].steps = gathered_steps(members, i, 0);
     if (made.layers[i].steps) made.layers[i].steps->written = made.total();
   }
   return made;
@@ -136,6 +134,15 @@ std::int64_t StateData::total() const {
   return std::accumulate(positions.begin(), positions.end(), std::int64_t{0});
 }
 
+std::int64_t StateData::bytes() const {
+  std::int64_t numbers = 0;
+  for (const LayerState& layer : layers) {
+    numbers += count(layer.simple) + count(layer.recurrence);
+    if (layer.steps) numbers += count(layer.steps->keys) + count(layer.steps->values);
+  }
+  return numbers * static_cast<std::int64_t>(sizeof(float));
+}
+
 StateData initial_state(const model::ModelSpec& spec, std::uint64_t digest, std::int64_t batch) {
   StateData state{.digest = digest, .positions = {}, .layers = {}};
   state.positions.resize(static_cast<std::size_t>(batch));
@@ -146,15 +153,6 @@ StateData initial_state(const model::ModelSpec& spec, std::uint64_t digest, std:
     fresh.recurrence.resize(static_cast<std::size_t>(batch * sizes.recurrence));
   }
   return state;
-}
-
-std::shared_ptr<StepCache> StepCache::resized(std::int64_t steps, std::int64_t to) const {
-  auto made = std::make_shared<StepCache>();
-  made->rows = rows;
-  made->dim_head = dim_head;
-  made->keys = resized_rows(keys, rows, steps * dim_head, to * dim_head);
-  made->values = resized_rows(values, rows, steps * dim_head, to * dim_head);
-  return made;
 }
 
 void reserve_steps(const model::ModelSpec& spec, StateData& state, const Runs& runs) {
@@ -179,10 +177,12 @@ void reserve_steps(const model::ModelSpec& spec, StateData& state, const Runs& r
     const std::int64_t capacity =
         needed <= before ? before : std::min(most, std::max(needed, 2 * before));
     // A ring that is not full yet holds its steps in their order, from the first on.
-    cache = cache->resized(std::min(before, state.longest()), capacity);
+    cache = gathered_steps(members_of(state), i, capacity);
     cache->written = after_all;
   }
 }
+
+StateData compact(const StateData& state) { return gathered(members_of(state)); }
 
 std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,
                           const StateData& state) {
@@ -198,13 +198,12 @@ std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,
     const StepCache none, &cache = layer.steps ? *layer.steps : none;
     const std::int64_t kept =
         sizes.window > 0 ? std::min(sizes.window, state.longest()) : state.longest();
-    const bool has_steps =
-        sizes.heads == 0
-            ? !layer.steps
-            : kept == 0 || (cache.rows == state.batch() * sizes.heads &&
-                            cache.dim_head == sizes.dim_head && cache.capacity() >= kept &&
-                            (sizes.window == 0 || cache.capacity() <= sizes.window) &&
-                            cache.values.size() == cache.keys.size());
+    const bool has_steps = sizes.heads == 0 || !layer.steps
+                               ? !layer.steps && (sizes.heads == 0 || kept == 0)
+                               : cache.rows == state.batch() * sizes.heads &&
+                                     cache.dim_head == sizes.dim_head && cache.capacity() >= kept &&
+                                     (sizes.window == 0 || cache.capacity() <= sizes.window) &&
+                                     cache.values.size() == cache.keys.size();
     const bool fits = count(layer.simple) == state.batch() * sizes.simple &&
                       count(layer.recurrence) == state.batch() * sizes.recurrence && has_steps;
     if (!fits) return "layer " + std::to_string(i) + " has other sizes";
@@ -213,7 +212,7 @@ std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,
 }
 
 State::State() : data_(std::make_unique<StateData>()) {}
-State::State(const State& other) : data_(std::make_unique<StateData>(*other.data_)) {}
+State::State(const State& other) : data_(std::make_unique<StateData>(other.data())) {}
 State::State(State&& other) noexcept = default;
 State& State::operator=(State other) noexcept {
   data_ = std::move(other.data_);
@@ -221,17 +220,24 @@ State& State::operator=(State other) noexcept {
 }
 State::~State() = default;
 
-std::int64_t State::batch() const { return data_->batch(); }
-std::int64_t State::position() const { return data_->longest(); }
-std::vector<std::int64_t> State::positions() const { return data_->positions; }
+const StateData& State::data() const {
+  static const StateData empty;  // of a state that was moved from
+  return data_ ? *data_ : empty;
+}
+std::int64_t State::batch() const { return data().batch(); }
+std::int64_t State::position() const { return data().longest(); }
+std::vector<std::int64_t> State::positions() const { return data().positions; }
+std::int64_t State::bytes() const { return data().bytes(); }
 
 State State::select(std::span<const std::int64_t> sequences) const {
+  if (sequences.empty())
+    throw std::invalid_argument("State::select: sequences must be one at least, got none");
   std::vector<Member> members;
   for (const std::int64_t sequence : sequences) {
     if (sequence < 0 || sequence >= batch())
       throw std::invalid_argument("State::select: sequences must be in [0, " +
                                   std::to_string(batch()) + "), got " + std::to_string(sequence));
-    members.push_back({data_.get(), sequence});
+    members.push_back({&data(), sequence});
   }
   State made;
   *made.data_ = gathered(members);
@@ -239,24 +245,18 @@ State State::select(std::span<const std::int64_t> sequences) const {
 }
 
 State State::join(std::span<const State> states) {
+  if (states.empty())
+    throw std::invalid_argument("State::join: states must be one at least, got none");
   std::vector<Member> members;
   for (const State& state : states) {
     if (state.batch() == 0)
       throw std::invalid_argument("State::join: states must have read tokens, got one with none");
-    for (std::int64_t b = 0; b < state.batch(); ++b) members.push_back({state.data_.get(), b});
+    const auto all = members_of(state.data());
+    members.insert(members.end(), all.begin(), all.end());
   }
   State made;
   *made.data_ = gathered(members);
   return made;
-}
-
-std::int64_t State::bytes() const {
-  std::int64_t numbers = 0;
-  for (const LayerState& layer : data_->layers) {
-    numbers += count(layer.simple) + count(layer.recurrence);
-    if (layer.steps) numbers += count(layer.steps->keys) + count(layer.steps->values);
-  }
-  return numbers * static_cast<std::int64_t>(sizeof(float));
 }
 
 }  // namespace gateloop::runtime

@@ -20,8 +20,6 @@ struct StepCache {
   std::atomic<std::int64_t> written = 0;  ///< tokens of all sequences that some state has read
 
   std::int64_t capacity() const { return rows == 0 ? 0 : std::ssize(keys) / (rows * dim_head); }
-  /// A copy of the first `steps`, with room for `capacity`.
-  std::shared_ptr<StepCache> resized(std::int64_t steps, std::int64_t capacity) const;
 };
 
 /// Of one layer, in float32; what the layer has not is empty.
@@ -40,6 +38,7 @@ struct StateData {
   /// Tokens read of the longest sequence, and of all together.
   std::int64_t longest() const;
   std::int64_t total() const;
+  std::int64_t bytes() const;  ///< of memory
 };
 
 /// Numbers of a layer's state for one sequence.
@@ -58,6 +57,9 @@ StateData initial_state(const model::ModelSpec& spec, std::uint64_t digest, std:
 /// Room for the keys and values of these rows, which no other state reads or writes: at least twice
 /// as much as before where there is too little.
 void reserve_steps(const model::ModelSpec& spec, StateData& state, const Runs& runs);
+
+/// All its sequences, with no more room for keys and values than they take.
+StateData compact(const StateData& state);
 
 /// What keeps it from being a state of this model; "" where nothing does.
 std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,

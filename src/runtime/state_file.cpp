@@ -18,7 +18,8 @@ constexpr std::array<char, 8> kMagic = {'G', 'L', 'S', 'T', 'A', 'T', 'E', '\n'}
 constexpr std::uint32_t kVersion = 2;
 /// Bounds the sizes that a damaged header can have.
 constexpr std::uint32_t kMostLayers = 1 << 20;
-constexpr std::int64_t kMost = std::int64_t{1} << 32;
+constexpr std::int64_t kMostSequences = 1 << 24;
+constexpr std::int64_t kMostSteps = std::int64_t{1} << 62;
 
 struct Header {
   std::array<char, 8> magic = kMagic;
@@ -88,23 +89,20 @@ class FieldReader {
 }  // namespace
 
 void State::save(const std::filesystem::path& path) const {
-  Writer file(path);
-  const Header header{.layers = static_cast<std::uint32_t>(data_->layers.size()),
-                      .digest = data_->digest,
-                      .batch = data_->batch(),
-                      .position = data_->longest()};
-  file.write(&header, sizeof header);
-  file.write(data_->positions.data(), data_->positions.size() * sizeof(std::int64_t));
   // Steps that came later, of another state that shares the cache, are none of this one's.
-  std::vector<std::shared_ptr<StepCache>> caches;
-  for (const LayerState& layer : data_->layers) {
+  const StateData state = compact(data());
+  Writer file(path);
+  const Header header{.layers = static_cast<std::uint32_t>(state.layers.size()),
+                      .digest = state.digest,
+                      .batch = state.batch(),
+                      .position = state.longest()};
+  file.write(&header, sizeof header);
+  file.write(state.positions.data(), state.positions.size() * sizeof(std::int64_t));
+  for (const LayerState& layer : state.layers) {
     Sizes sizes{.simple = layer.simple.size(), .recurrence = layer.recurrence.size()};
-    caches.emplace_back();
     if (layer.steps) {
-      const std::int64_t steps = std::min(layer.steps->capacity(), data_->longest());
-      caches.back() = layer.steps->resized(steps, steps);
       sizes.rows = static_cast<std::uint64_t>(layer.steps->rows);
-      sizes.steps = static_cast<std::uint64_t>(steps);
+      sizes.steps = static_cast<std::uint64_t>(layer.steps->capacity());
       sizes.dim_head = static_cast<std::uint64_t>(layer.steps->dim_head);
     }
     file.write(&sizes, sizeof sizes);
@@ -112,10 +110,10 @@ void State::save(const std::filesystem::path& path) const {
   const auto write = [&](const std::vector<float>& part) {
     file.write(part.data(), part.size() * sizeof(float));
   };
-  for (std::size_t i = 0; i < caches.size(); ++i) {
-    write(data_->layers[i].simple);
-    write(data_->layers[i].recurrence);
-    if (caches[i]) write(caches[i]->keys), write(caches[i]->values);
+  for (const LayerState& layer : state.layers) {
+    write(layer.simple);
+    write(layer.recurrence);
+    if (layer.steps) write(layer.steps->keys), write(layer.steps->values);
   }
   file.commit();
 }
@@ -128,14 +126,12 @@ State State::load(const std::filesystem::path& path) {
   if (header.version < 1 || header.version > kVersion)
     fail(path, "version " + std::to_string(header.version) + "; this library reads versions 1 to " +
                    std::to_string(kVersion));
-  if (header.layers > kMostLayers || header.batch < 0 || header.batch > kMost ||
-      header.position < 0 || header.position > kMost)
+  if (header.layers > kMostLayers || header.batch < 0 || header.batch > kMostSequences ||
+      header.position < 0 || header.position > kMostSteps)
     fail(path, "its sizes are impossible: it is damaged");
-  const auto batch = static_cast<std::size_t>(header.batch);
-  if (batch > file.left() / sizeof(std::int64_t)) fail(path, "truncated");
-  std::vector<std::int64_t> positions(batch, header.position);
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(header.batch), header.position);
   if (header.version > 1) {
-    file.read(positions.data(), batch * sizeof(std::int64_t));
+    file.read(positions.data(), positions.size() * sizeof(std::int64_t));
     for (const std::int64_t position : positions) {
       if (position < 0 || position > header.position)
         fail(path, "its positions are impossible: it is damaged");

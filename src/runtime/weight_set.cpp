@@ -63,6 +63,7 @@ WeightSet::WeightSet(const model::ModelFiles& files) : spec_(files.spec), option
 WeightSet::WeightSet(const model::ModelSpec& spec, const std::vector<StoredWeight>& weights,
                      std::shared_ptr<const void> owner)
     : spec_(spec), owner_(std::move(owner)) {
+  model::check(spec);
   std::vector<model::TensorEntry> entries;
   for (const StoredWeight& weight : weights) {
     weights_[weight.name] = weight;

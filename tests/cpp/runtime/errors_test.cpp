@@ -1,9 +1,12 @@
 // What does not fit is refused by name; what is damaged never crashes.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <new>
 #include <string>
 
 #include "gateloop/gateloop.h"
@@ -97,6 +100,8 @@ TEST_F(Errors, OfArgumentsNameWhatWasExpectedAndWhatCame) {
   expect([&] { State::join(std::vector<State>{state, {}}); }, "got one with none");
   generation::Sampler sampler({}, 0);
   expect([&] { sampler.read_packed(Ids{1, 2}, Ids{0, 3}); }, "Sampler::read_packed: cu_seqlens");
+  expect([&] { sampler.read(Ids{1, -2, 3}, 3); }, "Sampler::read: ids must be in [0, ");
+  EXPECT_EQ(sampler.draw(std::vector<float>{1, 2}, 1).size(), 1);  // of another batch
   // What was refused has left the state as it was.
   EXPECT_EQ(session.state().position(), 1);
 }
@@ -185,6 +190,16 @@ std::string damaged(std::string bytes, std::mt19937_64& random) {
   return bytes;
 }
 
+/// A state's file with the checksum of its bytes.
+std::string with_checksum(std::string bytes) {
+  if (bytes.size() < sizeof(std::uint64_t)) return bytes;
+  runtime::Digest digest;
+  digest.add(bytes.data(), bytes.size() - sizeof(std::uint64_t));
+  const std::uint64_t checksum = digest.value();
+  std::memcpy(bytes.data() + bytes.size() - sizeof checksum, &checksum, sizeof checksum);
+  return bytes;
+}
+
 TEST_F(Errors, OfDamagedStates) {
   Session session(open());
   session.prefill(random_ids(spec, 9, random));
@@ -197,6 +212,20 @@ TEST_F(Errors, OfDamagedStates) {
     write(file, broken);
     EXPECT_THROW(session.set_state(State::load(file)), std::runtime_error) << "damage " << i;
   }
+  // With a checksum that fits, as an attacker's has: refused, or read without a fault.
+  int read = 0;
+  for (int i = 0; i < 4000; ++i) {
+    write(file, with_checksum(damaged(bytes, random)));
+    try {
+      session.set_state(State::load(file));
+      const std::int64_t batch = session.state().batch();
+      if (batch > 0 && batch < 100) session.prefill(random_ids(spec, 2 * batch, random), batch);
+      ++read;
+    } catch (const std::runtime_error&) {
+    } catch (const std::invalid_argument&) {
+    }
+  }
+  EXPECT_GT(read, 100);
   model::save_text(file, "");
   expect_error<std::runtime_error>([&] { State::load(file); }, "truncated");
   expect_error<std::runtime_error>([&] { State::load(dir / "nowhere"); }, "nowhere");
@@ -208,15 +237,6 @@ TEST_F(Errors, OfDamagedStates) {
   version[0] = 'X';
   model::save_text(file, version);
   expect_error<std::runtime_error>([&] { State::load(file); }, "not a state of a session");
-}
-
-/// A state's file with the checksum of its bytes.
-std::string with_checksum(std::string bytes) {
-  runtime::Digest digest;
-  digest.add(bytes.data(), bytes.size() - sizeof(std::uint64_t));
-  const std::uint64_t checksum = digest.value();
-  std::memcpy(bytes.data() + bytes.size() - sizeof checksum, &checksum, sizeof checksum);
-  return bytes;
 }
 
 constexpr std::size_t kVersionAt = 8, kBatchAt = 24, kPositionAt = 32, kPositionsAt = 40;
@@ -248,6 +268,82 @@ TEST_F(Errors, OfStatesWhoseSizesAreNotTheModels) {
     EXPECT_ANY_THROW(session.set_state(State::load(file)));
   }
 }
+
+/// Whose keys and values are of other sizes, at a position that needs none.
+TEST_F(Errors, OfStatesWithKeysOfOthersAtTheStart) {
+  Session session(open());
+  session.prefill(random_ids(spec, 3, random));
+  const std::string file = dir / "state";
+  session.state().save(file);
+  std::string bytes = model::read_text(file);
+  const auto at = [&](std::size_t offset) {
+    std::int64_t number = 0;
+    std::memcpy(&number, bytes.data() + offset, sizeof number);
+    return number;
+  };
+  const auto put = [&](std::size_t offset, std::int64_t number) {
+    std::memcpy(bytes.data() + offset, &number, sizeof number);
+  };
+  put(kPositionAt, 0);
+  put(kPositionsAt, 0);
+  // Rows, steps and channels of the layer with keys: as many numbers in one row of one channel.
+  constexpr std::size_t kSizes = 48, kRows = 16;
+  const std::size_t layer = kSizes + (at(kSizes + kRows) > 0 ? 0 : 40);
+  put(layer + kRows + 8, at(layer + kRows) * at(layer + kRows + 8) * at(layer + kRows + 16));
+  put(layer + kRows, 1);
+  put(layer + kRows + 16, 1);
+  model::save_text(file, with_checksum(bytes));
+  const State state = State::load(file);
+  expect_error<std::invalid_argument>([&] { session.set_state(state); }, "has other sizes");
+}
+
+TEST_F(Errors, OfSpecsThatCannotBe) {
+  model::ModelSpec other = spec;
+  std::get<model::AttentionSpec>(other.layers[0].mixer).window = 0;
+  EXPECT_THROW(Model(other, {}, nullptr), std::invalid_argument);
+  other = spec;
+  std::get<model::GateLoopSpec>(other.layers[1].mixer).heads = 0;
+  EXPECT_THROW(Model(other, {}, nullptr), std::invalid_argument);
+}
+
+TEST_F(Errors, OfStatesThatNoMachineHasRoomFor) {
+  model::ModelOptions wide = case_of("taylor").options;
+  wide.num_tokens = 3;
+  wide.dim = 1;
+  wide.layer_pattern = "gate_loop";
+  wide.layers.clear();
+  wide.depth = 1;
+  wide.gate_loop_heads = 1;
+  wide.feature_map = model::FeatureMap::kTaylor;
+  wide.gate_loop_dim_key = 6000;
+  wide.dim_gate_looped_attn = 1 << 16;
+  Weights large = random_weights(model::resolve(wide), random);
+  std::filesystem::create_directory(dir / "wide");
+  write_model(dir / "wide", wide, large);
+  Session session{Model(dir / "wide")};
+  expect_error<std::runtime_error>([&] { session.step(std::vector<std::int64_t>{1}); },
+                                   "Session: states of 1 sequences take ");
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+/// In a process that gets no more memory.
+TEST_F(Errors, OfMemoryLeaveTheStartOfASequence) {
+  const auto ids = random_ids(spec, 2 << 16, random);
+  const auto run = [&] {
+    Session session(open(), {.threads = 1, .chunk = 2 << 16});
+    session.prefill(std::span(ids).first(8), 2);
+    const rlimit none{1 << 20, 1 << 20};
+    ::setrlimit(RLIMIT_AS, &none);
+    try {
+      session.prefill(ids, 2);
+    } catch (const std::bad_alloc&) {
+      std::_Exit(session.position() == 0 && session.state().batch() == 0 ? 0 : 2);
+    }
+    std::_Exit(3);
+  };
+  EXPECT_EXIT(run(), testing::ExitedWithCode(0), "");
+}
+#endif
 
 TEST_F(Errors, StatesOfVersion1AreRead) {
   Session session(open());
@@ -363,6 +459,12 @@ TEST_F(Errors, CGivesWhatCppGives) {
   const std::int64_t cuts[] = {0, 3, 4, 12}, chosen[] = {2, 0};
   ASSERT_EQ(gateloop_session_set_state(session, nullptr), GATELOOP_OK);
   expected.restart();
+  std::vector<float> by_cpp(12 * 37);
+  ASSERT_EQ(gateloop_read_all_packed(session, ids.data(), cuts, 3, all.data()), GATELOOP_OK);
+  expected.read_all_packed(ids, cuts, by_cpp);
+  EXPECT_EQ(all, by_cpp);
+  ASSERT_EQ(gateloop_session_set_state(session, nullptr), GATELOOP_OK);
+  expected.restart();
   ASSERT_EQ(gateloop_prefill_packed(session, ids.data(), cuts, 3, &logits), GATELOOP_OK);
   EXPECT_TRUE(same(expected.prefill_packed(ids, cuts)));
   gateloop_state *selected = nullptr, *joined = nullptr;
@@ -372,6 +474,9 @@ TEST_F(Errors, CGivesWhatCppGives) {
   ASSERT_EQ(gateloop_state_join(parts, 2, &joined), GATELOOP_OK);
   EXPECT_EQ(gateloop_state_batch(joined), 5);
   EXPECT_EQ(gateloop_state_position(joined), 8);
+  std::vector<std::int64_t> positions(5);
+  ASSERT_EQ(gateloop_state_positions(joined, positions.data()), GATELOOP_OK);
+  EXPECT_EQ(positions, (std::vector<std::int64_t>{8, 3, 3, 1, 8}));
   const State three = expected.state();
   expected.set_state(State::join(std::vector<State>{three.select(chosen), three}));
   ASSERT_EQ(gateloop_session_set_state(session, joined), GATELOOP_OK);

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "gateloop/runtime.h"
+#include "model/file.h"
 #include "models.h"
 #include "temporary_directory.h"
 
@@ -264,6 +265,35 @@ TEST_P(EveryModel, SequencesLeaveAndJoin) {
   session.set_state(runtime::State::load(written.dir / "joined"));
   for (std::size_t t = 0; t < 2; ++t) session.step(std::span(steps).subspan(4 * t, 4));
   EXPECT_EQ(copy_of(session.step(std::span(steps).subspan(8, 4))), last);
+}
+
+/// Copies of a state share caches; a file holds what its own sequences have read.
+TEST_P(EveryModel, AStateHasOneFile) {
+  std::mt19937_64 random(16);
+  const Written written(GetParam().options, random);
+  const Packed prompts(written.spec, std::vector<std::int64_t>{9, 2, 4}, random);
+  Session session(written.open(), {.threads = 1});
+  session.prefill_packed(prompts.ids, prompts.cu_seqlens);
+  const runtime::State state = session.state();
+  state.save(written.dir / "before");
+  session.prefill(random_ids(written.spec, 3 * 12, random), 3);
+  state.save(written.dir / "after");
+  EXPECT_EQ(model::read_text(written.dir / "after"), model::read_text(written.dir / "before"));
+}
+
+TEST_P(EveryModel, GoesOnFromAStateThatWasTaken) {
+  std::mt19937_64 random(17);
+  const Written written(GetParam().options, random);
+  const auto ids = random_ids(written.spec, 9, random), more = random_ids(written.spec, 3, random);
+  Session session(written.open()), whole(written.open());
+  session.prefill(ids, 3);
+  whole.prefill(ids, 3);
+  runtime::State state = session.take_state();
+  EXPECT_EQ(session.position(), 0);
+  EXPECT_EQ(state.positions(), (std::vector<std::int64_t>{3, 3, 3}));
+  session.set_state(std::move(state));
+  EXPECT_EQ(state.batch(), 0);  // NOLINT(bugprone-use-after-move): what is left is a start
+  EXPECT_EQ(copy_of(session.step(more)), copy_of(whole.step(more)));
 }
 
 TEST_P(EveryModel, WeightsInMemoryGiveWhatTheirFileGives) {
