@@ -28,10 +28,23 @@ inline constexpr auto kPanelLanes =
     static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
 inline constexpr std::int64_t kPanel = 2 * kPanelLanes;
 static_assert(kPanel <= kWidestPanel && kProductBlockRows % kPanel == 0);
+/// Rows of weights in registers.
+inline constexpr std::size_t kTogether = kPanelLanes >= 16 ? kMicroRows : kMicroRows / 2;
 
 /// Rows of the panel in which `left` rows begin: one vector where they fit it, else two.
 inline std::int64_t PanelWidth(std::int64_t left) {
   return left <= kPanelLanes ? kPanelLanes : kPanel;
+}
+
+/// Lane i of the four vectors to to[i stride .. + 3], for i < count.
+template <class V>
+HWY_INLINE void StoreTransposed(V a, V b, V c, V e, std::int64_t count, float* to,
+                                std::int64_t stride) {
+  const hn::ScalableTag<float> d;
+  HWY_ALIGN float lanes[4 * kPanelLanes];
+  hn::StoreInterleaved4(a, b, c, e, d, lanes);
+  for (std::int64_t i = 0; i < count; ++i)
+    std::memcpy(to + i * stride, lanes + 4 * i, 4 * sizeof(float));
 }
 
 /// Words are in memory that may hold pairs.
@@ -41,8 +54,8 @@ inline float WordAt(const float* words) {
   return word;
 }
 
-/// to[r, 0 .. kVectors lanes) += Σ_k w[r][k] panel[k], k over words. With two vectors its 12 sums
-/// hide the latency of two multiply-adds a cycle, and fit 16 registers.
+/// to[r, 0 .. kVectors lanes) += Σ_k w[r][k] panel[k], k over words. With two vectors its 12
+/// or 24 sums hide the latency of two multiply-adds a cycle, and fit 16 or 32 registers.
 template <Word kWord, std::size_t kRows, std::size_t kVectors>
 HWY_INLINE void MicroTile(const std::array<const float*, kRows>& w, const float* HWY_RESTRICT panel,
                           std::int64_t words, float* HWY_RESTRICT to) {
@@ -103,13 +116,19 @@ void PackPanel(const Product& p, std::int64_t panel, float* packed, float* scale
   }
   float* const to = packed + first * words;
   if (rows < width) std::fill_n(to, words * width, 0.0f);
-  constexpr std::int64_t kStep = 16;  // a cache line of each row, so that both sides stay in L1
-  for (std::int64_t begin = 0; begin < words; begin += kStep) {
-    const std::int64_t end = std::min(words, begin + kStep);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const float* const row = from[static_cast<std::size_t>(r)];
-      for (std::int64_t k = begin; k < end; ++k) to[k * width + r] = WordAt(row + k);
+  const hn::ScalableTag<float> d;
+  const std::int64_t whole_words = words / kPanelLanes * kPanelLanes, whole_rows = rows / 4 * 4;
+  for (std::int64_t k = 0; k < whole_words; k += kPanelLanes) {
+    for (std::int64_t r = 0; r < whole_rows; r += 4) {
+      const float* const* const row = from.data() + r;
+      StoreTransposed(hn::LoadU(d, row[0] + k), hn::LoadU(d, row[1] + k), hn::LoadU(d, row[2] + k),
+                      hn::LoadU(d, row[3] + k), kPanelLanes, to + k * width + r, width);
     }
+  }
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const float* const row = from[static_cast<std::size_t>(r)];
+    for (std::int64_t k = r < whole_rows ? whole_words : 0; k < words; ++k)
+      to[k * width + r] = WordAt(row + k);
   }
 }
 
@@ -201,7 +220,7 @@ void RunTile(const Product& p, const ProductTile& tile, const float* packed, con
   for (std::int64_t begin = 0; begin < p.matrix.columns; begin += kProductDepth) {
     const std::int64_t depth = std::min(kProductDepth, p.matrix.columns - begin);
     std::int64_t n = 0;
-    n = MicroRows<kWord, kMicroRows>(p, tile, n, begin, depth, packed, sums, memory);
+    n = MicroRows<kWord, kTogether>(p, tile, n, begin, depth, packed, sums, memory);
     n = MicroRows<kWord, 3>(p, tile, n, begin, depth, packed, sums, memory);
     MicroRows<kWord, 1>(p, tile, n, begin, depth, packed, sums, memory);
   }
