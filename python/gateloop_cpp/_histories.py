@@ -9,7 +9,7 @@ from typing import Any
 
 from gateloop_cpp import _runs
 from gateloop_cpp._files import CONFIG
-from gateloop_cpp._runs import Log, Record, Run
+from gateloop_cpp._runs import Log, Record, Run, Source
 
 VALIDATION = "validation/bits_per_byte"
 FINAL = _runs.NAMES[_runs.FINAL]
@@ -32,14 +32,29 @@ class Score:
 class History:
     """A run and all its records; without any where no step is made yet."""
 
-    run: Run
-    log: Log
+    source: Source
     name: str
     records: list[Record] = field(default_factory=list)
 
+    @property
+    def run(self) -> Run:
+        return self.source.run
+
+    @property
+    def log(self) -> Log:
+        return self.source.log
+
     def advance(self) -> None:
-        """Reads the records that have come. Raises ValueError naming the file."""
-        self.records += self.log.new_records()
+        """Reads the records that have come; of a run begun anew all, and none of the former.
+
+        Raises OSError or ValueError naming the file.
+        """
+        before = self.run.id
+        records = self.source.new_records()
+        if self.run.id != before:
+            self.records = []
+            _check_numbers(self)
+        self.records += records
 
     @property
     def last(self) -> Record:
@@ -88,15 +103,20 @@ class History:
 
 def read(folder: Path) -> History:
     """Raises OSError or ValueError naming the file."""
-    run = _runs.read_run(folder)
-    history = History(run, Log(folder / _runs.METRICS), run.name)
+    source = _runs.source(folder)
+    history = History(source, source.run.name)
+    _check_numbers(history)
+    history.advance()
+    return history
+
+
+def _check_numbers(history: History) -> None:
     try:
         _ = history.bytes_per_step, history.planned_steps, history.seed
     except (KeyError, TypeError, ValueError) as error:
         options = "batch, accumulation, length, steps and seed"
-        raise ValueError(f"{folder / CONFIG}: no numbers for {options}: {error}") from error
-    history.advance()
-    return history
+        path = history.run.folder / CONFIG
+        raise ValueError(f"{path}: no numbers for {options}: {error}") from error
 
 
 def make_names_distinct(histories: Sequence[History]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,7 @@ NAMES = {
     "elapsed_seconds": "speed/elapsed_seconds",
 }
 FINAL = "final_validation_bits_per_byte"
+GONE_SECONDS = 10.0
 MACHINE = ("program", "revision", "torch", "processor")
 
 
@@ -160,6 +162,56 @@ def read_run(folder: Path) -> Run:
     latest = provenance[-1] if provenance else {}
     machine = {key: latest[key] for key in MACHINE if key in latest}
     return Run(folder, run_id, config, machine, dates[0] if dates else path.stat().st_mtime)
+
+
+@dataclass
+class Source:
+    """A run's directory while a trainer writes it; another run may begin in it (--overwrite)."""
+
+    run: Run
+    log: Log
+    gone_since: float | None = None  # by the monotonic clock; None: it is there
+    _config: tuple[int, ...] = ()
+
+    def new_records(self) -> list[Record]:
+        """What has come since the last call.
+
+        Where run.id is another one after it: all of the run that has begun there. Raises OSError or
+        ValueError naming the file.
+        """
+        records = self.log.new_records()
+        # A trainer writes config.json before the first line, and removes the old log before that.
+        try:
+            config = _stamp(self.run.folder / _files.CONFIG)
+            if config != self._config:
+                found = read_run(self.run.folder)
+                self._config = config
+                if found.id != self.run.id:
+                    self.log = Log(self.log.path)
+                    records = self.log.new_records()
+                self.run = found
+            self.log.path.stat()
+        except FileNotFoundError:
+            self.gone_since = self.gone_since or time.monotonic()
+        else:
+            self.gone_since = None
+        return records
+
+    @property
+    def is_gone(self) -> bool:
+        """For longer than a run takes to begin anew."""
+        return self.gone_since is not None and time.monotonic() > self.gone_since + GONE_SECONDS
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def source(folder: Path) -> Source:
+    """Raises FileNotFoundError or ValueError naming the file."""
+    config = _stamp(folder / _files.CONFIG)
+    return Source(read_run(folder), Log(folder / METRICS), _config=config)
 
 
 def run_parser(module: str, description: str | None, runs: str) -> argparse.ArgumentParser:

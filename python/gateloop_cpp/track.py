@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateloop_cpp._runs import MARK, METRICS, Log, Record, Run, read_run, run_parser
+from gateloop_cpp._runs import MARK, Record, Run, run_parser, source
 
 POLL_SECONDS = 1.0
 
@@ -180,20 +180,32 @@ class Follower:
     """One run on its way into one tracker."""
 
     def __init__(self, folder: Path, to: str, out: Path) -> None:
-        run = read_run(folder)
+        self.source = source(folder)
+        self._to, self._out = to, out
+        self._open()
+
+    def _open(self) -> None:
         try:
-            self.tracker: Tracker = TRACKERS[to](run, out)
+            self.tracker: Tracker = TRACKERS[self._to](self.source.run, self._out)
         except UnicodeEncodeError as error:
             came = repr(error.object)
-            raise ValueError(f"--to {to} takes names in UTF-8 alone, got {came}") from error
-        self.is_done = False
-        self._log = Log(folder / METRICS, last_step=self.tracker.last_step())
+            raise ValueError(f"--to {self._to} takes names in UTF-8 alone, got {came}") from error
+        self._sent = self.tracker.last_step()
+
+    @property
+    def is_done(self) -> bool:
+        return self.source.log.is_finished
 
     def advance(self) -> None:
-        """Sends what is new."""
-        for record in self._log.new_records():
-            self.tracker.log(record)
-        self.is_done = self._log.is_finished
+        """Sends what is new; of a run begun anew all, as another one."""
+        before = self.source.run.id
+        records = self.source.new_records()
+        if self.source.run.id != before:
+            self.tracker.close()
+            self._open()
+        for record in records:
+            if record.step > self._sent:
+                self.tracker.log(record)
         self.tracker.flush()
 
 

@@ -1,6 +1,7 @@
 """Directories of runs as ``gateloop train`` leaves them, without training."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def write_run(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "metrics.jsonl").touch()
     return folder
+
+
+def begin_anew(run: Path, seed: int) -> None:
+    """As `gateloop train --overwrite` does, with another seed."""
+    shutil.rmtree(run)
+    write_run(run, {"seed": seed})
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["provenance"][0]["date"] = f"2026-01-02T04:00:{seed:02}Z"
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def line(step: int, last: int = STEPS, scale: float = 1) -> str:

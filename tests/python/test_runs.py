@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_runs import MODEL, PARAMETERS, diagnostics, line, write_run, write_steps
+from small_runs import (
+    MODEL,
+    PARAMETERS,
+    begin_anew,
+    diagnostics,
+    line,
+    write_run,
+    write_steps,
+)
 
 from gateloop_cpp import _runs
 
@@ -86,6 +94,46 @@ class TestLog:
         log.path.write_text(json.dumps({"step": 1, "diagnostics": broken}) + "\n")
         with pytest.raises(ValueError, match=r"metrics.jsonl: not a record of a run"):
             log.new_records()
+
+
+class TestSource:
+    @pytest.mark.parametrize("steps", [3, 9, 12])
+    def test_a_run_begun_anew_is_read_from_its_start(self, run: Path, steps: int) -> None:
+        source = _runs.source(run)
+        write_steps(run, 1, 9)
+        assert len(source.new_records()) == 9
+        former = source.run
+        begin_anew(run, seed=1)
+        write_steps(run, 1, steps)
+        assert [record.step for record in source.new_records()] == list(range(1, steps + 1))
+        assert source.run.id != former.id
+        assert source.run.config["training"]["seed"] == 1
+
+    def test_a_resumed_run_is_the_same(self, run: Path) -> None:
+        source = _runs.source(run)
+        write_steps(run, 1, 9)
+        source.new_records()
+        former = source.run.id
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        config["provenance"].append({"date": "2026-01-03T00:00:00Z", "processor": "another"})
+        (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        write_steps(run, 10, 12)
+        assert [record.step for record in source.new_records()] == [10, 11, 12]
+        assert source.run.id == former
+        assert source.run.machine == {"processor": "another"}
+
+    def test_a_run_that_vanishes_is_gone_and_may_come_back(
+        self, run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = _runs.source(run)
+        (run / "config.json").rename(run / "away")
+        assert source.new_records() == []
+        assert not source.is_gone  # it may be beginning anew
+        monkeypatch.setattr(_runs, "GONE_SECONDS", 0)
+        assert source.is_gone
+        (run / "away").rename(run / "config.json")
+        assert source.new_records() == []
+        assert not source.is_gone
 
 
 def test_a_run_is_described(run: Path) -> None:

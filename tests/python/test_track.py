@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import PARAMETERS, SAMPLE, STEPS, write_run, write_steps
+from small_runs import PARAMETERS, SAMPLE, STEPS, begin_anew, write_run, write_steps
 
 from gateloop_cpp import track
 from gateloop_cpp._runs import MARK
@@ -245,6 +245,20 @@ def test_runs_of_one_name_and_one_model_stay_apart(to: str, tmp_path: Path) -> N
         write_steps(run, 1, STEPS)
     assert track.main([*map(str, runs), "--to", to, "--out", str(tmp_path / "out")]) == 0
     assert tracked_runs(to, tmp_path / "out") == len(runs)
+
+
+def test_a_run_begun_anew_is_another_one(to: str, run: Path, tmp_path: Path) -> None:
+    with track.opened([run], to, tmp_path / "out") as (follower,):
+        write_steps(run, 1, 9)
+        follower.advance()
+        begin_anew(run, seed=1)
+        write_steps(run, 1, STEPS)
+        follower.advance()
+        assert follower.is_done
+    assert tracked_runs(to, tmp_path / "out") == 2
+    with track.opened([run], to, tmp_path / "out") as (follower,):
+        if to != "wandb":  # offline it cannot tell
+            assert follower.tracker.last_step() == STEPS
 
 
 def test_a_finished_run_that_was_sent_is_done(run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_runs import STEPS, write_run, write_steps
+from small_runs import STEPS, begin_anew, write_run, write_steps
 
 from gateloop_cpp import _histories, watch
 
@@ -107,6 +107,16 @@ def test_what_a_run_does(runs: Path) -> None:
     written = history.log.path.stat().st_mtime
     assert watch.state(history, written + 1) == "0:05 left"
     assert watch.state(history, written + 3723) == "quiet 1:02:03"
+
+
+def test_a_run_begun_anew_leaves_nothing_of_the_former(runs: Path) -> None:
+    history = _histories.read(runs / "first")
+    begin_anew(runs / "first", seed=7)
+    write_steps(runs / "first", 1, 5, scale=2)
+    history.advance()
+    assert [value for _, value in history.values(_histories.VALIDATION)] == []
+    assert [record.step for record in history.records] == [1, 2, 3, 4, 5]
+    assert history.seed == 7
 
 
 class Terminal:
