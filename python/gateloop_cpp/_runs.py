@@ -6,16 +6,19 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gateloop_cpp import _files, _spec
 
+Read = TypeVar("Read")
 METRICS = "metrics.jsonl"
+EXPECTED = f"a run's directory ({_files.CONFIG}, {METRICS}) or a folder of such"
 # Every record has it, last of its scalars: a tracker that has it has the record.
 MARK = "train/bits_per_byte"
 NAMES = {
@@ -229,17 +232,44 @@ def is_run(folder: Path) -> bool:
     return (folder / _files.CONFIG).is_file() and (folder / METRICS).is_file()
 
 
-def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """Each folder that is a run, and the runs in each that is none, by name.
+def find_runs(folders: Iterable[Path]) -> dict[Path, bool]:
+    """Each folder that is a run, and the runs in each that is none; whether it is named itself.
 
     Raises FileNotFoundError or ValueError naming a folder without any.
     """
-    found: list[Path] = []
+    found: dict[Path, bool] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder")
-        runs = [folder] if is_run(folder) else sorted(filter(is_run, folder.iterdir()))
+            raise FileNotFoundError(f"{folder}: no such folder; expected {EXPECTED}")
+        named = is_run(folder)
+        runs = [folder] if named else sorted(filter(is_run, folder.iterdir()))
         if not runs:
-            raise ValueError(f"{folder}: no run, nor a folder of runs ({_files.CONFIG}, {METRICS})")
-        found += [run for run in runs if run not in found]
+            raise ValueError(f"{folder}: no run in it; expected {EXPECTED}")
+        for run in runs:
+            found[run] = found.get(run, False) or named
     return found
+
+
+def readable(
+    folders: Iterable[Path], read: Callable[[Path], Read], program: str
+) -> tuple[list[Read], list[str]]:
+    """What is read of each run that is found, and why others of a folder of runs are left out.
+
+    The latter goes to stderr too, after the program's name. Raises OSError or ValueError naming a
+    folder without runs, what cannot be read of a run that is named itself, and all where nothing
+    can be read.
+    """
+    found: list[Read] = []
+    problems: list[str] = []
+    for run, named in find_runs(folders).items():
+        try:
+            found.append(read(run))
+        except (OSError, ValueError) as error:
+            if named:
+                raise
+            problems.append(str(error))
+    if not found:
+        raise ValueError("; ".join(problems))
+    for problem in problems:
+        print(f"{program}: left out: {problem}", file=sys.stderr)
+    return found, problems

@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     console = Console(highlight=False)
     try:
-        histories = [_histories.read(folder) for folder in _runs.find_runs(chosen.runs)]
+        histories, _ = _runs.readable(chosen.runs, _histories.read, "watch")
         _histories.make_names_distinct(histories)
         picture = Picture(histories, chosen.against)
         status = 0

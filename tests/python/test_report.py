@@ -363,7 +363,7 @@ class TestErrors:
 
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "none: no such folder" in self.failure(capsys, tmp_path / "none")
-        assert "no run, nor a folder of runs" in self.failure(capsys, tmp_path)
+        assert "no run in it; expected a run's directory" in self.failure(capsys, tmp_path)
 
     def test_a_run_without_a_step(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_run(tmp_path / "run")
@@ -371,15 +371,24 @@ class TestErrors:
         write_run(tmp_path / "other")
         write_steps(tmp_path / "other", 1, 2)
         assert main([str(tmp_path), "--out", str(tmp_path)]) == 0
-        assert "report: 1 run in" in capsys.readouterr().out
+        came = capsys.readouterr()
+        assert "report: 1 run in" in came.out
+        left_out = f"left out: {tmp_path / 'run' / 'metrics.jsonl'}: no step in it yet"
+        assert came.err == f"report: {left_out}\n"
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert html.escape(left_out) in page
 
     @pytest.mark.parametrize("training", [{"batch": "many"}, {"seed": [1]}, {"steps": "all"}])
     def test_a_broken_configuration(
         self, runs: Path, capsys: pytest.CaptureFixture[str], training: dict[str, object]
     ) -> None:
-        write_run(runs / "broken", training)
+        broken = write_run(runs / "broken<b>", training)
         message = "config.json: no numbers for batch, accumulation, length, steps and seed"
-        assert message in self.failure(capsys, runs)
+        assert message in self.failure(capsys, broken)
+        page = page_of(runs)
+        assert message in capsys.readouterr().err
+        assert f"broken&lt;b&gt;/{message}" in page
+        assert len(data_of(page)["groups"]) == 2
 
     def test_a_folder_that_cannot_be_made(
         self, runs: Path, capsys: pytest.CaptureFixture[str]

@@ -164,12 +164,26 @@ class TestFindRuns:
         other = write_run(tmp_path / "runs" / "other")
         (tmp_path / "runs" / "no run").mkdir()
         both = [other, run] if other < run else [run, other]
-        assert _runs.find_runs([tmp_path / "runs"]) == both
-        assert _runs.find_runs([run, tmp_path / "runs"]) == [run, other]
+        assert _runs.find_runs([tmp_path / "runs"]) == dict.fromkeys(both, False)
+        assert _runs.find_runs([run, tmp_path / "runs"]) == {run: True, other: False}
 
     def test_a_folder_without_runs_is_named(self, run: Path) -> None:
         (run / "metrics.jsonl").unlink()
-        with pytest.raises(ValueError, match=r"small: no run, nor a folder of runs"):
+        expected = r"; expected a run's directory .* or a folder of such$"
+        with pytest.raises(ValueError, match=rf"small: no run in it{expected}"):
             _runs.find_runs([run])
-        with pytest.raises(FileNotFoundError, match=r"none: no such folder"):
+        with pytest.raises(FileNotFoundError, match=rf"none: no such folder{expected}"):
             _runs.find_runs([run / "none"])
+
+    def test_what_cannot_be_read_is_left_out_unless_named(self, run: Path, tmp_path: Path) -> None:
+        broken = write_run(tmp_path / "runs" / "broken")
+        (broken / "config.json").write_text("{}", encoding="utf-8")
+        found, (problem,) = _runs.readable([tmp_path / "runs"], _runs.read_run, "test")
+        assert [each.folder for each in found] == [run]
+        assert problem.startswith(f"{broken / 'config.json'}: not the configuration of a run")
+        for folders in ([broken], [tmp_path / "runs", broken]):
+            with pytest.raises(ValueError, match=r"broken.config.json: not the configuration"):
+                _runs.readable(folders, _runs.read_run, "test")
+        (run / "config.json").write_text("{}", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"broken.config.json.*; .*small.config.json"):
+            _runs.readable([tmp_path / "runs"], _runs.read_run, "test")

@@ -190,10 +190,15 @@ def test_errors_are_one_line(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert watch.main([str(runs / "none")]) == 1
-    assert capsys.readouterr().err == f"watch: {runs / 'none'}: no such folder\n"
+    assert capsys.readouterr().err.startswith(f"watch: {runs / 'none'}: no such folder; expected")
     (runs / "first" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
-    assert watch.main([str(runs)]) == 1
+    assert watch.main([str(runs / "first")]) == 1
     assert "metrics.jsonl: not a record of a run" in capsys.readouterr().err
+    assert watch.main([str(runs)]) == 0
+    came = capsys.readouterr()
+    assert came.err.startswith(f"watch: left out: {runs / 'first' / 'metrics.jsonl'}: not a record")
+    assert came.err.count("\n") == 1
+    assert "no step yet" in came.out
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert watch.main([str(runs)]) == 1
     assert capsys.readouterr().err == (

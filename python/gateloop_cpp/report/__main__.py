@@ -14,19 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gateloop_cpp import _histories, _runs
+from gateloop_cpp._histories import History
 from gateloop_cpp.report import _groups, _page
 
 NAME = "report.html"
 LIBRARY = "plotly"
 
 
+def read(folder: Path) -> History:
+    """Raises OSError or ValueError naming the file."""
+    history = _histories.read(folder)
+    if not history.records:
+        raise ValueError(f"{history.log.path}: no step in it yet")
+    return history
+
+
 def write(folders: Sequence[Path], out: Path) -> tuple[Path, int]:
     """The page and how many runs are in it. Raises OSError or ValueError naming the file."""
-    found = [_histories.read(folder) for folder in _runs.find_runs(folders)]
-    runs = [history for history in found if history.records]
-    if not runs:
-        raise ValueError(f"{found[0].log.path}: no step in it yet")
-    text = _page.render(_groups.groups(runs))
+    runs, problems = _runs.readable(folders, read, "report")
+    text = _page.render(_groups.groups(runs), problems)
     out.mkdir(parents=True, exist_ok=True)
     page = out / NAME
     part = page.with_suffix(".part")

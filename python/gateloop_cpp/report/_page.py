@@ -1,6 +1,7 @@
 """The page of a report: HTML by a template, with its script, style and data inside."""
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -20,7 +21,8 @@ POLICY = (
 )
 
 
-def render(groups: Sequence[Group]) -> str:
+def render(groups: Sequence[Group], problems: Sequence[str] = ()) -> str:
+    """problems: why runs are left out."""
     histories = [history for group in groups for history in group.histories]
     template = _environment().from_string(_text("page.html"))
     return template.render(
@@ -31,6 +33,7 @@ def render(groups: Sequence[Group]) -> str:
         data=Markup(in_script(_data(groups))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         groups=groups,
+        problems=[os.fsencode(text).decode(errors="backslashreplace") for text in problems],
         histories=histories,
         least_memory=_histories.LEAST_MEMORY,
         differing=_groups.differing_options(histories),
