@@ -3,6 +3,7 @@
 With a tokenizer the numbers are its tokens instead.
 """
 
+import argparse
 import bz2
 import codecs
 import gzip
@@ -50,6 +51,21 @@ def read(path: Path, split: str | None) -> tuple[Bytes, Bytes]:
     if train + valid > len(text):
         raise SystemExit(f"{path}: the split is larger than the file of {len(text)} bytes")
     return text[:train], text[train : train + valid]
+
+
+def described(options: argparse.Namespace, parts: tuple[Bytes, Bytes]) -> dict[str, Any]:
+    """The training as config.json has it, under the names of `gateloop train`.
+
+    gateloop_cpp.watch, track and report read it. options: of either program; parts: of read().
+    """
+    names = [
+        *("steps", "batch", "length", "learning_rate", "warmup_steps", "clip", "seed"),
+        *("validate_every", "validation_windows"),
+    ]
+    # A file name need not be UTF-8, which JSON is.
+    data = str(options.data.resolve()).encode(errors="replace").decode()
+    values = {name: getattr(options, name) for name in names}
+    return {"data": data, "split": [len(part) for part in parts], "accumulation": 1, **values}
 
 
 def check_lengths(parts: tuple[Tokens, Tokens], path: Path, length: int, unit: str) -> None:

@@ -24,7 +24,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from byte_batches import batch_at, check_lengths, read, windows
+from byte_batches import batch_at, check_lengths, described, read, windows
 from jax import Array
 from stop_signals import received, record_signals
 
@@ -119,8 +119,11 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
     )
     state = optimizer.init(eqx.filter(model, eqx.is_array))
     begin = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "metrics.jsonl").open("w", encoding="utf-8") as log:
+    metrics_file: Path = options.out / "metrics.jsonl"
+    metrics_file.unlink(missing_ok=True)
+    training = described(options, parts)
+    save_checkpoint(options.out, model, training)  # for those who follow the run
+    with metrics_file.open("w", encoding="utf-8") as log:
         for step in range(1, options.steps + 1):
             start = time.perf_counter()
             ids = batch_at(text, step - 1, range(options.batch), options.length, options.seed)
@@ -142,17 +145,17 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
                 metrics["validation_bits_per_byte"] = validate(model, validation)
                 say(f"step {step}  {metrics['validation_bits_per_byte']:.4f} bits/byte")
             if last:
-                save_checkpoint(options.out, model)  # before what takes longest
+                save_checkpoint(
+                    options.out, model, training, same_run=True
+                )  # before what takes longest
                 whole = windows(held_out, 4096, options.length)
                 metrics["final_validation_bits_per_byte"] = validate(model, whole)
             metrics["elapsed_seconds"] = time.perf_counter() - begin
             log.write(json.dumps(metrics) + "\n")
             log.flush()
             if received[0] and not last:
-                save_checkpoint(options.out, model)
+                save_checkpoint(options.out, model, training, same_run=True)
                 sys.exit(128 + received[0])
-    if options.steps == 0:
-        save_checkpoint(options.out, model)
     return model
 
 

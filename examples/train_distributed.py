@@ -33,6 +33,7 @@ from byte_batches import (
     Tokens,
     batch_at,
     check_lengths,
+    described,
     open_tokenizer,
     read,
     tokenized,
@@ -185,9 +186,12 @@ class Text:
             self.train, self.held_out = (tokenized(part, tokenizer, name) for part in parts)
         unit = "bytes" if tokenizer is None else "tokens"
         check_lengths((self.train, self.held_out), options.data, options.length, unit)
+        self.training = described(options, parts)
         # Means of each part. A loss per token, divided by them, is one per byte.
         self.train_bytes_per_token = len(parts[0]) / len(self.train)
         self.held_out_bytes_per_token = len(parts[1]) / len(self.held_out)
+        if tokenizer is not None:
+            self.training["bytes_per_token"] = self.train_bytes_per_token
 
 
 def nats(model: Any, ids: Tensor, options: argparse.Namespace) -> Tensor:
@@ -235,10 +239,17 @@ class Run:
         self.begin = time.perf_counter()
         if state is not None:
             self.set_state(state)
+        else:
+            self.metrics_file.unlink(missing_ok=True)
+            self.save_model(same_run=False)  # for those who follow the run
 
     @property
     def state_file(self) -> Path:
         return Path(self.options.out / "training_state.pt")
+
+    @property
+    def metrics_file(self) -> Path:
+        return Path(self.options.out / "metrics.jsonl")
 
     def read_state(self) -> dict[str, Any] | None:
         """The checkpoint, or None: the first process reads it, all get its tokenizer."""
@@ -290,9 +301,11 @@ class Run:
                 temporary.replace(self.options.out / TOKENIZER)
         self.save_model()
 
-    def save_model(self) -> None:
+    def save_model(self, same_run: bool = True) -> None:
         if self.options.shard or dist.get_rank() == 0:
-            checkpoint.save(self.model, self.options.out, overwrite=True)
+            training = self.text.training | {"dtype": self.options.dtype}
+            out = self.options.out
+            checkpoint.save(self.model, out, overwrite=True, training=training, same_run=same_run)
 
     def elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.begin
@@ -350,7 +363,7 @@ class Log:
     """DIR/metrics.jsonl, up to the step that the run goes on from; of the first process."""
 
     def __init__(self, run: Run) -> None:
-        path = run.options.out / "metrics.jsonl"
+        path = run.metrics_file
         kept = []
         if run.step > 0:
             lines = path.read_text(encoding="utf-8").splitlines()

@@ -91,11 +91,13 @@ def write_model(
     distribution: str,
     versions: Mapping[str, str],
     training: Mapping[str, Any] | None = None,
+    same_run: bool = False,
 ) -> None:
     """Make a folder hold this model and no best one; a crash leaves the former model or this one.
 
     write_weights(path, metadata) writes a safetensors file. distribution: the package that calls;
-    versions: of what it computes with, and the revision of its library.
+    versions: of what it computes with, and the revision of its library. same_run: the model is a
+    later one of the run that the folder holds, whose provenance it keeps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = json.dumps(dict(options))
@@ -104,7 +106,10 @@ def write_model(
     config: dict[str, Any] = {"format": FORMAT, "id": identifier, "model": dict(options)}
     if training is not None:
         config["training"] = dict(training)
-    config["provenance"] = [_provenance(distribution, versions)]
+    config["provenance"] = _kept_provenance(folder) if same_run else []
+    latest = _provenance(distribution, versions)
+    if not any(entry["command"] == latest["command"] for entry in config["provenance"][-1:]):
+        config["provenance"].append(latest)
     text = json.dumps(config, indent=2) + "\n"
     metadata = {"config": model, "config_id": identifier}
     # The weights come first.
@@ -116,6 +121,16 @@ def write_model(
     )
     # What was the best of another model is none of this one's.
     (folder / WEIGHTS["best"]).unlink(missing_ok=True)
+
+
+def _kept_provenance(folder: Path) -> list[dict[str, Any]]:
+    path = folder / CONFIG
+    if not path.exists():
+        return []
+    kept = _object(path, path.read_bytes()).get("provenance", [])
+    if not (isinstance(kept, list) and all(isinstance(e, dict) and "command" in e for e in kept)):
+        raise ValueError(f"{path}: not the configuration of a run: its provenance")
+    return kept
 
 
 def _provenance(distribution: str, versions: Mapping[str, str]) -> dict[str, Any]:

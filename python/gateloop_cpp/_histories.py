@@ -66,8 +66,14 @@ class History:
         return self.run.config["training"]
 
     @property
+    def bytes_per_token(self) -> float:
+        """Where the model reads tokens, their mean; else 1."""
+        return float(self.training.get("bytes_per_token", 1))
+
+    @property
     def bytes_per_step(self) -> int:
-        return math.prod(int(self.training[key]) for key in ("batch", "accumulation", "length"))
+        tokens = math.prod(int(self.training[key]) for key in ("batch", "accumulation", "length"))
+        return round(tokens * self.bytes_per_token)
 
     @property
     def seed(self) -> int:

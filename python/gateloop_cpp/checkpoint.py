@@ -10,7 +10,7 @@ The C++ program (``gateloop evaluate``, ``gateloop generate``) reads what is wri
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,11 +81,19 @@ def load_weights(
     return tensors
 
 
-def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+def save(
+    model: Transformer,
+    directory: str | os.PathLike[str],
+    overwrite: bool = False,
+    training: Mapping[str, Any] | None = None,
+    same_run: bool = False,
+) -> None:
     """Write a model, float32, into a directory, which is made if need be.
 
     With tie_embeddings the one matrix is written once. A tensor that was given two names otherwise
     is written under both: tie it again after load().
+    training: what config.json shall say of how the model is trained. same_run: a later model of the
+    run that the directory holds: config.json goes on saying when it began.
     A crash leaves the former model or this one, never a part of each.
 
     A model that is sharded over processes (FSDP2, tensor parallelism) is gathered: all of them have
@@ -109,7 +117,7 @@ def save(model: Transformer, directory: str | os.PathLike[str], overwrite: bool 
     failure: Exception | None = None
     if shards.writer:
         try:
-            _write(model.options, tensors, Path(directory), overwrite)
+            _write(model.options, tensors, Path(directory), overwrite, training, same_run)
         except Exception as error:
             failure = error
     failed = shards.any(failure is not None)
@@ -125,7 +133,12 @@ def _stored_tensors(model: Transformer) -> dict[str, Tensor]:
 
 
 def _write(
-    options: dict[str, Any], tensors: dict[str, Tensor], folder: Path, overwrite: bool
+    options: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    overwrite: bool,
+    training: Mapping[str, Any] | None,
+    same_run: bool,
 ) -> None:
     names = (_files.CONFIG, *_files.WEIGHTS.values())
     present = [name for name in names if (folder / name).exists()]
@@ -140,6 +153,8 @@ def _write(
             "revision": torch.ops.gateloop._revision(),
             "torch": torch.__version__,
         },
+        training=training,
+        same_run=same_run,
     )
 
 

@@ -19,7 +19,7 @@ from parity import peer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gateloop_cpp import Transformer, checkpoint
+from gateloop_cpp import Transformer, _files, checkpoint
 from gateloop_cpp._spec import stored
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +144,28 @@ def test_tied_weights(gateloop: Gateloop, text: Path, tmp_path: Path) -> None:
         model = twin
     figure = programs_bits_per_byte(gateloop, tmp_path, text)
     assert abs(bits_per_byte(model, text) - figure) < 1e-4
+
+
+def test_later_models_of_a_run_keep_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, training = Transformer(dim=8, depth=1, num_tokens=16), {"steps": 3}
+
+    def provenance_after(entry: dict[str, str], same_run: bool) -> list[dict[str, str]]:
+        monkeypatch.setattr(_files, "_provenance", lambda *_: entry)
+        checkpoint.save(model, tmp_path, overwrite=True, training=training, same_run=same_run)
+        config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        assert config["training"] == training
+        written: list[dict[str, str]] = config["provenance"]
+        return written
+
+    first, later, resumed = (
+        {"command": command, "date": date} for command, date in (("a", "1"), ("a", "2"), ("b", "3"))
+    )
+    assert provenance_after(first, same_run=False) == [first]
+    assert provenance_after(later, same_run=True) == [first]
+    assert provenance_after(resumed, same_run=True) == [first, resumed]
+    assert provenance_after(later, same_run=False) == [later]
 
 
 def test_provenance(gateloop: Gateloop, trained: Path, tmp_path: Path) -> None:

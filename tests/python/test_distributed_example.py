@@ -25,7 +25,7 @@ import train_distributed
 from byte_batches import batch_at, check_lengths, mix, open_tokenizer, read, tokenized, windows
 
 import gateloop_cpp
-from gateloop_cpp import checkpoint
+from gateloop_cpp import _histories, checkpoint, watch
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -184,8 +184,15 @@ def test_a_hangup_after_the_reader_of_the_output_has_gone_saves(folder: Path) ->
         while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.01)
+        begun = _histories.read(log.parent)  # under way
+        assert (begun.training["data"], begun.bytes_per_step) == (str(folder / "text"), 4 * 64)
+        assert watch.state(begun, time.time()).endswith(" left")
         process.send_signal(signal.SIGHUP)
         assert process.wait(SECONDS) == 128 + signal.SIGHUP
+    before = begun.run.id
+    begun.advance()
+    assert begun.run.id == before
+    assert [record.step for record in begun.records] == list(range(1, begun.last.step + 1))
     state = torch.load(folder / "hangup" / "training_state.pt", weights_only=True)
     assert state["step"] == len(metrics(folder / "hangup"))
     checkpoint.load(folder / "hangup")
@@ -258,6 +265,11 @@ def test_tokens_of_a_tokenizer_are_trained_on(
     common = ("--tokenizer", "tokens.json", "--steps", "20", "--dtype", "float64", "--length", "24")
     for processes in (1, 2):
         run(processes, folder, f"tokens-{processes}", *common)
+    history = _histories.read(folder / "tokens-1")
+    assert history.planned_steps == 20
+    per_token = history.bytes_per_token
+    assert 1 < per_token < 10
+    assert history.bytes_per_step == round(4 * 24 * per_token)
     ours, theirs = (metrics(folder / f"tokens-{processes}") for processes in (1, 2))
     assert_same_losses(ours, theirs)
     # The run keeps its tokenizer.

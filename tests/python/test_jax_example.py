@@ -12,6 +12,7 @@ from pathlib import Path
 import jax_train
 import pytest
 
+from gateloop_cpp import _histories
 from gateloop_jax import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,11 @@ def test_training_learns_and_writes_what_cpp_writes(tmp_path: Path) -> None:
     assert lines[-1]["final_validation_bits_per_byte"] < 3
     assert [line["learning_rate"] for line in lines[8:10]] == pytest.approx([9e-3, 1e-2])
     assert lines[-1]["learning_rate"] == pytest.approx(1e-2 / 51)  # the next step's would be zero
+
+    history = _histories.read(out)
+    assert (history.planned_steps, history.bytes_per_step) == (60, 4 * 64)
+    assert history.training["data"] == str(text)
+    assert history.final == lines[-1]["final_validation_bits_per_byte"]
 
     again = run("jax_train.py", "--data", text, "--out", tmp_path / "more", "--start", out,
                 "--length", "64", "--steps", "1", "--sample-length", "1")  # fmt: skip

@@ -51,10 +51,12 @@ def save_checkpoint(
     directory: str | os.PathLike[str],
     model: GateLoopTransformer,
     training: Mapping[str, Any] | None = None,
+    same_run: bool = False,
 ) -> None:
     """Writes config.json and model.safetensors, in float32, for PyTorch, C++ and load_checkpoint.
 
-    training: what config.json shall say of how the model was trained.
+    training: what config.json shall say of how the model is trained. same_run: a later model of the
+    run that the directory holds: config.json goes on saying when it began.
     A crash leaves the former model or this one, never a part of each. Raises ValueError for a model
     that those do not have. Also for one whose arrays are no longer those of its options.
     """
@@ -66,6 +68,7 @@ def save_checkpoint(
         distribution="gateloop-jax",
         versions={"revision": _library.call_text("revision"), "jax": jax.__version__},
         training=training,
+        same_run=same_run,
     )
 
 
