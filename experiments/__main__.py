@@ -49,9 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--variant", action="append", default=[], help="this variant alone; repeatable"
     )
     made.add_argument("--text", default="enwik8", help=f"{' or '.join(SPLITS)} [enwik8]")
-    made.add_argument(
-        "--data", type=Path, default=ROOT / "data" / "enwik8", help="its file [data/enwik8]"
-    )
+    made.add_argument("--data", type=Path, help="its file [data/TEXT]")
     made.add_argument(
         "--program", type=Path, default=ROOT / "build" / "release" / "gateloop", help="gateloop"
     )
@@ -78,7 +76,7 @@ def run(chosen: argparse.Namespace) -> None:
         form="long" if chosen.long else "short",
         budget="time" if chosen.equal_time else "steps",
         text=chosen.text,
-        data=chosen.data.resolve(),
+        data=(chosen.data or ROOT / "data" / chosen.text).resolve(),
         program=chosen.program.resolve(),
         runs=chosen.runs,
         threads=chosen.threads,

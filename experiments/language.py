@@ -1,22 +1,67 @@
 """Runs of ``gateloop train`` on a text, read back from their directories."""
 
+import bz2
 import dataclasses
+import gzip
 import hashlib
 import json
+import lzma
 import re
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments.flags import merged
 from experiments.frame import BITS_PER_BYTE, Settings
 from experiments.records import Cell, Form, Outcome
 from gateloop_cpp import _files, _histories, _runs
 
-# Bytes to train, validate and test on, from the start of the text.
-SPLITS = {"enwik8": "3600000,200000,200000", "tinyshakespeare": "1000000,57000,58000"}
+# By their first bytes; `gateloop train` reads more kinds.
+UNPACK: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ": lzma.open,
+    b"BZh": bz2.open,
+}
+
+
+class Split(NamedTuple):
+    """Of a text, from its start."""
+
+    sizes: str  # bytes to train, validate and test on
+    crc: int  # CRC-32 of all these bytes
+
+    def check(self, text: str, file: Path) -> None:
+        """Raises ValueError where the file holds another text."""
+        size = sum(map(int, self.sizes.split(",")))
+        came = _head(file, size)
+        if len(came) < size or zlib.crc32(came) != self.crc:
+            raise ValueError(
+                f"{file}: expected {text}, plain or packed by gzip, xz or bzip2: {size} bytes or"
+                f" more, the first {size} of crc {self.crc:08x};"
+                f" got {len(came)} of crc {zlib.crc32(came):08x}"
+            )
+
+
+def _head(file: Path, size: int) -> bytes:
+    with file.open("rb") as content:
+        start = content.read(8)
+    opened = next((o for magic, o in UNPACK.items() if start.startswith(magic)), open)
+    try:
+        with opened(file, "rb") as content:
+            head: bytes = content.read(size)
+    except (EOFError, lzma.LZMAError) as error:
+        raise ValueError(f"{file}: cannot be unpacked: {error}") from error
+    return head
+
+
+SPLITS = {
+    "enwik8": Split("3600000,200000,200000", 0x57464084),
+    "tinyshakespeare": Split("1000000,57000,58000", 0xCCA6D1F8),
+}
 # Of test text, in windows of these lengths.
 WINDOWS = (256, 1024, 4096)
 BYTES_TESTED = {"short": 32768, "long": 200000}
@@ -39,6 +84,7 @@ class Language:
             raise FileNotFoundError(
                 f"{settings.data}: no such text: 'make corpus', or --data FILE (make: DATA=FILE)"
             )
+        SPLITS[settings.text].check(settings.text, settings.data)
         self.settings = settings
         self.text = settings.text
         self.windows = windows
@@ -107,7 +153,7 @@ class Language:
     def _test(self, folder: Path, window: int, count: int) -> float:
         said = self._gateloop(
             *("evaluate", "--checkpoint", folder, "--data", self.settings.data),
-            *("--split", SPLITS[self.text], "--part", "test", "--first", count),
+            *("--split", SPLITS[self.text].sizes, "--part", "test", "--first", count),
             *("--mode", "windowed", "--length", window, "--threads", self.settings.threads),
         )
         found = NUMBER.search(said)
@@ -140,7 +186,7 @@ class Language:
     def _train(self, folder: Path, flags: Sequence[str], threads: str) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._gateloop(
-            *("train", "--data", self.settings.data, "--split", SPLITS[self.text]),
+            *("train", "--data", self.settings.data, "--split", SPLITS[self.text].sizes),
             *("--out", folder, "--threads", threads, *flags),
         )
 

@@ -67,7 +67,7 @@ def from_json(content: dict[str, Any]) -> Record:
 
 
 def load(file: Path) -> list[Record]:
-    """None where there is no file. Raises ValueError naming the file that holds no records."""
+    """Empty where there is no file. Raises ValueError naming the file that holds no records."""
     if not file.exists():
         return []
     try:

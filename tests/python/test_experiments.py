@@ -5,9 +5,11 @@ import json
 import lzma
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -345,10 +347,11 @@ SMALL = "--dim 16 --depth 1 --simple-gate-loop none --batch 2 --length 16"
 def test_a_run_of_the_program_is_a_record(
     tmp_path: Path, build_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = tmp_path / "text.xz"
+    text, content = tmp_path / "text.xz", bytes(range(32, 128)) * 200
     with lzma.open(text, "wb") as file:
-        file.write(bytes(range(32, 128)) * 200)
-    monkeypatch.setitem(language.SPLITS, "tinyshakespeare", "17000,1000,1000")
+        file.write(content)
+    split = language.Split("17000,1000,1000", zlib.crc32(content[:19000]))
+    monkeypatch.setitem(language.SPLITS, "tinyshakespeare", split)
     monkeypatch.setitem(language.STEPS, "short", 4)
     monkeypatch.setitem(language.BYTES_TESTED, "short", 500)
     chosen = settings(tmp_path, data=text, program=build_dir / "gateloop")
@@ -386,11 +389,63 @@ def test_a_run_of_the_program_is_a_record(
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
 
-def test_the_program_failing_is_an_error(tmp_path: Path, build_dir: Path) -> None:
+@pytest.mark.parametrize("packed", [open, *language.UNPACK.values()])
+def test_another_text_is_refused(
+    packed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(200))
+    monkeypatch.setitem(
+        language.SPLITS, "tinyshakespeare", language.Split("100,20,30", zlib.crc32(content[:150]))
+    )
     text = tmp_path / "text"
+    expected = r"text: expected tinyshakespeare, plain or packed.* 150 bytes or more"
+    for came, is_right in (
+        (content, True),
+        (content[:150], True),
+        (content[:149], False),
+        (content[:149] + b"\0", False),
+    ):
+        with packed(text, "wb") as file:
+            file.write(came)
+        if is_right:
+            language.Language(settings(tmp_path))
+        else:
+            with pytest.raises(ValueError, match=expected):
+                language.Language(settings(tmp_path))
+
+
+def test_a_text_packed_by_half_is_named(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(lzma.compress(bytes(range(200)))[:-30])
+    with pytest.raises(ValueError, match=r"text: (cannot be unpacked|expected tinyshakespeare)"):
+        language.Language(settings(tmp_path))
+
+
+def test_records_of_texts_are_of_these_texts() -> None:
+    for name in NAMES:
+        for record in records.load(RESULTS / f"{name}.json"):
+            if split := language.SPLITS.get(record.cell.text):
+                size, _, crc = record.outcome.fingerprint.partition(" bytes, crc ")
+                # Of a longer file the trainer reads a part in many places.
+                if int(size) == sum(map(int, split.sizes.split(","))):
+                    assert int(crc, 16) == split.crc, f"run {name} --again"
+
+
+def test_the_file_follows_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["head_to_head", "--results", str(tmp_path), "--program", str(tmp_path / "none")]
+    assert main([*flags, "--text", "tinyshakespeare", "--runs", str(tmp_path)]) == 1
+    assert "data/tinyshakespeare" in capsys.readouterr().err
+
+
+def test_the_program_failing_is_an_error(
+    tmp_path: Path, build_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, content = tmp_path / "text", bytes(20000)
     with pytest.raises(FileNotFoundError, match="text: no such text"):
         language.Language(settings(tmp_path))
-    text.write_bytes(bytes(20000))
+    text.write_bytes(content)
+    split = language.Split("17000,1000,1000", zlib.crc32(content[:19000]))
+    monkeypatch.setitem(language.SPLITS, "tinyshakespeare", split)
     trainer = language.Language(settings(tmp_path, program=build_dir / "gateloop"))
     with pytest.raises(RuntimeError, match=r"gateloop train .*: exit code"):
         trainer.parameters(["--no-such-flag"])
