@@ -1,5 +1,6 @@
 """Whole runs of ``gateloop train``, and what plots and reports show of them."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ SPEED = "speed/tokens_per_second"
 PLANNED = "train/planned_steps"
 # Steps that a mean spans: single batches jump by 0.2 bits.
 LEAST_MEMORY = 20
-MEMORY_SHARE = 1 / 50  # of the run
+MEMORY_SHARE = 1 / 50  # of the run so far
 
 Point = tuple[Record, float]
 
@@ -29,12 +30,36 @@ class Score:
 
 
 @dataclass
+class Series:
+    """The values of one name, and their means; grows with the records, each read once."""
+
+    points: list[Point] = field(default_factory=list)
+    means: list[Point] = field(default_factory=list)
+    _read: int = 0
+
+    def advance(self, name: str, records: Sequence[Record], scale: float) -> None:
+        for record in itertools.islice(records, self._read, None):
+            if name in record.scalars:
+                self.points.append((record, scale * record.scalars[name]))
+        self._read = len(records)
+
+    def smooth(self) -> None:
+        """Exponential means; at first of all values so far, so that they begin at the first."""
+        mean = self.means[-1][1] if self.means else 0.0
+        for record, value in itertools.islice(self.points, len(self.means), None):
+            count = len(self.means) + 1
+            mean += (value - mean) / max(min(count, LEAST_MEMORY), MEMORY_SHARE * count)
+            self.means.append((record, mean))
+
+
+@dataclass
 class History:
     """A run and all its records; without any where no step is made yet."""
 
     source: Source
     name: str
     records: list[Record] = field(default_factory=list)
+    _series: dict[str, Series] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:
@@ -52,7 +77,7 @@ class History:
         before = self.run.id
         records = self.source.new_records()
         if self.run.id != before:
-            self.records = []
+            self.records, self._series = [], {}
             _check_numbers(self)
         self.records += records
 
@@ -84,11 +109,21 @@ class History:
         """Where the length follows from a time, the latest estimate."""
         if self.training.get("steps"):
             return int(self.training["steps"])
-        estimates = [r.scalars[PLANNED] for r in self.records if PLANNED in r.scalars]
-        return int(estimates[-1]) if estimates else None
+        estimates = self.values(PLANNED)
+        return int(estimates[-1][1]) if estimates else None
 
-    def values(self, name: str) -> list[tuple[Record, float]]:
-        return [(r, r.scalars[name]) for r in self.records if name in r.scalars]
+    def values(self, name: str) -> list[Point]:
+        """The speed is in bytes. Not a copy."""
+        series = self._series.setdefault(name, Series())
+        series.advance(name, self.records, self.bytes_per_token if name == SPEED else 1)
+        return series.points
+
+    def smoothed(self, name: str) -> list[Point]:
+        """Means of these values. Not a copy."""
+        self.values(name)
+        series = self._series[name]
+        series.smooth()
+        return series.means
 
     @property
     def final(self) -> float | None:
@@ -152,16 +187,6 @@ def axes(histories: Sequence[History]) -> list[Axis]:
         Axis("bytes", "bytes", "bytes seen", lambda h, record: record.step * h.bytes_per_step),
         Axis("time", "time", f"{unit} of training", lambda _, r: r.elapsed_seconds / seconds),
     ]
-
-
-def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Exponential means; at first of all values so far, so that they begin at the first."""
-    memory = max(LEAST_MEMORY, round(MEMORY_SHARE * len(points)))
-    mean, result = 0.0, []
-    for count, (record, value) in enumerate(points, 1):
-        mean += (value - mean) / min(count, memory)
-        result.append((record, mean))
-    return result
 
 
 def si(value: float) -> str:

@@ -59,6 +59,7 @@ class Picture:
     def __init__(self, histories: Sequence[History], axis_name: str) -> None:
         self.histories = histories
         self.axis_name = axis_name
+        self._drawn: tuple[Any, str] = (None, "")  # what the plot shows, and the plot
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         from rich.text import Text
@@ -67,8 +68,12 @@ class Picture:
         if begun:
             rows = console.height - len(self.histories) - 3 - AROUND
             colours = console.color_system is not None
-            plot = self._plot(begun, console.width - LABELS, rows, colours)
-            yield Text.from_ansi(plot, no_wrap=True, overflow="crop")
+            columns = console.width - LABELS
+            # A plot takes longest: it is drawn again only where it is another one.
+            shown = (columns, rows, colours, [(h.run.id, len(h.records)) for h in self.histories])
+            if shown != self._drawn[0]:
+                self._drawn = shown, self._plot(begun, columns, rows, colours)
+            yield Text.from_ansi(self._drawn[1], no_wrap=True, overflow="crop")
         yield self._table()
 
     def _plot(self, begun: Sequence[History], columns: int, rows: int, colours: bool) -> str:
@@ -119,11 +124,9 @@ class Picture:
 
 def curve(history: History, name: str, axis: Axis, points: int) -> tuple[list[float], list[float]]:
     """Positions and values; the training loss smoothed; of many the last in each of `points`."""
-    values = history.values(name)
-    if name == MARK:
-        values = _histories.smoothed(values)
+    values = history.smoothed(name) if name == MARK else history.values(name)
     stride = max(1, math.ceil(len(values) / points))
-    kept = values[::-1][::stride][::-1]
+    kept = values[(len(values) - 1) % stride :: stride]
     return [axis.value(history, record) for record, _ in kept], [value for _, value in kept]
 
 
@@ -134,8 +137,7 @@ def row(history: History) -> list[str]:
     planned = history.planned_steps
     step = f"{history.last.step:,}" + (f"/{planned:,}" if planned else "")
     validation = history.values(VALIDATION)
-    train = _histories.smoothed(history.values(MARK))
-    speeds = _histories.smoothed(history.values(SPEED))
+    train, speeds = history.smoothed(MARK), history.smoothed(SPEED)
     return [
         history.name,
         step,

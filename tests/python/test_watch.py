@@ -1,6 +1,7 @@
 """Loss curves in the terminal: what is drawn, once and while runs go on."""
 
 import contextlib
+import io
 import itertools
 import os
 import pty
@@ -16,9 +17,10 @@ import pytest
 from small_runs import STEPS, begin_anew, write_run, write_steps
 
 from gateloop_cpp import _histories, watch
+from gateloop_cpp._runs import MARK
 
 pytest.importorskip("plotille")
-pytest.importorskip("rich")
+Console = pytest.importorskip("rich.console").Console
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAVES_SCREEN = "\x1b[?1049l"
@@ -117,6 +119,43 @@ def test_a_run_begun_anew_leaves_nothing_of_the_former(runs: Path) -> None:
     assert [value for _, value in history.values(_histories.VALIDATION)] == []
     assert [record.step for record in history.records] == [1, 2, 3, 4, 5]
     assert history.seed == 7
+
+
+def test_means_of_a_growing_run_are_those_of_a_whole_one(tmp_path: Path) -> None:
+    steps = 60 * _histories.LEAST_MEMORY  # the memory has grown
+    grown = _histories.read(write_run(tmp_path / "grown"))
+    for first in range(1, steps + 1, 100):
+        write_steps(tmp_path / "grown", first, first + 99)
+        grown.advance()
+        assert len(grown.smoothed(MARK)) == len(grown.values(MARK)) == first + 99
+    assert grown.smoothed(MARK) == _histories.read(tmp_path / "grown").smoothed(MARK)
+    (_, before), (last, mean) = grown.smoothed(MARK)[-2:]
+    assert mean - before == pytest.approx((last.scalars[MARK] - before) * 50 / steps)
+
+
+def test_a_plot_is_drawn_again_where_a_record_came_or_the_size_changed(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def plot(*_: object) -> str:
+        drawn.append(1)
+        return "plot"
+
+    monkeypatch.setattr(watch.Picture, "_plot", plot)
+    histories = [_histories.read(folder) for folder in sorted(runs.iterdir())]
+    picture = watch.Picture(histories, "step")
+
+    def plots(width: int = 90) -> int:
+        console = Console(file=io.StringIO(), width=width, height=30)
+        console.print(picture)
+        return len(drawn)
+
+    assert plots() == plots() == 1
+    write_steps(runs / "third", 1, 2)
+    histories[2].advance()
+    assert plots() == plots() == 2
+    assert plots(width=100) == 3
 
 
 class Terminal:

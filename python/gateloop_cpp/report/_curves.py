@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateloop_cpp._histories import SPEED, VALIDATION, Axis, History, Point, axes, smoothed
+from gateloop_cpp._histories import SPEED, VALIDATION, Axis, History, Point, axes
 from gateloop_cpp._runs import MARK
 from gateloop_cpp.report._groups import Group
 
@@ -68,10 +68,9 @@ def panel(panel: Panel, groups: Sequence[Group]) -> dict[str, Any]:
         stride = _stride(group, panel)
         curves: list[tuple[History, list[Point]]] = []
         for history in group.histories:
-            points = history.values(panel.name)
-            curves.append(
-                (history, thinned(smoothed(points) if panel.is_smoothed else points, stride))
-            )
+            name = panel.name
+            points = history.smoothed(name) if panel.is_smoothed else history.values(name)
+            curves.append((history, thinned(points, stride)))
         mean = _mean_line(index, group.name, curves, used_axes) if len(curves) > 1 else None
         for history, points in curves:
             xs = {a.name: [a.value(history, record) for record, _ in points] for a in used_axes}
