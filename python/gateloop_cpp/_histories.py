@@ -106,11 +106,24 @@ class History:
 
     @property
     def planned_steps(self) -> int | None:
-        """Where the length follows from a time, the latest estimate."""
+        """Where the length follows from a time or an earlier run's plan, the latest estimate."""
         if self.training.get("steps"):
             return int(self.training["steps"])
         estimates = self.values(PLANNED)
-        return int(estimates[-1][1]) if estimates else None
+        return int(estimates[-1][1]) if estimates else self.plans_last_total
+
+    @property
+    def plans_last_total(self) -> int | None:
+        plan = self.training.get("plan")
+        return int(plan[-1][1]) if plan else None
+
+    @property
+    def length(self) -> tuple[str, float | None]:
+        """How it is given: in steps, else in minutes, else by an earlier run's plan."""
+        for name in ("steps", "minutes"):
+            if self.training.get(name):
+                return name, float(self.training[name])
+        return "plan", self.plans_last_total
 
     def values(self, name: str) -> list[Point]:
         """The speed is in bytes. Not a copy."""
@@ -153,9 +166,9 @@ def read(folder: Path) -> History:
 
 def _check_numbers(history: History) -> None:
     try:
-        _ = history.bytes_per_step, history.planned_steps, history.seed
-    except (KeyError, TypeError, ValueError) as error:
-        options = "batch, accumulation, length, steps and seed"
+        _ = history.bytes_per_step, history.planned_steps, history.seed, history.length
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        options = "batch, accumulation, length, steps, minutes, plan and seed"
         path = history.run.folder / CONFIG
         raise ValueError(f"{path}: no numbers for {options}: {error}") from error
 

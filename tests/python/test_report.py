@@ -248,8 +248,34 @@ class TestGroups:
         assert self.group_names(*folders) == [str(folder) for folder in folders]
 
     def test_another_length_of_the_run_is_another_group(self, tmp_path: Path) -> None:
-        folders = [write_run(tmp_path / str(steps), {"steps": steps}) for steps in (10, 20)]
-        assert self.group_names(*folders) == ["10", "20"]
+        lengths: dict[str, dict[str, object]] = {
+            "10 steps": {"steps": 10},
+            "20 steps": {"steps": 20},
+            "1 minute": {"steps": None, "minutes": 1, "plan": [[1, 10]]},
+            "2 minutes": {"steps": None, "minutes": 2, "plan": [[1, 10]]},
+            "plan of 10": {"steps": None, "plan": [[1, 30], [5, 10]]},
+            "plan of 30": {"steps": None, "plan": [[1, 10], [5, 30]]},
+        }
+        folders = [write_run(tmp_path / name, training) for name, training in lengths.items()]
+        assert self.group_names(*folders) == list(lengths)
+
+    @pytest.mark.parametrize(
+        "differing",
+        [
+            [{"diagnostics_every": 10}, {}],
+            [{"threads": 1}, {"threads": 2}],
+            [{"steps": None, "minutes": 1, "plan": [[1, total]]} for total in (10, 20)],
+            [{"steps": None, "plan": [[1, first], [2, 10]]} for first in (30, 40)],
+        ],
+    )
+    def test_what_changes_no_number_makes_no_group(
+        self, tmp_path: Path, differing: list[dict[str, object]]
+    ) -> None:
+        folders = [
+            write_run(tmp_path / f"run-s{seed}", training | {"seed": seed})
+            for seed, training in enumerate(differing)
+        ]
+        assert self.group_names(*folders) == ["run"]
 
 
 HOSTILE = "</script><script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
@@ -378,12 +404,17 @@ class TestErrors:
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert html.escape(left_out) in page
 
-    @pytest.mark.parametrize("training", [{"batch": "many"}, {"seed": [1]}, {"steps": "all"}])
+    @pytest.mark.parametrize(
+        "training",
+        [{"batch": "many"}, {"seed": [1]}, {"steps": "all"}, {"steps": None, "plan": [3]}],
+    )
     def test_a_broken_configuration(
         self, runs: Path, capsys: pytest.CaptureFixture[str], training: dict[str, object]
     ) -> None:
         broken = write_run(runs / "broken<b>", training)
-        message = "config.json: no numbers for batch, accumulation, length, steps and seed"
+        message = (
+            "config.json: no numbers for batch, accumulation, length, steps, minutes, plan and seed"
+        )
         assert message in self.failure(capsys, broken)
         page = page_of(runs)
         assert message in capsys.readouterr().err

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from gateloop_cpp._histories import History, make_names_distinct
 
-# Options of training that change no number beyond rounding, or follow from the clock.
+# Options of training that change no number beyond rounding, or are in History.length.
 NO_DIFFERENCE = {
-    *("seed", "preset", "data", "plan", "threads", "device", "rows_per_pass", "shard_optimizer"),
-    *("sample_every", "sample_prime", "sample_length", "checkpoint_every"),
+    *("seed", "preset", "data", "threads", "device", "rows_per_pass", "shard_optimizer"),
+    *("sample_every", "sample_prime", "sample_length", "checkpoint_every", "diagnostics_every"),
+    *("steps", "minutes", "plan"),
 }
 
 
@@ -56,7 +57,7 @@ def _best_or_last(history: History) -> float:
 
 def _key(history: History) -> str:
     training = {k: v for k, v in history.training.items() if k not in NO_DIFFERENCE}
-    return json.dumps([history.run.config["model"], training], sort_keys=True)
+    return json.dumps([history.run.config["model"], training, history.length], sort_keys=True)
 
 
 def _group_name(members: Sequence[History], taken: set[str]) -> str:
