@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from gateloop_cpp._runs import MARK, Record, Run, run_parser, source
 
 POLL_SECONDS = 1.0
+MLFLOW_BATCH = 100  # parameters that its servers take at once
 
 
 class Tracker(Protocol):
@@ -36,7 +37,8 @@ class Tracker(Protocol):
 
     def log(self, record: Record) -> None: ...
     def flush(self) -> None: ...
-    def close(self) -> None: ...
+    def close(self, is_finished: bool) -> None:
+        """is_finished: the run, not only following it."""
 
 
 class TensorBoard:
@@ -76,7 +78,7 @@ class TensorBoard:
     def flush(self) -> None:
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, is_finished: bool) -> None:
         self._writer.close()
 
 
@@ -112,7 +114,7 @@ class WeightsAndBiases:
     def flush(self) -> None:
         pass  # a process of its own writes at once
 
-    def close(self) -> None:
+    def close(self, is_finished: bool) -> None:
         self._run.finish()
 
 
@@ -140,14 +142,22 @@ class MlFlow:
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         tag = "gateloop.id"
         found = self._client.search_runs([experiment], f"tags.`{tag}` = '{self.run.id}'")
-        if found:
-            self._id = found[0].info.run_id
-            return
-        made = self._client.create_run(experiment, tags={tag: self.run.id}, run_name=self.run.name)
-        self._id = made.info.run_id
-        for group, values in self.run.config.items():
-            for option, value in values.items() if isinstance(values, dict) else [("", values)]:
-                self._client.log_param(self._id, f"{group}.{option}".rstrip("."), value)
+        tags, name = {tag: self.run.id}, self.run.name
+        of_it = found[0] if found else self._client.create_run(experiment, tags=tags, run_name=name)
+        self._id = of_it.info.run_id
+        # An earlier follower may have been killed between two batches.
+        missing = [p for p in self._parameters() if p.key not in of_it.data.params]
+        for begin in range(0, len(missing), MLFLOW_BATCH):
+            self._client.log_batch(self._id, params=missing[begin : begin + MLFLOW_BATCH])
+
+    def _parameters(self) -> list[Any]:
+        from mlflow.entities import Param
+
+        return [
+            Param(f"{group}.{option}".rstrip("."), str(value))
+            for group, values in self.run.config.items()
+            for option, value in (values if isinstance(values, dict) else {"": values}).items()
+        ]
 
     def last_step(self) -> int:
         history = self._client.get_metric_history(self._id, MARK)
@@ -165,8 +175,9 @@ class MlFlow:
     def flush(self) -> None:
         pass  # each record is a call of its own
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, is_finished: bool) -> None:
+        if is_finished:
+            self._client.set_terminated(self._id)
 
 
 TRACKERS: dict[str, Callable[[Run, Path], Tracker]] = {
@@ -201,7 +212,7 @@ class Follower:
         before = self.source.run.id
         records = self.source.new_records()
         if self.source.run.id != before:
-            self.tracker.close()
+            self.tracker.close(is_finished=False)
             self._open()
         for record in records:
             if record.step > self._sent:
@@ -228,7 +239,7 @@ def opened(folders: Sequence[Path], to: str, out: Path | None) -> Iterator[list[
         yield followers
     finally:
         for follower in followers:
-            follower.tracker.close()
+            follower.tracker.close(follower.is_done)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

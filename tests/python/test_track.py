@@ -1,6 +1,7 @@
 """Runs in trackers, read back by the trackers' own readers."""
 
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import PARAMETERS, SAMPLE, STEPS, begin_anew, write_run, write_steps
+from small_runs import MODEL, PARAMETERS, SAMPLE, STEPS, begin_anew, write_run, write_steps
 
 from gateloop_cpp import track
 from gateloop_cpp._runs import MARK
@@ -93,12 +94,21 @@ def in_wandb(out: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(values.items()) for name, values in found.items()}
 
 
-def in_mlflow(out: Path) -> dict[str, list[tuple[int, float]]]:
+def of_mlflow() -> Any:
+    """The one run."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     (experiment,) = [e for e in client.search_experiments() if e.name == "gateloop"]
     (found,) = client.search_runs([experiment.experiment_id])
+    return found
+
+
+def in_mlflow(out: Path) -> dict[str, list[tuple[int, float]]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
+    found = of_mlflow()
     params = found.data.params
     assert params["model.dim"] == "8"
     assert params["training.steps"] == str(STEPS)
@@ -259,6 +269,41 @@ def test_a_run_begun_anew_is_another_one(to: str, run: Path, tmp_path: Path) -> 
     with track.opened([run], to, tmp_path / "out") as (follower,):
         if to != "wandb":  # offline it cannot tell
             assert follower.tracker.last_step() == STEPS
+
+
+@pytest.mark.parametrize("to", ["mlflow"], indirect=True)
+def test_mlflow_gets_the_parameters_that_a_killed_follower_left_out(
+    to: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    write_steps(run, 1, STEPS)
+    monkeypatch.setattr(track, "MLFLOW_BATCH", 3)
+    with monkeypatch.context() as dying:
+        real, calls = MlflowClient.log_batch, itertools.count()
+
+        def log_batch(*arguments: Any, **named: Any) -> None:
+            if next(calls) > 0:
+                raise KeyboardInterrupt
+            real(*arguments, **named)
+
+        dying.setattr(MlflowClient, "log_batch", log_batch)
+        assert track.main([str(run), "--to", to, "--out", str(tmp_path)]) == 130
+    assert len(of_mlflow().data.params) == 3
+    assert track.main([str(run), "--to", to, "--out", str(tmp_path)]) == 0
+    assert_whole(in_mlflow(tmp_path))
+    assert len(of_mlflow().data.params) == len(MODEL) + 5 + 1  # training, parameters
+
+
+@pytest.mark.parametrize("to", ["mlflow"], indirect=True)
+def test_mlflow_shows_a_run_under_way_as_such(to: str, run: Path, tmp_path: Path) -> None:
+    arguments = [str(run), "--to", to, "--out", str(tmp_path), "--once"]
+    write_steps(run, 1, 15)
+    assert track.main(arguments) == 0
+    assert of_mlflow().info.status == "RUNNING"
+    write_steps(run, 16, STEPS)
+    assert track.main(arguments) == 0
+    assert of_mlflow().info.status == "FINISHED"
 
 
 def test_a_finished_run_that_was_sent_is_done(run: Path, tmp_path: Path) -> None:
