@@ -59,6 +59,7 @@ class History:
     source: Source
     name: str
     records: list[Record] = field(default_factory=list)
+    problem: str = ""  # why it is no longer read
     _series: dict[str, Series] = field(default_factory=dict)
 
     @property

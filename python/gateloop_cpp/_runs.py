@@ -217,14 +217,14 @@ def source(folder: Path) -> Source:
     return Source(read_run(folder), Log(folder / METRICS), _config=config)
 
 
-def run_parser(module: str, description: str | None, runs: str) -> argparse.ArgumentParser:
-    """Of a program that reads runs; ``runs`` says what its arguments are."""
+def run_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Of a program that reads runs."""
     parser = argparse.ArgumentParser(
         prog=f"python -m gateloop_cpp.{module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=runs)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=EXPECTED)
     return parser
 
 

@@ -2,9 +2,10 @@
 
     python -m gateloop_cpp.track runs/quick --to tensorboard    # then: tensorboard --logdir runs
 
-Reads a run's metrics.jsonl and config.json, which stay the record; the trainer needs none of these
-packages. A run under way is followed until it is finished; Ctrl-C ends following, not the run.
-Started again, it goes on after what the tracker holds already.
+A folder of runs stands for all in it. Reads a run's metrics.jsonl and config.json, which stay the
+record; the trainer needs none of these packages. A run under way is followed until it is finished
+or gone; Ctrl-C ends following, not the run. Started again, it goes on after what the tracker holds
+already.
 
 Scalars have the step as their step: train/bits_per_byte, train/gradient_norm, train/learning_rate,
 validation/bits_per_byte, validation/final_bits_per_byte, speed/tokens_per_second,
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateloop_cpp._runs import MARK, Record, Run, run_parser, source
+from gateloop_cpp._runs import MARK, Record, Run, readable, run_parser, source
 
 POLL_SECONDS = 1.0
 MLFLOW_BATCH = 100  # parameters that its servers take at once
@@ -192,6 +193,7 @@ class Follower:
 
     def __init__(self, folder: Path, to: str, out: Path) -> None:
         self.source = source(folder)
+        self.problem = ""  # why it is no longer followed
         self._to, self._out = to, out
         self._open()
 
@@ -207,8 +209,23 @@ class Follower:
     def is_done(self) -> bool:
         return self.source.log.is_finished
 
+    @property
+    def is_over(self) -> bool:
+        return self.is_done or bool(self.problem)
+
     def advance(self) -> None:
-        """Sends what is new; of a run begun anew all, as another one."""
+        """Sends what is new, unless there is a problem."""
+        if self.problem:
+            return
+        try:
+            self._advance()
+        except (OSError, ValueError) as error:
+            self.problem = str(error)
+        if self.source.is_gone and not self.is_done:
+            self.problem = f"{self.source.run.folder}: gone before it was finished"
+
+    def _advance(self) -> None:
+        """Of a run begun anew all, as another one."""
         before = self.source.run.id
         records = self.source.new_records()
         if self.source.run.id != before:
@@ -221,11 +238,11 @@ class Follower:
 
 
 def follow(followers: Sequence[Follower], once: bool) -> None:
-    """Until all runs are finished, or once."""
+    """Until all runs are finished, gone or unreadable, or once."""
     while True:
         for follower in followers:
             follower.advance()
-        if once or all(follower.is_done for follower in followers):
+        if once or all(follower.is_over for follower in followers):
             return
         time.sleep(POLL_SECONDS)
 
@@ -233,9 +250,12 @@ def follow(followers: Sequence[Follower], once: bool) -> None:
 @contextlib.contextmanager
 def opened(folders: Sequence[Path], to: str, out: Path | None) -> Iterator[list[Follower]]:
     followers: list[Follower] = []
+
+    def open_one(folder: Path) -> None:
+        followers.append(Follower(folder, to, out or folder.resolve().parent / to))
+
     try:
-        for folder in folders:
-            followers.append(Follower(folder, to, out or folder.parent / to))
+        readable(folders, open_one, "track")
         yield followers
     finally:
         for follower in followers:
@@ -243,7 +263,7 @@ def opened(folders: Sequence[Path], to: str, out: Path | None) -> Iterator[list[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = run_parser("track", __doc__, "directory of a run")
+    parser = run_parser("track", __doc__)
     parser.add_argument("--to", required=True, choices=TRACKERS)
     parser.add_argument("--out", type=Path, help="folder of its files [TO, beside the run]")
     parser.add_argument("--once", action="store_true", help="send what there is, do not follow")
@@ -257,12 +277,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with opened(chosen.runs, chosen.to, chosen.out) as followers:
             follow(followers, chosen.once)
+        problems = [follower.problem for follower in followers if follower.problem]
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
-        print(f"track: {error}", file=sys.stderr)
-        return 1
-    return 0
+        problems = [str(error)]
+    for problem in problems:
+        print(f"track: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

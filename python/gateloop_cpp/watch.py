@@ -3,8 +3,8 @@
     python -m gateloop_cpp.watch runs/quick runs/hybrid
 
 A line is a run's training loss, smoothed; its letter marks the validations. The plot is drawn again
-while the runs go on, and ends when all are finished; Ctrl-C ends it, not the runs. With --once, and
-where the output is no terminal, it is drawn once.
+while the runs go on, and ends when all are finished or gone; Ctrl-C ends it, not the runs. With
+--once, and where the output is no terminal, it is drawn once.
 """
 
 import importlib.util
@@ -133,7 +133,7 @@ def curve(history: History, name: str, axis: Axis, points: int) -> tuple[list[fl
 def row(history: History) -> list[str]:
     """Name, step, losses, speed and what the run does."""
     if not history.records:
-        return [history.name, *[""] * 5, "no step yet"]
+        return [history.name, *[""] * 5, state(history, time.time())]
     planned = history.planned_steps
     step = f"{history.last.step:,}" + (f"/{planned:,}" if planned else "")
     validation = history.values(VALIDATION)
@@ -150,9 +150,16 @@ def row(history: History) -> list[str]:
 
 
 def state(history: History, now: float) -> str:
-    if history.final is not None:
+    if history.problem:
+        return "unreadable"
+    if history.records and history.final is not None:
         return "finished"
-    quiet = now - history.log.path.stat().st_mtime
+    try:
+        quiet = now - history.log.path.stat().st_mtime
+    except FileNotFoundError:
+        return "gone"
+    if not history.records:
+        return "no step yet"
     if quiet > QUIET_SECONDS:
         return f"quiet {clock(quiet)}"
     planned, done = history.planned_steps, history.last.step
@@ -166,23 +173,31 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def is_over(history: History) -> bool:
+    """Whether nothing more is expected of it."""
+    is_finished = bool(history.records) and history.final is not None
+    return is_finished or bool(history.problem) or history.source.is_gone
+
+
 def follow(picture: Picture, console: "Console") -> None:
-    """Draws until all runs are finished."""
+    """Draws until all runs are finished, gone or unreadable."""
     from rich.live import Live
 
     # On a screen of its own, the picture fits any size that the terminal is given meanwhile.
     with Live(picture, console=console, screen=True, auto_refresh=False) as live:
-        while any(history.final is None for history in picture.histories if history.records) or (
-            not all(history.records for history in picture.histories)
-        ):
+        while not all(map(is_over, picture.histories)):
             time.sleep(REFRESH_SECONDS)
             for history in picture.histories:
-                history.advance()
+                if not history.problem:
+                    try:
+                        history.advance()
+                    except (OSError, ValueError) as error:
+                        history.problem = str(error)
             live.refresh()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _runs.run_parser("watch", __doc__, "directory of a run, or of runs")
+    parser = _runs.run_parser("watch", __doc__)
     parser.add_argument(
         "--against", choices=("step", "bytes", "time"), default="step", help="the axis [step]"
     )
@@ -209,6 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except KeyboardInterrupt:
                 status = 130
         console.print(picture)
+        for history in histories:
+            if history.problem:
+                print(f"watch: {history.problem}", file=sys.stderr)
+                status = status or 1
     except (OSError, ValueError) as error:
         print(f"watch: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from small_runs import MODEL, PARAMETERS, SAMPLE, STEPS, begin_anew, write_run, write_steps
 
-from gateloop_cpp import track
+from gateloop_cpp import _runs, track
 from gateloop_cpp._runs import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,4 +321,34 @@ def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         f"track: {run / 'config.json'}: not the configuration"
     )
     assert track.main([str(tmp_path / "none"), "--to", "tensorboard"]) == 1
-    assert "No such file" in capsys.readouterr().err
+    assert "none: no such folder; expected a run's directory" in capsys.readouterr().err
+
+
+def test_a_folder_of_runs_and_what_happens_to_one_of_them(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One vanishes, another's log breaks: the third is followed to its end."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(_runs, "GONE_SECONDS", 0)
+    broken, away = write_run(run.parent / "broken"), write_run(run.parent / "away")
+    for each in (run, broken, away):
+        write_steps(each, 1, 3)
+
+    def go_on(_: float) -> None:
+        if away.exists():
+            shutil.rmtree(away)
+            (broken / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+            write_steps(run, 4, STEPS)
+
+    monkeypatch.setattr(time, "sleep", go_on)
+    assert track.main([str(run.parent), "--to", "tensorboard"]) == 1
+    out = run.parent / "tensorboard"
+    assert_whole(in_tensorboard(out))
+    assert len(list(out.iterdir())) == 3
+    problems = capsys.readouterr().err.splitlines()
+    assert problems[0] == f"track: {away}: gone before it was finished"
+    assert problems[1].startswith(f"track: {broken / 'metrics.jsonl'}")
+    assert len(problems) == 2

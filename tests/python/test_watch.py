@@ -6,6 +6,7 @@ import itertools
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from small_runs import STEPS, begin_anew, write_run, write_steps
 
-from gateloop_cpp import _histories, watch
+from gateloop_cpp import _histories, _runs, watch
 from gateloop_cpp._runs import MARK
 
 pytest.importorskip("plotille")
@@ -215,6 +216,32 @@ def test_goes_on_until_all_are_finished(runs: Path, terminal: Terminal) -> None:
     assert terminal.code() == 0
     last = terminal.text.rpartition(LEAVES_SCREEN)[2]
     assert last.count("finished") == 3  # it stays when the screen is left
+
+
+def test_a_run_that_vanishes_or_breaks_ends_nothing(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_runs, "GONE_SECONDS", 0)
+    write_steps(write_run(runs / "broken"), 1, 3)
+    histories = {folder.name: _histories.read(folder) for folder in sorted(runs.iterdir())}
+    states: list[dict[str, str]] = []
+
+    def go_on(_: float) -> None:
+        states.append({name: watch.state(h, time.time()) for name, h in histories.items()})
+        if len(states) == 1:
+            shutil.rmtree(runs / "third")
+            (runs / "broken" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+        elif len(states) == 2:
+            write_steps(runs / "[red]second", 31, STEPS)
+
+    monkeypatch.setattr(time, "sleep", go_on)
+    picture = watch.Picture(list(histories.values()), "step")
+    watch.follow(picture, Console(file=io.StringIO()))
+    assert len(states) == 2
+    assert (states[0]["third"], states[1]["third"]) == ("no step yet", "gone")
+    assert states[1]["broken"] == "unreadable"
+    assert "metrics.jsonl: not a record" in histories["broken"].problem
+    assert histories["[red]second"].final is not None
 
 
 def test_ctrl_c_leaves_the_screen_and_the_picture(terminal: Terminal) -> None:

@@ -42,7 +42,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _runs.run_parser("report", __doc__, "directory of a run, or of runs")
+    parser = _runs.run_parser("report", __doc__)
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help=f"folder of {NAME} [.]"
     )
