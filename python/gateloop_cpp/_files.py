@@ -46,6 +46,13 @@ def read_options(folder: Path, weights: str) -> dict[str, Any]:
     return options
 
 
+def has_documents(folder: Path) -> bool:
+    """Whether the model was trained with ``gateloop train --documents``."""
+    path = folder / CONFIG
+    training = _object(path, path.read_bytes()).get("training")
+    return isinstance(training, dict) and training.get("documents") is True
+
+
 def read_metadata(file: Path) -> Metadata:
     with _opened(file) as content:
         return content.metadata() or {}

@@ -136,18 +136,82 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(dense(one.tracks[0]), dense(other.tracks[0]), atol=0.02)
 
 
+def evaluated(build_dir: Path, model: Path, text: Path) -> tuple[float, int]:
+    """Bits per byte and bytes predicted, as `gateloop evaluate` prints them."""
+    files = ["--checkpoint", str(model), "--data", str(text)]
+    command = [str(build_dir / "gateloop"), "evaluate", *files, "--mode", "carried"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"([\d.]+) bits per byte, (\d+) bytes", output)
+    assert found
+    return float(found[1]), int(found[2])
+
+
 @pytest.mark.parametrize("options", ["sigmoid", "hybrid"])
 def test_surprise_is_what_evaluate_reports(options: str, build_dir: Path, tmp_path: Path) -> None:
     model = small_model(**MODELS[options])
     checkpoint.save(model, tmp_path / "model")
     (tmp_path / "text").write_bytes(TEXT)
-    files = ["--checkpoint", str(tmp_path / "model"), "--data", str(tmp_path / "text")]
-    command = [str(build_dir / "gateloop"), "evaluate", *files, "--mode", "carried"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"([\d.]+) bits per byte, (\d+) bytes", output)
-    assert found and int(found[2]) == len(TEXT) - 1
+    figure, count = evaluated(build_dir, tmp_path / "model", tmp_path / "text")
+    assert count == len(TEXT) - 1
     # It prints four places.
-    assert measure(model, TEXT).bits_per_byte == pytest.approx(float(found[1]), abs=1e-4)
+    assert measure(model, TEXT).bits_per_byte == pytest.approx(figure, abs=1e-4)
+
+
+class TestDocuments:
+    TEXT = TEXT.replace(b"\xff", b"!")
+
+    @pytest.fixture
+    def arguments(self, tmp_path: Path) -> list[str]:
+        training = {"documents": True}
+        checkpoint.save(small_model(), tmp_path / "model", training=training)
+        (tmp_path / "text").write_bytes(self.TEXT)
+        names = {"checkpoint": "model", "text": "text", "out": "page.html"}
+        return [f"--{name}={tmp_path / file}" for name, file in names.items()]
+
+    def said(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[float, str]:
+        assert main(arguments) == 0
+        output = capsys.readouterr().out
+        found = re.match(r"(.* bytes.*), ([\d.]+) bits per byte", output)
+        assert found
+        return float(found[2]), found[1]
+
+    def test_the_figure_is_what_evaluate_reports(
+        self,
+        arguments: list[str],
+        build_dir: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        figure, count = evaluated(build_dir, tmp_path / "model", tmp_path / "text")
+        assert count == len(self.TEXT) + 1  # the separator at the end too
+        both = f"{count + 1} bytes, separators included"
+        bits, length = self.said(arguments, capsys)
+        assert length == both
+        assert bits == pytest.approx(figure, abs=1e-4)
+
+    def test_the_beginning_of_one_has_no_end(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bits, length = self.said([*arguments, "--max-bytes=100"], capsys)
+        assert length == f"101 bytes (the first of {len(self.TEXT)}), separators included"
+        expected = measure(small_model(), b"\xff" + self.TEXT[:100]).bits_per_byte
+        assert bits == pytest.approx(expected, abs=1e-4)
+
+    def test_a_text_from_anywhere(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bits, length = self.said([*arguments, "--no-documents"], capsys)
+        assert length == f"{len(self.TEXT)} bytes"
+        expected = measure(small_model(), self.TEXT).bits_per_byte
+        assert bits == pytest.approx(expected, abs=1e-4)
+
+    def test_several_are_refused(
+        self, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "text").write_bytes(b"one\xfftwo")
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert "must be one document" in error and "0xFF, at byte 3" in error
 
 
 def test_predictions() -> None:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateloop_cpp import checkpoint, fuse
+from gateloop_cpp import _files, checkpoint, fuse
 from gateloop_cpp.inspection.measuring import measure
 from gateloop_cpp.inspection.rendering import render
 
 PROGRAM = "gateloop_cpp.inspection"
+SEPARATOR = b"\xff"  # of documents
 
 
 def _options() -> argparse.ArgumentParser:
@@ -28,6 +29,10 @@ def _options() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, type=Path, metavar="DIR", help="directory of a model")
     add("--weights", choices=("latest", "best"), default="latest", help="which of its [latest]")
     add("--text", required=True, type=Path, metavar="FILE", help="any bytes")
+    add(
+        "--no-documents", action="store_true",
+        help="without the separators that a model trained with --documents reads around a text",
+    )  # fmt: skip
     add("--out", required=True, type=Path, metavar="PAGE", help="the HTML file to write")
     add(
         "--max-bytes", type=_positive, default=100_000, metavar="N",
@@ -64,20 +69,38 @@ def _run(chosen: argparse.Namespace) -> None:
     text, whole = _read(chosen.text, chosen.max_bytes)
     try:
         model = fuse(checkpoint.load(chosen.checkpoint, chosen.weights))
+        apart = not chosen.no_documents and _files.has_documents(chosen.checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--checkpoint {chosen.checkpoint}: {error}") from error
+    cut = f" (the first of {whole:,})" if whole > len(text) else ""
+    if apart:
+        text = _as_document(text, chosen.text, ends=not cut)
+    try:
         measured = measure(model, text, chosen.channels)
     except (OSError, ValueError) as error:
         raise ValueError(f"--checkpoint {chosen.checkpoint}: {error}") from error
     source = f"{chosen.checkpoint.resolve().name}, {chosen.weights} weights"
-    html = render(measured, chosen.text.name, source, whole)
+    html = render(measured, chosen.text.name, source, whole if cut else None)
     try:
         chosen.out.write_text(html, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--out {chosen.out}: {error.strerror}") from error
-    cut = f" (the first of {whole:,})" if whole > len(text) else ""
+    apart_note = ", separators included" if apart else ""
     print(
-        f"{len(text):,} bytes{cut}, {measured.bits_per_byte:.4f} bits per byte, "
+        f"{len(text):,} bytes{cut}{apart_note}, {measured.bits_per_byte:.4f} bits per byte, "
         f"{time.monotonic() - began:.1f} s; {chosen.out}: {len(html) / 1e6:.1f} MB"
     )
+
+
+def _as_document(text: bytes, path: Path, ends: bool) -> bytes:
+    """As the model was trained to read it: between separators, unless its end is cut off."""
+    if SEPARATOR in text:
+        place = text.index(SEPARATOR)
+        raise ValueError(
+            f"--text {path}: must be one document of a model trained with --documents, got"
+            f" their separator, 0xFF, at byte {place}: give one document, or --no-documents"
+        )
+    return SEPARATOR + text + SEPARATOR * ends
 
 
 def _read(path: Path, most: int) -> tuple[bytes, int]:
