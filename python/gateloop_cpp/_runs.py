@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gateloop_cpp import _files, _spec
+from gateloop_cpp import _files, _pages, _spec
 
 Read = TypeVar("Read")
 METRICS = "metrics.jsonl"
@@ -137,12 +137,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return _name(self.folder)
-
-
-def _name(folder: Path) -> str:
-    """Of a folder, as text: a byte that is not UTF-8 is written as \\xff."""
-    return os.fsencode(folder.resolve().name).decode(errors="backslashreplace")
+        return _pages.as_text(self.folder.resolve().name)
 
 
 def read_run(folder: Path) -> Run:

@@ -157,6 +157,25 @@ def test_surprise_is_what_evaluate_reports(options: str, build_dir: Path, tmp_pa
     assert measure(model, TEXT).bits_per_byte == pytest.approx(figure, abs=1e-4)
 
 
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    model, text, page = (tmp_path / os.fsdecode(name) for name in (b"m\xff", b"t\xff", b"p\xff"))
+    checkpoint.save(small_model(), model)
+    text.write_bytes(TEXT)
+    arguments = [f"--checkpoint={model}", f"--text={text}", f"--out={page}"]
+    assert main(arguments) == 0
+    shown = page.read_text(encoding="utf-8")
+    assert r"<title>t\xff" in shown
+    assert r"m\\xff, latest weights" in shown  # in JSON
+    assert sorted(tmp_path.iterdir()) == sorted([model, text, page])
+    read, write = os.pipe()  # as /dev/stdout is: no file to replace
+    os.close(read)
+    page.unlink()
+    page.symlink_to(f"/dev/fd/{write}")
+    assert main(arguments) == 1  # nobody reads
+    os.close(write)
+    assert page.is_symlink()
+
+
 class TestDocuments:
     TEXT = TEXT.replace(b"\xff", b"!")
 

@@ -6,12 +6,13 @@ page is one file and loads nothing.
 """
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateloop_cpp import _files, checkpoint, fuse
+from gateloop_cpp import _files, _pages, checkpoint, fuse
 from gateloop_cpp.inspection.measuring import measure
 from gateloop_cpp.inspection.rendering import render
 
@@ -54,6 +55,8 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _options().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         _run(chosen)
     except KeyboardInterrupt:
@@ -79,10 +82,10 @@ def _run(chosen: argparse.Namespace) -> None:
         measured = measure(model, text, chosen.channels)
     except (OSError, ValueError) as error:
         raise ValueError(f"--checkpoint {chosen.checkpoint}: {error}") from error
-    source = f"{chosen.checkpoint.resolve().name}, {chosen.weights} weights"
-    html = render(measured, chosen.text.name, source, whole if cut else None)
+    source = f"{_pages.as_text(chosen.checkpoint.resolve().name)}, {chosen.weights} weights"
+    html = render(measured, _pages.as_text(chosen.text.name), source, whole if cut else None)
     try:
-        chosen.out.write_text(html, encoding="utf-8")
+        _pages.write(chosen.out, html)
     except OSError as error:
         raise ValueError(f"--out {chosen.out}: {error.strerror}") from error
     apart_note = ", separators included" if apart else ""

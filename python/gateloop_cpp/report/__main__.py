@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateloop_cpp import _histories, _runs
+from gateloop_cpp import _histories, _pages, _runs
 from gateloop_cpp._histories import History
 from gateloop_cpp.report import _groups, _page
 
@@ -35,9 +35,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, int]:
     text = _page.render(_groups.groups(runs), problems)
     out.mkdir(parents=True, exist_ok=True)
     page = out / NAME
-    part = page.with_suffix(".part")
-    part.write_text(text, encoding="utf-8", errors="replace")  # names of files are any bytes
-    part.replace(page)  # a reader gets the old page or the new one
+    _pages.write(page, text)
     return page, len(runs)
 
 

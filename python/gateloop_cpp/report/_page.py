@@ -1,7 +1,6 @@
 """The page of a report: HTML by a template, with its script, style and data inside."""
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -10,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from gateloop_cpp import _histories
+from gateloop_cpp import _histories, _pages
 from gateloop_cpp._histories import History
 from gateloop_cpp.report import _curves, _groups, _layers
 from gateloop_cpp.report._groups import Group
@@ -33,7 +32,7 @@ def render(groups: Sequence[Group], problems: Sequence[str] = ()) -> str:
         data=Markup(in_script(_data(groups))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         groups=groups,
-        problems=[os.fsencode(text).decode(errors="backslashreplace") for text in problems],
+        problems=[_pages.as_text(problem) for problem in problems],
         histories=histories,
         least_memory=_histories.LEAST_MEMORY,
         differing=_groups.differing_options(histories),
