@@ -60,6 +60,7 @@ class Log:
     is_finished: bool = False  # the last record, given or not, is a finished run's
     _file: tuple[int, int] = (0, 0)
     _offset: int = 0
+    _lines: int = 0  # before the offset
 
     def new_records(self) -> list[Record]:
         """What whole lines have come since the last call; none while there is no file.
@@ -71,41 +72,57 @@ class Log:
                 status = os.fstat(file.fileno())
                 if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
                     self._file, self._offset = (status.st_dev, status.st_ino), 0
+                    self._lines = 0
                 # Cut and grown again since the last call, it has no line that ends there.
                 file.seek(max(0, self._offset - 1))
                 if self._offset > 0 and file.read(1) != b"\n":
-                    self._offset = 0
+                    self._offset = self._lines = 0
                 file.seek(self._offset)
                 text = file.read()
         except FileNotFoundError:
             return []
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
-        records = [self._record(line) for line in whole.splitlines()]
+        lines = whole.split(b"\n")[:-1]
+        records = [self._record(line, self._lines + i) for i, line in enumerate(lines, 1)]
+        self._lines += len(lines)
         new = [record for record in records if record.step > self.last_step]
         self.last_step = max([self.last_step, *(record.step for record in new)])
         if records:
             self.is_finished = records[-1].is_final
         return new
 
-    def _record(self, line: bytes) -> Record:
+    def _record(self, line: bytes, number: int) -> Record:
         try:
-            values = json.loads(line)
-            step, elapsed = int(values.pop("step")), float(values.get("elapsed_seconds", 0))
-            layers = _of_layers(values.pop("diagnostics", None))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return _parsed(line)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             shown = line[:80].decode("utf-8", "replace")
-            raise ValueError(f"{self.path}: not a record of a run: {shown}") from error
-        scalars: dict[str, float] = {}
-        texts: dict[str, str] = {}
-        for name, value in (values | layers).items():
-            if isinstance(value, str):
-                texts[name] = value
-            elif isinstance(value, int | float) and math.isfinite(value):
-                scalars[NAMES.get(name, name)] = value
-        if MARK in scalars:
-            scalars[MARK] = scalars.pop(MARK)
-        return Record(step, elapsed, scalars, texts, FINAL in values)
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"{self.path}: line {number}: not a record of a run: {reason}: {shown}"
+            ) from error
+
+
+def _parsed(line: bytes) -> Record:
+    values: dict[str, Any] = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    step, elapsed = values.pop("step"), values.get("elapsed_seconds", 0)
+    if type(step) is not int or not 1 <= step < 2**63:
+        raise ValueError(f"step must be a whole number of 1 or more, got {step}")
+    if not (type(elapsed) in (int, float) and math.isfinite(elapsed)):
+        raise ValueError(f"elapsed_seconds must be a finite number, got {elapsed}")
+    layers = _of_layers(values.pop("diagnostics", None))
+    scalars: dict[str, float] = {}
+    texts: dict[str, str] = {}
+    for name, value in (values | layers).items():
+        if isinstance(value, str):
+            texts[name] = value
+        elif isinstance(value, int | float) and math.isfinite(value):
+            scalars[NAMES.get(name, name)] = value
+    if MARK in scalars:
+        scalars[MARK] = scalars.pop(MARK)
+    return Record(step, elapsed, scalars, texts, FINAL in values)
 
 
 def _of_layers(diagnostics: Any) -> dict[str, Any]:

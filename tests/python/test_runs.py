@@ -1,6 +1,7 @@
 """What is read of a run's directory, also while a trainer writes it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,10 +57,33 @@ class TestLog:
         write_steps(run, 6, 12)
         assert [record.step for record in log.new_records()] == [10, 11, 12]
 
-    def test_what_is_no_record_is_named(self, log: _runs.Log) -> None:
-        log.path.write_text('{"loss": 1}\n', encoding="utf-8")
-        with pytest.raises(ValueError, match=r"metrics.jsonl: not a record of a run: .*loss"):
+    @pytest.mark.parametrize(
+        ("broken", "reason"),
+        [
+            ('{"loss": 1}', "no 'step'"),
+            ("[3]", "not a JSON object"),
+            ('{"step": 3', "Expecting ',' delimiter"),
+            ('{"step": NaN}', "step must be a whole number of 1 or more, got nan"),
+            ('{"step": 1.5}', "step must be a whole number of 1 or more, got 1.5"),
+            ('{"step": 0}', "step must be a whole number of 1 or more, got 0"),
+            ('{"step": 3, "elapsed_seconds": Infinity}', "elapsed_seconds must be a finite number"),
+            ('{"step": 3, "elapsed_seconds": null}', "elapsed_seconds must be a finite number"),
+            (f'{{"step": 3, "elapsed_seconds": 1{400 * "0"}}}', "int too large"),
+            ('{"step": 3, "diagnostics": {}}', "no 'quantiles'"),
+            ("", "Expecting value"),
+        ],
+    )
+    def test_what_is_no_record_is_named(self, run: Path, broken: str, reason: str) -> None:
+        log = _runs.Log(run / "metrics.jsonl")
+        write_steps(run, 1, 2)
+        assert len(log.new_records()) == 2
+        write_steps(run, 3, 3)
+        with log.path.open("a", encoding="utf-8") as file:
+            file.write(broken + "\n")
+        expected = f"metrics.jsonl: line 4: not a record of a run: {reason}"
+        with pytest.raises(ValueError, match=re.escape(expected)) as raised:
             log.new_records()
+        assert broken[:80] in str(raised.value)
 
     def test_numbers_that_are_not_finite_are_left_out(self, log: _runs.Log) -> None:
         log.path.write_text('{"step": 1, "gradient_norm": NaN, "train_bits_per_byte": 1}\n')
@@ -92,7 +116,7 @@ class TestLog:
     )  # fmt: skip
     def test_broken_diagnostics_are_named(self, log: _runs.Log, broken: object) -> None:
         log.path.write_text(json.dumps({"step": 1, "diagnostics": broken}) + "\n")
-        with pytest.raises(ValueError, match=r"metrics.jsonl: not a record of a run"):
+        with pytest.raises(ValueError, match=r"metrics.jsonl: line 1: not a record of a run"):
             log.new_records()
 
 

@@ -240,7 +240,7 @@ def test_a_run_that_vanishes_or_breaks_ends_nothing(
     assert len(states) == 2
     assert (states[0]["third"], states[1]["third"]) == ("no step yet", "gone")
     assert states[1]["broken"] == "unreadable"
-    assert "metrics.jsonl: not a record" in histories["broken"].problem
+    assert "metrics.jsonl: line 1: not a record" in histories["broken"].problem
     assert histories["[red]second"].final is not None
 
 
@@ -259,10 +259,12 @@ def test_errors_are_one_line(
     assert capsys.readouterr().err.startswith(f"watch: {runs / 'none'}: no such folder; expected")
     (runs / "first" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
     assert watch.main([str(runs / "first")]) == 1
-    assert "metrics.jsonl: not a record of a run" in capsys.readouterr().err
+    assert "metrics.jsonl: line 1: not a record of a run" in capsys.readouterr().err
     assert watch.main([str(runs)]) == 0
     came = capsys.readouterr()
-    assert came.err.startswith(f"watch: left out: {runs / 'first' / 'metrics.jsonl'}: not a record")
+    assert came.err.startswith(
+        f"watch: left out: {runs / 'first' / 'metrics.jsonl'}: line 1: not a record"
+    )
     assert came.err.count("\n") == 1
     assert "no step yet" in came.out
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
