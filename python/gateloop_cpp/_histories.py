@@ -19,6 +19,10 @@ PLANNED = "train/planned_steps"
 # Steps that a mean spans: single batches jump by 0.2 bits.
 LEAST_MEMORY = 20
 MEMORY_SHARE = 1 / 50  # of the run so far
+# What a plot's limits are of, so that neither flattens the rest: losses after a first share of the
+# longest run, in which they fall most, and up to so many times what is usual, as diverged runs go.
+FIRST_SHARE = 0.05
+FAR = 2.0
 
 Point = tuple[Record, float]
 
@@ -180,6 +184,13 @@ def make_names_distinct(histories: Sequence[History]) -> None:
     for history in histories:
         if names.count(history.run.name) > 1:
             history.name = str(history.run.folder)
+
+
+def usual(lines: Sequence[Sequence[float]]) -> list[float]:
+    """All values up to FAR times the median of the lines' medians."""
+    medians = [statistics.median_low(line) for line in lines if line]
+    most = FAR * statistics.median_low(medians) if medians else 0.0
+    return [value for line in lines for value in line if value <= most]
 
 
 @dataclass(frozen=True)

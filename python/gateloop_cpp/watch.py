@@ -31,10 +31,9 @@ LETTERS = string.ascii_uppercase + string.ascii_lowercase
 LABELS, AROUND = 24, 5  # columns and rows that a plot needs besides its canvas
 LEAST_COLUMNS, LEAST_ROWS = 20, 6
 TICK_COLUMNS = 10
+Line = tuple[list[float], list[float]]
 # Of an axis, times a power of 10: the ticks are read easily.
 ROUND_STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-# A loss falls most in its first steps; drawn with them, the rest would fill a few rows.
-FIRST_SHARE = 0.05
 
 
 def round_step(least: float) -> float:
@@ -89,17 +88,19 @@ class Picture:
         figure.x_ticks_fkt = lambda value, _: _histories.si(value)
         figure.y_ticks_fkt = lambda value, _: f"{value:.3f}"
         longest = max(axis.value(history, history.last) for history in begun)
-        drawn: list[tuple[float, float]] = []
+        trains: list[Line] = []
+        validations: list[Line] = []
         for index, history in enumerate(self.histories):
             colour = COLOURS[index % len(COLOURS)]
             train = curve(history, MARK, axis, 2 * figure.width)
             validation = curve(history, VALIDATION, axis, figure.width)
             figure.plot(*train, lc=colour)
             figure.scatter(*validation, lc=colour, marker=LETTERS[index % len(LETTERS)])
-            drawn += [*zip(*train, strict=True), *zip(*validation, strict=True)]
-        late = [y for x, y in drawn if x > FIRST_SHARE * longest]
+            trains.append(train)
+            validations.append(validation)
         figure.set_x_limits(*limits([0, longest], figure.width // TICK_COLUMNS))
-        figure.set_y_limits(*limits(late or [y for _, y in drawn], figure.height))
+        shown = within(trains, longest) + within(validations, longest)
+        figure.set_y_limits(*limits(shown, figure.height))
         text: str = figure.show(legend=False)
         return text
 
@@ -122,7 +123,14 @@ class Picture:
         return table
 
 
-def curve(history: History, name: str, axis: Axis, points: int) -> tuple[list[float], list[float]]:
+def within(lines: Sequence[Line], longest: float) -> list[float]:
+    """The values that lie in the plot, of lines of one kind."""
+    begin = _histories.FIRST_SHARE * longest
+    late = [[y for x, y in zip(*line, strict=True) if x > begin] for line in lines]
+    return _histories.usual(late) or _histories.usual([ys for _, ys in lines])
+
+
+def curve(history: History, name: str, axis: Axis, points: int) -> Line:
     """Positions and values; the training loss smoothed; of many the last in each of `points`."""
     values = history.smoothed(name) if name == MARK else history.values(name)
     stride = max(1, math.ceil(len(values) / points))

@@ -76,11 +76,15 @@ class Page:
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
 
-    def open(self, path: Path, fragment: str = "") -> None:
-        """Returns when all numbers of the page are loaded."""
+    def load(self, path: Path, fragment: str = "") -> None:
+        """Returns when the scripts of the page have run."""
         self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
         while self.evaluate("document.readyState") != "complete":
             pass
+
+    def open(self, path: Path, fragment: str = "") -> None:
+        """Returns when all numbers of a page of inspection are loaded."""
+        self.load(path, fragment)
         self.evaluate("inspection.ready")
 
     def evaluate(self, expression: str) -> Any:

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 from small_runs import SAMPLE, STEPS, diagnostics, line, write_run, write_steps
 
@@ -360,6 +361,59 @@ class TestInBrowser:
             data_of(page)["layers"][0]["panels"]
         )
         assert '<section id="layers">' in document
+
+    def test_a_diverged_run_flattens_no_other(self, runs: Path) -> None:
+        write_steps(write_run(runs / "hot", model={"dim": 24}), 1, STEPS, scale=50)
+        lines = lines_of(page_of(runs), "Training loss")
+        with chromium.opened_page() as page:
+            page.load(runs / "report.html")
+            begin, end = page.evaluate(
+                "document.querySelectorAll('#panels .plot')[1].layout.yaxis.range"
+            )
+        assert begin < min(lines["wide"]["y"]) < end < min(lines["hot"]["y"])
+
+    def test_layers_have_an_axis_of_their_own(self, runs: Path, diagnosed: Path) -> None:
+        page_of(runs)
+        with chromium.opened_page() as page:
+            page.load(runs / "report.html")
+            layouts = page.evaluate(
+                "[...document.querySelectorAll('#layers-panels .plot')].map((plot) =>"
+                " [plot.layout.xaxis.range[1], plot.layout.yaxis.rangemode])"
+            )
+        assert [end for end, _ in layouts] == pytest.approx(4 * [1.01 * 2])  # diagnosed at 1 and 2
+        assert layouts[-1][1] == "tozero"  # of shares
+
+    def test_more_runs_than_colours_differ_by_dashes(self, tmp_path: Path) -> None:
+        for dim in range(8, 18):
+            write_steps(write_run(tmp_path / f"dim{dim}", model={"dim": dim}), 1, 3)
+        page_of(tmp_path)
+        with chromium.opened_page() as page:
+            page.load(tmp_path / "report.html")
+            for place in ("#legend", ".figures"):
+                looks = page.evaluate(
+                    f"[...document.querySelectorAll('{place} .swatch')].map(getComputedStyle)"
+                    ".map((style) => style.color + style.backgroundImage)"
+                )
+                assert len(looks) == len(set(looks)) == 10, place
+            dashes = page.evaluate(
+                "document.querySelector('.plot').data.map((line) => line.line.dash)"
+            )
+        assert dashes[8:] == ["dash", "dash"]
+
+    def test_long_names_fit_a_phone(self, runs: Path, diagnosed: Path) -> None:
+        (runs / "wide").rename(runs / ("a long name" + 20 * "-of-a-run"))
+        page_of(runs)
+        with chromium.opened_page() as page:
+            page.call(
+                "Emulation.setDeviceMetricsOverride",
+                width=390, height=844, deviceScaleFactor=1, mobile=True,
+            )  # fmt: skip
+            page.load(runs / "report.html")
+            assert page.evaluate("document.documentElement.scrollWidth") == 390
+            widest = (
+                "Math.max(...[...document.querySelectorAll('tbody th')].map((e) => e.offsetWidth))"
+            )
+            assert page.evaluate(widest) < 390
 
     def test_an_error_would_be_seen(self, runs: Path) -> None:
         page = page_of(runs)

@@ -103,6 +103,29 @@ def test_limits(values: list[float], ticks: int, expected: tuple[float, float]) 
     assert watch.limits(values, ticks) == pytest.approx(expected)
 
 
+def test_a_diverged_run_flattens_no_other(runs: Path, picture: Callable[..., str]) -> None:
+    def top() -> float:
+        return float(re.search(r"^ *(\d+\.\d+) \| ", picture(), re.MULTILINE)[1])  # type: ignore[index]
+
+    before = top()
+    write_steps(write_run(runs / "hot"), 1, STEPS, scale=50)
+    assert top() < 2 * before
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([[3, 2, 1]], [3, 2, 1]),
+        ([[5, 2, 1]], [2, 1]),
+        ([[3, 2, 1], [90, 80, 70]], [3, 2, 1]),
+        ([[3, 2, 1], [4, 3, 2], []], [3, 2, 1, 4, 3, 2]),
+        ([], []),
+    ],
+)
+def test_usual_values(lines: list[list[float]], expected: list[float]) -> None:
+    assert _histories.usual(lines) == expected
+
+
 def test_what_a_run_does(runs: Path) -> None:
     history = _histories.read(runs / "first")
     assert watch.state(history, time.time()) == "finished"

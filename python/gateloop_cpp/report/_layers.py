@@ -17,6 +17,7 @@ class LayerPanel:
     divisor: str = ""
     is_log: bool = False
     has_range: bool = False  # 5th to 95th percentile
+    from_zero: bool = False
 
 
 PANELS = [
@@ -29,7 +30,7 @@ PANELS = [
     ),
     LayerPanel("Gradient norm", "before clipping", "gradient_norm", is_log=True),
     LayerPanel("Update", "norm / norm of weights", "update_norm", "weight_norm", is_log=True),
-    LayerPanel("Inactive units", "share of hidden units", "inactive_units"),
+    LayerPanel("Inactive units", "share of hidden units", "inactive_units", from_zero=True),
 ]  # fmt: skip
 
 
@@ -49,8 +50,9 @@ def panels(history: History, axes: Sequence[Axis]) -> list[dict[str, Any]]:
     for panel in PANELS:
         lines = [_line(history, panel, layer, axes) for layer in layers]
         if any(line["y"] for line in lines):
-            about = {"title": panel.title, "unit": panel.unit, "log": panel.is_log}
-            result.append({**about, "lines": lines})
+            about = {"title": panel.title, "unit": panel.unit}
+            scale = {"log": panel.is_log, "from_zero": panel.from_zero}
+            result.append({**about, **scale, "lines": lines})
     return result
 
 

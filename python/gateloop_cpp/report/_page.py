@@ -35,6 +35,7 @@ def render(groups: Sequence[Group], problems: Sequence[str] = ()) -> str:
         problems=[_pages.as_text(problem) for problem in problems],
         histories=histories,
         least_memory=_histories.LEAST_MEMORY,
+        far=f"{_histories.FAR:g}",
         differing=_groups.differing_options(histories),
         options=_groups.flat_options,
         configuration=lambda history: json.dumps(
@@ -58,6 +59,7 @@ def _data(groups: Sequence[Group]) -> dict[str, Any]:
     return {
         "groups": [{"name": group.name, "runs": len(group.histories)} for group in groups],
         "axes": [{"name": axis.name, "label": axis.label, "title": axis.title} for axis in axes],
+        "limits": {"firstShare": _histories.FIRST_SHARE, "far": _histories.FAR},
         "panels": [panel for panel in panels if any(line["y"] for line in panel["lines"])],
         "samples": [
             {"run": history.name, "samples": samples}

@@ -1,9 +1,8 @@
 "use strict";
 (() => {
   const COLOURS = 8; // of page.css
-  const DASHES = ["solid", "dash", "dot", "dashdot"]; // where there are more groups than colours
+  const DASHES = ["solid", "dash", "dot", "dashdot"]; // where there are more groups than colours: .d0 to .d3
   const FADED = 0.35;
-  const FIRST_SHARE = 0.05; // of the longest run
   const data = JSON.parse(document.getElementById("data").textContent);
   const shown = new Set(data.groups.keys());
   let axis = data.axes[0];
@@ -17,24 +16,31 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colourOf = (group) => colour(`--c${group % COLOURS}`);
+  const dashOf = (group) => Math.floor(group / COLOURS) % DASHES.length;
   // Plotly reads its texts as HTML of a few tags.
   const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
   // ---- Curves ----
 
+  const isShown = (line) => line.group === undefined || shown.has(line.group); // of layers, or of a group
+
   /** Where the longest of the lines shown ends. */
-  function longest() {
-    const lines = data.panels.flatMap((panel) => panel.lines.filter((line) => shown.has(line.group)));
+  function longest(panels) {
+    const lines = panels.flatMap((panel) => panel.lines.filter(isShown));
     return lines.reduce((end, line) => Math.max(end, ...line.x[axis.name]), 0) || 1;
   }
 
-  /** Of losses on a linear axis: without the first steps, whose fall would flatten the rest. */
-  function lateRange(panel) {
+  const lowMedian = (values) => [...values].sort((a, b) => a - b)[(values.length - 1) >> 1];
+
+  /** Of losses on a linear axis: without the first steps, and without diverged runs, as watch has it. */
+  function usualRange(panel) {
     if (!panel.falls || scale !== "linear") return {};
-    const begin = FIRST_SHARE * longest();
-    const lines = panel.lines.filter((line) => shown.has(line.group));
-    const values = lines.flatMap((line) => line.y.filter((_, i) => line.x[axis.name][i] > begin));
-    if (values.length === 0) return {};
+    const begin = data.limits.firstShare * longest(data.panels);
+    const lines = panel.lines.filter(isShown);
+    const late = lines.map((line) => line.y.filter((_, i) => line.x[axis.name][i] > begin)).filter((ys) => ys.length);
+    if (late.length === 0) return {};
+    const most = data.limits.far * lowMedian(late.map(lowMedian));
+    const values = late.flat().filter((y) => y <= most);
     const low = values.reduce((a, b) => Math.min(a, b));
     const high = values.reduce((a, b) => Math.max(a, b));
     const margin = 0.06 * (high - low || 1);
@@ -48,7 +54,7 @@
       name: escaped(line.name),
       visible: shown.has(line.group),
       hoverinfo: "skip",
-      line: { color: colourOf(line.group), width: 2, dash: DASHES[Math.floor(line.group / COLOURS) % DASHES.length] },
+      line: { color: colourOf(line.group), width: 2, dash: DASHES[dashOf(line.group)] },
     });
     // A few points far apart are measurements: each is drawn.
     const mode = (line) => (line.y.length <= 40 ? "lines+markers" : "lines");
@@ -97,7 +103,8 @@
     }));
   }
 
-  function layout(panel) {
+  /** panels: those that have the same horizontal axis. */
+  function layout(panel, panels) {
     const line = { gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, automargin: true };
     return {
       margin: { l: 48, r: 10, t: 8, b: 40 },
@@ -110,12 +117,12 @@
       xaxis: {
         ...line, type: scale, title: { text: axis.title, standoff: 8 }, showline: true, nticks: 7,
         spikecolor: colour("--quiet"), spikethickness: 1, spikedash: "dot",
-        ...(scale === "linear" ? { range: [0, 1.01 * longest()] } : {}),
+        ...(scale === "linear" ? { range: [0, 1.01 * longest(panels)] } : {}),
         tickformat: axis.name === "time" ? "~g" : "~s",
         unifiedhovertitle: { text: `<b>%{x:${axis.name === "time" ? ".4~g" : ",.0f"}}</b> ${escaped(axis.title)}` },
       },
       yaxis: {
-        ...line, nticks: 7, rangemode: panel.from_zero ? "tozero" : "normal", ...lateRange(panel),
+        ...line, nticks: 7, rangemode: panel.from_zero ? "tozero" : "normal", ...usualRange(panel),
         ...(panel.log ? { type: "log", tickformat: "~g" } : {}),
       },
     };
@@ -137,13 +144,14 @@
 
   function drawLayers() {
     const { depth } = layers;
-    for (const { panel, plot } of layers.plots) Plotly.react(plot, layerTraces(panel, depth), layout(panel), options);
+    const panels = layers.plots.map(({ panel }) => panel);
+    for (const { panel, plot } of layers.plots) Plotly.react(plot, layerTraces(panel, depth), layout(panel, panels), options);
     const stops = [0, 1, 2, 3, 4].map((stop) => colourOfLayer(stop, 5));
     document.getElementById("layers-scale").style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
   }
 
   function draw() {
-    for (const { panel, plot } of plots) Plotly.react(plot, traces(panel), layout(panel), options);
+    for (const { panel, plot } of plots) Plotly.react(plot, traces(panel), layout(panel, data.panels), options);
     drawLayers();
   }
 
@@ -166,7 +174,7 @@
 
   function legend() {
     const buttons = data.groups.map((group, index) => {
-      const swatch = element("i", { className: `swatch c${index % COLOURS}` });
+      const swatch = element("i", { className: `swatch c${index % COLOURS} d${dashOf(index)}` });
       const seeds = group.runs > 1 ? element("small", { textContent: `${group.runs} seeds` }) : "";
       const button = element("button", { type: "button" }, swatch, element("span", { textContent: group.name }), seeds);
       button.addEventListener("click", () => show(shown.has(index) ? [...shown].filter((i) => i !== index) : [...shown, index]));
