@@ -21,7 +21,7 @@ help:  ## Show this list
 	@echo "  DATA='PATH …' train on these files and folders (compressed too) instead of the corpus in data/"
 	@echo "  MINUTES=N     how long to train (default: what the preset says)"
 	@echo "  PROCESSES=N   train in N processes that share each step (default: 1)"
-	@echo "  PRESET=NAME   quick (default) or enwik8"
+	@echo "  PRESET=NAME   quick (default), hybrid or enwik8"
 	@echo "  OUT=DIR       where the model goes (default: runs/PRESET)"
 	@echo "  RUNS='DIR …'  'make report' and 'make watch' show these runs, or the runs in these folders (default: runs)"
 	@echo "  ARGS='...'    more flags for 'gateloop train', report, watch or the benchmark (ARGS=--help lists them)"

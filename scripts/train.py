@@ -179,7 +179,7 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):  # file names are any bytes
             stream.reconfigure(errors="surrogateescape")
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--preset", default="quick", help="quick (default) or enwik8")
+    parser.add_argument("--preset", default="quick", help="quick (default), hybrid or enwik8")
     parser.add_argument(
         "--data", help="train on these files and folders, words for a shell (default: data/)"
     )

@@ -75,6 +75,23 @@ def test_requirements_are_pinned() -> None:
 
 # ---- scripts/train.py ----------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(
+    "command", [("make", "help"), (sys.executable, "scripts/train.py", "--help")]
+)
+def test_every_preset_is_named(build_dir: Path, command: tuple[str, ...]) -> None:
+    def output(*words: str) -> str:
+        return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    presets = re.search(
+        r"--preset ([\w|]+)", output(str(build_dir / "gateloop"), "train", "--help")
+    )
+    assert presets
+    line = next(line for line in output(*command).splitlines() if "quick (default)" in line)
+    for name in presets[1].split("|"):
+        assert name in line
+
+
 Train = Callable[..., Result]
 
 
