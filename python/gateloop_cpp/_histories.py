@@ -218,3 +218,10 @@ def si(value: float) -> str:
     """Three digits: 26.6k."""
     exponent = min(4, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
     return f"{value / 1000**exponent:.3g}{['', 'k', 'M', 'G', 'T'][exponent]}"
+
+
+def clock(seconds: float) -> str:
+    """In whole seconds: 1:02:03."""
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -169,16 +169,11 @@ def state(history: History, now: float) -> str:
     if not history.records:
         return "no step yet"
     if quiet > QUIET_SECONDS:
-        return f"quiet {clock(quiet)}"
+        return f"quiet {_histories.clock(quiet)}"
     planned, done = history.planned_steps, history.last.step
     if not planned:
         return "under way"
-    return f"{clock(history.last.elapsed_seconds / done * (planned - done))} left"
-
-
-def clock(seconds: float) -> str:
-    hours, minutes, rest = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{_histories.clock(history.last.elapsed_seconds / done * (planned - done))} left"
 
 
 def is_over(history: History) -> bool:

@@ -90,7 +90,7 @@ def _environment() -> Environment:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": _count, "bits": _bits, "si": _si, "duration": _duration}
+    environment.filters |= {"count": _count, "bits": _bits, "si": _si, "duration": _histories.clock}
     return environment
 
 
@@ -115,9 +115,3 @@ def _bits(value: float | None) -> str:
 
 def _si(value: float | None) -> str:
     return "–" if value is None else _histories.si(value)
-
-
-def _duration(seconds: float) -> str:
-    total = round(seconds)
-    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
