@@ -19,8 +19,8 @@ PLANNED = "train/planned_steps"
 # Steps that a mean spans: single batches jump by 0.2 bits.
 LEAST_MEMORY = 20
 MEMORY_SHARE = 1 / 50  # of the run so far
-# The limits of a plot of losses are those after a first share of the longest run, in which they fall
-# most, and up to so many times their median, above which runs diverge.
+# The limits of a plot of losses are those after a first share of the longest run, in which losses
+# fall most, and up to so many times their median, above which runs diverge.
 FIRST_SHARE = 0.05
 FAR = 2.0
 
