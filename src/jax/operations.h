@@ -314,6 +314,30 @@ inline Kernel<recurrence::LinearRecurrenceBackward> linear_recurrence_backward(
   return {p, call.fresh()};
 }
 
+/// What the reads of max heads have in common. `saved`: the saved states, if a backward pass
+/// follows.
+template <class Params>
+Kernel<Params> read(Call& call, Params p, const AnyBuffer& initial_state, Output y,
+                    Output final_state, const ffi::RemainingRets& saved) {
+  p.initial_state = call.state(initial_state, "initial_state");
+  p.y = call.output(y, "y");
+  p.final_state = call.state(*final_state, "final_state");
+  if (const auto states = third_result(saved)) {
+    p.saved_states = call.saved_states(*states, "saved_states");
+  }
+  return {p, call.fresh()};
+}
+template <class Params>
+Kernel<Params> read_backward(Call& call, Params p, const AnyBuffer& saved_states,
+                             const AnyBuffer& dy, const AnyBuffer& dfinal_state,
+                             Output dinitial_state) {
+  p.dy = call.input(dy, "dy");
+  p.saved_states = call.saved_states(saved_states, "saved_states");
+  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
+  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
+  return {p, call.fresh()};
+}
+
 /// Results: y, final_state, and `saved` the saved states if a backward pass follows.
 inline Kernel<recurrence::PolarGateLoop> polar_gate_loop(Attributes attributes, AnyBuffer q,
                                                          AnyBuffer k, AnyBuffer v, AnyBuffer z,
@@ -327,13 +351,7 @@ inline Kernel<recurrence::PolarGateLoop> polar_gate_loop(Attributes attributes, 
   p.k = call.input(k, "k");
   p.v = call.input(v, "v");
   p.z = call.input(z, "z", 2);
-  p.initial_state = call.state(initial_state, "initial_state");
-  p.y = call.output(y, "y");
-  p.final_state = call.state(*final_state, "final_state");
-  if (const auto states = third_result(saved)) {
-    p.saved_states = call.saved_states(*states, "saved_states");
-  }
-  return {p, call.fresh()};
+  return read(call, p, initial_state, y, final_state, saved);
 }
 
 inline Kernel<recurrence::PolarGateLoopBackward> polar_gate_loop_backward(
@@ -347,15 +365,11 @@ inline Kernel<recurrence::PolarGateLoopBackward> polar_gate_loop_backward(
   p.k = call.input(k, "k");
   p.v = call.input(v, "v");
   p.z = call.input(z, "z", 2);
-  p.dy = call.input(dy, "dy");
-  p.saved_states = call.saved_states(saved_states, "saved_states");
-  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
   p.dq = call.output(dq, "dq");
   p.dk = call.output(dk, "dk");
   p.dv = call.output(dv, "dv");
   p.dz = call.output(dz, "dz", 2);
-  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
-  return {p, call.fresh()};
+  return read_backward(call, p, saved_states, dy, dfinal_state, dinitial_state);
 }
 
 /// Results: y, final_state, and `saved` the saved states if a backward pass follows.
@@ -369,13 +383,7 @@ inline Kernel<recurrence::SimpleGateLoop> simple_gate_loop(Attributes attributes
   p.q = call.input(q, "q");
   p.kv = call.input(kv, "kv");
   p.z = call.input(z, "z");
-  p.initial_state = call.state(initial_state, "initial_state");
-  p.y = call.output(y, "y");
-  p.final_state = call.state(*final_state, "final_state");
-  if (const auto states = third_result(saved)) {
-    p.saved_states = call.saved_states(*states, "saved_states");
-  }
-  return {p, call.fresh()};
+  return read(call, p, initial_state, y, final_state, saved);
 }
 
 inline Kernel<recurrence::SimpleGateLoopBackward> simple_gate_loop_backward(
@@ -386,14 +394,10 @@ inline Kernel<recurrence::SimpleGateLoopBackward> simple_gate_loop_backward(
   p.q = call.input(q, "q");
   p.kv = call.input(kv, "kv");
   p.z = call.input(z, "z");
-  p.dy = call.input(dy, "dy");
-  p.saved_states = call.saved_states(saved_states, "saved_states");
-  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
   p.dq = call.output(dq, "dq");
   p.dkv = call.output(dkv, "dkv");
   p.dz = call.output(dz, "dz");
-  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
-  return {p, call.fresh()};
+  return read_backward(call, p, saved_states, dy, dfinal_state, dinitial_state);
 }
 
 /// Results: y, final_state, and `saved` the saved states if a backward pass follows.
