@@ -53,10 +53,11 @@ def read(path: Path, split: str | None) -> tuple[Bytes, Bytes]:
     return text[:train], text[train : train + valid]
 
 
-def described(options: argparse.Namespace, parts: tuple[Bytes, Bytes]) -> dict[str, Any]:
+def described(options: argparse.Namespace, split: list[int]) -> dict[str, Any]:
     """The training as config.json has it, under the names of `gateloop train`.
 
-    gateloop_cpp.watch, track and report read it. options: of either program; parts: of read().
+    gateloop_cpp.watch, track and report read it. options: of either program; split: bytes of each
+    part.
     """
     names = [
         *("steps", "batch", "length", "learning_rate", "warmup_steps", "clip", "seed"),
@@ -65,7 +66,7 @@ def described(options: argparse.Namespace, parts: tuple[Bytes, Bytes]) -> dict[s
     # A file name need not be UTF-8, which JSON is.
     data = str(options.data.resolve()).encode(errors="replace").decode()
     values = {name: getattr(options, name) for name in names}
-    return {"data": data, "split": [len(part) for part in parts], "accumulation": 1, **values}
+    return {"data": data, "split": split, "accumulation": 1, **values}
 
 
 def check_lengths(parts: tuple[Tokens, Tokens], path: Path, length: int, unit: str) -> None:

@@ -121,7 +121,7 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
     begin = time.perf_counter()
     metrics_file: Path = options.out / "metrics.jsonl"
     metrics_file.unlink(missing_ok=True)
-    training = described(options, parts)
+    training = described(options, [len(part) for part in parts])
     save_checkpoint(options.out, model, training)  # for those who follow the run
     with metrics_file.open("w", encoding="utf-8") as log:
         for step in range(1, options.steps + 1):

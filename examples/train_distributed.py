@@ -186,12 +186,10 @@ class Text:
             self.train, self.held_out = (tokenized(part, tokenizer, name) for part in parts)
         unit = "bytes" if tokenizer is None else "tokens"
         check_lengths((self.train, self.held_out), options.data, options.length, unit)
-        self.training = described(options, parts)
+        self.split = [len(part) for part in parts]
         # Means of each part. A loss per token, divided by them, is one per byte.
         self.train_bytes_per_token = len(parts[0]) / len(self.train)
         self.held_out_bytes_per_token = len(parts[1]) / len(self.held_out)
-        if tokenizer is not None:
-            self.training["bytes_per_token"] = self.train_bytes_per_token
 
 
 def nats(model: Any, ids: Tensor, options: argparse.Namespace) -> Tensor:
@@ -303,7 +301,10 @@ class Run:
 
     def save_model(self, same_run: bool = True) -> None:
         if self.options.shard or dist.get_rank() == 0:
-            training = self.text.training | {"dtype": self.options.dtype}
+            training = described(self.options, self.text.split)
+            training |= {"dtype": self.options.dtype}
+            if self.text.tokenizer is not None:
+                training["bytes_per_token"] = self.text.train_bytes_per_token
             out = self.options.out
             checkpoint.save(self.model, out, overwrite=True, training=training, same_run=same_run)
 
