@@ -81,17 +81,21 @@ def pack(folder: Path) -> bool:
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "tree.tar"
-        return (
+        packed = (
             run(["git", "archive", "--output", archive, "HEAD"], {})
             and run(["tar", "-xf", archive, "-C", folder], {})
             and run(
                 [
-                    *("cmake", "-S", ROOT / "cmake" / "third_party", "-B", Path(scratch) / "build"),
+                    *("cmake", "-S", folder / "cmake" / "third_party", "-B"),
+                    Path(scratch) / "build",
                     f"-DOUTPUT={folder / THIRD_PARTY.name}",
                 ],
                 {},
             )
         )
+    if not packed:
+        shutil.rmtree(folder)
+    return packed
 
 
 def configuration(folder: Path) -> list[str | Path]:
