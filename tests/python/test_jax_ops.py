@@ -154,6 +154,20 @@ def test_second_derivatives_of_the_fused_gates(x64: None, case: Case) -> None:
     check_grads(jax.jit(case.ours), case.arguments(1, 3, 1), order=2, modes=["rev"])
 
 
+@pytest.mark.parametrize("case", [REAL, POLAR, SIMPLE], ids=lambda case: case.name)
+def test_linear_transpose(x64: None, case: Case) -> None:
+    """In the input and the state."""
+    *sequences, state = case.arguments(2, 7, 3)
+    place = {"linear": 1, "polar": 2, "simple": 1}[case.name.split("-")[0]]
+
+    def f(x: Array, state: Array) -> Outputs:
+        return case.ours(*sequences[:place], x, *sequences[place + 1 :], state)
+
+    outputs, back = jax.vjp(f, sequences[place], state)
+    transposed = jax.linear_transpose(f, sequences[place], state)(outputs)
+    assert_all_close(list(transposed), list(back(outputs)), 1e-12)
+
+
 @pytest.mark.parametrize("time", [1, 15, 16, 17, 4096 + 1])
 def test_lengths(x64: None, time: int) -> None:
     """By lax.scan: lax.associative_scan compiles a program for every length."""

@@ -265,6 +265,62 @@ def test_no_steps_leave_the_states(name: str) -> None:
     np.testing.assert_array_equal(final, states)
 
 
+@pytest.mark.parametrize(("dtype", "count"), [("int8", 128), ("uint8", 256), ("uint8", 300)])
+def test_small_integers_number_many_segments(double: None, dtype: str, count: int) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 100, (2, 30))
+    a, x = rng.random((2, 30, 3)), rng.standard_normal((2, 30, 3))
+    states = rng.standard_normal((2, count, 3))
+    given = [
+        gateloop_jax.linear_recurrence(a, x, states, segment_ids=i, num_segments=count)
+        for i in (jnp.asarray(ids, dtype), jnp.asarray(ids))
+    ]
+    for ours, theirs in zip(*given, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["max heads", "heads", "per key", "taylor"])
+def test_states_of_other_numbers_may_be_anything(name: str) -> None:
+    function, sequences, states = arguments(name)
+    options: dict[str, Any] = dict(segment_ids=ROWS, num_segments=COUNT)
+    expected, _ = function(*sequences, states, **options)
+    spoilt = states.at[0, 2].set(jnp.nan).at[1, 0].set(jnp.inf)  # of numbers without steps
+    y, final = function(*sequences, spoilt, **options)
+    np.testing.assert_array_equal(y, expected)
+    assert bool(jnp.isnan(final[0, 2]).all()) and bool(jnp.isfinite(final[0, 3]).all())
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 3), (2, 5, 0, 3)], ids=["B", "H"])
+def test_states_of_no_numbers(shape: tuple[int, ...]) -> None:
+    q = jnp.zeros(shape)
+    ids = jnp.zeros(shape[:2], int)
+    y, final = gate_loop(q, q, q, q[..., 0], segment_ids=ids, num_segments=3)
+    assert (y.shape, final.shape) == (shape, (shape[0], 3, *shape[2:], shape[3]))
+
+
+@pytest.mark.parametrize("form", ["auto", "attention"])
+def test_heads_are_exported_for_every_length(form: str) -> None:
+    def f(q: Array, a: Array, ids: Array) -> Any:
+        return gate_loop(q, q, q, a, form=form, segment_ids=ids, num_segments=2)
+
+    batch, time = jax.export.symbolic_shape("b, t")
+    shapes = [
+        jax.ShapeDtypeStruct((batch, time, 2, 3), jnp.float32),
+        jax.ShapeDtypeStruct((batch, time, 2), jnp.float32),
+        jax.ShapeDtypeStruct((batch, time), jnp.int32),
+    ]
+    checks = [
+        jax.export.DisabledSafetyCheck.custom_call(f"gateloop_{call}")
+        for call in ("gate_loop", "linear_recurrence")
+    ]
+    exported = jax.export.export(jax.jit(f), disabled_checks=checks)(*shapes)
+    rng = np.random.default_rng(0)
+    q, a = rng.standard_normal((1, 70, 2, 3), np.float32), rng.random((1, 70, 2), np.float32)
+    given = (q, a, np.repeat([0, 1], [3, 67])[None].astype(np.int32))
+    for ours, theirs in zip(exported.call(*given), f(*map(jnp.asarray, given)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_both_directions_take_states_of_each() -> None:
     function, sequences, states = arguments("max heads")
     options: Any = dict(segment_ids=ROWS, num_segments=COUNT)
@@ -281,6 +337,8 @@ def test_what_does_not_fit_is_refused() -> None:
         call(a, x, num_segments=3)
     with pytest.raises(ValueError, match="num_segments must be at least 1, got 0"):
         call(a, x, segment_ids=ROWS, num_segments=0)
+    with pytest.raises(TypeError, match=r"num_segments must be an int, got 3\.0"):
+        call(a, x, segment_ids=ROWS, num_segments=3.0)
     with pytest.raises(ValueError, match=r"initial_state must be \(B, N, D\) = \(2, 5, 3\), got"):
         call(a, x, states[:, 0], segment_ids=ROWS, num_segments=COUNT)
     _, heads, states = arguments("heads")
@@ -327,5 +385,5 @@ def test_attention_carries_no_states_of_packed_sequences() -> None:
     options: Any = dict(architecture="pytorch", layers="attention", heads=2, window=4)
     model = GateLoopTransformer(11, 8, 1, jax.random.key(0), **options)
     state = model.initial_state(2, num_segments=COUNT)
-    with pytest.raises(ValueError, match="Attention: state must be None with segment_ids or mask"):
+    with pytest.raises(ValueError, match="Attention: state must be None with segment_ids, mask"):
         model.advance(jnp.zeros(ROWS.shape, int), state, ROWS, num_segments=COUNT)

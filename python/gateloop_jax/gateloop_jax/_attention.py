@@ -145,7 +145,10 @@ class Attention(Mixer):
         if packing is not None and axis_name is not None:
             self._check_sharded(packing)
         if packing is not None and state is not None:
-            raise ValueError("Attention: state must be None with segment_ids or mask")
+            raise ValueError(
+                "Attention: state must be None with segment_ids, mask or axis_name, got one of"
+                f" {state.keys.shape[0]} sequences"
+            )
         q, k, v = (self._split(x @ w) for w in (self.wq, self.wk, self.wv))
         if state is not None:
             self._check(state, k)

@@ -31,7 +31,7 @@ def attend(
     inside, up_to, after, all_steps = read_inside(q, k, v, a)
     decay = jnp.swapaxes(all_steps.value, -1, -2)  # over a tile, (M, B, H, 1, C)
     keys = k * after
-    count = jnp.arange(len(q))
+    count = jnp.arange(q.shape[0])
 
     def row(_: None, tile: tuple[Array, ...]) -> tuple[None, Array]:
         place, queries, y = tile

@@ -72,8 +72,9 @@ def gate_loop(
 
     Wider heads have kernels on the CPU. Elsewhere they are read in blocks of 64 steps, as products
     of matrices in full float32; products of transitions in a block must then be finite numbers, as
-    they are where |a| <= 1. A backward pass keeps one state in 64 steps, the kernels with a
-    transition for each key one in 16, and computes states again from it.
+    they are where |a| <= 1. With num_segments those of a whole sequence must be, on CPUs too. A
+    backward pass keeps one state in 64 steps, the kernels with a transition for each key one in
+    16, and computes states again from it.
     """
     name = "gate_loop"
     q = jnp.asarray(q)
@@ -99,11 +100,11 @@ def gate_loop(
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     a = _checks.same_shape(name, "a", a, "q", q.shape)
     _checks.transition(name, a, q)
+    packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
     initial = _checks.state(name, initial_state, a, segments=num_segments)
     if form in ("attention", "recurrent"):
         y, final = heads(*(x[..., None] for x in (q, k, v)), a, initial[..., None, None])
         return y[..., 0], final[..., 0, 0]
-    packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
     if packing is not None:
         q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
     return _read(q, k, v, a, initial, bool(reverse), axis_name, packing)
@@ -155,8 +156,8 @@ def polar_gate_loop(
     q = _checks.sequence(name, "q", q, _checks.REAL)
     k, v = _checks.like(name, "k", k, "q", q), _checks.like(name, "v", v, "q", q)
     z = _checks.like(name, "z", z, "q", q, parts=2)
-    initial = _checks.state(name, initial_state, q, to_complex(q.dtype), num_segments)
     packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
+    initial = _checks.state(name, initial_state, q, to_complex(q.dtype), num_segments)
     if packing is not None:
         q, k, v, z = (packing.filled(t) for t in (q, k, v, z))
         if packing.segment_ids is not None:

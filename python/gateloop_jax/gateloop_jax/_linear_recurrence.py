@@ -51,8 +51,8 @@ def linear_recurrence(
     name = "linear_recurrence"
     x = _checks.sequence(name, "x", x, _checks.REAL + _checks.COMPLEX)
     a = _checks.like(name, "a", a, "x", x)
-    initial = _checks.state(name, initial_state, x, segments=num_segments)
     packing = Packing.of(name, x.shape[:2], segment_ids, mask, num_segments=num_segments)
+    initial = _checks.state(name, initial_state, x, segments=num_segments)
     if packing is not None:
         a, x = packing.filled(a), packing.filled(x)
     h, final_state = carried(a, x, initial, bool(reverse), axis_name, packing)

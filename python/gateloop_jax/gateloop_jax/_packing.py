@@ -13,6 +13,7 @@ mask:        (B, T) bool, false at padding. A step of padding neither decays nor
     and its output is zero.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,13 @@ from jax.typing import ArrayLike
 
 from gateloop_jax._sharding import align_batch
 from gateloop_jax._time_sharding import AxisName, before_block, largest_before, place_of
+
+
+def _check_count(function: str, num_segments: int) -> None:
+    if not isinstance(num_segments, Integral):
+        raise TypeError(f"{function}: num_segments must be an int, got {num_segments!r}")
+    if num_segments < 1:
+        raise ValueError(f"{function}: num_segments must be at least 1, got {num_segments}")
 
 
 class Packing(NamedTuple):
@@ -47,8 +55,8 @@ class Packing(NamedTuple):
             raise ValueError(
                 f"{function}: num_segments must be None without segment_ids, got {num_segments}"
             )
-        if num_segments is not None and num_segments < 1:
-            raise ValueError(f"{function}: num_segments must be at least 1, got {num_segments}")
+        if num_segments is not None:
+            _check_count(function, num_segments)
         if segment_ids is None and mask is None and axis_name is None:
             return None
         ids = None if segment_ids is None else jnp.asarray(segment_ids)
@@ -95,6 +103,8 @@ class Packing(NamedTuple):
         """(B, T) int32: of which state of N a step is; N where it is of none."""
         assert self.segment_ids is not None and self.num_segments is not None
         ids, count = self.segment_ids, self.num_segments
+        if ids.dtype.itemsize < 4:  # of 8 bits count would wrap
+            ids = ids.astype(jnp.int32)
         return jnp.where((ids >= 0) & (ids < count), ids, count).astype(jnp.int32)
 
     def states_of_steps(self, states: Array) -> Array:

@@ -317,9 +317,8 @@ def read_primitives(
         adjoint,
         lambda *args: [(x.shape, x.dtype) for x in args[:count]],
         f"{kernel}_backward",
-        unread=(
-            count - 1,
-        ),  # kept states begin with the initial one; derivatives alone need it by name
+        # Kept states begin with the initial one; derivatives alone need it by name.
+        unread=(count - 1,),
         form=form,
     )
 
@@ -342,6 +341,24 @@ def read_primitives(
         f = functools.partial(adjoint, *given, **options)
         return list(jax.linear_transpose(f, given[2], given[count - 1])(cotangents))
 
+    def read_transpose(cotangents: Any, *args: Any, **options: Any) -> list[Any]:
+        """Of the arguments in which a caller of jax.linear_transpose takes it for linear."""
+        linear = [i for i, x in enumerate(args) if ad.is_undefined_primal(x)]
+
+        def of_linear(*given: Array) -> Any:
+            every = list(args)
+            for i, x in zip(linear, given, strict=True):
+                every[i] = x
+            return definition(*every, **options)
+
+        back = jax.linear_transpose(of_linear, *(args[i].aval for i in linear))
+        found = back(tuple(map(ad.instantiate_zeros, cotangents)))
+        results: list[Any] = [None] * count
+        for i, x in zip(linear, found, strict=True):
+            results[i] = x
+        return results
+
+    ad.primitive_transposes[read_p] = read_transpose
     ad.primitive_jvps[read_p] = jvp
     ad.primitive_jvps[keeping_p] = keeping_jvp
     set_transpose(tangent_p, count + 1, tangent_transpose)

@@ -2,8 +2,8 @@
 
 The read of a row is that of states of zeros. What states add to it, and what is left in them, are
 products of a sequence's transitions times queries, keys and values. These are summed in blocks of
-steps of one sequence. Of N sequences of T steps in all there are at most T / block + N. No step has
-a state in memory, a block has one.
+steps of one sequence. Of N sequences of T steps in all there are at most T / 64 + 2 N. No step has
+a state in memory, a block has two: that before it, and its sum.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def add_states(
     put where sequences begin. y, v: (B, T, H, V).
     """
     up_to, after = _products(a, reverse, axis_name, packing)
-    ones = jnp.ones_like(states[..., : a.shape[3], 0])
+    ones = 1 + jnp.sum(states[..., : a.shape[3], :0], -1)
     left = packing.after_last(up_to, ones, reverse, axis_name)
     step, sequence, exists = _blocks(packing)
 
@@ -60,7 +60,9 @@ def add_states(
     blocks = (*map(cut, (q, k, v, up_to, after)), before)
     # Block by block: of all at once the Taylor features would be too large.
     added, sums = lax.map(jax.checkpoint(read, prevent_cse=False), blocks)
-    y = added_at(y, step, added.transpose(1, 0, 3, 2, 4))
+    # Where there is no step queries are zero, and the state may not be finite.
+    there = jnp.moveaxis(exists, 1, 0)[:, :, None, :, None]
+    y = added_at(y, step, jnp.where(there, added, 0).transpose(1, 0, 3, 2, 4))
     total = added_at(jnp.zeros_like(states), sequence, jnp.moveaxis(sums, 0, 1))
     if axis_name is not None:
         total = lax.psum(total, axis_name)
@@ -72,7 +74,7 @@ def _products(
 ) -> tuple[Array, Array]:
     """In the shape of a: of the transitions of a sequence up to each step, that included, and of
     those after it, zero in sequences whose final state is dropped."""
-    flat = packing.filled(a, 1).reshape(*a.shape[:2], -1)
+    flat = packing.filled(a, 1).reshape(*a.shape[:2], a.shape[2] * a.shape[3])
     nothing = jnp.zeros_like(flat[:, 0])
     begins = packing.begins(reverse, axis_name, first=True)
     ends = packing.begins(not reverse, axis_name, first=True)
@@ -113,7 +115,7 @@ def _blocks(packing: Packing) -> tuple[Array, Array, Array]:
 
     def of_row(row: Array) -> tuple[Array, Array, Array]:
         order = jnp.argsort(row)
-        begins = jnp.searchsorted(row[order], jnp.arange(count + 1))
+        begins = jnp.sum(row < jnp.arange(count + 1)[:, None], 1)
         blocks = jnp.cumsum(-(-jnp.diff(begins) // size))  # up to each sequence, that included
         sequence = jnp.minimum(jnp.searchsorted(blocks, block, side="right"), count - 1)
         before = jnp.concatenate([blocks[:1] * 0, blocks])[sequence]

@@ -54,8 +54,8 @@ def simple_gate_loop(
     name = "simple_gate_loop"
     q = _checks.sequence(name, "q", q, _checks.REAL)
     kv, z = _checks.like(name, "kv", kv, "q", q), _checks.like(name, "z", z, "q", q)
-    initial = _checks.state(name, initial_state, q, segments=num_segments)
     packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
+    initial = _checks.state(name, initial_state, q, segments=num_segments)
     if packing is not None:
         q, kv, z = (packing.filled(t) for t in (q, kv, z))
         if packing.segment_ids is None:
