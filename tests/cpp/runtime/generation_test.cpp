@@ -134,6 +134,7 @@ TEST(Sampler, RefusesWhatDoesNotFit) {
   refused({.stop = {{}}}, "stop");
   Sampler sampler({}, 0);
   EXPECT_THROW(sampler.draw(std::vector<float>(5), 2), std::invalid_argument);
+  EXPECT_EQ(sampler.draw(std::vector<float>(6), 2).size(), 2U);
   EXPECT_THROW(sampler.draw(std::vector<float>(6), 3), std::invalid_argument);  // was of 2
   const float infinity = std::numeric_limits<float>::infinity();
   Sampler one({}, 0);
