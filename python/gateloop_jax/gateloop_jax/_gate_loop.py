@@ -106,7 +106,7 @@ def gate_loop(
         y, final = heads(*(x[..., None] for x in (q, k, v)), a, initial[..., None, None])
         return y[..., 0], final[..., 0, 0]
     if packing is not None:
-        q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
+        q, k, v = (packing.filled(t) for t in (q, k, v))
     return _read(q, k, v, a, initial, bool(reverse), axis_name, packing)
 
 

@@ -54,7 +54,7 @@ def linear_recurrence(
     packing = Packing.of(name, x.shape[:2], segment_ids, mask, num_segments=num_segments)
     initial = _checks.state(name, initial_state, x, segments=num_segments)
     if packing is not None:
-        a, x = packing.filled(a), packing.filled(x)
+        x = packing.filled(x)
     h, final_state = carried(a, x, initial, bool(reverse), axis_name, packing)
     return h if packing is None else packing.filled(h), final_state
 
@@ -67,8 +67,8 @@ def carried(
     axis_name: AxisName | None,
     packing: Packing | None = None,
 ) -> tuple[Array, Array]:
-    """recurrence(), over the blocks of an axis if there is one; with `packing` from a and x of
-    which padding alone is filled."""
+    """recurrence(), over the blocks of an axis if there is one; with `packing` from x whose padding
+    is filled, and from any a there."""
     if packing is not None and packing.num_segments is not None:
         return _carried_of_each(a, x, initial_state, reverse, axis_name, packing)
     if packing is not None:

@@ -81,9 +81,14 @@ def read_heads(
     for sequence in (q, k, v, a):
         _sharding.refuse_sharded_time(name, jax.typeof(sequence), 1)
     packing = Packing.of(name, q.shape[:2], segment_ids, mask, num_segments=num_segments)
-    uncut, dtype = a if per_key else a[..., None], q.dtype
+
+    def of_keys(a: Array) -> Array:
+        """(B, T, H, 1 or K)."""
+        return a if per_key else a[..., None]
+
+    uncut, dtype = of_keys(a), q.dtype
     if packing is not None:
-        q, k, v, a = (packing.filled(t) for t in (q, k, v, a))
+        q, k, v = (packing.filled(t) for t in (q, k, v))
         a = packing.transitions(a, reverse, axis_name)
 
     nothing = _zero_state(k, v, uncut, feature_map)
@@ -115,9 +120,8 @@ def read_heads(
         y, final = run(state)
     else:
         # The state that a state of ones becomes without inputs.
-        a_of_keys = a if per_key else a[..., None]
-        none = jnp.zeros_like(a_of_keys.real)
-        ones = 1 + _zero_state(none, none[..., :1], a_of_keys, "none")
+        none = jnp.zeros_like(of_keys(a).real)
+        ones = 1 + _zero_state(none, none[..., :1], of_keys(a), "none")
         decay = read_form(none, none, none[..., :1], a, ones, reverse, "none")[1]
         y, final = run_over_axis(run, decay, state, axis_name, reverse)
     if packing is None:
