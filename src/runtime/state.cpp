@@ -67,28 +67,35 @@ std::vector<Member> members_of(const StateData& state) {
 /// and for `capacity` steps; null without attention.
 std::shared_ptr<StepCache> gathered_steps(std::span<const Member> members, std::size_t layer,
                                           std::int64_t capacity) {
-  const StepCache* like = nullptr;
+  const auto steps_of = [&](const Member& member) {
+    return member.state->layers[layer].steps.get();
+  };
+  const auto heads_of = [&](const Member& member) {
+    return steps_of(member) == nullptr ? 0 : steps_of(member)->rows / member.state->batch();
+  };
+  std::shared_ptr<StepCache> made;
   for (const Member& member : members) {
-    const StepCache* const steps = member.state->layers[layer].steps.get();
-    if (steps == nullptr) continue;
-    if (like == nullptr) like = steps;
-    if (steps->dim_head != like->dim_head) refuse_to_join();
-    capacity = std::max(capacity, std::min(steps->capacity(), member.position()));
+    const StepCache* const from = steps_of(member);
+    if (from == nullptr) continue;
+    if (!made) {
+      made = std::make_shared<StepCache>();
+      made->dim_head = from->dim_head;
+    }
+    if (from->dim_head != made->dim_head) refuse_to_join();
+    made->rows += heads_of(member);
+    capacity = std::max(capacity, std::min(from->capacity(), member.position()));
   }
-  if (like == nullptr) return nullptr;
-  auto made = std::make_shared<StepCache>();
-  made->dim_head = like->dim_head;
-  const std::int64_t width = capacity * like->dim_head;
+  if (!made) return nullptr;
+  const std::int64_t width = capacity * made->dim_head;
+  made->keys.resize(static_cast<std::size_t>(made->rows * width));
+  made->values.resize(made->keys.size());
+  std::int64_t to = 0;
   for (const Member& member : members) {
-    const StepCache* const from = member.state->layers[layer].steps.get();
-    const std::int64_t heads = from == nullptr ? 0 : from->rows / member.state->batch();
-    made->rows += heads;
-    made->keys.resize(static_cast<std::size_t>(made->rows * width));
-    made->values.resize(made->keys.size());
-    for (std::int64_t h = 0; h < heads; ++h) {
+    const StepCache* const from = steps_of(member);
+    const std::int64_t heads = heads_of(member);
+    for (std::int64_t h = 0; h < heads; ++h, to += width) {
       const std::int64_t n = std::min(from->capacity(), member.position()) * from->dim_head;
       const std::int64_t at = (member.sequence * heads + h) * from->capacity() * from->dim_head;
-      const std::int64_t to = (made->rows - heads + h) * width;
       std::copy_n(from->keys.data() + at, n, made->keys.data() + to);
       std::copy_n(from->values.data() + at, n, made->values.data() + to);
     }
@@ -195,15 +202,15 @@ std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const LayerSizes sizes = layer_sizes(spec, spec.layers[i]);
     const LayerState& layer = state.layers[i];
-    const StepCache none, &cache = layer.steps ? *layer.steps : none;
+    const StepCache* const cache = layer.steps.get();
     const std::int64_t kept =
         sizes.window > 0 ? std::min(sizes.window, state.longest()) : state.longest();
-    const bool has_steps = sizes.heads == 0 || !layer.steps
-                               ? !layer.steps && (sizes.heads == 0 || kept == 0)
-                               : cache.rows == state.batch() * sizes.heads &&
-                                     cache.dim_head == sizes.dim_head && cache.capacity() >= kept &&
-                                     (sizes.window == 0 || cache.capacity() <= sizes.window) &&
-                                     cache.values.size() == cache.keys.size();
+    const bool has_steps =
+        cache == nullptr ? sizes.heads == 0 || kept == 0
+                         : sizes.heads > 0 && cache->rows == state.batch() * sizes.heads &&
+                               cache->dim_head == sizes.dim_head && cache->capacity() >= kept &&
+                               (sizes.window == 0 || cache->capacity() <= sizes.window) &&
+                               cache->values.size() == cache->keys.size();
     const bool fits = count(layer.simple) == state.batch() * sizes.simple &&
                       count(layer.recurrence) == state.batch() * sizes.recurrence && has_steps;
     if (!fits) return "layer " + std::to_string(i) + " has other sizes";
