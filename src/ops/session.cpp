@@ -23,24 +23,16 @@
 namespace gateloop::ops {
 namespace {
 
-/// work(), whose std::invalid_argument becomes Python's ValueError.
+/// work(), whose std::invalid_argument becomes Python's ValueError, of the name `function` if there
+/// is one.
 template <typename Work>
-auto with_value_errors(const Work& work) {
+auto with_value_errors(const Work& work, const char* function = nullptr) {
   try {
     return work();
   } catch (const std::invalid_argument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
-}
-
-/// The same for a call of Python's Decoder, which the messages name in place of the runtime's.
-template <typename Work>
-auto of_decoder(const Work& work) {
-  try {
-    return work();
-  } catch (const std::invalid_argument& error) {
-    const std::string text = error.what();
-    TORCH_CHECK_VALUE(false, "Decoder", text.substr(std::min(text.find(": "), text.size())));
+    std::string text = error.what();
+    if (function != nullptr) text.replace(0, text.find(": "), function);
+    TORCH_CHECK_VALUE(false, text);
   }
 }
 
@@ -102,7 +94,7 @@ struct Session : torch::CustomClassHolder {
     const at::Tensor checked = checked_ids(kDecoder, ids);
     const at::Tensor cuts = cu_seqlens ? checked_cuts(kDecoder, ids, *cu_seqlens) : at::Tensor();
     const std::scoped_lock lock(mutex);
-    return of_decoder([&] {
+    const auto work = [&] {
       if (before) {
         session.set_state(consume ? std::move((*before)->value) : (*before)->value);
       } else {
@@ -126,7 +118,8 @@ struct Session : torch::CustomClassHolder {
         }
       }
       return std::tuple(logits, c10::make_intrusive<State>(session.take_state()));
-    });
+    };
+    return with_value_errors(work, kDecoder);
   }
 
   runtime::Session session;
