@@ -145,9 +145,8 @@ def train(options: argparse.Namespace) -> GateLoopTransformer:
                 metrics["validation_bits_per_byte"] = validate(model, validation)
                 say(f"step {step}  {metrics['validation_bits_per_byte']:.4f} bits/byte")
             if last:
-                save_checkpoint(
-                    options.out, model, training, same_run=True
-                )  # before what takes longest
+                # Before what takes longest.
+                save_checkpoint(options.out, model, training, same_run=True)
                 whole = windows(held_out, 4096, options.length)
                 metrics["final_validation_bits_per_byte"] = validate(model, whole)
             metrics["elapsed_seconds"] = time.perf_counter() - begin

@@ -39,8 +39,7 @@ int open_alone(const std::filesystem::path& path) {
     if (fd.get() < 0) return -1;
     while (::flock(fd.get(), LOCK_EX) != 0 && errno == EINTR) {
     }  // a file system without locks: as without other writers
-    struct stat locked {
-    }, named{};
+    struct stat locked = {}, named = {};
     // Whoever had the lock has renamed or removed the file.
     const bool is_there = ::fstat(fd.get(), &locked) == 0 && ::stat(path.c_str(), &named) == 0 &&
                           locked.st_ino == named.st_ino && locked.st_dev == named.st_dev;
