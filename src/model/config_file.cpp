@@ -1,9 +1,8 @@
 #include "model/config_file.h"
 
-#include <cinttypes>
-#include <cstdio>
 #include <stdexcept>
 
+#include "model/digest.h"
 #include "model/file.h"
 #include "model/parse_json.h"
 
@@ -21,11 +20,9 @@ constexpr const char* kIdKey = "config_id";
 }  // namespace
 
 std::string config_id(const ModelOptions& options) {
-  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (const unsigned char byte : to_json(options)) hash = (hash ^ byte) * 0x100000001b3;
-  char id[17];
-  std::snprintf(id, sizeof id, "%016" PRIx64, hash);
-  return id;
+  Digest digest;
+  digest.add(to_json(options));
+  return hexadecimal(digest.value());
 }
 
 void fail_config(const std::filesystem::path& dir, const std::string& problem) {

@@ -6,8 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "model/digest.h"
 #include "model/file.h"
-#include "runtime/digest.h"
 #include "runtime/state.h"
 
 namespace gateloop::runtime {
@@ -57,7 +57,7 @@ class Writer {
 
  private:
   model::AtomicFile file_;
-  Digest digest_;
+  model::Digest digest_;
 };
 
 class FieldReader {
@@ -83,7 +83,7 @@ class FieldReader {
   std::filesystem::path path_;
   model::InputFile file_;
   std::uint64_t position_ = 0;
-  Digest digest_;
+  model::Digest digest_;
 };
 
 }  // namespace

@@ -11,9 +11,9 @@
 #include <system_error>
 #include <utility>
 
+#include "model/digest.h"
 #include "model/file.h"
 #include "model/safetensors.h"
-#include "runtime/digest.h"
 
 namespace gateloop::runtime {
 namespace {
@@ -120,7 +120,7 @@ const float* WeightSet::vector(const std::string& name) {
 }
 
 std::uint64_t WeightSet::digest() const {
-  Digest digest;
+  model::Digest digest;
   digest.add(model::to_json(spec_));
   for (const auto& [name, weight] : weights_) {
     digest.add(name);
@@ -130,7 +130,7 @@ std::uint64_t WeightSet::digest() const {
 }
 
 std::uint64_t WeightSet::full_digest() const {
-  Digest digest;
+  model::Digest digest;
   digest.add(model::to_json(spec_));
   for (const auto& [name, weight] : weights_) {
     digest.add(name + " " + weight.dtype);

@@ -16,8 +16,8 @@
 #include "gateloop/nn/runtime_model.h"
 #include "gateloop/runtime.h"
 #include "gateloop/training.h"
+#include "model/digest.h"
 #include "model/file.h"
-#include "runtime/digest.h"
 #include "training/metrics.h"
 
 namespace gateloop::fuzz {
@@ -86,7 +86,7 @@ void read_state(const path& directory) {
   std::string bytes = model::read_text(directory / "state");
   std::uint64_t checksum = 0;
   if (bytes.size() > sizeof checksum) {
-    runtime::Digest digest;
+    model::Digest digest;
     digest.add(bytes.data(), bytes.size() - sizeof checksum);
     checksum = digest.value();
     std::memcpy(bytes.data() + bytes.size() - sizeof checksum, &checksum, sizeof checksum);

@@ -12,10 +12,10 @@
 #include "gateloop/gateloop.h"
 #include "gateloop/generation.h"
 #include "gateloop/runtime.h"
+#include "model/digest.h"
 #include "model/file.h"
 #include "model/safetensors.h"
 #include "models.h"
-#include "runtime/digest.h"
 #include "temporary_directory.h"
 
 namespace gateloop::test {
@@ -193,7 +193,7 @@ std::string damaged(std::string bytes, std::mt19937_64& random) {
 /// A state's file with the checksum of its bytes.
 std::string with_checksum(std::string bytes) {
   if (bytes.size() < sizeof(std::uint64_t)) return bytes;
-  runtime::Digest digest;
+  model::Digest digest;
   digest.add(bytes.data(), bytes.size() - sizeof(std::uint64_t));
   const std::uint64_t checksum = digest.value();
   std::memcpy(bytes.data() + bytes.size() - sizeof checksum, &checksum, sizeof checksum);

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <cinttypes>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <string>
 #include <string_view>
 
-namespace gateloop::runtime {
+namespace gateloop::model {
 
 /// FNV-1a of 64 bits: finds damage and mistakes, not forgery.
 class Digest {
@@ -20,4 +23,11 @@ class Digest {
   std::uint64_t hash_ = 0xcbf29ce484222325;
 };
 
-}  // namespace gateloop::runtime
+/// 16 digits.
+inline std::string hexadecimal(std::uint64_t digest) {
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%016" PRIx64, digest);
+  return digits;
+}
+
+}  // namespace gateloop::model
