@@ -2,26 +2,23 @@
 #include <algorithm>
 
 #include "gateloop/model.h"
+#include "model/layer_state.h"
 
 namespace gateloop::model {
 namespace {
 
 constexpr std::int64_t kRecurrentBytes = 4;  // float32, or wider where the weights are
 
-struct State {
-  const ModelSpec& spec;
-  std::int64_t real_bytes;
+struct StateSizes {
+  bool has_transitions;
 
-  StateSize operator()(const GateLoopSpec& s) const {
-    const std::int64_t parts = spec.ablation.state_transition ? 1 : s.transition_parts();
-    return {.fixed = s.state_channels() * parts * std::max(real_bytes, kRecurrentBytes)};
+  LayerStateSizes operator()(const GateLoopSpec& s) const {
+    return {.recurrence = s.state_channels() * (has_transitions ? s.transition_parts() : 1)};
   }
-  StateSize operator()(const AttentionSpec& s) const {
-    const std::int64_t keys_and_values = 2 * s.dim_inner() * real_bytes;
-    if (s.window) return {.fixed = *s.window * keys_and_values};
-    return {.per_token = keys_and_values};
+  LayerStateSizes operator()(const AttentionSpec& s) const {
+    return {.heads = s.heads, .dim_head = s.dim_head, .window = s.window.value_or(0)};
   }
-  StateSize operator()(const NoMixer&) const { return {}; }
+  LayerStateSizes operator()(const NoMixer&) const { return {}; }
 };
 
 std::int64_t context(const AttentionSpec& s, std::int64_t length) {
@@ -66,13 +63,21 @@ struct Flops {
 
 }  // namespace
 
+LayerStateSizes layer_state_sizes(const ModelSpec& spec, const LayerSpec& layer) {
+  LayerStateSizes sizes =
+      std::visit(StateSizes{.has_transitions = !spec.ablation.state_transition}, layer.mixer);
+  if (layer.simple_gate_loop) sizes.simple = spec.dim;
+  return sizes;
+}
+
 StateSize state_size(const ModelSpec& spec, std::int64_t real_bytes) {
   StateSize total;
   for (const LayerSpec& layer : spec.layers) {
-    const StateSize size = std::visit(State{spec, real_bytes}, layer.mixer);
-    total.fixed += size.fixed;
-    total.per_token += size.per_token;
-    if (layer.simple_gate_loop) total.fixed += spec.dim * std::max(real_bytes, kRecurrentBytes);
+    const LayerStateSizes sizes = layer_state_sizes(spec, layer);
+    total.fixed += (sizes.simple + sizes.recurrence) * std::max(real_bytes, kRecurrentBytes);
+    const std::int64_t step = 2 * sizes.heads * sizes.dim_head * real_bytes;
+    (sizes.window > 0 ? total.fixed : total.per_token) +=
+        std::max<std::int64_t>(1, sizes.window) * step;
   }
   return total;
 }

@@ -7,21 +7,10 @@
 #include <utility>
 #include <variant>
 
+#include "model/layer_state.h"
+
 namespace gateloop::runtime {
 namespace {
-
-struct MixerSizes {
-  const model::ModelSpec& spec;
-
-  LayerSizes operator()(const model::GateLoopSpec& s) const {
-    const std::int64_t parts = spec.ablation.state_transition ? 1 : s.transition_parts();
-    return {.recurrence = s.state_channels() * parts};
-  }
-  LayerSizes operator()(const model::AttentionSpec& s) const {
-    return {.heads = s.heads, .dim_head = s.dim_head, .window = s.window.value_or(0)};
-  }
-  LayerSizes operator()(const model::NoMixer&) const { return {}; }
-};
 
 /// Whether a state that has read `before` tokens of all sequences may append more in place, up to
 /// `after`.
@@ -128,12 +117,6 @@ StateData gathered(std::span<const Member> members) {
 
 }  // namespace
 
-LayerSizes layer_sizes(const model::ModelSpec& spec, const model::LayerSpec& layer) {
-  LayerSizes sizes = std::visit(MixerSizes{spec}, layer.mixer);
-  if (layer.simple_gate_loop) sizes.simple = spec.dim;
-  return sizes;
-}
-
 std::int64_t StateData::longest() const {
   return positions.empty() ? 0 : *std::max_element(positions.begin(), positions.end());
 }
@@ -154,7 +137,7 @@ StateData initial_state(const model::ModelSpec& spec, std::uint64_t digest, std:
   StateData state{.digest = digest, .positions = {}, .layers = {}};
   state.positions.resize(static_cast<std::size_t>(batch));
   for (const model::LayerSpec& layer : spec.layers) {
-    const LayerSizes sizes = layer_sizes(spec, layer);
+    const model::LayerStateSizes sizes = model::layer_state_sizes(spec, layer);
     LayerState& fresh = state.layers.emplace_back();
     fresh.simple.resize(static_cast<std::size_t>(batch * sizes.simple));
     fresh.recurrence.resize(static_cast<std::size_t>(batch * sizes.recurrence));
@@ -200,7 +183,7 @@ std::string state_problem(const model::ModelSpec& spec, std::uint64_t digest,
   if (state.batch() < 1 || starts_late || state.layers.size() != spec.layers.size())
     return "its sizes are not this model's";
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
-    const LayerSizes sizes = layer_sizes(spec, spec.layers[i]);
+    const model::LayerStateSizes sizes = model::layer_state_sizes(spec, spec.layers[i]);
     const LayerState& layer = state.layers[i];
     const StepCache* const cache = layer.steps.get();
     const std::int64_t kept =

@@ -41,16 +41,6 @@ struct StateData {
   std::int64_t bytes() const;  ///< of memory
 };
 
-/// Numbers of a layer's state for one sequence.
-struct LayerSizes {
-  std::int64_t simple = 0;
-  std::int64_t recurrence = 0;
-  std::int64_t heads = 0;  ///< of attention; 0 without
-  std::int64_t dim_head = 0;
-  std::int64_t window = 0;  ///< the most steps kept; 0: all
-};
-LayerSizes layer_sizes(const model::ModelSpec& spec, const model::LayerSpec& layer);
-
 /// The state before the first token of `batch` sequences.
 StateData initial_state(const model::ModelSpec& spec, std::uint64_t digest, std::int64_t batch);
 
