@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "gateloop/runtime.h"
+#include "model/digest.h"
 #include "model/machine.h"
 #include "runtime/many_rows.h"
 #include "runtime/one_row.h"
@@ -74,10 +75,7 @@ const std::optional<model::ModelOptions>& Model::options() const {
 }
 std::vector<StoredWeight> Model::weights() const { return network_->weights().weights(); }
 std::string Model::checksum() const {
-  char digits[17];
-  std::snprintf(digits, sizeof digits, "%016llx",
-                static_cast<unsigned long long>(network_->weights().full_digest()));
-  return digits;
+  return model::hexadecimal(network_->weights().full_digest());
 }
 std::int64_t Model::weight_bytes() const { return network_->weight_bytes(); }
 std::int64_t Model::copied_bytes() const { return network_->copied_bytes(); }
@@ -97,65 +95,31 @@ class Session::Impl {
     ones_.assign(static_cast<std::size_t>(std::max(network_->dim(), widths.mixed)), 1.0f);
   }
 
-  /// Checks ids (B, T) and the state, and returns T.
-  std::int64_t admit(const char* function, std::span<const std::int64_t> ids, std::int64_t batch) {
+  /// Checks ids (B, T) and the state; what there is to read.
+  Runs admit(const char* function, std::span<const std::int64_t> ids, std::int64_t batch) {
     check_ids(function, ids, batch, state.batch(), network_->num_tokens());
     begin(batch);
-    return std::ssize(ids) / batch;
+    return {.batch = batch, .time = std::ssize(ids) / batch};
   }
-  /// Checks packed ids and the state.
-  void admit_packed(const char* function, std::span<const std::int64_t> ids,
-                    std::span<const std::int64_t> cu_seqlens) {
+  /// The same for packed sequences.
+  Runs admit(const char* function, std::span<const std::int64_t> ids,
+             std::span<const std::int64_t> cu_seqlens) {
     check_cu_seqlens(function, cu_seqlens, std::ssize(ids));
     const std::int64_t batch = std::ssize(cu_seqlens) - 1;
     check_batch(function, batch, state.batch());
     check_range(function, "ids", ids, network_->num_tokens());
     begin(batch);
+    return {.batch = batch, .starts = cu_seqlens};
   }
 
-  /// Reads ids (B, T). `all`: the logits of every step, else of the last; sequence b of them begins
-  /// at logits + b · stride.
-  void read(std::span<const std::int64_t> ids, std::int64_t time, bool all, float* logits,
-            std::int64_t stride) {
-    const std::int64_t tokens = network_->num_tokens();
-    const std::int64_t most = std::max<std::int64_t>(1, chunk_ / state.batch());
-    for (std::int64_t begin = 0; begin < time; begin += most) {
-      const std::int64_t n = std::min(most, time - begin);
-      advance({.tokens = ids.data() + begin,
-               .stride = time,
-               .runs = {.batch = state.batch(), .time = n},
-               .last_only = !all,
-               .logits = all ? logits + begin * tokens : logits,
-               .logits_stride = stride});
-    }
+  /// Logits of every token, in the order of ids.
+  void read_all(std::span<const std::int64_t> ids, const Runs& whole, float* logits) {
+    read(ids, whole, /*last_only=*/false, logits);
   }
-  /// The same for packed sequences: `logits` of all tokens, or (B, num_tokens).
-  void read_packed(std::span<const std::int64_t> ids, std::span<const std::int64_t> cu_seqlens,
-                   bool all, float* logits) {
-    const std::int64_t tokens = network_->num_tokens(), count = std::ssize(ids);
-    std::vector<std::int64_t> starts(cu_seqlens.size());
-    for (std::int64_t begin = 0; begin < count; begin += chunk_) {
-      const std::int64_t end = std::min(count, begin + chunk_);
-      for (std::size_t i = 0; i < starts.size(); ++i)
-        starts[i] = std::clamp(cu_seqlens[i], begin, end) - begin;
-      advance({.tokens = ids.data() + begin,
-               .runs = {.batch = state.batch(), .starts = starts},
-               .last_only = !all,
-               .logits = all ? logits + begin * tokens : logits,
-               .logits_stride = tokens});
-    }
-  }
-
-  std::span<const float> read_last(const char* function, std::span<const std::int64_t> ids,
-                                   std::int64_t batch) {
-    const std::int64_t time = admit(function, ids, batch);
-    read(ids, time, /*all=*/false, last_logits(), network_->num_tokens());
-    return logits_;
-  }
-  std::span<const float> read_last_packed(const char* function, std::span<const std::int64_t> ids,
-                                          std::span<const std::int64_t> cu_seqlens) {
-    admit_packed(function, ids, cu_seqlens);
-    read_packed(ids, cu_seqlens, /*all=*/false, last_logits());
+  /// (B, num_tokens) of each sequence's last token.
+  std::span<const float> read_last(std::span<const std::int64_t> ids, const Runs& whole) {
+    logits_.resize(static_cast<std::size_t>(whole.batch * network_->num_tokens()));
+    read(ids, whole, /*last_only=*/true, logits_.data());
     return logits_;
   }
 
@@ -190,6 +154,30 @@ class Session::Impl {
                   static_cast<long long>(batch), bytes / 1e9, available / 1e9);
     throw std::runtime_error(text);
   }
+  void read(std::span<const std::int64_t> ids, const Runs& whole, bool last_only, float* logits) {
+    const std::int64_t width = network_->num_tokens();
+    ManyRows::Call call{.runs = {.batch = whole.batch},
+                        .last_only = last_only,
+                        .logits_stride = width * (last_only || whole.packed() ? 1 : whole.time)};
+    std::vector<std::int64_t> starts(whole.starts.size());
+    const std::int64_t time = whole.packed() ? whole.rows() : whole.time;
+    const std::int64_t most =
+        whole.packed() ? chunk_ : std::max<std::int64_t>(1, chunk_ / whole.batch);
+    for (std::int64_t first = 0; first < time; first += most) {
+      const std::int64_t last = std::min(time, first + most);
+      call.tokens = ids.data() + first;
+      call.logits = last_only ? logits : logits + first * width;
+      if (whole.packed()) {
+        for (std::size_t i = 0; i < starts.size(); ++i)
+          starts[i] = std::clamp(whole.starts[i], first, last) - first;
+        call.runs.starts = starts;
+      } else {
+        call.stride = whole.time;
+        call.runs.time = last - first;
+      }
+      advance(call);
+    }
+  }
   void advance(const ManyRows::Call& call) {
     try {
       reserve_steps(network_->spec(), state, call.runs);
@@ -204,11 +192,6 @@ class Session::Impl {
     }
     for (std::int64_t b = 0; b < call.runs.batch; ++b)
       state.positions[static_cast<std::size_t>(b)] += call.runs.steps(b);
-  }
-  /// Room for (B, num_tokens).
-  float* last_logits() {
-    logits_.resize(static_cast<std::size_t>(state.batch() * network_->num_tokens()));
-    return logits_.data();
   }
 
   std::shared_ptr<const Network> network_;
@@ -251,13 +234,14 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 std::span<const float> Session::prefill(std::span<const std::int64_t> ids, std::int64_t batch) {
-  return impl_->read_last("prefill", ids, batch);
+  return impl_->read_last(ids, impl_->admit("prefill", ids, batch));
 }
 std::span<const float> Session::prefill(std::span<const std::int32_t> ids, std::int64_t batch) {
   return prefill(impl_->widened(ids), batch);
 }
 std::span<const float> Session::step(std::span<const std::int64_t> ids) {
-  return impl_->read_last("step", ids, std::max<std::int64_t>(1, std::ssize(ids)));
+  const std::int64_t batch = std::max<std::int64_t>(1, std::ssize(ids));
+  return impl_->read_last(ids, impl_->admit("step", ids, batch));
 }
 std::span<const float> Session::step(std::span<const std::int32_t> ids) {
   return step(impl_->widened(ids));
@@ -265,7 +249,7 @@ std::span<const float> Session::step(std::span<const std::int32_t> ids) {
 
 std::span<const float> Session::prefill_packed(std::span<const std::int64_t> ids,
                                                std::span<const std::int64_t> cu_seqlens) {
-  return impl_->read_last_packed("prefill_packed", ids, cu_seqlens);
+  return impl_->read_last(ids, impl_->admit("prefill_packed", ids, cu_seqlens));
 }
 
 std::vector<float> Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch) {
@@ -277,15 +261,13 @@ std::vector<float> Session::read_all(std::span<const std::int64_t> ids, std::int
 void Session::read_all(std::span<const std::int64_t> ids, std::int64_t batch,
                        std::span<float> logits) {
   check_room("read_all", ids, impl_->network().num_tokens(), logits);
-  const std::int64_t time = impl_->admit("read_all", ids, batch);
-  impl_->read(ids, time, /*all=*/true, logits.data(), time * impl_->network().num_tokens());
+  impl_->read_all(ids, impl_->admit("read_all", ids, batch), logits.data());
 }
 
 void Session::read_all_packed(std::span<const std::int64_t> ids,
                               std::span<const std::int64_t> cu_seqlens, std::span<float> logits) {
   check_room("read_all_packed", ids, impl_->network().num_tokens(), logits);
-  impl_->admit_packed("read_all_packed", ids, cu_seqlens);
-  impl_->read_packed(ids, cu_seqlens, /*all=*/true, logits.data());
+  impl_->read_all(ids, impl_->admit("read_all_packed", ids, cu_seqlens), logits.data());
 }
 
 double Session::surprise(std::span<const std::int64_t> ids, std::span<const std::int64_t> next,
