@@ -43,22 +43,29 @@ Quantiles quantiles_of(const Tensor& values) {
   return quantiles;
 }
 
-TransitionDiagnostics diagnose_transitions(Tensor z, const model::GateLoopSpec& spec,
-                                           const nn::Ablation& ablation) {
-  const bool two_parts = spec.transition_parts() == 2;
-  if (two_parts && ablation.complex) z = nn::drop_imaginary(z);
+TransitionDiagnostics diagnose_transitions(Tensor z, model::Gate gate, bool ablate_complex) {
+  const bool two_parts = gate != model::Gate::kSigmoid;
+  if (two_parts && ablate_complex) z = nn::drop_imaginary(z);
   TransitionDiagnostics result;
   // 1 - |a| is exact where |a| is near 1, and falls as |a| rises: its quantiles come in reverse.
-  Quantiles rest = quantiles_of(nn::input_scale(z, spec.gate, model::NormalizeInput::kMean));
+  Quantiles rest = quantiles_of(nn::input_scale(z, gate, model::NormalizeInput::kMean));
   std::ranges::reverse(rest);
   for (std::size_t i = 0; i < rest.size(); ++i) {
     result.magnitudes[i] = 1 - rest[i];
     result.half_lives[i] = -std::numbers::ln2 / std::log1p(-rest[i]);
   }
-  if (two_parts && !ablation.complex) {
-    result.phases = quantiles_of(at::angle(nn::transition_of(z, spec.gate)));
+  if (two_parts && !ablate_complex) {
+    result.phases = quantiles_of(at::angle(nn::transition_of(z, gate)));
   }
   return result;
+}
+
+/// Of a simple gate loop, (B, T, dim).
+Tensor raw_transitions(const nn::SimpleGateLoopLayerImpl& simple, const Tensor& x) {
+  auto children = simple.named_children();
+  const Tensor in = children.contains("norm") ? children["norm"]->as<nn::RMSNorm>()->forward(x) : x;
+  const auto project = children["to_qkva"]->named_children()["0"];
+  return project->as<torch::nn::Linear>()->forward(in).chunk(3, -1)[2];
 }
 
 /// One layer on what flows through the model; what the layer does is added to `result`.
@@ -68,7 +75,10 @@ void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::St
   auto children = block.named_children();
   if (children.contains("2")) {
     stream.settle();
-    stream.added = children["2"]->as<nn::SimpleGateLoopLayer>()->forward_packed(stream.x, packing);
+    auto* simple = children["2"]->as<nn::SimpleGateLoopLayer>();
+    result.simple_transitions = diagnose_transitions(
+        raw_transitions(*simple, stream.x), model::Gate::kSigmoid, /*ablate_complex=*/false);
+    stream.added = simple->forward_packed(stream.x, packing);
   }
   if (children.contains("0")) {
     auto mixer = std::dynamic_pointer_cast<nn::SpatialMixer>(children["0"]->named_children()["fn"]);
@@ -77,7 +87,7 @@ void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::St
       if (gate_loop && !ablation.state_transition) {
         const auto to_a = mixer->named_children()["to_a"]->named_children()["0"];
         const Tensor z = to_a->as<torch::nn::Linear>()->forward(in);
-        result.transitions = diagnose_transitions(z, *gate_loop, ablation);
+        result.transitions = diagnose_transitions(z, gate_loop->gate, ablation.complex);
       }
       return mixer->forward(in, ablation, nullptr, packing);
     });

@@ -18,7 +18,7 @@ namespace gateloop::training {
 inline constexpr std::array kQuantiles = {0.05, 0.25, 0.5, 0.75, 0.95};
 using Quantiles = std::array<double, kQuantiles.size()>;
 
-/// The transitions of a GateLoop layer, over tokens and channels.
+/// The transitions of a GateLoop layer or a simple gate loop, over tokens and channels.
 struct TransitionDiagnostics {
   Quantiles magnitudes{};  ///< |a|
   /// Steps in which |a| halves a state: ln(1/2) / ln|a|. Infinite where 1 - |a| underflows.
@@ -33,6 +33,7 @@ struct LayerDiagnostics {
   /// Share of the feed-forward's hidden units that are below zero at every token.
   double inactive_units = 0;
   std::optional<TransitionDiagnostics> transitions;  ///< of a GateLoop whose a is not ablated
+  std::optional<TransitionDiagnostics> simple_transitions;  ///< of the simple gate loop in front
 };
 using Diagnostics = std::vector<LayerDiagnostics>;
 

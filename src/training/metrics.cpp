@@ -42,16 +42,21 @@ Lines lines_until(const std::filesystem::path& path, std::int64_t step) {
   return kept;
 }
 
+void add_transitions(json& object, const std::string& prefix,
+                     const std::optional<TransitionDiagnostics>& transitions) {
+  if (!transitions) return;
+  object[prefix + "transition_magnitude"] = transitions->magnitudes;
+  object[prefix + "half_life"] = transitions->half_lives;  // null where infinite
+  if (transitions->phases) object[prefix + "transition_phase"] = *transitions->phases;
+}
+
 json to_json(const LayerDiagnostics& layer) {
   json object = {{"gradient_norm", layer.gradient_norm},
                  {"update_norm", layer.update_norm},
                  {"weight_norm", layer.weight_norm},
                  {"inactive_units", layer.inactive_units}};
-  if (const auto& transitions = layer.transitions) {
-    object["transition_magnitude"] = transitions->magnitudes;
-    object["half_life"] = transitions->half_lives;  // null where infinite
-    if (transitions->phases) object["transition_phase"] = *transitions->phases;
-  }
+  add_transitions(object, "", layer.transitions);
+  add_transitions(object, "simple_", layer.simple_transitions);
   return object;
 }
 

@@ -61,13 +61,15 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.splitlines()]
 
 
-def raw_transitions(model: nn.Module, ids: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """By layer what to_a gives and what the feed-forward's first projection gives."""
+def projections(model: nn.Module, ids: Tensor) -> tuple[dict[int, Tensor], ...]:
+    """By layer what to_a, the feed-forward's first projection and a simple gate loop's give."""
     transitions: dict[int, Tensor] = {}
     hidden: dict[int, Tensor] = {}
+    simple: dict[int, Tensor] = {}
+    ends = [(["to_a", "0"], transitions), (["1", "fn", "0"], hidden), (["to_qkva", "0"], simple)]
     for name, module in model.named_modules():
         parts = name.split(".")
-        for end, found in ((["to_a", "0"], transitions), (["1", "fn", "0"], hidden)):
+        for end, found in ends:
             if parts[-len(end) :] == end and parts[0] == "layers":
                 index = int(parts[1])
                 module.register_forward_hook(
@@ -75,7 +77,7 @@ def raw_transitions(model: nn.Module, ids: Tensor) -> tuple[dict[int, Tensor], d
                 )
     with torch.no_grad():
         model(ids)
-    return transitions, hidden
+    return transitions, hidden, simple
 
 
 def magnitudes_and_phases(
@@ -127,7 +129,7 @@ def test_numbers(build_dir: Path, text: Path, tmp_path: Path, name: str) -> None
 
     rows = 2048 // LENGTH
     windows = torch.from_numpy(valid[: rows * LENGTH].copy()).view(rows, LENGTH).long()
-    transitions, hidden = raw_transitions(after, windows)
+    transitions, hidden, simple = projections(after, windows)
     if options["ablate_state_transition"]:
         transitions.clear()
     assert transitions.keys() == {i for i, x in enumerate(layers) if "half_life" in x}
@@ -143,6 +145,14 @@ def test_numbers(build_dir: Path, text: Path, tmp_path: Path, name: str) -> None
         if phases is not None:
             quantiles = np.quantile(phases, QUANTILES)
             assert layers[index]["transition_phase"] == pytest.approx(quantiles, abs=1e-4)
+    assert simple.keys() == {i for i, x in enumerate(layers) if "simple_half_life" in x}
+    assert simple or "--simple-gate-loop" not in flags
+    for index, qkva in simple.items():
+        magnitudes, _ = magnitudes_and_phases(qkva.chunk(3, -1)[2], "sigmoid", real=True)
+        expected = np.quantile(magnitudes, QUANTILES)
+        assert layers[index]["simple_transition_magnitude"] == pytest.approx(expected, abs=1e-5)
+        half_lives = np.quantile(np.log(0.5) / np.log(magnitudes), QUANTILES)
+        assert layers[index]["simple_half_life"] == pytest.approx(half_lives, rel=1e-3)
     for index, layer in enumerate(layers):
         inactive = (hidden[index].flatten(0, -2) < 0).all(0).double().mean()
         assert layer["inactive_units"] == pytest.approx(float(inactive), abs=1e-9)

@@ -25,6 +25,10 @@ PANELS = [
         "Half-life of the state", "steps, median", "half_life/q50", is_log=True, has_range=True
     ),
     LayerPanel(
+        "Half-life of the simple gate loop in front", "steps, median", "simple_half_life/q50",
+        is_log=True, has_range=True,
+    ),
+    LayerPanel(
         "Phase of the transition", "radians, 95th percentile", "transition_phase/q95",
         has_range=True,
     ),
