@@ -1,5 +1,6 @@
-// The commands of gateloop: those that read models, and train, which is another program. So is
-// evaluate in several processes, and what reads models on other devices than the CPU.
+// The commands of gateloop: those that read models, and those that are other programs. These are
+// train, evaluate in several processes, what reads models on other devices than the CPU, and what
+// the Python package draws.
 #include <unistd.h>
 
 #include <cerrno>
@@ -52,11 +53,38 @@ char** arguments = nullptr;  // of main()
                            std::generic_category().message(error) + hint);
 }
 
+struct PythonCommand {
+  const char *name, *help;
+};
+constexpr PythonCommand kPythonCommands[] = {
+    {"watch", "Draw the losses of runs in the terminal, while they go on."},
+    {"track", "Send runs to TensorBoard, W&B or MLflow, while they go on."},
+    {"report", "Compare runs on one HTML page."},
+    {"inspect", "Show on an HTML page what the states of a model keep of a text."},
+};
+
+/// A program gateloop-NAME, which comes with the Python package.
+[[noreturn]] void become_python_program(const std::string& name) {
+  const std::string program = "gateloop-" + name;
+  ::execvp(program.c_str(), arguments + 1);
+  const int error = errno;
+  std::string hint;
+  if (error == ENOENT) {
+    hint =
+        "; it comes with the Python package gateloop-cpp: pip install it, and see that PATH has "
+        "its programs";
+  }
+  throw std::runtime_error("cannot run " + program + ": " + std::generic_category().message(error) +
+                           hint);
+}
+
 }  // namespace
 
 void become_other_program(int argc, char** argv) {
   arguments = argv;
   const std::string command = argc < 2 ? "" : argv[1];
+  for (const PythonCommand& python : kPythonCommands)
+    if (command == python.name) become_python_program(command);
   if (command == "train" || (command == "evaluate" && is_one_of_several())) become_torch_program();
 }
 
@@ -76,6 +104,8 @@ void add_commands(CLI::App& app) {
   add_generate_command(app);
   add_info_command(app);
   add_quantize_command(app);
+  for (const PythonCommand& python : kPythonCommands)
+    app.add_subcommand(python.name, std::string(python.help) + " Of the Python package.");
 }
 
 }  // namespace gateloop::app

@@ -229,10 +229,10 @@ def source(folder: Path) -> Source:
     return Source(read_run(folder), Log(folder / METRICS), _config=config)
 
 
-def run_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """Of a program that reads runs."""
+def run_parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """Of a command of ``gateloop`` that reads runs."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m gateloop_cpp.{module}",
+        prog=f"gateloop {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,6 @@
 """Show the runs of ``gateloop train`` in TensorBoard, Weights & Biases or MLflow.
 
-    python -m gateloop_cpp.track runs/quick --to tensorboard    # then: tensorboard --logdir runs
+    gateloop track runs/quick --to tensorboard    # then: tensorboard --logdir runs
 
 A folder of runs stands for all in it. Reads a run's metrics.jsonl and config.json, which stay the
 record; the trainer needs none of these packages. A run under way is followed until it is finished

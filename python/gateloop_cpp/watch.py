@@ -1,6 +1,6 @@
 """Watch runs of ``gateloop train`` in the terminal: their loss curves, drawn as text.
 
-    python -m gateloop_cpp.watch runs/quick runs/hybrid
+    gateloop watch runs/quick runs/hybrid
 
 A line is a run's training loss, smoothed; its letter marks the validations. The plot is drawn again
 while the runs go on, and ends when all are finished or gone; Ctrl-C ends it, not the runs. With

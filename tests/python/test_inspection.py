@@ -334,7 +334,7 @@ def test_bad_input_is_one_line(
     assert main(words(arguments | {argument: value})) == 1
     output = capsys.readouterr()
     assert output.out == ""
-    assert re.fullmatch(f"gateloop_cpp.inspection: {message}.*\n", output.err), output.err
+    assert re.fullmatch(f"inspect: {message}.*\n", output.err), output.err
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])

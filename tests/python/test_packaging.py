@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,6 +347,33 @@ def test_train_help_neither_trains_nor_samples(train: Train) -> None:
     result = train("--data", "text", "--no-such-flag", "--help")
     assert (result.returncode, called(result)) == (0, [])
     assert result.stdout.startswith("usage:")
+
+
+# ---- gateloop watch, track, report, inspect ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["watch", "track", "report", "inspect"])
+def test_gateloop_runs_the_programs_of_the_python_package(
+    tmp_path: Path, build_dir: Path, name: str
+) -> None:
+    program = build_dir / "gateloop"
+    missing = run(program, name, "runs", PATH=str(tmp_path))
+    assert missing.returncode == 1
+    assert f"cannot run gateloop-{name}" in missing.stderr and "gateloop-cpp" in missing.stderr
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"][f"gateloop-{name}"].split(":")
+    # As pip writes them.
+    executable(
+        tmp_path / f"gateloop-{name}",
+        f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
+        f"sys.exit({function}())\n",
+    )
+    shown = run(program, name, "--help", PATH=str(tmp_path), PYTHONPATH=str(ROOT / "python"))
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("usage: ")
+    refused = run(program, name, "--no-such", PATH=str(tmp_path), PYTHONPATH=str(ROOT / "python"))
+    assert refused.returncode == 2
 
 
 # ---- cmake ---------------------------------------------------------------------------------------

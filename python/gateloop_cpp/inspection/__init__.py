@@ -1,6 +1,6 @@
 """What a model keeps of a text, and what its predictions lean on, as one HTML page.
 
-    python -m gateloop_cpp.inspection --checkpoint runs/quick --text FILE --out page.html
+    gateloop inspect --checkpoint runs/quick --text FILE --out page.html
 
 >>> from gateloop_cpp.inspection import measure, render
 >>> html = render(measure(model, text), title="a text", source="a model")

@@ -16,13 +16,13 @@ from gateloop_cpp import _files, _pages, checkpoint, fuse
 from gateloop_cpp.inspection.measuring import measure
 from gateloop_cpp.inspection.rendering import render
 
-PROGRAM = "gateloop_cpp.inspection"
+COMMAND = "inspect"
 SEPARATOR = b"\xff"  # of documents
 
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}",
+        prog=f"gateloop {COMMAND}",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return 1
     return 0
 

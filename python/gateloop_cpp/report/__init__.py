@@ -1,1 +1,1 @@
-"""A page that compares runs of ``gateloop train``: ``python -m gateloop_cpp.report``."""
+"""A page that compares runs of ``gateloop train``: ``gateloop report``."""

@@ -1,6 +1,6 @@
 """Write one HTML page that compares runs of ``gateloop train``.
 
-    python -m gateloop_cpp.report runs --out runs        # then open runs/report.html
+    gateloop report runs --out runs        # then open runs/report.html
 
 The page has the differences of configuration, curves against steps, bytes or time, the final
 figures and the samples. Runs that differ by their seed alone are one line with its range. The page

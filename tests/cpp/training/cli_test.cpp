@@ -127,7 +127,7 @@ class CommandTest : public ::testing::Test {
 TEST_F(CommandTest, UsageErrorsExitWithTwoAndOneLine) {
   test::write_bytes(dir_ / "short", "a few bytes");
   const std::pair<Arguments, const char*> cases[] = {
-      {{}, "no command: there are train, evaluate, generate, info, quantize"},
+      {{}, "no command: there are train, evaluate, generate, info, quantize, watch"},
       {{"trian"}, "no command \"trian\""},
       {{"train", "--prest", "quick"}, "--prest"},
       {{"train", "--preset", "quik"}, "quik"},
