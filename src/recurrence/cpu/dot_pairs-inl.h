@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/product_words.h"
 #include "recurrence/cpu/sums_of_lanes-inl.h"
 #include "recurrence/cpu/words-inl.h"
 #include "recurrence/inference.h"
@@ -26,6 +27,7 @@ namespace HWY_NAMESPACE {
 #if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
 
 /// The products of a row of bfloat16 with x, lane by lane.
+template <bool kAhead>
 HWY_INLINE hn::Vec<hn::ScalableTag<float>> LanesOfDot(const BFloat16* row, const BFloat16* x,
                                                       std::int64_t columns) {
   const hn::ScalableTag<float> d;
@@ -36,6 +38,7 @@ HWY_INLINE hn::Vec<hn::ScalableTag<float>> LanesOfDot(const BFloat16* row, const
   auto sum = hn::Zero(d);
   std::int64_t c = 0;
   for (; c + kRun <= columns; c += kRun) {
+    if constexpr (kAhead) hwy::Prefetch(w + c + kDotBytesAhead / 2);
     AddProduct<Word::kTwoBFloat16>(hn::BitCast(d, hn::LoadU(d16, w + c)),
                                    hn::BitCast(d, hn::LoadU(d16, in + c)), sum);
   }
@@ -47,12 +50,12 @@ HWY_INLINE hn::Vec<hn::ScalableTag<float>> LanesOfDot(const BFloat16* row, const
   return sum;
 }
 
-/// y[r - first] = row r of the matrix · x, pairs of bfloat16.
-inline void DotPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std::int64_t last,
-                     float* y) {
+template <bool kAhead>
+void DotRowsOfPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std::int64_t last,
+                    float* y) {
   const auto at = [&](std::int64_t r) HWY_ATTR {
     const auto* const rows = static_cast<const BFloat16*>(w.data);
-    return LanesOfDot(rows + std::min(r, last - 1) * w.columns, x, w.columns);
+    return LanesOfDot<kAhead>(rows + std::min(r, last - 1) * w.columns, x, w.columns);
   };
   for (std::int64_t r = first; r < last; r += kDotTogether) {
     const auto a = at(r), b = at(r + 1), c = at(r + 2), e = at(r + 3);
@@ -60,6 +63,13 @@ inline void DotPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std
     StoreSumsOfLanes(hn::ScalableTag<float>(), a, b, c, e, sums.data());
     std::copy_n(sums.data(), std::min(kDotTogether, last - r), y + r - first);
   }
+}
+
+/// y[r - first] = row r of the matrix · x, pairs of bfloat16.
+inline void DotPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std::int64_t last,
+                     float* y) {
+  if (is_prefetched(w)) return DotRowsOfPairs<true>(w, x, first, last, y);
+  DotRowsOfPairs<false>(w, x, first, last, y);
 }
 
 #else

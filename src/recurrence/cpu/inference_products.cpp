@@ -10,6 +10,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "recurrence/cpu/inference_products.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -60,12 +61,13 @@ void DotRows(const Matrix& w, const void* x, std::int64_t first, std::int64_t la
   }
 }
 
+template <bool kAhead>
 void DotRowsInt8(const Matrix& w, const void* x, std::int64_t first, std::int64_t last,
                  const float* bias, float* y) {
   const auto row = Int16Row::in(const_cast<void*>(x));
   for (std::int64_t r = first; r < last; ++r) {
     const auto* const weights = static_cast<const std::int8_t*>(w.data) + r * w.columns;
-    const float sum = DotInt8(weights, row.values, w.columns) * (w.scales[r] * *row.scale);
+    const float sum = DotInt8<kAhead>(weights, row.values, w.columns) * (w.scales[r] * *row.scale);
     y[r - first] = bias == nullptr ? sum : sum + bias[r];
   }
 }
@@ -85,7 +87,8 @@ void MultiplyRows(const Matrix& w, const void* x, std::int64_t first, std::int64
     case Storage::kFloat16:
       return DotRows<Float16>(w, x, first, last, bias, y);
     case Storage::kInt8:
-      return DotRowsInt8(w, x, first, last, bias, y);
+      if (is_prefetched(w)) return DotRowsInt8<true>(w, x, first, last, bias, y);
+      return DotRowsInt8<false>(w, x, first, last, bias, y);
   }
 }
 

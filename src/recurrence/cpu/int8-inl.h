@@ -67,7 +67,8 @@ inline void RoundToInt16(const float* x, std::int64_t n, Int16Row to) {
 
 /// Σ row[c] x[c]. A product is at most 2^22, and a lane adds 256 of them in a block: below 2^30, so
 /// that integers are exact. Blocks add up in float32.
-inline float DotInt8(const std::int8_t* row, const std::int16_t* x, std::int64_t columns) {
+template <bool kAhead>
+float DotInt8(const std::int8_t* row, const std::int16_t* x, std::int64_t columns) {
   const hn::ScalableTag<std::int32_t> d32;
   constexpr auto kBlock = static_cast<std::int64_t>(256 * hn::MaxLanes(d32));
   const hn::ScalableTag<std::int16_t> d16;
@@ -82,7 +83,10 @@ inline float DotInt8(const std::int8_t* row, const std::int16_t* x, std::int64_t
       const auto weights = hn::PromoteTo(d16, hn::LoadU(d8, row + at));
       low = hn::ReorderWidenMulAccumulate(d32, weights, hn::LoadU(d16, x + at), low, high);
     };
-    for (; c + 2 * kRun <= end; c += 2 * kRun) add(c, s0, s1), add(c + kRun, t0, t1);
+    for (; c + 2 * kRun <= end; c += 2 * kRun) {
+      if constexpr (kAhead) hwy::Prefetch(row + c + kDotBytesAhead);
+      add(c, s0, s1), add(c + kRun, t0, t1);
+    }
     if (c + kRun <= end) add(c, s0, s1), c += kRun;
     const auto sum = hn::Add(hn::Add(s0, s1), hn::Add(t0, t1));
     // One lane is below 2^30, the sum of all may not be: it is taken in float32.

@@ -20,6 +20,12 @@ constexpr std::int64_t words_of(Word word, std::int64_t numbers) {
 // A block of the depth begins with a whole word, and its sums of int8 times int16 fit int32.
 static_assert(kProductDepth % 2 == 0 && kProductDepth * 128 * 32767 < std::int64_t{1} << 31);
 
+/// Of dot products with bfloat16 and int8.
+inline bool is_prefetched(const Matrix& w) {
+  const std::int64_t bytes = w.storage == Storage::kInt8 ? 1 : 2;
+  return w.rows * w.columns * bytes >= kDotBytesPrefetched;
+}
+
 /// Rows of x side by side in a panel, one vector or two, of the widest target (AVX-512).
 inline constexpr std::int64_t kWidestPanel = 32;
 
