@@ -9,29 +9,12 @@
 namespace gateloop::jax {
 namespace {
 
-/// Gate loops occupy all threads: the pages of outputs are made before they run.
 template <class Params>
 void execute(const Kernel<Params>& kernel, const recurrence::Executor& executor) {
   for (const host::Memory& memory : kernel.fresh) {
     host::ready_output(memory.data, memory.bytes, kernel.params.shape.batch, executor);
   }
   run(kernel.params, executor);
-}
-
-/// `downwards`: the scan runs from the last step to the first.
-template <class Params>
-void execute_linear(const Kernel<Params>& kernel, bool downwards,
-                    const recurrence::Executor& executor) {
-  host::compute_behind_pages(kernel.fresh, downwards, kernel.params.shape.batch, executor,
-                             [&](const recurrence::Executor& rest) { run(kernel.params, rest); });
-}
-void execute(const Kernel<recurrence::LinearRecurrence>& kernel,
-             const recurrence::Executor& executor) {
-  execute_linear(kernel, kernel.params.reverse, executor);
-}
-void execute(const Kernel<recurrence::LinearRecurrenceBackward>& kernel,
-             const recurrence::Executor& executor) {
-  execute_linear(kernel, !kernel.params.reverse, executor);
 }
 
 template <class Params, class Options, class... Buffers>

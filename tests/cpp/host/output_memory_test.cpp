@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
-#include <utility>
 #include <vector>
 
 #include "harness.h"
@@ -27,11 +25,6 @@ class Mapping {
   Mapping& operator=(const Mapping&) = delete;
   ~Mapping() { ::munmap(data_, bytes_); }
   std::byte* data() const { return data_; }
-  bool has_page(std::size_t offset) const {
-    unsigned char there = 0;
-    EXPECT_EQ(::mincore(data_ + offset / kPage * kPage, kPage, &there), 0);
-    return there & 1;
-  }
   std::size_t pages_in_memory() const {
     std::vector<unsigned char> there(bytes_ / kPage);
     EXPECT_EQ(::mincore(data_, bytes_, there.data()), 0);
@@ -92,62 +85,6 @@ TEST(OutputMemory, ChangesNoByte) {
   for (std::size_t i = 0; i < kBytes; i += 64) ASSERT_EQ(output[i], value(i)) << i;
   EXPECT_EQ(output[-1], std::byte{42});
   EXPECT_EQ(output[kBytes], std::byte{42});
-}
-
-/// What compute_behind_pages() passed to its kernel.
-struct Seen {
-  int calls = 0, threads = 0;
-};
-Seen compute(const Mapping& memory, std::int64_t batch, const recurrence::Executor& executor,
-             bool downwards = false) {
-  Seen seen;
-  const Memory outputs[] = {{memory.data() + kOffset, kBytes}};
-  compute_behind_pages(outputs, downwards, batch, executor, [&](const recurrence::Executor& rest) {
-    ++seen.calls;
-    seen.threads = rest.threads;
-    if (seen.threads == executor.threads) return;
-    // The lead is where the kernel begins.
-    EXPECT_TRUE(memory.has_page(downwards ? kOffset + kBytes - 1 : kOffset));
-    // The threads beside this one are at work until all pages are there.
-    for (int looks = 0; memory.pages_in_memory() < kBytes / kPage + 1; ++looks) {
-      // Some seconds; the pages take 5 ms.
-      if (looks == 100'000) return ADD_FAILURE() << "pages were left out";
-    }
-  });
-  return seen;
-}
-
-TEST(OutputMemory, HalfOfTheThreadsTakePagesAheadOfTheKernel) {
-  for (const auto& [threads, rest] : {std::pair{2, 1}, {3, 2}, {8, 4}}) {
-    for (const bool downwards : {false, true}) {
-      const Mapping memory(kBytes + 2 * kLargePage);
-      const Seen seen = compute(memory, 1, testing::threads(threads), downwards);
-      EXPECT_EQ(seen.calls, 1);
-      EXPECT_EQ(seen.threads, populates() ? rest : threads);
-    }
-  }
-}
-
-TEST(OutputMemory, TheKernelHasAllThreadsWhereNoPagesAreToBeTaken) {
-  const Mapping memory(kBytes + 2 * kLargePage);
-  EXPECT_EQ(compute(memory, 2, testing::threads(2)).threads, 2);  // a sequence for each thread
-  EXPECT_EQ(compute(memory, 1, testing::threads(1)).threads, 1);
-  Seen seen;
-  const Memory small[] = {{memory.data(), std::size_t{32} << 20}};
-  compute_behind_pages(small, false, 1, testing::threads(2),
-                       [&](const recurrence::Executor& all) { seen.threads = all.threads; });
-  EXPECT_EQ(seen.threads, 2);
-  EXPECT_EQ(memory.pages_in_memory(), 0U);
-}
-
-TEST(OutputMemory, AnErrorOfTheKernelReachesTheCaller) {
-  const Mapping memory(kBytes + 2 * kLargePage);
-  const Memory outputs[] = {{memory.data() + kOffset, kBytes}};
-  EXPECT_THROW(compute_behind_pages(outputs, false, 1, testing::threads(2),
-                                    [](const recurrence::Executor&) {
-                                      throw std::invalid_argument("no such dtype");
-                                    }),
-               std::invalid_argument);
 }
 
 }  // namespace
