@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--equal-time",
         action="store_true",
-        help="each variant makes the steps that the reference's time allows it; its speed is"
+        help="each variant makes the steps that the first variant's time allows; its speed is"
         " measured first, where no record has its steps: on a machine with no other work",
     )
     made.add_argument(
@@ -51,12 +51,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--text", default="enwik8", help=f"{' or '.join(SPLITS)} [enwik8]")
     made.add_argument("--data", type=Path, help="its file [data/TEXT]")
     made.add_argument(
-        "--program", type=Path, default=ROOT / "build" / "release" / "gateloop", help="gateloop"
+        "--program",
+        type=Path,
+        default=ROOT / "build" / "release" / "gateloop",
+        help="gateloop [build/release/gateloop]",
     )
     made.add_argument(
-        "--runs", type=Path, default=ROOT / "runs" / "experiments", help="work folder"
+        "--runs",
+        type=Path,
+        default=ROOT / "runs" / "experiments",
+        help="work folder [runs/experiments]",
     )
-    made.add_argument("--results", type=Path, default=RESULTS, help="folder of records")
+    made.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of records [experiments/results]"
+    )
     made.add_argument("--threads", type=positive, default=1, help="of each run [1]")
     cores = len(os.sched_getaffinity(0))
     made.add_argument("--jobs", type=positive, default=cores, help=f"runs at once [{cores}]")

@@ -50,9 +50,17 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--build", type=Path, metavar="DIR", help="a build with the operators")
-    parser.add_argument("--only", default="build,tests,sanitizer,benchmark", metavar="STEPS")
+    parser.add_argument(
+        "--only", default=",".join(STEPS), metavar="STEPS", help="these steps alone"
+    )
     parser.add_argument("--pack", type=Path, metavar="DIR", help="a new folder; needs no GPU")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu.json", metavar="FILE")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "gpu.json",
+        metavar="FILE",
+        help="the benchmark's results [build/gpu.json]",
+    )
     chosen = parser.parse_args()
     chosen.only = chosen.only.split(",")
     if wrong := set(chosen.only) - set(STEPS):

@@ -54,13 +54,14 @@ int report_usage(std::string message, const CLI::App& app) {
 }
 
 /// CLI11's layout, without its own notation: validators beside the type of an option (the text says
-/// it), and "{false}" behind the --no-X of a flag.
+/// it), and "{value}" behind the names of a flag.
 class HelpFormatter : public CLI::Formatter {
  public:
   std::string make_option_name(const CLI::Option* option, bool is_positional) const override {
     std::string name = CLI::Formatter::make_option_name(option, is_positional);
-    const std::size_t label = name.find("{false}");
-    return label == std::string::npos ? name : name.substr(0, label);
+    for (std::size_t at; (at = name.find('{')) != std::string::npos;)
+      name.erase(at, name.find('}', at) + 1 - at);
+    return name;
   }
   std::string make_option_opts(const CLI::Option* option) const override {
     const std::string type = option->get_type_name();

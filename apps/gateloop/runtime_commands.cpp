@@ -99,7 +99,7 @@ void report_to_others(const std::string&) {}
 std::string message_of(const std::exception& error) { return error.what(); }
 
 void add_commands(CLI::App& app) {
-  app.add_subcommand("train", "Train a model on the bytes of a file.");
+  app.add_subcommand("train", "Train a model on the bytes of files.");
   add_evaluate_command(app);
   add_generate_command(app);
   add_info_command(app);

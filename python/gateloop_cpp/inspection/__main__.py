@@ -28,7 +28,12 @@ def _options() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, metavar="DIR", help="directory of a model")
-    add("--weights", choices=("latest", "best"), default="latest", help="which of its [latest]")
+    add(
+        "--weights",
+        choices=("latest", "best"),
+        default="latest",
+        help="which of its weights [latest]",
+    )
     add("--text", required=True, type=Path, metavar="FILE", help="any bytes")
     add(
         "--no-documents", action="store_true",
