@@ -1,6 +1,6 @@
 """Run experiments, and write the tables of docs/experiments.md from their records.
 
-    python -m experiments                    # the short form of all: hours on two cores
+    python -m experiments                    # the short form of all, at equal steps
     python -m experiments head_to_head --data FILE
     python -m experiments --tables           # the tables alone
 
