@@ -1,6 +1,7 @@
 """Tables for readers, from what was measured.
 
-python -m benchmarks.report    puts the tables of benchmarks/results/ into README.md and docs
+python -m benchmarks.report    puts the records of benchmarks/results/ into its bench.md, README.md
+                               and docs
 """
 
 import re
@@ -169,20 +170,42 @@ def document(facts: dict[str, str], parts: Sequence[str]) -> str:
 
 # ---- Documents that show results ----------------------------------------------------------------
 
+# In the order in which they are measured; those of the README first.
+IN_README = ("operators", "layer", "model", "generation", "memory")
+GROUPS = ("operators", "ragged", "wide_heads", *IN_README[1:], "definitions", "growth")
+
+
+def load(results: Path, groups: Iterable[str]) -> dict[str, Record]:
+    """The records there are of these groups."""
+    files = {group: results / f"{group}.json" for group in groups}
+    return {group: records.load(file) for group, file in files.items() if file.exists()}
+
+
+def revisions(measured: dict[str, Record]) -> str:
+    """That of the first group, and of those that were measured at another."""
+    of = {group: record.environment["revision"] for group, record in measured.items()}
+    first = next(iter(of.values()))
+    return first + "".join(f" ({group}: {other})" for group, other in of.items() if other != first)
+
+
+def everything(results: Path) -> str:
+    """bench.md: kernels, and every contender of every group."""
+    measured = load(results, GROUPS)
+    rows = [row for record in measured.values() for row in record.rows]
+    facts = next(iter(measured.values())).environment | {"revision": revisions(measured)}
+    facts.pop("command")
+    of_kernels = kernel_table(kernels.parse(results / "kernels.json"))
+    return document(facts, [of_kernels, summary(rows), details(rows)])
+
 
 def readme_table(results: Path) -> str:
     """The problems of the first shape, with what they were measured on."""
-    groups = ("operators", "layer", "model", "generation", "memory")
-    measured = [records.load(results / f"{group}.json") for group in groups]
-    rows = [row for record in measured for row in record.rows]
+    measured = load(results, IN_README)
+    rows = [row for record in measured.values() for row in record.rows]
     shown = [row for row in rows if row.group != "operators" or "(1, 65,536, 512)" in row.problem]
-    facts = measured[0].environment
+    facts = next(iter(measured.values())).environment
     made = ", ".join([facts["machine"], facts["compiler"], f"torch {facts['torch']}"])
-    made += f", jax {facts['jax']}, {facts['peer']}, revision {facts['revision']}"
-    for group, record in zip(groups, measured, strict=True):
-        revision = record.environment["revision"]
-        if revision != facts["revision"]:
-            made += f" ({group}: {revision})"
+    made += f", jax {facts['jax']}, {facts['peer']}, revision {revisions(measured)}"
     return f"{summary(shown)}\nMeasured by `make bench` on {made}."
 
 
@@ -227,7 +250,7 @@ def documents(root: Path) -> dict[Path, str]:
         root / "README.md": {"bench": readme},
         root / "docs" / "performance.md": {"heads": of_heads, "bench": of_kernels},
     }
-    texts = {}
+    texts = {results / "bench.md": everything(results)} if results.exists() else {}
     for file, parts in tables.items():
         texts[file] = file.read_text(encoding="utf-8")
         for name, part in parts.items():
