@@ -37,20 +37,21 @@ bool is_one_of_several() {
 
 char** arguments = nullptr;  // of main()
 
+/// After execv() has failed. `origin`: what the program comes with.
+[[noreturn]] void fail_to_run(const std::string& program, const std::string& origin) {
+  const int error = errno;
+  throw std::runtime_error("cannot run " + program + ": " + std::generic_category().message(error) +
+                           (error == ENOENT ? "; " + origin : ""));
+}
+
 [[noreturn]] void become_torch_program() {
   limit_spinning();
   const auto program = std::filesystem::read_symlink("/proc/self/exe");
   const auto trainer = program.parent_path() / "gateloop-train";
   ::execv(trainer.c_str(), arguments);
-  const int error = errno;
-  std::string hint;
-  if (error == ENOENT) {
-    hint =
-        "; it is built where libtorch is (GATELOOP_TORCH), trains, evaluates in several processes "
-        "and computes on GPUs";
-  }
-  throw std::runtime_error("cannot run " + trainer.string() + ": " +
-                           std::generic_category().message(error) + hint);
+  fail_to_run(trainer.string(),
+              "it is built where libtorch is (GATELOOP_TORCH), trains, evaluates in several "
+              "processes and computes on GPUs");
 }
 
 struct PythonCommand {
@@ -67,15 +68,10 @@ constexpr PythonCommand kPythonCommands[] = {
 [[noreturn]] void become_python_program(const std::string& name) {
   const std::string program = "gateloop-" + name;
   ::execvp(program.c_str(), arguments + 1);
-  const int error = errno;
-  std::string hint;
-  if (error == ENOENT) {
-    hint =
-        "; it comes with the Python package gateloop-cpp: pip install it, and see that PATH has "
-        "its programs";
-  }
-  throw std::runtime_error("cannot run " + program + ": " + std::generic_category().message(error) +
-                           hint);
+  fail_to_run(
+      program,
+      "it comes with the Python package gateloop-cpp: pip install it, and see that PATH has "
+      "its programs");
 }
 
 }  // namespace
