@@ -144,8 +144,10 @@ Outcome run_on(const Case& c, const Array<Complex>& a_values) {
       dinitial(states, state);
   Tensor saved_states(accumulation(c.dtype), {n.batch, gate_loop_chunks(n.time, c.per_key),
                                               state.channels * (c.complex ? 2 : 1)});
-  for (Tensor* t : {&q, &k}) t->set(random.normal(elements(keys)));
-  for (Tensor* t : {&v, &dy}) t->set(random.normal(elements(values)));
+  q.set(random.normal(elements(keys)));
+  k.set(first_steps(random.normal(elements(keys)), keys, c.sound));
+  v.set(random.normal(elements(values)));
+  dy.set(first_steps(random.normal(elements(values)), values, c.sound));
   set_numbers(c, a, a_values);
   for (Tensor* t : {&initial, &dfinal}) set_numbers(c, *t, random.complex_normal(elements(state)));
 

@@ -15,8 +15,9 @@ struct Case {
   recurrence::FeatureMap feature_map = recurrence::FeatureMap::kNone;
   bool reverse = false;
   Layout layout = Layout::kContiguous;
-  bool states = true;    // initial and final ones given
-  bool gradient = true;  // dy given
+  bool states = true;       // initial and final ones given
+  bool gradient = true;     // dy given
+  std::int64_t sound = -1;  // steps of an input, and of a gradient, that is zero otherwise
   int threads = 1;
   std::uint64_t seed = 11;
 };

@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "gate_loop_case.h"
+#include "recurrence/cpu/subnormals.h"
 #include "recurrence/cpu/target.h"
 
 namespace gateloop::testing::gate_loop {
@@ -152,6 +155,40 @@ TEST(GateLoop, ZeroTransitions) {
         check(c, run_on(c, a));
         for (std::size_t i = 0; i < a.size(); i += 2) a[i] = 1;
         check(c, run_on(c, a));
+      }
+    }
+  }
+}
+
+// The state of a sound of 8 steps falls below the normal numbers, and back again the gradient.
+TEST(GateLoop, DecaysToSilence) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    // Step by step, in vectors of one head and of several; in chunks, one after another and cut.
+    for (const HeadDims& dims : {HeadDims{1, 300, 3, 5, 7}, HeadDims{1, 300, 21, 4, 4},
+                                 HeadDims{2, 300, 2, 66, 65}, HeadDims{1, 300, 1, 66, 65}}) {
+      for (const bool complex : {false, true}) {
+        for (const bool per_key : {false, true}) {
+          const Case c{.dtype = dtype,
+                       .dims = dims,
+                       .complex = complex,
+                       .per_key = per_key,
+                       .reverse = per_key,
+                       .sound = 8,
+                       .threads = 2};
+          Random random(9);
+          Array<Complex> a = random.ring(transition_count(c), 0.1, 0.6);
+          if (!complex) std::ranges::transform(a, a.begin(), [](Complex x) { return std::abs(x); });
+          const Outcome out = run_on(c, a);
+          check(c, out);
+          for (const auto* values : {&out.y, &out.dq, &out.dk, &out.dv}) {
+            expect_no_subnormals(*values);
+          }
+          for (const auto* values : {&out.final_state, &out.saved_states, &out.da, &out.dinitial}) {
+            expect_no_subnormals(flatten(*values));
+          }
+          const recurrence::cpu::FlushSubnormals mode_of_caller;
+          expect_same(out, run_on(c, a), "where the caller flushes too");
+        }
       }
     }
   }

@@ -302,14 +302,6 @@ void expect_near(const std::vector<Complex>& actual, const std::vector<Complex>&
   ASSERT_TRUE(near(flatten(actual), flatten(expected), scales, tolerance, 2)) << what;
 }
 
-std::vector<double> first_steps(std::vector<double> values, const Dims& n, std::int64_t steps) {
-  if (steps < 0) return values;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    if (static_cast<std::int64_t>(i) / n.channels % n.time >= steps) values[i] = 0;
-  }
-  return values;
-}
-
 void expect_no_subnormals(const std::vector<double>& values) {
 #if defined(__SSE2__) || defined(__aarch64__)
   for (const double x : values) EXPECT_TRUE(x == 0 || std::fabs(x) >= 0x1p-126) << x;

@@ -217,7 +217,14 @@ std::vector<N> unequal_channels(std::vector<N> values, std::int64_t channels) {
 }
 
 /// Zeros the values (B, T, D) after the first `steps` steps; all stay if it is negative.
-std::vector<double> first_steps(std::vector<double> values, const Dims& dims, std::int64_t steps);
+template <class N>
+std::vector<N> first_steps(std::vector<N> values, const Dims& dims, std::int64_t steps) {
+  if (steps < 0) return values;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (static_cast<std::int64_t>(i) / dims.channels % dims.time >= steps) values[i] = 0;
+  }
+  return values;
+}
 
 /// Of float32 or a shorter type, on the processors where kernels flush subnormal numbers.
 void expect_no_subnormals(const std::vector<double>& values);

@@ -38,7 +38,8 @@ Outcome run_on(const Case& c, const Array<Complex>& a_values) {
   StateTensor initial(dtype, n), final_state(dtype, n), dfinal(dtype, n), dinitial(dtype, n);
   fill(a, dtype, a_values);
   for (Tensor* t : {&x, &dh}) {
-    fill(*t, dtype, unequal_channels(random.complex_normal(elements(n)), n.channels));
+    const auto values = unequal_channels(random.complex_normal(elements(n)), n.channels);
+    fill(*t, dtype, first_steps(values, n, c.sound));
   }
   for (StateTensor* t : {&initial, &dfinal}) {
     fill(*t, dtype, unequal_channels(random.complex_normal(states(n)), n.channels));

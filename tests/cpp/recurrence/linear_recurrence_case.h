@@ -14,8 +14,9 @@ struct Case {
   Dims dims;
   bool reverse = false;
   Layout layout = Layout::kContiguous;
-  bool states = true;      // initial and final ones given
-  bool broadcast = false;  // one row of `a` for all steps
+  bool states = true;       // initial and final ones given
+  bool broadcast = false;   // one row of `a` for all steps
+  std::int64_t sound = -1;  // steps of an input, and of a gradient, that is zero otherwise
   int threads = 1;
   std::uint64_t seed = 7;
 };

@@ -1,7 +1,9 @@
+#include <algorithm>
 #include <cmath>
 
 #include "linear_recurrence_case.h"
 #include "recurrence/cpu/constants.h"
+#include "recurrence/cpu/subnormals.h"
 #include "recurrence/cpu/target.h"
 
 namespace gateloop::testing::linear {
@@ -176,6 +178,29 @@ TEST(LinearRecurrence, ZeroTransitionsRestartTheState) {
           DType::kFloat32, {1, 7, 21}, false, a.in(), x.in(), nullptr, h.out(), nullptr},
       1);
   expect_same_bits(h.get(), x.get(), "h");
+}
+
+// The state of a sound of 8 steps falls below the normal numbers, and back again the gradient.
+TEST(LinearRecurrence, DecaysToSilence) {
+  for (const DType dtype : {DType::kFloat32, DType::kComplex64, DType::kBFloat16}) {
+    // The second is parallel in time.
+    for (const Dims dims : {Dims{1, 300, 37}, Dims{1, 4096, 3}}) {
+      for (const bool reverse : {false, true}) {
+        const Case c{.dtype = dtype, .dims = dims, .reverse = reverse, .sound = 8, .threads = 2};
+        Random random(9);
+        Array<Complex> a = random.ring(elements(dims), 0.1, 0.6);
+        if (!is_complex(dtype))
+          std::ranges::transform(a, a.begin(), [](Complex x) { return std::abs(x); });
+        const Outcome out = run_on(c, a);
+        check(c, out);
+        for (const auto* values : {&out.h, &out.final_state, &out.da, &out.dx, &out.dinitial}) {
+          expect_no_subnormals(flatten(*values));
+        }
+        const recurrence::cpu::FlushSubnormals mode_of_caller;
+        expect_same(out, run_on(c, a), "where the caller flushes too");
+      }
+    }
+  }
 }
 
 // With a = 1 and x = 0 the stored h is the float32 initial state, rounded once.
