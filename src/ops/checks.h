@@ -27,11 +27,11 @@ inline at::ScalarType complex_accumulation_type(at::ScalarType storage) {
   return at::toComplexType(accumulation_type(storage));
 }
 
-/// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func, no zeros
-/// without memory.
+/// A tensor that is nothing but its numbers: no subclass, no wrapper of torch.func, no list of
+/// tensors, no zeros without memory.
 inline bool is_plain_cpu(const at::Tensor& t) {
   using enum c10::DispatchKey;
-  return t.is_cpu() && t.has_storage() &&
+  return t.is_cpu() && t.has_storage() && !t.is_nested() &&
          !t.key_set().has_any(c10::DispatchKeySet({Python, Functionalize, ZeroTensor}));
 }
 

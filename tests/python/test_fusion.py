@@ -686,6 +686,20 @@ def test_empty_operands_and_any_strides(operator: Case) -> None:
     torch.testing.assert_close(ours(*strided), definition(*strided))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("name", ["linear", "linear without bias", "gelu", "swish_gate"])
+def test_nested_tensors(name: str) -> None:
+    """By torch's operators: they have no sizes."""
+    ours, definition, shapes = OPERATORS[name]
+    if "linear" in name:
+        shapes = LARGE[: len(shapes)]
+    of: list[Tensor] = [t.detach() for t in operands(shapes, torch.float32)]
+    count = 2 if name == "swish_gate" else 1
+    nested = [torch.nested.nested_tensor(list(t)) for t in of[:count]]
+    for i, our in enumerate(ours(*nested, *of[count:]).unbind()):
+        torch.testing.assert_close(our, definition(*(t[i] for t in of[:count]), *of[count:]))
+
+
 def test_transforms_of_torch_func(operator: Case) -> None:
     ours, definition, shapes = operator
     of = tuple(t.detach() for t in operands(shapes))
