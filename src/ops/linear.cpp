@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <initializer_list>
+
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
 
@@ -16,6 +18,8 @@ namespace at::native {
 
 namespace gateloop::ops {
 namespace {
+
+constexpr auto kLinear = "gateloop::linear";
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -37,6 +41,13 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   at::Tensor result = at::empty({a.size(0), b.size(1)}, a.options());
   at::native::mkldnn_matmul(a.resolve_neg(), b.resolve_neg(), result, /*beta=*/0, /*alpha=*/1);
   return result;
+}
+
+/// Of plain numbers: torch's products read them unchecked too. All else has no such memory.
+void check_plain_readable(std::initializer_list<NamedTensor> all) {
+  for (const auto& [name, t] : all) {
+    if (is_given(t) && is_plain_cpu(*t)) check_readable(kLinear, name, *t);
+  }
 }
 
 at::Tensor as_rows(const at::Tensor& t) { return t.reshape({-1, t.size(-1)}); }
@@ -63,6 +74,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
+    check_plain_readable({{"the saved x", x}, {"the saved weight", weight}, {"dy", grads[0]}});
     const at::Tensor dy = as_rows(grads[0]);
     const auto times = [](const at::Tensor& a, const at::Tensor& b) {
       const bool served = !needs_pieces_backward({a, b}) && is_plain_float(a) && is_plain_float(b);
@@ -87,6 +99,7 @@ constexpr std::int64_t kLeastWork = 1 << 20;
 }  // namespace
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+  check_plain_readable({{"x", x}, {"weight", weight}, {"bias", bias}});
   const bool served = is_faster_than_mkl() && !at::autocast::is_autocast_enabled(at::kCPU) &&
                       is_plain_float(x) && is_plain_float(weight) && weight.dim() == 2 &&
                       x.dim() > 0 && x.size(-1) == weight.size(1) &&

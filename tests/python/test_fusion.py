@@ -682,8 +682,28 @@ def test_empty_operands_and_any_strides(operator: Case) -> None:
     empty = operands([(0, *shape[1:]) if len(shape) > 1 else shape for shape in shapes])
     if "linear" not in str(ours):
         torch.testing.assert_close(ours(*empty), definition(*empty))
-    strided = [t.detach().repeat(*[1] * (t.ndim - 1), 2)[..., ::2] for t in operands(shapes)]
+    strided = every_second(operands(shapes))
     torch.testing.assert_close(ours(*strided), definition(*strided))
+
+
+def every_second(of: tuple[Tensor, ...]) -> list[Tensor]:
+    """Tensors of the same shapes, whose last dimension has stride 2."""
+    return [t.detach().repeat(*[1] * (t.ndim - 1), 2)[..., ::2] for t in of]
+
+
+@pytest.mark.parametrize("strided", range(len(LARGE)), ids=["x", "weight", "bias"])
+def test_large_products_of_any_strides(strided: int) -> None:
+    ours, definition, _ = OPERATORS["linear"]
+    of = [t.detach() for t in operands(LARGE, torch.float32)]
+    of[strided] = every_second(tuple(of))[strided]
+    for t in of:
+        t.requires_grad_()
+    found = []
+    for f in (ours, definition):
+        y = f(*of)
+        found.append((y, *torch.autograd.grad(sum_of(y), of)))
+    # Sums of 64 and of 256 products in float32, in another order.
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")

@@ -225,6 +225,11 @@ def row(width: int = D) -> Tensor:
 OF_ROWS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "rms_norm": lambda: {"x": sequence(), "gamma": row()},
     "_rms_norm_backward": lambda: {"dy": sequence(), "x": sequence(), "gamma": row()},
+    "linear": lambda: {
+        "x": torch.randn(B, 128, 64),  # of 2^20 multiply-adds, which oneDNN may compute
+        "weight": torch.randn(64, 64),
+        "bias": row(64),
+    },
     "gelu": lambda: {"x": sequence()},
     "swish_gate": lambda: {"g": sequence(), "x": sequence()},
     "add_then_rms_norm": lambda: {"x": sequence(), "y": sequence(), "gamma": row()},
@@ -283,7 +288,9 @@ EMPTIED: list[Callable[[Tensor], Tensor]] = [
 
 
 @pytest.mark.parametrize("spoiler", range(len(EMPTIED)))
-@pytest.mark.parametrize("name", ["add_then_rms_norm", "add_then_layer_norm", "gelu", "swish_gate"])
+@pytest.mark.parametrize(
+    "name", ["linear", "add_then_rms_norm", "add_then_layer_norm", "gelu", "swish_gate"]
+)
 def test_saved_rows_of_another_shape_cannot_crash(name: str, spoiler: int) -> None:
     leaves = {k: v.requires_grad_() for k, v in OF_ROWS[name]().items()}
 
@@ -293,7 +300,11 @@ def test_saved_rows_of_another_shape_cannot_crash(name: str, spoiler: int) -> No
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, spoil):
         y = operator(name)(**leaves)
     first: Tensor = y if isinstance(y, Tensor) else y[-1]
-    with pytest.raises(RuntimeError):
+    assert first.grad_fn
+    if name == "linear" and "LinearFunction" not in first.grad_fn.name():
+        pytest.skip("this processor has torch's own linear, which reads what hooks give")
+    said = "must lie in" if EMPTIED[spoiler] is without_memory else None
+    with pytest.raises(RuntimeError, match=said):
         first.sum().backward()
 
 
