@@ -265,7 +265,7 @@ def test_meta_tensors_are_checked_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["CUDA", "XLA", "SparseCPU", "QuantizedCPU", "MkldnnCPU"])
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [*names(), *(f"gateloop::{name}" for name in OF_ROWS)])
 def test_every_operator_has_an_answer_on_every_backend(name: str, key: str) -> None:
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key)
 
