@@ -1,10 +1,12 @@
-"""Processes that are killed at each of their system calls, or a disk that fails there."""
+"""Processes that are killed at each of their system calls, a disk that fails there, and what is on
+the disk after a loss of power."""
 
 import contextlib
 import io
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,3 +54,39 @@ def interruptions(
         if next(made) <= allowed:
             return
         yield allowed
+
+
+def synced_renames(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[Path]:
+    """The targets of act's renames, in order.
+
+    Asserts that each file is on the disk before its rename, and its folder before the next.
+    """
+    synced: dict[Path, int] = {}  # when each was written last
+    unsynced: set[Path] = set()  # folders
+    targets: list[Path] = []
+    fsync = os.fsync
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced[path] = path.stat().st_mtime_ns
+        unsynced.discard(path)
+
+    def noted(rename: Callable[..., None]) -> Callable[..., None]:
+        def call(source: Path, target: Path) -> None:
+            written = Path(source).resolve()
+            assert not unsynced, f"{target} is renamed, {unsynced} not yet on the disk"
+            assert synced.get(written) == written.stat().st_mtime_ns, f"{source} is not on the disk"
+            rename(source, target)
+            unsynced.add(written.parent)
+            targets.append(Path(target))
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noted_fsync)
+        patch.setattr(os, "rename", noted(os.rename))
+        patch.setattr(os, "replace", noted(os.replace))
+        act()
+    assert not unsynced, f"{unsynced} not on the disk"
+    return targets

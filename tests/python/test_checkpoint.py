@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import HAS_JAX
-from interrupted import interruptions
+from interrupted import interruptions, synced_renames
 from parity import peer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -317,6 +317,11 @@ def test_an_interrupted_save_leaves_one_model(
         assert found == sorted(found, reverse=True)
     assert set(found) == {"old", "new"}
     assert len(found) > 8
+
+
+def test_a_saved_model_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = synced_renames(monkeypatch, lambda: checkpoint.save(small(), tmp_path))
+    assert targets == [tmp_path / "model.safetensors", tmp_path / "config.json"]
 
 
 def test_a_failed_write_leaves_the_former_model(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from interrupted import interruptions
+from interrupted import interruptions, synced_renames
 from jax import Array
 from safetensors.numpy import load_file, save_file
 
@@ -268,6 +268,12 @@ def test_an_interrupted_save_leaves_one_model(
         assert calls < 100
     assert found == sorted(found)  # the old one, and from some call on the new one
     assert set(found) == {8, 16}
+
+
+def test_a_saved_model_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GateLoopTransformer(8, 8, 1, KEY, architecture="pytorch")
+    targets = synced_renames(monkeypatch, lambda: save_checkpoint(tmp_path, model))
+    assert targets == [tmp_path / "model.safetensors", tmp_path / "config.json"]
 
 
 def test_the_jax_architecture_is_not_saved(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <torch/torch.h>
 #include <unistd.h>
@@ -194,9 +195,30 @@ TEST(Model, SavingSaysWhatSaved) {
   }
 }
 
+/// Of a system call that the stopped process begins: f of fsync, r of a rename, nothing of others.
+std::string letter_of_call(pid_t stopped) {
+  __ptrace_syscall_info info{};
+  ::ptrace(PTRACE_GET_SYSCALL_INFO, stopped, sizeof info, &info);
+  if (info.op != PTRACE_SYSCALL_INFO_ENTRY) return "";
+  switch (info.entry.nr) {
+    case SYS_fsync:
+      return "f";
+#ifdef SYS_rename
+    case SYS_rename:
+#endif
+#ifdef SYS_renameat
+    case SYS_renameat:
+#endif
+    case SYS_renameat2:
+      return "r";
+    default:
+      return "";
+  }
+}
+
 /// Runs `act` in a child process that is killed at its `number`-th stop: a child stops before and
-/// after each of its system calls. False where it ended before.
-bool killed_at(int number, const std::function<void()>& act) {
+/// after each of its system calls. False where it ended before. Appends to `calls` their letters.
+bool killed_at(int number, const std::function<void()>& act, std::string& calls) {
   const pid_t child = ::fork();
   if (child == 0) {
     ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
@@ -206,7 +228,9 @@ bool killed_at(int number, const std::function<void()>& act) {
   }
   int status = 0;
   ::waitpid(child, &status, 0);
+  ::ptrace(PTRACE_SETOPTIONS, child, nullptr, PTRACE_O_TRACESYSGOOD);
   for (int stops = 0; WIFSTOPPED(status); ++stops) {
+    calls += letter_of_call(child);
     if (stops == number) ::kill(child, SIGKILL);
     ::ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);
     ::waitpid(child, &status, 0);
@@ -224,12 +248,15 @@ TEST(Model, AKilledSaveLeavesOneModel) {
   nn::Transformer old_model(small_options());
   for (const nn::TransformerOptions& options : {wide, inner_norm}) {
     nn::Transformer new_model(options);
-    std::string found;
+    std::string found, calls;
     int number = 0;
     do {
       save_model(old_model, dir.path());
       std::filesystem::copy(dir / "model.safetensors", dir / "model.best.safetensors");
-      if (!killed_at(number++, [&] { save_model(new_model, dir.path()); })) break;
+      calls.clear();
+      if (!killed_at(
+              number++, [&] { save_model(new_model, dir.path()); }, calls))
+        break;
       nn::Transformer loaded = load_model(dir.path());
       const bool is_new = equal(loaded, new_model);
       ASSERT_TRUE(is_new || equal(loaded, old_model)) << "killed at " << number;
@@ -239,6 +266,8 @@ TEST(Model, AKilledSaveLeavesOneModel) {
       }
     } while (number < 2000);
     EXPECT_TRUE(equal(load_model(dir.path()), new_model));
+    // Of the weights and the configuration: the file to the disk, its rename, the folder.
+    EXPECT_EQ(calls, "frffrf");
     // The old one, and from some call on the new one.
     EXPECT_GT(found.find('n'), 20U);
     EXPECT_LT(found.find('n'), found.size());
