@@ -376,6 +376,17 @@ def test_gateloop_runs_the_programs_of_the_python_package(
     assert refused.returncode == 2
 
 
+# ---- make build ----------------------------------------------------------------------------------
+
+
+def test_make_build_builds_the_program_alone() -> None:
+    """Its libraries go with it; tests, examples and benchmarks take several times as long."""
+    printed = pasted("make --dry-run build", ROOT)
+    assert printed.returncode == 0, printed.stderr
+    builds = re.findall(r"^cmake --build (.*?) *(?:--parallel \d+)?$", printed.stdout, re.MULTILINE)
+    assert builds == ["--preset release --target gateloop"]
+
+
 # ---- cmake ---------------------------------------------------------------------------------------
 
 
