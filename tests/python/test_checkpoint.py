@@ -180,7 +180,7 @@ def test_provenance(gateloop: Gateloop, trained: Path, tmp_path: Path) -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", written["date"])
         shown = gateloop("info", "--checkpoint", directory)
         assert written["date"] in shown
-        assert "revision" in written
+        assert written["revision"] or not (ROOT / ".git").exists()
     gateloop("quantize", "--checkpoint", trained, "--out", tmp_path / "int8")
     small_one = json.loads((tmp_path / "int8" / "config.json").read_text(encoding="utf-8"))
     commands = [entry["command"] for entry in small_one["provenance"]]
