@@ -196,7 +196,7 @@ RunConfig agreed_config(const TrainFlags& flags, const distributed::Communicator
 
 training::Result train(TrainFlags flags, const distributed::Communicator& communicator,
                        corpus::Sources& sources) {
-  std::signal(SIGBUS, SIG_DFL);           // training maps no weights, of which main() would speak
+  std::signal(SIGBUS, SIG_DFL);           // main() sets it for mapped weights; training maps none
   auto start = training::Start::kResume;  // of no meaning on the others
   communicator.from_main([&] { return start = choose_start(flags, communicator), std::string(); });
   RunConfig config = agreed_config(flags, communicator);

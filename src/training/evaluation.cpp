@@ -45,7 +45,7 @@ void check(const nn::TransformerOptions& model, std::span<const std::uint8_t> te
          " bytes; at least 2 are needed, one to read and one to predict");
   const int largest = *std::max_element(text.begin(), text.end());
   if (largest >= model.num_tokens)
-    fail("the text holds byte " + std::to_string(largest) + ", the model knows only ids below " +
+    fail("the text holds byte " + std::to_string(largest) + ", the model's ids are below " +
          std::to_string(model.num_tokens));
 }
 
