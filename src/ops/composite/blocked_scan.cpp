@@ -81,20 +81,20 @@ at::Tensor steps(const at::Tensor& a, const at::Tensor& x, at::Tensor state, boo
   return state;
 }
 
-struct Step {
+struct AffineMap {
   at::Tensor a, x;  // h -> a h + x
 };
 
 /// All L steps of (..., L, D) as one, (..., D) in `dtype`.
-Step joined(const at::Tensor& a, const at::Tensor& x, bool reverse, at::ScalarType dtype,
-            const std::vector<StartsOfStep>& starts) {
+AffineMap joined(const at::Tensor& a, const at::Tensor& x, bool reverse, at::ScalarType dtype,
+                 const std::vector<StartsOfStep>& starts) {
   const std::int64_t count = a.size(-2);
   const std::int64_t first = reverse ? count - 1 : 0;
   const auto copy = [&](const at::Tensor& t) {
     return t.select(-2, first).to(dtype, /*non_blocking=*/false, /*copy=*/true,
                                   at::MemoryFormat::Contiguous);
   };
-  Step all{copy(a), copy(x)};
+  AffineMap all{copy(a), copy(x)};
   const auto begin = [&](std::int64_t t) {
     if (!has_any(starts, t)) return;
     const StartsOfStep& here = starts[static_cast<std::size_t>(t)];
@@ -139,7 +139,7 @@ at::Tensor scan(const at::Tensor& a, const at::Tensor& x, const at::Tensor& init
   };
   const auto left_over = [&](const at::Tensor& t) { return t.narrow(1, left, rest); };
   const auto inside = by_step(starts, first, whole, kBlock);
-  const Step each =
+  const AffineMap each =
       joined(in_blocks(a), in_blocks(x), reverse, initial_state.scalar_type(), inside);
   const at::Tensor& ends = each.x;  // becomes the states after the blocks, (B, blocks, D)
   scan(each.a, each.x, initial_state, reverse, ends, of_blocks(starts, first, whole, ends));
