@@ -70,7 +70,7 @@ class _Arrays:
         self._contents: list[bytes] = []
 
     def elements(self) -> list[str]:
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
             texts = list(threads.map(_packed, self._contents))
         return [
             f'<script type="text/plain" id="{self._name(i)}">{text}</script>'
