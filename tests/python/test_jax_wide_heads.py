@@ -374,7 +374,11 @@ def test_sharded_along_batch_or_heads(axis: int, kind: AxisType) -> None:
     expected = both(*sequences)
     with jax.set_mesh(mesh):
         put = [jax.device_put(x, NamedSharding(mesh, spec)) for x in sequences]
-        got = jax.jit(both)(*put)
+        program = jax.jit(both).lower(*put).compile()
+        got = program(*put)
+    text = str(program.as_text())
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text
     if kind == AxisType.Explicit:
         assert {jax.typeof(x).sharding.spec[axis] for x in jax.tree.leaves(got)} == {"x"}
     assert_close(jax.device_get(got), expected, 1e-12)
