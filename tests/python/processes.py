@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from gateloop_cpp import _files
+
 # A process that hangs shall fail its test, not the whole run.
 TIMEOUT = 120
 
@@ -113,6 +115,12 @@ def records(run: Path) -> list[dict[str, float]]:
 
 
 CLOCKS = ("tokens_per_second", "elapsed_seconds")
+
+
+def saved_step(run: Path) -> int:
+    """The step from which a run would go on; 0 where no checkpoint was written."""
+    state = run / "training_state.safetensors"
+    return int(_files.read_metadata(state)["step"]) if state.exists() else 0
 
 
 def wait_for_step(run: Path, step: int, job: Job) -> None:
