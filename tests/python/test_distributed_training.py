@@ -273,6 +273,30 @@ def test_why_one_process_ends_all_learn(binary: Path, text: Path, tmp_path: Path
     assert err == "gateloop: process 1 of 2 ended: " + other_err.removeprefix("gateloop: ")
 
 
+def test_options_are_those_of_process_0(
+    binary: Path, text: Path, unbroken: dict[int, Path], tmp_path: Path
+) -> None:
+    port = free_port()
+    first, second = [torchrun_environment(rank, 2, port) for rank in range(2)]
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    command = (binary, "train", "--data", text, "--out")
+    flags = ("--validate-every", "20", "--checkpoint-every", "50", "--steps", "200")
+    # Without SMALL: the sizes of a larger preset.
+    others = (
+        *("--preset", "hybrid", "--seed", "7", "--learning-rate", "0.1", "--steps", "5"),
+        *("--shard-optimizer", "--gradient-compression", "bfloat16", "--threads", "1"),
+    )
+    with (
+        Job([*command, run, *SMALL, *flags], [first]) as job,
+        Job([*command, elsewhere, *others], [second]) as other,
+    ):
+        job.check()
+        other.check()
+    assert records(run) == records(unbroken[2])
+    assert tensors(run / "model.safetensors") == tensors(unbroken[2] / "model.safetensors")
+    assert not elsewhere.exists()
+
+
 def test_minutes_are_those_of_process_0(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(3, run, "--minutes", "0.05", "--validate-every", "50").check()
