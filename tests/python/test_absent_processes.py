@@ -141,10 +141,17 @@ def test_a_process_that_comes_later_learns_too(
     assert (code, err.splitlines()[-1]) == (1, line)
 
 
-def test_all_may_fail_alike(train: Launch) -> None:
-    for code, _, err in train(WRONG, WRONG, WRONG):
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (WRONG, COMPLAINT),
+        (("--backend", "nonsense"), "--backend: nonsense not in {auto,gloo,nccl}"),
+    ],
+)
+def test_all_may_fail_alike(train: Launch, flags: tuple[str, ...], complaint: str) -> None:
+    for code, _, err in train(flags, flags, flags):
         assert code == 2
-        assert err.count(f"gateloop: {COMPLAINT}") == 1
+        assert err.count(f"gateloop: {complaint}") == 1
         assert "ended before it joined" not in err
 
 

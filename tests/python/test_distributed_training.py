@@ -309,6 +309,12 @@ def test_minutes_are_those_of_process_0(train: Train, tmp_path: Path) -> None:
     )
 
 
+def test_gloo_by_its_name(train: Train, unbroken: dict[int, Path], tmp_path: Path) -> None:
+    flags = ("--validate-every", "20", "--checkpoint-every", "50", "--steps", "200")
+    train(2, tmp_path / "run", *flags, "--backend", "gloo").check()
+    assert records(tmp_path / "run") == records(unbroken[2])
+
+
 def test_more_processes_than_rows(train: Train, tmp_path: Path) -> None:
     few = (*SMALL[: SMALL.index("--batch")], "--batch", "1", "--accumulation", "2")
     outcomes = train(3, tmp_path / "run", *ENDLESS, small=few).outcomes()
