@@ -216,10 +216,14 @@ def test_compressed_gradients_are_rounded_and_train(
 @pytest.mark.parametrize("victim", thinned([1, 0, 2], 3))
 def test_a_killed_process_ends_all_and_is_named(train: Train, tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
-    job = train(3, run, *ENDLESS, "--checkpoint-every", "20", "--timeout", "60")
+    timeout = 30
+    job = train(3, run, *ENDLESS, "--checkpoint-every", "20", "--timeout", str(timeout))
     wait_for_step(run, 45, job)
     job.signal(victim, signal.SIGKILL)
+    began = time.monotonic()
     outcomes = job.outcomes()
+    # The store of process 0 is given up after 16 s; the rest is a busy machine's.
+    assert time.monotonic() - began < timeout + 20
     # Process 0 keeps the store by which processes tell one another.
     name = "process 0, which keeps the store," if victim == 0 else f"process {victim} of 3"
     for rank, (code, _, err) in enumerate(outcomes):
