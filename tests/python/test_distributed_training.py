@@ -1,11 +1,13 @@
 """`gateloop train` in two and three processes: the losses of one, whole files after every fault."""
 
 import contextlib
+import ctypes
 import json
 import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from processes import (
     environment,
     free_port,
     records,
+    saved_step,
     start,
     torchrun,
     torchrun_environment,
@@ -242,16 +245,46 @@ def test_a_killed_process_ends_all_and_is_named(train: Train, tmp_path: Path, vi
     wait_for_step(run, 46, job)
 
 
-def test_a_signal_to_one_process_ends_all_saved(train: Train, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def replaced_files(folder: Path) -> Iterator[Callable[[], list[str]]]:
+    """A function that returns the names that files of `folder` were renamed to since the scope
+    began, in order: the kernel counts them (inotify(7))."""
+    libc = ctypes.CDLL(None)
+    moved_to, header = 0x80, struct.Struct("iIII")  # IN_MOVED_TO; without the name
+    queue = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    assert queue >= 0
+    try:
+        assert libc.inotify_add_watch(queue, os.fsencode(folder), moved_to) >= 0
+
+        def names() -> list[str]:
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while events := os.read(queue, 1 << 16):
+                    while events:
+                        end = header.size + header.unpack_from(events)[3]
+                        found.append(events[header.size : end].rstrip(b"\0").decode())
+                        events = events[end:]
+            return found
+
+        yield names
+    finally:
+        os.close(queue)
+
+
+def test_a_signal_to_one_process_ends_all_saved_once(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = train(3, run, *ENDLESS, "--checkpoint-every", "0")
+    job = train(3, run, *ENDLESS, "--checkpoint-every", "0", "--validate-every", "0")
     wait_for_step(run, 10, job)
-    job.signal(2, signal.SIGUSR1)
-    outcomes = job.outcomes()
+    assert saved_step(run) == 0
+    with replaced_files(run) as replaced:
+        job.signal(2, signal.SIGUSR1)
+        outcomes = job.outcomes()
+        assert replaced() == ["training_state.safetensors", "model.safetensors"]
     assert [code for code, _, _ in outcomes] == [128 + signal.SIGUSR1] * 3
-    assert "Stopped by SIGUSR1" in outcomes[0][1]
+    step = saved_step(run)
+    assert step == records(run)[-1]["step"]
+    assert outcomes[0][1].count(f"Stopped by SIGUSR1 after step {step}; saved.") == 1
     assert [out for _, out, _ in outcomes[1:]] == ["", ""]
-    assert (run / "training_state.safetensors").exists()
 
 
 def test_a_second_launch_is_refused(train: Train, tmp_path: Path) -> None:
