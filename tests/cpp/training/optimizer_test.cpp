@@ -1,9 +1,16 @@
 #include "training/optimizer.h"
 
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "in_processes.h"
 
 namespace gateloop::training {
 namespace {
@@ -131,6 +138,49 @@ TEST(Optimizer, StateContinuesBitForBit) {
   update(*two, resumed, second);
   for (std::size_t i = 0; i < two->parameters().size(); ++i) {
     EXPECT_TRUE(torch::equal(two->parameters()[i], one->parameters()[i])) << i;
+  }
+}
+
+/// Parameters of 1000, 900 .. 100 numbers.
+struct Rows : torch::nn::Module {
+  Rows() {
+    for (std::int64_t i = 1; i <= 10; ++i) {
+      register_parameter("row" + std::to_string(i), torch::ones({1100 - 100 * i}));
+    }
+  }
+};
+constexpr std::int64_t kNumbersOfRows = 5500;
+
+/// Bytes that this thread has allocated for tensors and not freed.
+struct HeldBytes : c10::MemoryReportingInfoBase {
+  void reportMemoryUsage(void* /*ptr*/, std::int64_t change, std::size_t /*allocated*/,
+                         std::size_t /*reserved*/, c10::Device /*device*/) override {
+    bytes += change;
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  std::int64_t bytes = 0;
+};
+
+TEST(Optimizer, ShardedEachProcessHoldsTheMomentsOfItsShare) {
+  constexpr int kProcesses = 3;
+  constexpr std::int64_t kMoments = 2 * 4 * kNumbersOfRows, kCounter = 4;
+  for (const bool sharded : {false, true}) {
+    TrainingOptions options;
+    options.shard_optimizer = sharded;
+    std::vector<std::int64_t> held(kProcesses);
+    test::in_processes(kProcesses, [&](const distributed::Communicator& communicator) {
+      const Rows model;
+      const auto memory = std::make_shared<HeldBytes>();
+      const c10::DebugInfoGuard counted(c10::DebugInfoKind::PROFILER_STATE, memory);
+      const Optimizer optimizer(model, options, communicator);
+      held[static_cast<std::size_t>(communicator.rank())] = memory->bytes - kCounter;
+      EXPECT_EQ(optimizer.state().size(), communicator.is_main() ? 20U : 0U);
+    });
+    const auto total = std::accumulate(held.begin(), held.end(), std::int64_t{0});
+    EXPECT_EQ(total, sharded ? kMoments : kProcesses * kMoments);
+    // A third each, to within the smallest parameters.
+    const std::int64_t most = sharded ? kMoments / kProcesses + 2 * 4 * 200 : kMoments;
+    for (const std::int64_t bytes : held) EXPECT_LE(bytes, most);
   }
 }
 
