@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -130,6 +131,35 @@ TEST(UnevenParts, NoneWaitsForALongPart) {
         EXPECT_GT(reports, 1);
       },
       kTimeout);
+}
+
+TEST(WindowsOverProcesses, EachReadsItsPart) {
+  constexpr std::int64_t kLength = 5;
+  constexpr std::size_t kMost = 3;
+  const auto text = text_of_words(203);
+  std::vector<nn::Transformer> models;
+  for (std::size_t i = 0; i < kMost; ++i) models.push_back(test::make_model(test::small_options()));
+  // All windows, the last of two bytes; then some.
+  for (const std::int64_t windows : {0, 7}) {
+    const EvaluationOptions options{
+        .length = kLength, .windows = windows, .bytes_per_pass = 10, .progress = {}};
+    const auto expected = evaluate_windows(models[0], text, options);
+    for (const int size : {2, 3}) {
+      std::vector<std::int64_t> read(static_cast<std::size_t>(size));
+      in_processes(size, [&](const distributed::Communicator& communicator) {
+        const auto rank = static_cast<std::size_t>(communicator.rank());
+        EvaluationOptions own = options;
+        own.progress = [&](std::int64_t done, std::int64_t) { read[rank] = done; };
+        const auto score = evaluate_windows(models[rank], text, own, communicator);
+        EXPECT_EQ(score.bytes, expected.bytes);
+        // Sums in another order, in double precision.
+        EXPECT_NEAR(score.nats, expected.nats, 1e-10 * expected.nats);
+      });
+      EXPECT_EQ(std::accumulate(read.begin(), read.end(), std::int64_t{0}), expected.bytes);
+      const auto [least, most] = std::minmax_element(read.begin(), read.end());
+      EXPECT_LE(*most - *least, kLength);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
