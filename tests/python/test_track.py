@@ -1,12 +1,11 @@
 """Runs in trackers, read back by the trackers' own readers."""
 
-import importlib
+import html
 import itertools
 import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -58,40 +57,35 @@ def in_tensorboard(out: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def wandb_messages(file: Path) -> Iterator[bytes]:
-    """What an offline file holds: LevelDB's log of blocks of 32 KiB after a header of 7 bytes."""
-    data, block, header = file.read_bytes(), 1 << 15, 7
-    assert data.startswith(b":W&B")
-    at, message = header, b""
-    while at + header <= len(data):
-        if block - at % block < header:
-            at += block - at % block
-            continue
-        _, size, kind = struct.unpack_from("<IHB", data, at)
-        if kind == 0 or at + header + size > len(data):
-            return  # a killed process left this
-        message += data[at + header : at + header + size]
-        at += header + size
-        if kind in (1, 4):  # the whole of a message, or its last part
-            yield message
-            message = b""
+def wandb_records(file: Path) -> list[dict[str, Any]]:
+    """By W&B's own reader. A killed process leaves an empty file, or one that ends anywhere."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def in_wandb(out: Path) -> dict[str, list[tuple[int, float]]]:
     """Of all offline folders of the run, in order: W&B keeps the first value of each step."""
-    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     found: dict[str, dict[int, float]] = {}
+    configs, samples = [], {}
     for file in sorted((out / "wandb").glob("offline-run-*/run-0123abcd-*.wandb")):
-        for data in wandb_messages(file):
-            record = messages.Record()
-            record.ParseFromString(data)
-            items = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
+        records = wandb_records(file)
+        configs += [record["run"]["config"]["update"] for record in records if "run" in record]
+        for items in (record["history"]["item"] for record in records if "history" in record):
             for name, value in items.items():
                 if isinstance(value, int | float):
                     found.setdefault(name, {}).setdefault(items["_step"], value)
+            if items.get("sample._type") == "html-file":
+                page = file.parent / "files" / items["sample.path"]
+                samples[items["_step"]] = page.read_text(encoding="utf-8")
+    assert configs
+    for config in configs:
+        assert config["model"] == MODEL
+        assert config["training"]["steps"] == STEPS
+        assert config["parameters"] == PARAMETERS
+    assert sorted(samples) == [10, 20, 30, 40]
+    assert all(html.escape(SAMPLE) in page for page in samples.values())
     return {name: sorted(values.items()) for name, values in found.items()}
 
 
@@ -114,6 +108,11 @@ def in_mlflow(out: Path) -> dict[str, list[tuple[int, float]]]:
     assert params["model.dim"] == "8"
     assert params["training.steps"] == str(STEPS)
     assert params["parameters"] == str(PARAMETERS)
+    samples = {file.path for file in client.list_artifacts(found.info.run_id, "sample")}
+    assert samples == {f"sample/{step}.txt" for step in (10, 20, 30, 40)}
+    for path in samples:
+        kept = client.download_artifacts(found.info.run_id, path)
+        assert Path(kept).read_text(encoding="utf-8") == SAMPLE
     return {
         name: [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, name)]
         for name in found.data.metrics
