@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,16 @@ def diagnostics(step: int) -> dict[str, Any]:
     return {"quantiles": [0.05, 0.5, 0.95], "layers": [first, norms | {"inactive_units": 0.0}]}
 
 
-def write_steps(run: Path, first: int, last: int, scale: float = 1) -> None:
+def full_line(step: int, scale: float = 1) -> str:
+    """With every scalar that a record may have; diagnostics at every tenth step."""
+    values = json.loads(line(step, scale=scale)) | {"planned_steps": STEPS}
+    if step % 10 == 0:
+        values["diagnostics"] = diagnostics(step)
+    return json.dumps(values) + "\n"
+
+
+def write_steps(
+    run: Path, first: int, last: int, scale: float = 1, line: Callable[..., str] = line
+) -> None:
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(line(step, scale=scale) for step in range(first, last + 1))

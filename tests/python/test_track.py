@@ -1,5 +1,6 @@
 """Runs in trackers, read back by the trackers' own readers."""
 
+import functools
 import html
 import itertools
 import json
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import MODEL, PARAMETERS, SAMPLE, STEPS, begin_anew, write_run, write_steps
+import small_runs
+from small_runs import MODEL, PARAMETERS, SAMPLE, STEPS, begin_anew, full_line, write_run
 
 from gateloop_cpp import _runs, track
-from gateloop_cpp._runs import MARK
+from gateloop_cpp._runs import MARK, NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
+write_steps = functools.partial(small_runs.write_steps, line=full_line)
 
 
 @pytest.fixture
@@ -28,11 +31,28 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "runs" / "small")
 
 
+def scalars(step: int) -> dict[str, float]:
+    """Of the record of a step, by the trackers' names."""
+    values = json.loads(full_line(step))
+    diagnostics = values.pop("diagnostics", {"layers": []})
+    for name in ("step", "sample", "sample_prime"):
+        values.pop(name, None)
+    named = {NAMES[name]: value for name, value in values.items()}
+    for index, layer in enumerate(diagnostics["layers"]):
+        for name, value in layer.items():
+            path = f"layers/{index}/{name}"
+            if isinstance(value, list):
+                quantiles = zip(("q05", "q50", "q95"), value, strict=True)
+                named |= {f"{path}/{quantile}": each for quantile, each in quantiles}
+            else:
+                named[path] = value
+    return {name: value for name, value in named.items() if value is not None}
+
+
+SCALARS = {step: scalars(step) for step in range(1, STEPS + 1)}
 EXPECTED = {
-    "train/bits_per_byte": {step: 8 / step for step in range(1, STEPS + 1)},
-    "train/gradient_norm": {step: 0.5 + step for step in range(1, STEPS + 1)},
-    "validation/bits_per_byte": {step: 7 / step for step in range(10, STEPS + 1, 10)},
-    "validation/final_bits_per_byte": {STEPS: 6 / STEPS},
+    name: {step: values[name] for step, values in SCALARS.items() if name in values}
+    for name in {name for values in SCALARS.values() for name in values}
 }
 
 
@@ -74,7 +94,8 @@ def in_wandb(out: Path) -> dict[str, list[tuple[int, float]]]:
         configs += [record["run"]["config"]["update"] for record in records if "run" in record]
         for items in (record["history"]["item"] for record in records if "history" in record):
             for name, value in items.items():
-                if isinstance(value, int | float):
+                is_own = name.startswith("_") or f"{name.partition('.')[0]}._type" in items
+                if isinstance(value, int | float) and not is_own:
                     found.setdefault(name, {}).setdefault(items["_step"], value)
             if items.get("sample._type") == "html-file":
                 page = file.parent / "files" / items["sample.path"]
@@ -153,6 +174,8 @@ def start(run: Path, to: str, tmp_path: Path) -> Iterator[Callable[[], subproces
 
 
 def assert_whole(found: dict[str, list[tuple[int, float]]]) -> None:
+    assert EXPECTED.keys() >= set(NAMES.values())
+    assert found.keys() == EXPECTED.keys()
     for name, values in EXPECTED.items():
         steps = [step for step, _ in found[name]]
         assert steps == sorted(set(steps))  # each once
