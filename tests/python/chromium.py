@@ -96,6 +96,11 @@ class Page:
             raise RuntimeError(f"{expression}: {json.dumps(answer['exceptionDetails'])}")
         return answer["result"].get("value")
 
+    def point(self, x: float, y: float) -> None:
+        """Moves the pointer there. Returns after a frame: pages may draw once for each."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self.evaluate("new Promise((done) => requestAnimationFrame(() => done(1)))")
+
     def click(self, x: float, y: float) -> None:
         for kind in ("mousePressed", "mouseReleased"):
             self.call(

@@ -213,6 +213,20 @@ def test_a_click_colours_the_past(browser: Page, tmp_path: Path) -> None:
 
 
 @needs_chromium
+def test_pointing_at_a_byte_shows_its_numbers(browser: Page, tmp_path: Path) -> None:
+    browser.open(written(tmp_path, TEXT))
+    panel = "document.getElementById('byte').textContent"
+    for byte in (90, 91):
+        browser.point(*center(browser, byte))
+        shown = browser.evaluate(panel)
+        assert f"byte {byte} of {len(TEXT)}" in shown
+        assert browser.evaluate(f"surpriseOf({byte}).toFixed(2)") + " bits" in shown
+    assert browser.evaluate("view.selected") == -1
+    browser.point(1, 1)  # outside the text
+    assert "Point at a byte" in browser.evaluate(panel)
+
+
+@needs_chromium
 def test_keys(browser: Page, tmp_path: Path) -> None:
     path = written(tmp_path, TEXT, depth=2)
     browser.open(path, "#byte=90&mode=influence&mixer=1&channel=3")
