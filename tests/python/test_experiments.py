@@ -66,6 +66,16 @@ def test_records_are_whole(file: Path) -> None:
     assert len({record.cell for record in found}) == len(found)
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
+def test_records_are_of_variants_as_they_are_now(experiment: Experiment) -> None:
+    flags = {variant.name: experiment.chosen_flags(variant) for variant in experiment.variants}
+    for record in records.load(RESULTS / f"{experiment.name}.json"):
+        cell = record.cell
+        assert cell.flags == flags.get(cell.variant), cell
+        assert cell.learning_rate in experiment.learning_rates, cell
+        assert cell.seed in experiment.seeds, cell
+
+
 def test_records_of_tasks_are_of_tasks_as_they_are_now() -> None:
     for name, task in tasks.TASKS.items():
         for record in records.load(RESULTS / f"{name}.json"):
