@@ -81,7 +81,14 @@ def results_table(experiment: Experiment, found: Sequence[Record]) -> str:
     )
     header = ["variant", "parameters", "learning rate", "seeds", *(title(name) for name in names)]
     header += ["steps", "seconds"]
-    parts = [table(header, [line(answer, names) for answer in there]), facts(there)]
+    lines = [line(answer, names) for answer in there]
+    if found[0].cell.budget == "time":
+        header.append("relative time of a step")
+        lines = [
+            [*cells, relative_time(experiment, answer, there)]
+            for cells, answer in zip(lines, there, strict=True)
+        ]
+    parts = [table(header, lines), facts(there)]
     complete = [
         a.variant
         for a in there
@@ -110,6 +117,16 @@ def line(answer: Answer, names: Sequence[str]) -> list[str]:
     cells += [amount(answer.values(name)) for name in names]
     seconds = statistics.fmean(outcome.seconds for outcome in outcomes)
     return [*cells, counted([outcome.steps for outcome in outcomes]), f"{seconds:,.0f}"]
+
+
+def relative_time(experiment: Experiment, answer: Answer, there: Sequence[Answer]) -> str:
+    """Of a step, to the first variant's: at equal time the steps are inverse to it."""
+    steps = {
+        a.variant.name: statistics.fmean(record.outcome.steps for record in a.records)
+        for a in there
+    }
+    first = experiment.variants[0].name
+    return f"{steps[first] / steps[answer.variant.name]:.2f}" if first in steps else "–"
 
 
 def counted(numbers: Sequence[int]) -> str:

@@ -332,6 +332,26 @@ def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
     assert "| 10 to 1,200 | 2 |" in report.results_table(experiment, unequal)
 
 
+def test_at_equal_time_a_table_has_the_relative_time_of_a_step() -> None:
+    slow = Variant("slow", "--slow", "Slow")
+    experiment = experiment_of(ONE, slow)
+
+    def of_time(variant: Variant, steps: int) -> list[Record]:
+        grid = [_with_steps(made(rate, 0, rate, variant), steps) for rate in RATES]
+        return [
+            dataclasses.replace(r, cell=dataclasses.replace(r.cell, budget="time")) for r in grid
+        ]
+
+    shown = report.all_results(experiment, [*of_time(ONE, 10), *of_time(slow, 4)])
+    assert "| steps | seconds | relative time of a step |" in shown
+    assert "| 10 | 2 | 1.00 |" in shown
+    assert "| 4 | 2 | 2.50 |" in shown
+    assert "| 4 | 2 | – |" in report.all_results(experiment, of_time(slow, 4))
+    assert "relative time of a step" not in report.all_results(
+        experiment, [made(r, 0, r) for r in RATES]
+    )
+
+
 def test_a_table_of_several_texts_is_refused() -> None:
     one = made(0.1, 0, 2.0)
     other = dataclasses.replace(one, outcome=dataclasses.replace(one.outcome, fingerprint="more"))
