@@ -63,6 +63,7 @@ SHAPES = [
     (2, 0, 1, 2, 3),
     (2, 65, 9, 4, 4),
     (1, 66, 3, 1, 1),
+    (1, 130, 2, 66, 65),  # in chunks, with real transitions a head too
 ]
 
 

@@ -50,15 +50,25 @@ def draw(seed: int) -> Case:
     wide = r.random() < 0.8
     taylor = wide and r.random() < 0.2
     keys = r.choice([1, 2, 4, r.randint(1, 9), 16]) if wide else 0
+    values = r.choice([keys, r.randint(1, 9), 16]) if wide else 0
+    heads = r.choice([1, 2, 3, 9, 17])
+    if taylor:
+        keys = min(keys, 4)
+    # More numbers a state than the kernels take step by step: kStepwiseNumbers of constants.h.
+    if in_chunks := wide and r.random() < 0.08:
+        keys = 12 if taylor else r.choice([66, r.randint(34, 66)])
+        values = 60 if taylor else r.choice([65, r.randint(34, 65)])
+        heads = min(heads, 2)
+        time = r.choice([time, r.randint(60, 150)])
     cuts = sorted(r.randint(0, time) for _ in range(r.randint(0, 4)))
     return Case(
-        form=r.choice(["scan", "scan", "attention", "recurrent"]),
+        form="scan" if in_chunks else r.choice(["scan", "scan", "attention", "recurrent"]),
         dtype=r.choice([F64, F64, torch.float32, torch.bfloat16, torch.float16]),
         batch=1 if how == "cu_seqlens" else r.randint(1, 3),
         time=time,
-        heads=r.choice([1, 2, 3, 9, 17]),
-        keys=min(keys, 4) if taylor else keys,
-        values=r.choice([keys, r.randint(1, 9), 16]) if wide else 0,
+        heads=heads,
+        keys=keys,
+        values=values,
         is_complex=r.random() < 0.5,
         per_key=wide and not taylor and r.random() < 0.3,
         taylor=taylor,
