@@ -118,7 +118,7 @@ def test_gradcheck(is_complex: bool, per_key: bool, form: str) -> None:
 
 @pytest.mark.parametrize("modulus", ["half", "any", "zeros"])
 @pytest.mark.parametrize("is_complex", [False, True])
-def test_attention_of_a_long_sequence(is_complex: bool, modulus: str) -> None:
+def test_forms_of_a_long_sequence(is_complex: bool, modulus: str) -> None:
     torch.manual_seed(2)
     q, k, v = torch.randn(3, 1, 4096, 1, 4, dtype=F64).unbind()
     a = (
@@ -131,15 +131,16 @@ def test_attention_of_a_long_sequence(is_complex: bool, modulus: str) -> None:
     if is_complex:
         a = torch.polar(a, 6 * torch.rand_like(a))
     results = []
-    for form in ("attention", "scan"):
+    for form in ("scan", "attention", "recurrent"):
         inputs = leaves([q, k, v, a])
         y, state = gate_loop(*inputs, form=form)
         results.append(
             (y, state, *torch.autograd.grad(y.square().sum() + state.abs().sum(), inputs))
         )
-    for ours, theirs in zip(*results, strict=True):
-        assert ours.isfinite().all()
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    for scan, *others in zip(*results, strict=True):
+        assert scan.isfinite().all()
+        for other in others:
+            torch.testing.assert_close(other, scan, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", ["attention", "recurrent"])
