@@ -430,9 +430,10 @@ def test_second_derivatives_of_packed_sequences() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
-def test_padding_is_as_if_it_were_absent(form: Any, wide: bool) -> None:
+def test_padding_is_as_if_it_were_absent(form: Any, wide: bool, reverse: bool) -> None:
     torch.manual_seed(5)
     shape = (2, 12, 2, 3) if wide else (2, 12, 4)
     q, k, v = torch.randn(3, *shape, dtype=F64).unbind()
@@ -443,13 +444,18 @@ def test_padding_is_as_if_it_were_absent(form: Any, wide: bool) -> None:
     mask = mask.bool()
     for t in (q, k, v, a):
         t[~mask] = float("nan")
-    y, final = gate_loop(q, k, v, a, mask=mask, form=form)
+    inputs = leaves([q, k, v, a])
+    y, final = gate_loop(*inputs, reverse=reverse, mask=mask, form=form)
+    dy, dfinal = torch.randn_like(y), torch.randn_like(final)
+    dy[~mask] = float("nan")
+    gradients = torch.autograd.grad((y, final), inputs, (dy, dfinal))
     for b in range(2):
-        kept = [t[b : b + 1, mask[b]] for t in (q, k, v, a)]
-        alone, last = gate_loop(*kept, form=form)
-        torch.testing.assert_close(y[b : b + 1, mask[b]], alone)
-        torch.testing.assert_close(final[b : b + 1], last)
-    assert (y[~mask] == 0).all()
+        kept = leaves([t[b : b + 1, mask[b]] for t in inputs])
+        alone = gate_loop(*kept, reverse=reverse, form=form)
+        torch.testing.assert_close((y[b : b + 1, mask[b]], final[b : b + 1]), alone)
+        expected = torch.autograd.grad(alone, kept, (dy[b : b + 1, mask[b]], dfinal[b : b + 1]))
+        torch.testing.assert_close([t[b : b + 1, mask[b]] for t in gradients], list(expected))
+    assert all((t[~mask] == 0).all() for t in (y, *gradients))
 
 
 def test_opcheck_of_packed_sequences() -> None:
