@@ -85,8 +85,9 @@ def test_transformer(options: dict[str, Any], cut: str) -> None:
     torch.testing.assert_close(pieces, model(ids), rtol=0, atol=1e-11)
 
 
-def test_gradients_flow_through_the_cache() -> None:
-    layer = SimpleGateLoopLayer(16).double()
+@pytest.mark.parametrize("name", ["max_heads", "wide_heads", "per_key", "taylor", "simple"])
+def test_gradients_flow_through_the_cache(name: str) -> None:
+    layer = layers()[name].double()
     x = torch.randn(2, 12, 16, dtype=torch.float64, requires_grad=True)
     whole = torch.autograd.grad(layer(x).square().sum(), x)[0]
     pieces = torch.autograd.grad(in_pieces(layer, x, [5, 7]).square().sum(), x)[0]

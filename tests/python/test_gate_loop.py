@@ -222,15 +222,21 @@ def test_another_form_is_refused() -> None:
         gate_loop(*drawn((1, 2, 1, 2, 2), True), form="x")
 
 
-@pytest.mark.parametrize("cut", [0, 1, 63, 64, 100, 150])
-def test_a_cut_sequence_carries_its_state(cut: int) -> None:
-    inputs = drawn((1, 150, 2, 8, 8), True)
-    q, k, v, a, state = inputs
-    y, final = gate_loop(*inputs)
-    first, middle = gate_loop(q[:, :cut], k[:, :cut], v[:, :cut], a[:, :cut], state)
-    second, last = gate_loop(q[:, cut:], k[:, cut:], v[:, cut:], a[:, cut:], middle)
-    torch.testing.assert_close(torch.cat((first, second), 1), y, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(last, final, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+@pytest.mark.parametrize(
+    ("cut", "keys", "values"),
+    [*((cut, 8, 8) for cut in (0, 1, 63, 64, 100, 150)), (64, 40, 33), (77, 40, 33)],
+)
+def test_a_cut_sequence_carries_its_state(form: Any, cut: int, keys: int, values: int) -> None:
+    inputs = leaves(drawn((1, 150, 2, keys, values), True))
+    whole = gate_loop(*inputs, form=form)
+    first, middle = gate_loop(*(t[:, :cut] for t in inputs[:4]), inputs[4], form=form)
+    second, last = gate_loop(*(t[:, cut:] for t in inputs[:4]), middle, form=form)
+    pieces = (torch.cat((first, second), 1), last)
+    torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
+    weights = [torch.randn_like(output) for output in whole]
+    gradients = [torch.autograd.grad(outputs, inputs, weights) for outputs in (pieces, whole)]
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
 def test_strides_are_read_in_place() -> None:
