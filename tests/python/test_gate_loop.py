@@ -422,8 +422,9 @@ def test_packed_equals_each_alone(form: Any, is_complex: bool, per_key: bool, th
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_second_derivatives_of_packed_sequences() -> None:
-    q, k, v, a, _ = drawn((1, 5, 1, 2, 2), True)
+@pytest.mark.parametrize("per_key", [False, True])
+def test_second_derivatives_of_packed_sequences(per_key: bool) -> None:
+    q, k, v, a, _ = drawn((1, 5, 1, 2, 2), True, per_key=per_key)
     inputs = leaves([q, k, v, a, torch.randn(2, 1, 2, 2, dtype=C128)])
     cuts = torch.tensor([0, 2, 5])
     assert torch.autograd.gradgradcheck(lambda *given: gate_loop(*given, False, cuts), inputs)
@@ -434,6 +435,17 @@ def test_second_derivatives_of_packed_sequences() -> None:
     )
     for got, expected in zip(once, again, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_second_derivatives_behind_a_mask(form: Any) -> None:
+    inputs = leaves(drawn((1, 4, 1, 2, 2), True))
+    mask = torch.tensor([[True, False, True, True]])
+    function = partial(gate_loop, mask=mask, form=form)
+    assert torch.autograd.gradgradcheck(function, inputs)
+    weights = [torch.randn_like(output) for output in function(*inputs)]
+    gradients = torch.autograd.grad(function(*inputs), inputs, weights, create_graph=True)
+    assert all((t[~mask] == 0).all() for t in gradients[:4])
 
 
 @pytest.mark.parametrize("reverse", [False, True])

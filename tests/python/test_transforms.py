@@ -2,21 +2,25 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from conftest import thinned
 from torch import Tensor
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from gateloop_cpp import Transformer, ops
 
 REAL, COMPLEX = torch.float64, torch.complex128
 CUTS = torch.tensor([0, 3, 3, 7])
+MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
+FORMS = ("scan", "attention", "recurrent")
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
 linear_recurrence: Operator = ops.linear_recurrence
 gate_loop: Operator = ops.gate_loop
+gate_loop_step: Operator = ops.gate_loop_step
 polar_gate_loop: Operator = ops.polar_gate_loop
 simple_gate_loop: Operator = ops.simple_gate_loop
 
@@ -78,6 +82,23 @@ class TestForwardMode:
         assert_both_modes(lambda *t: gate_loop(*t, reverse=reverse), (q, k, v, a))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("how", ["per key", "packed per key", "taylor", "masked"])
+def test_both_modes_of_options_of_gate_loop(how: str, form: str) -> None:
+    batch, time = (1, 7) if how == "packed per key" else (2, 5)
+    q, k, v = (drawn(batch, time, 1, 2) for _ in range(3))
+    a = transitions(batch, time, 1, *([2] if "per key" in how else []), dtype=COMPLEX)
+    states = len(CUTS) - 1 if how == "packed per key" else batch
+    state = drawn(states, 1, 6 if how == "taylor" else 2, 2, dtype=COMPLEX)
+    options: dict[str, dict[str, Any]] = {
+        "packed per key": {"cu_seqlens": CUTS, "reverse": True},
+        "taylor": {"feature_map": "taylor"},
+        "masked": {"mask": MASK, "reverse": True},
+    }
+    function = partial(gate_loop, form=form, **options.get(how, {}))
+    assert_both_modes(function, (q, k, v, a, state))
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_forward_mode_of_fused_gates(reverse: bool) -> None:
     q, k, v, z = drawn(2, 5, 3), drawn(2, 5, 3), drawn(2, 5, 3), drawn(2, 5, 6)
@@ -86,6 +107,14 @@ def test_forward_mode_of_fused_gates(reverse: bool) -> None:
     z, state = drawn(2, 5, 3), drawn(2, 3)
     assert_both_modes(lambda *t: simple_gate_loop(*t, reverse), (q, k, z, state))
     assert_both_modes(lambda *t: simple_gate_loop(*t, normalize_input=True), (q, k, z, state))
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_both_modes_of_a_step(dtype: torch.dtype) -> None:
+    q, k, v, state = drawn(2, 2, 3), drawn(2, 2, 3), drawn(2, 2, 4), drawn(2, 2, 3, 4, dtype=dtype)
+    inputs = (q, k, v, transitions(2, 2, dtype=dtype), state)
+    assert_both_modes(gate_loop_step, inputs)
+    assert gradgradcheck(gate_loop_step, inputs)
 
 
 def test_forward_mode_of_no_steps() -> None:
@@ -133,8 +162,33 @@ CASES: dict[str, tuple[Operator, list[tuple[int, ...]]]] = {
             partial(gate_loop, cu_seqlens=CUTS, form=form),
             [(1, 7, 2, 3), (1, 7, 2, 3), (1, 7, 2, 4), (1, 7, 2)],
         )
-        for form in ("scan", "attention", "recurrent")
+        for form in FORMS
     },
+    **{
+        f"gate_loop per key, {form}": (
+            partial(gate_loop, form=form),
+            [(2, 5, 2, 3), (2, 5, 2, 3), (2, 5, 2, 4), (2, 5, 2, 3)],
+        )
+        for form in FORMS
+    },
+    **{
+        f"gate_loop of the Taylor map, {form}": (
+            partial(gate_loop, form=form, feature_map="taylor"),
+            [(2, 4, 1, 2), (2, 4, 1, 2), (2, 4, 1, 3), (2, 4, 1), (2, 1, 6, 3)],
+        )
+        for form in FORMS
+    },
+    **{
+        f"masked gate_loop, {form}": (
+            partial(gate_loop, mask=MASK, form=form),
+            [(2, 5, 2, 3), (2, 5, 2, 3), (2, 5, 2, 4), (2, 5, 2)],
+        )
+        for form in FORMS
+    },
+    "gate_loop_step": (
+        gate_loop_step,
+        [(2, 2, 3), (2, 2, 3), (2, 2, 4), (2, 2), (2, 2, 3, 4)],
+    ),
 }
 
 
@@ -180,6 +234,37 @@ def test_gradients_of_each_row(scalar: tuple[Callable[..., Tensor], list[Tensor]
     for i in range(2):
         expected = torch.func.grad(value)(*(t[i] for t in rows))
         torch.testing.assert_close(found[i], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "gate_loop" in n])
+def test_gradients_of_a_batch_of_directions(name: str) -> None:
+    operator, shapes = CASES[name]
+    inputs = [drawn(*shape, scale=0.5) for shape in shapes]
+    y = operator(*inputs)[0]
+    directions = torch.randn(3, *y.shape, dtype=y.dtype)
+    gradients = partial(torch.autograd.grad, y, inputs, retain_graph=True)
+    found = gradients(directions, is_grads_batched=True)
+    for ours, *theirs in zip(found, *map(gradients, directions), strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("option", ["cu_seqlens", "mask"])
+def test_vmap_over_cuts_and_masks(option: str, form: str) -> None:
+    values = {
+        "cu_seqlens": torch.tensor([[0, 3, 9], [0, 0, 9]]),
+        "mask": torch.rand(2, 1, 9) < 0.5,
+    }[option]
+    q, k, v = torch.randn(3, 2, 1, 9, 2, 3, dtype=REAL)
+    a = torch.randn(2, 1, 9, 2, dtype=COMPLEX) * 0.5
+
+    def one(value: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return gate_loop(*tensors, form=form, **{option: value})
+
+    mapped = torch.vmap(one)(values, q, k, v, a)
+    for i in range(2):
+        expected = one(values[i], q[i], k[i], v[i], a[i])
+        torch.testing.assert_close(tuple(t[i] for t in mapped), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
