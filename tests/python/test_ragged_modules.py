@@ -24,6 +24,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "joint_kv": dict(joint_kv=True, sub_ln=True, simple_gate_loop=True),
     "wide_heads": dict(gate_loop_heads=2),
     "wide_sigmoid": dict(gate_loop_heads=4, gate="sigmoid", normalize_input=True),
+    "magnitude_phase": dict(gate="magnitude_phase", normalize_input="variance"),
+    "per_key": dict(
+        gate_loop_heads=2,
+        gate_loop_dim_key=12,
+        gate="magnitude_phase",
+        per_key_transitions=True,
+    ),
+    "taylor": dict(gate_loop_heads=2, feature_map="taylor"),
     "ablated": dict(ablate_state_transition=True),
     "attention": dict(layers="attention", dim_head=4, heads=2, rotary_emb=True),
     "window": dict(layers="attention", dim_head=4, heads=2, rotary_emb=True, window=3),
@@ -126,7 +134,9 @@ def test_loss(name: str) -> None:
         assert_same_gradients(model, padded, mean_loss(model, rows))
 
 
-@pytest.mark.parametrize("name", ["max_heads", "sigmoid", "joint_kv", "ablated"])
+@pytest.mark.parametrize(
+    "name", ["max_heads", "sigmoid", "joint_kv", "magnitude_phase", "per_key", "taylor", "ablated"]
+)
 def test_a_cache_of_packed_or_padded_sequences_goes_on(name: str) -> None:
     model = transformer(name).eval()
     prompt, more = ids(1, 23), ids(len(PIECES), 2)
