@@ -1,5 +1,6 @@
 """gateloop_cpp.ops.bidirectional: both directions run by hand, and their definition."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -90,6 +91,40 @@ def test_padding_is_as_if_left_out(case: Case) -> None:
     expected, expected_finals = ops.bidirectional(scan, kept[0], kept[1], states)
     torch.testing.assert_close((y[:, mask[0]], finals), (expected, expected_finals))
     assert (y[:, ~mask[0]] == 0).all()
+
+
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+@pytest.mark.parametrize("option", ["cu_seqlens", "mask"])
+def test_heads_of_packed_and_padded_sequences_are_as_each_alone(option: str, form: Any) -> None:
+    torch.manual_seed(0)
+    time = int(CUTS[-1])
+    q, k = torch.randn(2, 1, time, 2, 3, dtype=torch.float64)
+    v = torch.randn(1, time, 2, 4, dtype=torch.float64)
+    modulus, phase = torch.rand(2, 2, 1, time, 2, dtype=torch.float64)
+    ahead, back = torch.polar(modulus, 6 * phase)
+    forward, backward = differentiable((q, k, v, ahead)), differentiable((k, q, v, back))
+    if option == "cu_seqlens":
+        given: dict[str, Any] = {"cu_seqlens": CUTS}
+        rows = [torch.arange(*pair) for pair in pairwise(CUTS.tolist())]
+    else:
+        given = {"mask": torch.rand(1, time) < 0.6}
+        rows = [given["mask"][0].nonzero()[:, 0]]
+    shape = (len(rows), 2, 3, 4)
+    states: Any = differentiable(tuple(torch.randn(2, *shape, dtype=torch.complex128)))
+    y, finals = ops.bidirectional(ops.gate_loop, forward, backward, states, form=form, **given)
+    expected, alone = torch.zeros_like(y), []
+    for n, steps in enumerate(rows):
+        mine = [tuple(t[:, steps] for t in ts) for ts in (forward, backward)]
+        of_row = (states[0][n : n + 1], states[1][n : n + 1])
+        one, last = ops.bidirectional(ops.gate_loop, mine[0], mine[1], of_row, form=form)
+        expected = expected.index_copy(1, steps, one)
+        alone.append(last)
+    expected_finals = tuple(torch.cat([last[i] for last in alone]) for i in range(2))
+    torch.testing.assert_close((y, finals), (expected, expected_finals))
+    leaves = (*forward, *backward, *states)
+    torch.testing.assert_close(
+        gradients(y, finals, leaves), gradients(expected, expected_finals, leaves)
+    )
 
 
 def test_names_what_does_not_fit() -> None:
