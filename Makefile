@@ -125,9 +125,13 @@ fuzz: setup-fuzz build-all build/asan-torch/configured build/fuzz/configured  ##
 	$(FIXED_ADDRESSES) cmake --build --preset fuzz $(if $(JOBS),--parallel $(JOBS))
 	$(FIXED_ADDRESSES) scripts/fuzz
 	$(FIXED_ADDRESSES) cmake --build --preset asan-torch \
-	  --target recurrence_differential_test recurrence_ragged_test $(if $(JOBS),--parallel $(JOBS))
+	  --target recurrence_differential_test recurrence_ragged_test recurrence_inference_test \
+	  recurrence_training_test $(if $(JOBS),--parallel $(JOBS))
 	$(DRAW) GATELOOP_DIFFERENTIAL_CASES=10000 build/asan-torch/recurrence_differential_test
 	$(DRAW) GATELOOP_DIFFERENTIAL_CASES=1000 build/asan-torch/recurrence_ragged_test --gtest_filter='*RandomCuts*'
+	for name in inference training; do \
+	  $(DRAW) GATELOOP_DIFFERENTIAL_CASES=1000 build/asan-torch/recurrence_$${name}_test --gtest_filter='*Drawn*' || exit; \
+	done
 	GATELOOP_CASES=10000 $(PYTEST) tests/python/test_gate_loop_cases.py
 
 # ---- Use --------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
-// Every recurrence against the oracle on cases drawn from a seed.
-#include <random>
-
+// Every recurrence and RMSNorm against the oracle on cases drawn from a seed.
 #include "gate_loop_case.h"
 #include "linear_recurrence_case.h"
 #include "polar_gate_loop_case.h"
 #include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/target.h"
+#include "rms_norm_case.h"
 #include "simple_gate_loop_case.h"
 
 namespace gateloop::testing {
@@ -13,11 +12,9 @@ namespace {
 
 class Draw {
  public:
-  explicit Draw(std::uint64_t seed) : random_(seed), engine_(seed) {}
+  explicit Draw(std::uint64_t seed) : random_(seed) {}
 
-  std::int64_t integer(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(engine_);
-  }
+  std::int64_t integer(std::int64_t low, std::int64_t high) { return random_.integer(low, high); }
   bool flag() { return integer(0, 1) == 1; }
   template <class T, std::size_t n>
   T one_of(const T (&values)[n]) {
@@ -72,7 +69,6 @@ class Draw {
 
  private:
   Random random_;
-  std::mt19937_64 engine_;
 };
 
 template <class Value, class F>
@@ -139,6 +135,14 @@ void run_gate_loop(Draw& draw, std::uint64_t seed) {
   gate_loop::check(c, gate_loop::run_on(c, a));
 }
 
+void run_rms_norm(Draw& draw, std::uint64_t) {
+  rms_norm::check({.dtype = draw.one_of(kRealDTypes),
+                   .rows = draw.integer(0, 400),
+                   .columns = draw.integer(0, 300),
+                   .layout = draw.flag() ? Layout::kContiguous : Layout::kMisaligned,
+                   .threads = static_cast<int>(draw.integer(1, 4))});
+}
+
 TEST(Differential, MatchesTheOracle) {
   const auto targets = recurrence::cpu::targets();
   for (std::uint64_t seed = 0; seed < case_count(300) && !::testing::Test::HasFailure(); ++seed) {
@@ -148,7 +152,7 @@ TEST(Differential, MatchesTheOracle) {
         targets[static_cast<std::size_t>(draw.integer(0, std::ssize(targets) - 1))]);
     recurrence::cpu::set_stream_bytes(draw.flag() ? 0 : recurrence::cpu::kStreamBytes);
     using Runner = void (*)(Draw&, std::uint64_t);
-    constexpr Runner kRunners[] = {run_linear, run_polar, run_simple, run_gate_loop};
+    constexpr Runner kRunners[] = {run_linear, run_polar, run_simple, run_gate_loop, run_rms_norm};
     draw.one_of(kRunners)(draw, seed);
   }
   recurrence::cpu::force_target("");

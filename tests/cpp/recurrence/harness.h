@@ -144,6 +144,9 @@ class Random {
   double uniform(double low, double high) {
     return std::uniform_real_distribution<double>(low, high)(engine_);
   }
+  std::int64_t integer(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(engine_);
+  }
   std::vector<double> uniform(std::size_t n, double low, double high);
   std::vector<double> normal(std::size_t n, double deviation = 1);
   std::vector<Complex> complex_normal(std::size_t n, double deviation = 1);

@@ -159,6 +159,7 @@ TEST(Inference, ProductsEqualTheirDefinition) {
                                                {128, 48, 10},
                                                {33, 6, 1},
                                                {130, 100, 64},
+                                               {2, 600, 500},  // large: is_prefetched()
                                                {2, 3, 9000}}) {
         SCOPED_TRACE(target + " storage " + std::to_string(static_cast<int>(storage)) + " of " +
                      std::to_string(rows) + ", " + std::to_string(out) + ", " +
@@ -166,6 +167,21 @@ TEST(Inference, ProductsEqualTheirDefinition) {
         expect_product(storage, rows, out, columns, rows % 2 == 1);
       }
     }
+  }
+  recurrence::cpu::force_target("");
+}
+
+TEST(Inference, DrawnProductsEqualTheirDefinition) {
+  const auto targets = recurrence::cpu::targets();
+  for (std::uint64_t seed = 0; seed < case_count(60) && !::testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    recurrence::cpu::force_target(
+        targets[static_cast<std::size_t>(random.integer(0, std::ssize(targets) - 1))]);
+    const Storage storage = kStorages[random.integer(0, std::ssize(kStorages) - 1)];
+    const std::int64_t rows = random.integer(1, 140), out = random.integer(1, 120),
+                       columns = random.integer(1, 700);
+    expect_product(storage, rows, out, columns, random.integer(0, 1) == 1);
   }
   recurrence::cpu::force_target("");
 }

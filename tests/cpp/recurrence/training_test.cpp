@@ -186,6 +186,26 @@ TEST(ResidualNorm, AndItsAdjointEqualTheDefinition) {
   });
 }
 
+TEST(ResidualNorm, DrawnRowsEqualTheDefinition) {
+  const auto targets = recurrence::cpu::targets();
+  for (std::uint64_t seed = 0; seed < case_count(100) && !::testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    recurrence::cpu::force_target(
+        targets[static_cast<std::size_t>(random.integer(0, std::ssize(targets) - 1))]);
+    const int given = static_cast<int>(random.integer(1, 3));
+    check({.dtype = kRealDTypes[random.integer(0, std::ssize(kRealDTypes) - 1)],
+           .norm = kNorms[random.integer(0, 1)],
+           .rows = random.integer(0, 400),
+           .columns = random.integer(0, 300),
+           .has_y = random.integer(0, 3) != 0,
+           .has_dsum = given != 1,
+           .has_dwide = given != 2,
+           .threads = static_cast<int>(random.integer(1, 4))});
+  }
+  recurrence::cpu::force_target("");
+}
+
 TEST(ResidualNorm, IsTheSameForAnyNumberOfThreads) {
   for (const DType dtype : kRealDTypes) {
     for (const Norm norm : kNorms) {
