@@ -185,7 +185,8 @@ def revisions(measured: dict[str, Record]) -> str:
     """That of the first group, and of those that were measured at another."""
     of = {group: record.environment["revision"] for group, record in measured.items()}
     first = next(iter(of.values()))
-    return first + "".join(f" ({group}: {other})" for group, other in of.items() if other != first)
+    others = ", ".join(f"{group}: {other}" for group, other in of.items() if other != first)
+    return f"{first} ({others})" if others else first
 
 
 def everything(results: Path) -> str:
