@@ -42,14 +42,17 @@ class Record:
     rows: list[Row]
 
 
+def file_of(group: str, folder: Path) -> Path:
+    return folder / f"{group.replace(' ', '_')}.json"
+
+
 def save(record: Record, folder: Path) -> None:
     """One file a group; a new measurement replaces those of its groups alone."""
     folder.mkdir(parents=True, exist_ok=True)
     for group in dict.fromkeys(row.group for row in record.rows):
         rows = [asdict(row) for row in record.rows if row.group == group]
         content = {"environment": record.environment, "rows": rows}
-        file = folder / f"{group.replace(' ', '_')}.json"
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        file_of(group, folder).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load(file: Path) -> Record:

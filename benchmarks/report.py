@@ -13,6 +13,7 @@ from benchmarks import kernels, records
 from benchmarks.contenders import Kind
 from benchmarks.environment import ROOT
 from benchmarks.kernels import Kernel
+from benchmarks.problems import all_problems
 from benchmarks.records import Record, Row
 
 
@@ -170,14 +171,12 @@ def document(facts: dict[str, str], parts: Sequence[str]) -> str:
 
 # ---- Documents that show results ----------------------------------------------------------------
 
-# In the order in which they are measured; those of the README first.
 IN_README = ("operators", "layer", "model", "generation", "memory")
-GROUPS = ("operators", "ragged", "wide_heads", *IN_README[1:], "definitions", "growth")
 
 
 def load(results: Path, groups: Iterable[str]) -> dict[str, Record]:
     """The records there are of these groups."""
-    files = {group: results / f"{group}.json" for group in groups}
+    files = {group: records.file_of(group, results) for group in groups}
     return {group: records.load(file) for group, file in files.items() if file.exists()}
 
 
@@ -191,7 +190,7 @@ def revisions(measured: dict[str, Record]) -> str:
 
 def everything(results: Path) -> str:
     """bench.md: kernels, and every contender of every group."""
-    measured = load(results, GROUPS)
+    measured = load(results, dict.fromkeys(problem.group for problem in all_problems(quick=True)))
     rows = [row for record in measured.values() for row in record.rows]
     facts = next(iter(measured.values())).environment | {"revision": revisions(measured)}
     facts.pop("command")
@@ -246,7 +245,7 @@ def documents(root: Path) -> dict[Path, str]:
     if results.exists():
         readme = readme_table(results)
         of_kernels = kernel_table(kernels.parse(results / "kernels.json"))
-        of_heads = heads_table(records.load(results / "wide_heads.json"))
+        of_heads = heads_table(records.load(records.file_of("wide heads", results)))
     tables = {
         root / "README.md": {"bench": readme},
         root / "docs" / "performance.md": {"heads": of_heads, "bench": of_kernels},
