@@ -84,10 +84,9 @@ def results_table(experiment: Experiment, found: Sequence[Record]) -> str:
     lines = [line(answer, names) for answer in there]
     if found[0].cell.budget == "time":
         header.append("relative time of a step")
-        lines = [
-            [*cells, relative_time(experiment, answer, there)]
-            for cells, answer in zip(lines, there, strict=True)
-        ]
+        first = next((a for a in there if a.variant == experiment.variants[0]), None)
+        for cells, answer in zip(lines, there, strict=True):
+            cells.append(relative_time(answer, first))
     parts = [table(header, lines), facts(there)]
     complete = [
         a.variant
@@ -119,14 +118,14 @@ def line(answer: Answer, names: Sequence[str]) -> list[str]:
     return [*cells, counted([outcome.steps for outcome in outcomes]), f"{seconds:,.0f}"]
 
 
-def relative_time(experiment: Experiment, answer: Answer, there: Sequence[Answer]) -> str:
+def relative_time(answer: Answer, first: Answer | None) -> str:
     """Of a step, to the first variant's: at equal time the steps are inverse to it."""
-    steps = {
-        a.variant.name: statistics.fmean(record.outcome.steps for record in a.records)
-        for a in there
-    }
-    first = experiment.variants[0].name
-    return f"{steps[first] / steps[answer.variant.name]:.2f}" if first in steps else "–"
+    if first is None:
+        return "–"
+    of_first, of_this = (
+        statistics.fmean(record.outcome.steps for record in a.records) for a in (first, answer)
+    )
+    return f"{of_first / of_this:.2f}"
 
 
 def counted(numbers: Sequence[int]) -> str:
