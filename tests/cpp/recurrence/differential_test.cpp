@@ -12,7 +12,7 @@ namespace {
 
 class Draw {
  public:
-  explicit Draw(std::uint64_t seed) : random_(seed) {}
+  explicit Draw(Random& random) : random_(random) {}
 
   std::int64_t integer(std::int64_t low, std::int64_t high) { return random_.integer(low, high); }
   bool flag() { return integer(0, 1) == 1; }
@@ -68,7 +68,7 @@ class Draw {
   }
 
  private:
-  Random random_;
+  Random& random_;
 };
 
 template <class Value, class F>
@@ -144,18 +144,13 @@ void run_rms_norm(Draw& draw, std::uint64_t) {
 }
 
 TEST(Differential, MatchesTheOracle) {
-  const auto targets = recurrence::cpu::targets();
-  for (std::uint64_t seed = 0; seed < case_count(300) && !::testing::Test::HasFailure(); ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    Draw draw(seed);
-    recurrence::cpu::force_target(
-        targets[static_cast<std::size_t>(draw.integer(0, std::ssize(targets) - 1))]);
+  for_drawn_cases(300, [](Random& random, std::uint64_t seed) {
+    Draw draw(random);
     recurrence::cpu::set_stream_bytes(draw.flag() ? 0 : recurrence::cpu::kStreamBytes);
     using Runner = void (*)(Draw&, std::uint64_t);
     constexpr Runner kRunners[] = {run_linear, run_polar, run_simple, run_gate_loop, run_rms_norm};
     draw.one_of(kRunners)(draw, seed);
-  }
-  recurrence::cpu::force_target("");
+  });
   recurrence::cpu::set_stream_bytes(recurrence::cpu::kStreamBytes);
 }
 

@@ -8,6 +8,8 @@
 #include <new>
 #include <thread>
 
+#include "recurrence/cpu/target.h"
+
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
@@ -199,9 +201,18 @@ void Tensor::expect_guards_intact(const char* what) const {
   }
 }
 
-std::uint64_t case_count(std::uint64_t usual) {
+void for_drawn_cases(std::uint64_t usual, const std::function<void(Random&, std::uint64_t)>& work) {
   const char* const wanted = std::getenv("GATELOOP_DIFFERENTIAL_CASES");
-  return wanted == nullptr ? usual : std::strtoull(wanted, nullptr, 10);
+  const std::uint64_t count = wanted == nullptr ? usual : std::strtoull(wanted, nullptr, 10);
+  const auto targets = recurrence::cpu::targets();
+  for (std::uint64_t seed = 0; seed < count && !::testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(seed);
+    recurrence::cpu::force_target(
+        targets[static_cast<std::size_t>(random.integer(0, std::ssize(targets) - 1))]);
+    work(random, seed);
+  }
+  recurrence::cpu::force_target("");
 }
 
 std::uint32_t float_mode() {

@@ -91,9 +91,6 @@ class StateTensor : public Tensor {
       : Tensor(accumulation(dtype), {dims.batch, 1, dims.channels}, Layout::kContiguous, parts) {}
 };
 
-/// How many random cases a test draws: so many, or the count that `make fuzz` sets.
-std::uint64_t case_count(std::uint64_t usual);
-
 /// How this thread rounds and flushes; 0 where that cannot be read.
 std::uint32_t float_mode();
 
@@ -156,6 +153,11 @@ class Random {
  private:
   std::mt19937_64 engine_;
 };
+
+/// work(random, seed) for `usual` seeds, or as many as `make fuzz` sets, on a target that is drawn.
+/// Ends with the first seed that fails.
+void for_drawn_cases(std::uint64_t usual,
+                     const std::function<void(Random& random, std::uint64_t seed)>& work);
 
 /// |actual - expected| <= scaled * scale + relative * |expected| + absolute, element by element.
 /// Beyond the largest number that its type stores an element may be infinite.

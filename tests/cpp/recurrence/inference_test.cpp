@@ -172,18 +172,12 @@ TEST(Inference, ProductsEqualTheirDefinition) {
 }
 
 TEST(Inference, DrawnProductsEqualTheirDefinition) {
-  const auto targets = recurrence::cpu::targets();
-  for (std::uint64_t seed = 0; seed < case_count(60) && !::testing::Test::HasFailure(); ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    Random random(seed);
-    recurrence::cpu::force_target(
-        targets[static_cast<std::size_t>(random.integer(0, std::ssize(targets) - 1))]);
+  for_drawn_cases(60, [](Random& random, std::uint64_t) {
     const Storage storage = kStorages[random.integer(0, std::ssize(kStorages) - 1)];
     const std::int64_t rows = random.integer(1, 140), out = random.integer(1, 120),
                        columns = random.integer(1, 700);
     expect_product(storage, rows, out, columns, random.integer(0, 1) == 1);
-  }
-  recurrence::cpu::force_target("");
+  });
 }
 
 TEST(Inference, Int8OfWhatIsNotFiniteIsNotANumber) {

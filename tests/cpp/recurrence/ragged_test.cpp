@@ -2,7 +2,6 @@
 #include <utility>
 
 #include "harness.h"
-#include "recurrence/cpu/target.h"
 
 namespace gateloop::testing::ragged {
 namespace {
@@ -377,12 +376,9 @@ TYPED_TEST(Ragged, SameBitsPipelined) {
 }
 
 TYPED_TEST(Ragged, RandomCuts) {
-  const auto targets = recurrence::cpu::targets();
-  for (std::uint64_t seed = 0; seed < case_count(kSanitized ? 10 : 60); ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    std::mt19937_64 engine(seed);
+  for_drawn_cases(kSanitized ? 10 : 60, [](Random& random, std::uint64_t seed) {
     const auto draw = [&](std::int64_t low, std::int64_t high) {
-      return std::uniform_int_distribution<std::int64_t>(low, high)(engine);
+      return random.integer(low, high);
     };
     Cuts cuts(static_cast<std::size_t>(draw(1, 40)));
     for (std::size_t i = 1; i < cuts.size(); ++i) {
@@ -394,11 +390,8 @@ TYPED_TEST(Ragged, RandomCuts) {
                     0,
                     kLayouts[draw(0, std::ssize(kLayouts) - 1)],
                     draw(0, 1) == 1};
-    recurrence::cpu::force_target(
-        targets[static_cast<std::size_t>(draw(0, std::ssize(targets) - 1))]);
     expect_one_by_one<TypeParam>(cuts, size, draw(0, 1) == 1, {static_cast<int>(draw(1, 4))}, seed);
-  }
-  recurrence::cpu::force_target("");
+  });
 }
 
 template <class Params>

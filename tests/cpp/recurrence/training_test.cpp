@@ -187,12 +187,7 @@ TEST(ResidualNorm, AndItsAdjointEqualTheDefinition) {
 }
 
 TEST(ResidualNorm, DrawnRowsEqualTheDefinition) {
-  const auto targets = recurrence::cpu::targets();
-  for (std::uint64_t seed = 0; seed < case_count(100) && !::testing::Test::HasFailure(); ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    Random random(seed);
-    recurrence::cpu::force_target(
-        targets[static_cast<std::size_t>(random.integer(0, std::ssize(targets) - 1))]);
+  for_drawn_cases(100, [](Random& random, std::uint64_t) {
     const int given = static_cast<int>(random.integer(1, 3));
     check({.dtype = kRealDTypes[random.integer(0, std::ssize(kRealDTypes) - 1)],
            .norm = kNorms[random.integer(0, 1)],
@@ -202,8 +197,7 @@ TEST(ResidualNorm, DrawnRowsEqualTheDefinition) {
            .has_dsum = given != 1,
            .has_dwide = given != 2,
            .threads = static_cast<int>(random.integer(1, 4))});
-  }
-  recurrence::cpu::force_target("");
+  });
 }
 
 TEST(ResidualNorm, IsTheSameForAnyNumberOfThreads) {
