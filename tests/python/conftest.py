@@ -49,6 +49,13 @@ def thinned(cases: Iterable[Any], step: int) -> list[Any]:
     ]
 
 
+def assert_no_collective(program: Any) -> None:
+    """Of a program that JAX compiled: no device waits for numbers of another."""
+    text = str(program.as_text())
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text
+
+
 # Files of few tests that take minutes. They begin first: one that begins last is waited for by all.
 SLOW_FILES = ("test_wheel.py", "test_benchmarks.py")
 
