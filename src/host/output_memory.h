@@ -15,9 +15,4 @@ namespace gateloop::host {
 void ready_output(void* data, std::size_t bytes, std::int64_t batch,
                   const recurrence::Executor& executor);
 
-struct Memory {
-  void* data;
-  std::size_t bytes;
-};
-
 }  // namespace gateloop::host

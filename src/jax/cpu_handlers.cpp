@@ -11,7 +11,7 @@ namespace {
 
 template <class Params>
 void execute(const Kernel<Params>& kernel, const recurrence::Executor& executor) {
-  for (const host::Memory& memory : kernel.fresh) {
+  for (const Memory& memory : kernel.fresh) {
     host::ready_output(memory.data, memory.bytes, kernel.params.shape.batch, executor);
   }
   run(kernel.params, executor);

@@ -22,14 +22,17 @@
 #include <vector>
 
 #include "gateloop/recurrence.h"
-#include "host/output_memory.h"
 
 namespace gateloop::jax {
 
 namespace ffi = xla::ffi;
 using ffi::AnyBuffer;
 using Output = ffi::Result<AnyBuffer>;
-using Fresh = std::vector<host::Memory>;
+struct Memory {
+  void* data;
+  std::size_t bytes;
+};
+using Fresh = std::vector<Memory>;
 using recurrence::DType;
 using recurrence::Shape;
 
