@@ -76,8 +76,11 @@ StateSize state_size(const ModelSpec& spec, std::int64_t real_bytes) {
     const LayerStateSizes sizes = layer_state_sizes(spec, layer);
     total.fixed += (sizes.simple + sizes.recurrence) * std::max(real_bytes, kRecurrentBytes);
     const std::int64_t step = 2 * sizes.heads * sizes.dim_head * real_bytes;
-    (sizes.window > 0 ? total.fixed : total.per_token) +=
-        std::max<std::int64_t>(1, sizes.window) * step;
+    if (sizes.window > 0) {
+      total.fixed += sizes.window * step;
+    } else {
+      total.per_token += step;
+    }
   }
   return total;
 }

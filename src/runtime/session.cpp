@@ -156,7 +156,8 @@ class Session::Impl {
   }
   void read(std::span<const std::int64_t> ids, const Runs& whole, bool last_only, float* logits) {
     const std::int64_t width = network_->num_tokens();
-    ManyRows::Call call{.runs = {.batch = whole.batch},
+    ManyRows::Call call{.stride = whole.time,
+                        .runs = {.batch = whole.batch},
                         .last_only = last_only,
                         .logits_stride = width * (last_only || whole.packed() ? 1 : whole.time)};
     std::vector<std::int64_t> starts(whole.starts.size());
@@ -172,7 +173,6 @@ class Session::Impl {
           starts[i] = std::clamp(whole.starts[i], first, last) - first;
         call.runs.starts = starts;
       } else {
-        call.stride = whole.time;
         call.runs.time = last - first;
       }
       advance(call);

@@ -43,19 +43,20 @@ Quantiles quantiles_of(const Tensor& values) {
   return quantiles;
 }
 
-TransitionDiagnostics diagnose_transitions(Tensor z, model::Gate gate, bool ablate_complex) {
-  const bool two_parts = gate != model::Gate::kSigmoid;
-  if (two_parts && ablate_complex) z = nn::drop_imaginary(z);
+TransitionDiagnostics diagnose_transitions(Tensor z, const model::GateLoopSpec& spec,
+                                           const nn::Ablation& ablation) {
+  const bool two_parts = spec.transition_parts() == 2;
+  if (two_parts && ablation.complex) z = nn::drop_imaginary(z);
   TransitionDiagnostics result;
   // 1 - |a| is exact where |a| is near 1, and falls as |a| rises: its quantiles come in reverse.
-  Quantiles rest = quantiles_of(nn::input_scale(z, gate, model::NormalizeInput::kMean));
+  Quantiles rest = quantiles_of(nn::input_scale(z, spec.gate, model::NormalizeInput::kMean));
   std::ranges::reverse(rest);
   for (std::size_t i = 0; i < rest.size(); ++i) {
     result.magnitudes[i] = 1 - rest[i];
     result.half_lives[i] = -std::numbers::ln2 / std::log1p(-rest[i]);
   }
-  if (two_parts && !ablate_complex) {
-    result.phases = quantiles_of(at::angle(nn::transition_of(z, gate)));
+  if (two_parts && !ablation.complex) {
+    result.phases = quantiles_of(at::angle(nn::transition_of(z, spec.gate)));
   }
   return result;
 }
@@ -76,8 +77,9 @@ void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::St
   if (children.contains("2")) {
     stream.settle();
     auto* simple = children["2"]->as<nn::SimpleGateLoopLayer>();
-    result.simple_transitions = diagnose_transitions(
-        raw_transitions(*simple, stream.x), model::Gate::kSigmoid, /*ablate_complex=*/false);
+    const model::GateLoopSpec as_gate_loop{.gate = model::Gate::kSigmoid};
+    result.simple_transitions =
+        diagnose_transitions(raw_transitions(*simple, stream.x), as_gate_loop, ablation);
     stream.added = simple->forward_packed(stream.x, packing);
   }
   if (children.contains("0")) {
@@ -87,7 +89,7 @@ void pass_through(torch::nn::Module& block, const model::LayerSpec& spec, nn::St
       if (gate_loop && !ablation.state_transition) {
         const auto to_a = mixer->named_children()["to_a"]->named_children()["0"];
         const Tensor z = to_a->as<torch::nn::Linear>()->forward(in);
-        result.transitions = diagnose_transitions(z, gate_loop->gate, ablation.complex);
+        result.transitions = diagnose_transitions(z, *gate_loop, ablation);
       }
       return mixer->forward(in, ablation, nullptr, packing);
     });

@@ -22,7 +22,7 @@ static_assert(kProductDepth % 2 == 0 && kProductDepth * 128 * 32767 < std::int64
 
 /// Of dot products with bfloat16 and int8.
 inline bool is_prefetched(const Matrix& w) {
-  const std::int64_t bytes = w.storage == Storage::kInt8 ? 1 : 2;
+  const auto bytes = static_cast<std::int64_t>(storage_bytes(w.storage));
   return w.rows * w.columns * bytes >= kDotBytesPrefetched;
 }
 
