@@ -232,7 +232,8 @@ class Cable:
             end.close()
 
 
-@pytest.mark.parametrize(("rank", "limit"), [pytest.param(0, 21, marks=pytest.mark.long), (1, 12)])
+@pytest.mark.long
+@pytest.mark.parametrize(("rank", "limit"), [(0, 21), (1, 12)])
 def test_a_store_that_is_cut_off_while_it_is_asked(
     build_dir: Path, text: Path, tmp_path: Path, rank: int, limit: int
 ) -> None:

@@ -112,7 +112,10 @@ def test_the_metrics_are_those_of_the_cpp_trainer(alone: list[dict[str, Any]]) -
     assert alone[-1]["final_validation_bits_per_byte"] < 5
 
 
-@pytest.mark.parametrize("flags", [[], ["--shard"]], ids=["DDP", "FSDP2"])
+# Without --shard, tokens of a tokenizer are trained on below.
+@pytest.mark.parametrize(
+    "flags", [pytest.param([], marks=pytest.mark.long), ["--shard"]], ids=["DDP", "FSDP2"]
+)
 def test_two_processes_train_as_one(
     flags: list[str], folder: Path, alone: list[dict[str, Any]], build_dir: Path
 ) -> None:

@@ -432,9 +432,8 @@ LARGER = (
 )
 
 
-@pytest.mark.parametrize(
-    "sharded", [pytest.param((), marks=pytest.mark.long), ("--shard-optimizer",)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("sharded", [(), ("--shard-optimizer",)])
 def test_several_buckets_resume_bit_for_bit(
     train: Train, tmp_path: Path, sharded: tuple[str, ...]
 ) -> None:

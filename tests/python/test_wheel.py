@@ -38,21 +38,30 @@ def source_distribution(project: Path, folder: Path, **settings: str) -> Path:
     return folder / made.stdout.splitlines()[-1]
 
 
-def install(sdist: Path, target: Path, flags: str = "-O0") -> Path:
-    """The package alone into a folder; what it depends on comes from this environment.
+# Kernels for the oldest processor alone, which take half a minute to compile and not two.
+JAX_FLAGS = "-O0 -DHWY_COMPILE_ONLY_STATIC"
 
-    The build that is under test is optimised: here it would take three times as long."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+def pip_install(sdist: Path, *options: str | Path, python: str | Path, flags: str) -> None:
+    """Builds and installs; optimised as the build that is under test, it would take three times
+    as long."""
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     plain = f"--config-settings=cmake.define.CMAKE_CXX_FLAGS_RELEASE={flags}"
     result = subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", plain, "--target", target, sdist],
+        [*pip, plain, *options, sdist],
         # The kernels for CUDA take minutes; the build that is under test has them too.
         env=os.environ | {"GATELOOP_CUDA": "OFF"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert result.returncode == 0, result.stderr
+
+
+def install(sdist: Path, target: Path, flags: str = "-O0") -> Path:
+    """The package alone into a folder; what it depends on comes from this environment."""
+    options = ("--no-deps", "--no-build-isolation", "--target", target)
+    pip_install(sdist, *options, python=sys.executable, flags=flags)
     return target
 
 
@@ -80,9 +89,7 @@ def jax_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def jax_installed(jax_sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with gateloop-jax, built from its source distribution alone."""
-    # Kernels for the oldest processor alone, which take half a minute to compile and not two.
-    flags = "-O0 -DHWY_COMPILE_ONLY_STATIC"
-    return install(jax_sdist, tmp_path_factory.mktemp("jax_site"), flags)
+    return install(jax_sdist, tmp_path_factory.mktemp("jax_site"), JAX_FLAGS)
 
 
 def output(*command: str | Path, **options: Any) -> str:
@@ -206,8 +213,7 @@ def test_nothing_else_is_installed(
     assert found.strip() == str(site / name / "__init__.py")
 
 
-def test_gateloop_jax_runs_as_installed(jax_installed: Path, tmp_path: Path) -> None:
-    program = """
+JAX_PROGRAM = """
 import jax, jax.numpy as jnp
 from gateloop_jax import GateLoopTransformer, _library, linear_recurrence
 from gateloop_jax import load_checkpoint, save_checkpoint
@@ -218,6 +224,29 @@ save_checkpoint("model", model)
 ids = jnp.arange(7)[None]
 print(bool((load_checkpoint("model")(ids) == model(ids)).all()))
 """
-    where, values, same = run(jax_installed, "-c", program, cwd=tmp_path).splitlines()
+
+
+def test_gateloop_jax_runs_as_installed(jax_installed: Path, tmp_path: Path) -> None:
+    where, values, same = run(jax_installed, "-c", JAX_PROGRAM, cwd=tmp_path).splitlines()
     assert where == str(jax_installed / "gateloop_jax" / "libgateloop_jax.so")
     assert (values, same) == ("[1.0, 1.5, 1.75]", "True")
+
+
+@pytest.mark.long
+def test_a_fresh_environment_builds_and_runs_both(
+    sdist: Path, jax_sdist: Path, tmp_path: Path
+) -> None:
+    """As a user does: pip fetches what building and running need, and nothing else is there."""
+    environment = tmp_path / "environment"
+    output(sys.executable, "-m", "venv", environment)
+    python = environment / "bin" / "python"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GATELOOP_")}
+    plain.pop("PYTHONPATH", None)
+    pip_install(sdist, python=python, flags="-O0")
+    example = ROOT / "examples" / "transformer.py"
+    printed = output(python, example, env=plain, cwd=tmp_path)
+    assert printed.splitlines() == promised(example)
+    pip_install(jax_sdist, python=python, flags=JAX_FLAGS)
+    where, *_, same = output(python, "-c", JAX_PROGRAM, env=plain, cwd=tmp_path).splitlines()
+    assert Path(where).is_relative_to(environment)
+    assert same == "True"
