@@ -46,14 +46,14 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence(
 /// initial_state: (B, D), or (B, H, K, V), in the dtype of a.
 /// form:          scan: linear in T, what auto takes; a backward pass keeps one state in 64 steps
 ///                (16 with a transition a key). attention: the surrogate attention of section 3.3
-///                in tiles, T² work. recurrent: step by step, which keeps T states for a backward
-///                pass. All compute the same, and their gradients too. In scan and attention an
+///                in tiles, T² work. recurrent: step by step; a backward pass keeps one state in √T
+///                steps. All compute the same, and their gradients too. In scan and attention an
 ///                infinity or NaN of heads may make outputs of earlier steps NaN, 0 · ∞ where they
 ///                are masked; in scan outputs of up to 15 steps before it on the CPU.
 /// feature_map:   taylor: of heads, with transitions a head: φ(q) and φ(k) in place of q and k
 ///                (arXiv 2312.04927). Their products are 1 + s + s²/2 with s = q · k. States have 1
-///                + K + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all
-///                of q and k.
+///                + K + K (K + 1) / 2 keys. Features of all T are in memory under create_graph, in
+///                forward mode and in torch.func's derivatives alone.
 /// Returns (y (B, T, D) or (B, T, H, V) in the dtype of q, final_state as initial_state is).
 std::tuple<at::Tensor, at::Tensor> gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,

@@ -88,12 +88,13 @@ def gate_loop(
         form: how to compute it; values and gradients are the same. "scan": linear in T,
             with one state in 64 steps in memory (16 with a transition a key); "auto" takes it.
             "attention": the surrogate attention of section 3.3, T² work, in tiles. "recurrent":
-            step by step, with T states in memory for a backward pass. In "scan" and "attention" an
-            infinity or NaN of heads may make outputs of earlier steps NaN, 0 · ∞ where they are
-            masked; in "scan" outputs of up to 15 steps before it on the CPU.
+            step by step, with one state in √T steps in memory for a backward pass. In "scan" and
+            "attention" an infinity or NaN of heads may make outputs of earlier steps NaN, 0 · ∞
+            where they are masked; in "scan" outputs of up to 15 steps before it on the CPU.
         feature_map: "taylor": of heads, with a transition for each, φ(q) and φ(k) in place of q and
             k (arXiv 2312.04927). Their products are 1 + s + s²/2 with s = q · k. States have 1 + K
-            + K (K + 1) / 2 keys. A scan expands a chunk at a time, the other forms all of q and k.
+            + K (K + 1) / 2 keys. Features of all T are in memory under create_graph, in forward
+            mode and in torch.func's derivatives alone.
 
     Returns:
         y (B, T, D) or (B, T, H, V) in the dtype of q; and the state after the last step in the

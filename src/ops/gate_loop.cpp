@@ -34,7 +34,7 @@ namespace {
 
 using Form = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
                                                 const at::Tensor&, const at::Tensor&,
-                                                const ops::OptionalTensor&, bool);
+                                                const ops::OptionalTensor&, bool, c10::string_view);
 
 std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& v, const at::Tensor& a,
@@ -78,25 +78,20 @@ std::tuple<at::Tensor, at::Tensor> in_form(const at::Tensor& q, const at::Tensor
                                           initial, reverse, cu_seqlens, {}, form, feature_map);
     return {y.squeeze(-1), final_state.squeeze(-1).squeeze(-1)};
   }
-  if (feature_map != "none") {
-    // In the type of the features; the results are as without a map.
-    const at::Tensor wide_q = ops::features(q, feature_map), wide_k = ops::features(k, feature_map);
-    const auto [y, final_state] = in_form(wide_q, wide_k, v.to(wide_q.scalar_type()), a,
-                                          initial_state, reverse, cu_seqlens, {}, form, "none");
-    return {y.to(v.scalar_type()), final_state};
-  }
   Form* const chosen = form == "attention" ? ops::attention_gate_loop : ops::gate_loop_by_steps;
-  if (!ops::is_given(cu_seqlens)) return chosen(q, k, v, a, initial_state, reverse);
+  if (!ops::is_given(cu_seqlens)) return chosen(q, k, v, a, initial_state, reverse, feature_map);
   const auto results = ops::compute_whole(
       {.op = "gateloop::gate_loop",
        .compute =
            [&](const std::vector<at::Tensor>& in, const at::Tensor& state,
                const ops::OptionalTensor&) {
-             const auto [y, final_state] = chosen(in[0], in[1], in[2], in[3], state, reverse);
+             const auto [y, final_state] =
+                 chosen(in[0], in[1], in[2], in[3], state, reverse, feature_map);
              return ops::Definition::Results{y, final_state, {}};
            },
        .like = 2,
-       .sizes = {q.size(2), q.size(3), v.size(3)},
+       .sizes = {q.size(2), ops::state_keys(q, ops::feature_map_of(kOp, feature_map)).expect_int(),
+                 v.size(3)},
        .dtype = a.scalar_type()},
       {q, k, v, a}, initial_state, cu_seqlens);
   return {results[0], results[1]};
@@ -108,13 +103,10 @@ std::tuple<at::Tensor, at::Tensor> checked_step(const at::Tensor& q, const at::T
                                                 c10::string_view feature_map) {
   ops::check_gate_loop_step(q, k, v, a, state,
                             ops::feature_map_of("gateloop::gate_loop_step", feature_map));
-  if (feature_map != "none") {
-    const at::Tensor wide_q = ops::features(q, feature_map), wide_k = ops::features(k, feature_map);
-    const auto [y, next] =
-        ops::gate_loop_step(wide_q, wide_k, v.to(wide_q.scalar_type()), a, state);
-    return {y.to(v.scalar_type()), next};
+  if (q.dim() == 3) {
+    return ops::gate_loop_step(ops::features(q, feature_map), ops::features(k, feature_map), v, a,
+                               state);
   }
-  if (q.dim() == 3) return ops::gate_loop_step(q, k, v, a, state);
   const auto [y, next] = ops::gate_loop_step(q.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-1), a,
                                              state.unsqueeze(-1).unsqueeze(-1));
   return {y.squeeze(-1), next.squeeze(-1).squeeze(-1)};
@@ -134,7 +126,7 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
       checked_step, {at::Tag::pt2_compliant_tag});
   m.def(
       "_attention_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, bool "
-      "reverse) -> (Tensor y, Tensor final_state)",
+      "reverse, str feature_map='none') -> (Tensor y, Tensor final_state)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "_chunked_gate_loop(Tensor q, Tensor k, Tensor v, Tensor a, Tensor? initial_state, "
@@ -180,11 +172,11 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at:
 
 std::tuple<at::Tensor, at::Tensor> ops::attention_gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
-    const OptionalTensor& initial_state, bool reverse) {
+    const OptionalTensor& initial_state, bool reverse, c10::string_view feature_map) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gateloop::_attention_gate_loop", "")
                              .typed<decltype(attention_gate_loop)>();
-  return op.call(q, k, v, a, initial_state, reverse);
+  return op.call(q, k, v, a, initial_state, reverse, feature_map);
 }
 
 std::tuple<at::Tensor, at::Tensor> ops::chunked_gate_loop(const at::Tensor& q, const at::Tensor& k,

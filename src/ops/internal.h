@@ -31,11 +31,13 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_by_linear_recurrence(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens);
 
+// With the feature map "taylor" states of wide heads have the features of K as keys.
+
 /// gate_loop of wide heads as surrogate attention, in tiles: memory is linear in T.
 std::tuple<at::Tensor, at::Tensor> attention_gate_loop(const at::Tensor& q, const at::Tensor& k,
                                                        const at::Tensor& v, const at::Tensor& a,
                                                        const OptionalTensor& initial_state,
-                                                       bool reverse);
+                                                       bool reverse, c10::string_view feature_map);
 /// One step of wide heads, q, k: (B, H, K), v: (B, H, V), a: (B, H[, K]); and one after another.
 std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at::Tensor& k,
                                                   const at::Tensor& v, const at::Tensor& a,
@@ -43,10 +45,9 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at:
 std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const at::Tensor& k,
                                                       const at::Tensor& v, const at::Tensor& a,
                                                       const OptionalTensor& initial_state,
-                                                      bool reverse);
+                                                      bool reverse, c10::string_view feature_map);
 
 /// gate_loop of wide heads in chunks of time. -> (y (B, T, H, V), final_state (B or N, H, K, V)).
-/// With the feature map "taylor" states here and below have the features of K as keys.
 std::tuple<at::Tensor, at::Tensor> chunked_gate_loop(const at::Tensor& q, const at::Tensor& k,
                                                      const at::Tensor& v, const at::Tensor& a,
                                                      const OptionalTensor& initial_state,

@@ -356,6 +356,29 @@ def test_taylor_map_under_transforms() -> None:
     torch.library.opcheck(torch.ops.gateloop._chunked_gate_loop.default, arguments)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["head", "key", "taylor"])
+def test_second_derivatives_over_tiles_are_those_of_the_scan(kind: str, reverse: bool) -> None:
+    """150 steps: of attention 2 tiles, or 5 with a transition a key; of steps 12 blocks."""
+    if kind == "taylor":
+        inputs = leaves(drawn_for_taylor(150, True))
+    else:
+        inputs = leaves(drawn((1, 150, 2, 3, 4), True, per_key=kind == "key"))
+
+    def second(form: str) -> tuple[Tensor, ...]:
+        options = dict(form=form, feature_map="taylor" if kind == "taylor" else "none")
+        outputs = gate_loop(*inputs, reverse, **options)
+        weights = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in outputs]
+        found = torch.autograd.grad(outputs, inputs, weights, create_graph=True)
+        total = torch.stack([x.abs().square().sum() for x in found]).sum()
+        return torch.autograd.grad(total, inputs)
+
+    expected = second("scan")
+    for form in ("attention", "recurrent"):
+        for got, theirs in zip(second(form), expected, strict=True):
+            torch.testing.assert_close(got, theirs, rtol=1e-9, atol=1e-8)
+
+
 def test_taylor_map_in_low_precision() -> None:
     inputs = drawn_for_taylor(100, True, torch.bfloat16)
     exact = [t.to(C128 if t.is_complex() else F64) for t in inputs]

@@ -230,6 +230,26 @@ def test_no_square_of_time_is_in_memory(kind: str) -> None:
     assert max(sizes(jax.make_jaxpr(both)(*given).jaxpr)) <= 4 * 64 * time < time * time / 8
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_features_of_all_steps_are_nowhere(form: str) -> None:
+    time, width = 16384, 16
+    q = jnp.ones((1, time, 1, width))
+    v, a = q[..., :2], jnp.ones((1, time, 1), complex)
+
+    def both(*given: Array) -> Any:
+        f = partial(gate_loop, form=form, feature_map="taylor")
+        return f(*given), jax.grad(lambda *x: jnp.sum(f(*x)[0].real), argnums=(0, 1, 2, 3))(*given)
+
+    keys = 1 + width + width * (width + 1) // 2
+    # What the sequences take, or attention's decays between the steps of all tiles of 64.
+    largest = max(sizes(jax.make_jaxpr(both)(q, q, v, a).jaxpr))
+    assert largest <= time * 64 < time * keys / 2
+    compiled = jax.jit(both).lower(q, q, v, a).compile()
+    memory: Any = compiled.memory_analysis()
+    # Half of the features of q and k, in float64.
+    assert memory.temp_size_in_bytes < 8 * time * keys
+
+
 def test_other_forms_are_refused() -> None:
     with pytest.raises(ValueError, match=r"form must be one of auto, scan, .*, got 'chunked'"):
         gate_loop(*drawn(3, "real"), form="chunked")

@@ -1,4 +1,5 @@
-"""Memory of a training step: the train.py model's beside the peer's, and recomputed blocks."""
+"""Memory of a training step: the train.py model's beside the peer's, and recomputed blocks; and of
+the Taylor map's features."""
 
 import os
 import resource
@@ -31,17 +32,21 @@ print((peak_bytes() - before) / 2**20)
 """
 
 
-def peak(package: str, checkpointing: str) -> float:
-    """MiB above what the model itself takes."""
+def run(program: str, *arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STEP, package, checkpointing],
+        [sys.executable, "-W", "ignore", "-c", program, *arguments],
         env=os.environ | {"PYTHONPATH": f"{ROOT / 'python'}:{ROOT}"},
         capture_output=True,
         text=True,
         check=True,
         timeout=300,
     )
-    return float(result.stdout)
+    return result.stdout
+
+
+def peak(package: str, checkpointing: str) -> float:
+    """MiB above what the model itself takes."""
+    return float(run(STEP, package, checkpointing))
 
 
 # The peer takes less where it recomputes than where it keeps.
@@ -50,6 +55,34 @@ def test_a_training_step_takes_less_memory_than_the_peers(how: str) -> None:
     ours, theirs = peak("gateloop_cpp", "checkpointing"), peak("gateloop_transformer", how)
     print(f"ours {ours:.0f} MiB, the peer {how}: {theirs:.0f} MiB")
     assert ours < theirs
+
+
+# Heads of 24 keys have 325 features, which for q and k of 4096 steps would take 81 MiB.
+FEATURES_MIB = 2 * 4096 * 8 * 325 * 4 / 2**20
+TAYLOR = """
+import sys, torch
+from benchmarks.worker import peak_bytes
+from gateloop_cpp.ops import gate_loop
+form, kind = sys.argv[1:]
+def step(time):
+    given = [torch.randn(1, time, 8, channels, requires_grad=True) for channels in (24, 24, 4)]
+    a = torch.rand(1, time, 8).to(torch.complex64 if kind == "complex" else torch.float32)
+    before = peak_bytes()
+    y, state = gate_loop(*given, a.requires_grad_(), form=form, feature_map="taylor")
+    (y.sum() + state.real.sum()).backward()
+    print((peak_bytes() - before) / 2**20)
+torch.set_num_threads(1)
+step(300)  # libraries are there before the measurement begins
+step(4096)
+"""
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize("form", ["scan", "attention", "recurrent"])
+def test_features_of_all_steps_are_nowhere(form: str, kind: str) -> None:
+    taken = float(run(TAYLOR, form, kind).split()[-1])
+    print(f"{taken:.0f} MiB, features {FEATURES_MIB:.0f} MiB")
+    assert taken < FEATURES_MIB / 2
 
 
 def saved_bytes(model: Transformer, ids: Tensor) -> int:

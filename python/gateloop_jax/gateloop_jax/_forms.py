@@ -4,7 +4,8 @@
 Attention is in tiles of 64 steps. Decays inside a tile are products by halves (_wide_heads.py). A
 pair of steps further apart has three factors: from the earlier step to its tile's end, over the
 tiles between, and into the later one. None divides, and no logarithm is taken. So zeros are exact,
-and where |a| <= 1 no factor is above 1. A backward pass computes a row of tiles again.
+and where |a| <= 1 no factor is above 1. A backward pass computes a row of tiles again, or a block
+of steps. Features of a map are computed of a tile or a step, never of all T.
 """
 
 import jax
@@ -27,47 +28,56 @@ def attend(
     a = a if a.ndim == 4 else a[..., None]
     tiles = cut(*map(turn, (q, k, v, a)))
     q, k, v, a = (jnp.swapaxes(x, 2, 3) for x in tiles)  # (M, B, H, steps, C)
-    q, k, v = features(q, feature_map), features(k, feature_map), v.astype(accumulation(dtype))
-    inside, up_to, after, all_steps = read_inside(q, k, v, a)
+    v = v.astype(accumulation(dtype))
+    zeros = jnp.zeros_like
+    _, _, after, all_steps = read_inside(zeros(q), zeros(k), zeros(v), a)
     decay = jnp.swapaxes(all_steps.value, -1, -2)  # over a tile, (M, B, H, 1, C)
-    keys = k * after
     count = jnp.arange(q.shape[0])
+    others = (count, k, v, after, decay)
 
     def row(_: None, tile: tuple[Array, ...]) -> tuple[None, Array]:
-        place, queries, y = tile
+        place, q, k, v, a = tile
+        queries = features(q, feature_map)
+        y, up_to, _after, _all_steps = read_inside(queries, features(k, feature_map), v, a)
 
         def reach(
             carry: tuple[Array, Array], tile: tuple[Array, ...]
         ) -> tuple[tuple[Array, Array], None]:
-            other, keys, values, decay = tile
+            other, keys, values, after, decay = tile
 
             def add(reached: Array, y: Array) -> tuple[Array, Array]:
-                scores = product("...tk,...sk->...ts", parts(reached), parts(keys, conj=True))
+                left = features(keys, feature_map) * after
+                scores = product(
+                    "...tk,...sk->...ts", parts(queries * reached), parts(left, conj=True)
+                )
                 return reached * decay, y + product("...ts,...sv->...tv", scores, values)
 
             return lax.cond(other < place, add, lambda *same: same, *carry), None
 
-        # From the tile before this one to the first; the queries reach its end.
+        # From the tile before this one to the first; `reached`: the decays from its end.
         remade = jax.checkpoint(reach, prevent_cse=False)
-        (reached, y), _ = lax.scan(remade, (queries, y), (count, keys, v, decay), reverse=True)
-        return None, y + product("...tk,...kv->...tv", parts(reached), parts(state, -2, conj=True))
+        (reached, y), _ = lax.scan(remade, (up_to, y), others, reverse=True)
+        left = parts(queries * reached)
+        return None, y + product("...tk,...kv->...tv", left, parts(state, -2, conj=True))
 
     def advance(state: Array, tile: tuple[Array, ...]) -> tuple[Array, None]:
-        keys, values, decay = tile
-        added = product("...sk,...sv->...kv", parts(keys), values)
+        keys, values, after, decay = tile
+        left = features(keys, feature_map) * after
+        added = product("...sk,...sv->...kv", parts(left), values)
         if jnp.iscomplexobj(a):
             added = lax.complex(*jnp.split(added, 2, -2))
         return jnp.swapaxes(decay, -1, -2) * state + added, None
 
-    _, y = lax.scan(jax.checkpoint(row, prevent_cse=False), None, (count, q * up_to, inside))
-    final, _ = lax.scan(advance, state, (keys, v, decay))
+    _, y = lax.scan(jax.checkpoint(row, prevent_cse=False), None, (count, q, k, v, a))
+    final, _ = lax.scan(jax.checkpoint(advance, prevent_cse=False), state, (k, v, after, decay))
     return turn(joined(jnp.swapaxes(y, 2, 3), time)).astype(dtype), final
 
 
 def read_by_steps(
     q: Array, k: Array, v: Array, a: Array, state: Array, reverse: bool, feature_map: FeatureMap
 ) -> tuple[Array, Array]:
-    """A backward pass has T states in memory."""
+    """A backward pass has a state in memory for each block of steps, and one for each step of a
+    block."""
     a = a if a.ndim == 4 else a[..., None]
 
     def step(state: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -79,9 +89,14 @@ def read_by_steps(
         y = product("...k,...kv->...v", features(q, feature_map), state.real)
         return state, y.astype(v.dtype)
 
-    steps = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, a))
-    state, y = lax.scan(step, state, steps, reverse=reverse)
-    return jnp.moveaxis(y, 0, 1), state
+    def block(state: Array, steps: tuple[Array, ...]) -> tuple[Array, Array]:
+        by_step = tuple(jnp.moveaxis(x, 1, 0) for x in steps)
+        state, y = lax.scan(step, state, by_step, reverse=reverse)
+        return state, jnp.moveaxis(y, 0, 1)
+
+    remade = jax.checkpoint(block, prevent_cse=False)
+    state, y = lax.scan(remade, state, cut(q, k, v, a), reverse=reverse)
+    return joined(y, q.shape[1]), state
 
 
 FORMS: dict[str, Read] = {

@@ -61,11 +61,12 @@ def gate_loop(
     initial_state: (B, D), or (B, H, K, V), in the dtype of a.
     form:          how to compute it; values and gradients are the same. "scan": linear in T; "auto"
                    takes it. "attention": the surrogate attention of section 3.3, T² work, in
-                   tiles. "recurrent": step by step, with T states in memory for a backward pass.
+                   tiles. "recurrent": step by step; a backward pass has T / 64 + 64 states in
+                   memory.
     feature_map:   "taylor": of heads, with a transition for each. The Taylor features of q and k
                    (arXiv 2312.04927) take the place of q and k: their products are 1 + s + s²/2
-                   with s = q · k. States then have 1 + K + K (K + 1) / 2 keys. Attention expands
-                   all of q and k, the other forms a block or a step at a time.
+                   with s = q · k. States then have 1 + K + K (K + 1) / 2 keys. No form has the
+                   features of all T in memory.
     segment_ids, mask, num_segments, axis_name: as linear_recurrence takes them; the output at
                    padding is zero. States are (B, N, D) or (B, N, H, K, V) with num_segments.
     Returns (y as v, in the dtype of q, final_state as initial_state is).

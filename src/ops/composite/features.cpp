@@ -18,4 +18,8 @@ at::Tensor features(const at::Tensor& x, c10::string_view map) {
                  -1);
 }
 
+at::Tensor products_of_features(const at::Tensor& products, c10::string_view map) {
+  return map == "none" ? products : 1 + products + products.square() / 2;
+}
+
 }  // namespace gateloop::ops

@@ -1,14 +1,17 @@
 /// GateLoop in torch's operators: step by step, and as surrogate attention (arXiv 2311.01927,
-/// section 3.3) in tiles. At most one row of tiles is in memory.
+/// section 3.3) in tiles. One tile of pairs is in memory, and one of features.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
+#include <string>
 #include <vector>
 
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
+#include "ops/composite/features.h"
 #include "ops/composite/heads.h"
 #include "ops/internal.h"
 
@@ -18,90 +21,238 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Steps of a tile, of whose rows one is in memory. With transitions per key a tile on the diagonal
-/// takes as much for every key.
-std::int64_t tile_steps(const at::Tensor& a) { return a.dim() == 4 ? 32 : 128; }
-
-/// y of the steps from `first` on, which are q's; k, v and a are those of all steps up to them.
-/// Decays of pairs in one tile are products of their own. Decays of pairs further apart have three
-/// factors: from the earlier step to its tile's end, over the tiles between, and into the later
-/// one. None divides.
-at::Tensor attention_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                          const at::Tensor& a, const OptionalTensor& initial_state,
-                          std::int64_t first) {
-  const std::int64_t steps = q.size(1);
-  const at::Tensor own = a.narrow(1, first, steps);
-  const at::Tensor queries = by_head(q), keys = by_head(k), values = by_head(v);
-  const at::Tensor inside = scores_inside(queries, keys.narrow(2, first, steps), own);
-  at::Tensor y = at::matmul(inside, values.narrow(2, first, steps));
-  at::Tensor reached = queries * by_head(products_to(own));  // q times the decay from a tile's end
-  const std::int64_t tile = tile_steps(a);
-  for (std::int64_t begin = first - tile; begin >= 0; begin -= tile) {
-    const at::Tensor there = a.narrow(1, begin, tile);
-    const at::Tensor left = keys.narrow(2, begin, tile) * by_head(products_after(there));
-    y = y + at::matmul(scores_of(reached, left), values.narrow(2, begin, tile));
-    reached = reached * by_head(products_to(there)).narrow(2, tile - 1, 1);
-  }
-  if (is_given(initial_state)) {
-    y = y + scores_of(reached, initial_state->transpose(-1, -2));
-  }
-  return y.transpose(1, 2);
+/// initial_state, or zeros.
+at::Tensor state_before(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
+                        const OptionalTensor& initial_state, recurrence::FeatureMap map) {
+  if (is_given(initial_state)) return *initial_state;
+  return at::zeros({q.size(0), q.size(2), state_keys(q, map).expect_int(), v.size(3)}, a.options());
 }
 
-/// Calls row(first, steps) for every row of tiles.
-template <class Row>
-void for_each_row(const at::Tensor& a, const Row& row) {
-  const std::int64_t time = a.size(1), tile = tile_steps(a);
-  for (std::int64_t first = 0; first < time; first += tile) {
-    row(first, std::min(tile, time - first));
+/// What differentiate() takes: with its graph under create_graph, else a leaf where `needed`.
+at::Tensor leaf(const at::Tensor& t, bool needed) {
+  return at::GradMode::is_enabled() ? t : t.detach().requires_grad_(needed);
+}
+
+/// Steps of a tile. With transitions per key a tile on the diagonal has one product for every key.
+std::int64_t tile_steps(const at::Tensor& a) { return a.dim() == 4 ? 32 : 128; }
+
+// A reader is a tile of queries, or the state after the last step, which has none. Decays of pairs
+// in one tile are products of their own. Decays from an earlier tile have three factors: from the
+// earlier step to its tile's end, over the tiles between, and into the reader. None divides.
+
+/// Decays of a tile: up to each step, that included, after each step, and over all, (B, H, steps or
+/// 1, 1 or K).
+variable_list factors_of(const at::Tensor& a) {
+  const at::Tensor to = by_head(products_to(a));
+  return {to, by_head(products_after(a)), to.narrow(2, a.size(1) - 1, 1)};
+}
+
+/// `in`: q, k, v, a of a tile. -> what its queries read of its own steps, and its factors.
+variable_list read_own(const variable_list& in, c10::string_view map) {
+  const at::Tensor scores = scores_inside(by_head(in[0]), by_head(in[1]), in[3], map);
+  variable_list found = {at::matmul(scores, by_head(in[2]))};
+  for (auto& factor : factors_of(in[3])) found.push_back(std::move(factor));
+  return found;
+}
+
+/// `in`: the reader's queries; k and v of an earlier tile and its last two factors; the decay from
+/// that tile's end into the reader. -> what the reader reads, and the decay from the tile's begin.
+variable_list read_tile(const variable_list& in, c10::string_view map) {
+  const at::Tensor &q = in[0], &after = in[3], &reached = in[5];
+  const at::Tensor values = by_head(in[2]), further = reached * in[4];
+  if (!q.defined()) {
+    const at::Tensor kept = by_head(features(in[1], map)) * after;
+    return {reached.transpose(-1, -2) * written(kept, values), further};
   }
+  const at::Tensor queries = by_head(q), keys = by_head(in[1]);
+  const bool per_key = map == "none" && after.size(-1) == keys.size(-1);
+  const at::Tensor scores =
+      per_key ? scores_of(queries * reached, keys * after)
+              : products_of_features(at::matmul(queries, keys.transpose(-1, -2)), map) *
+                    scores_of(reached, after);
+  return {at::matmul(scores, values), further};
+}
+
+/// `in`: the reader's queries, the decay from the begin into it, the initial state.
+variable_list read_initial(const variable_list& in, c10::string_view map) {
+  if (!in[0].defined()) return {in[1].transpose(-1, -2) * in[2]};
+  return {scores_of(by_head(features(in[0], map)) * in[1], in[2].transpose(-1, -2))};
+}
+
+/// Calls tile(first, steps) for every tile.
+template <class Tile>
+void for_each_tile(const at::Tensor& a, const Tile& tile) {
+  const std::int64_t time = a.size(1), longest = tile_steps(a);
+  for (std::int64_t first = 0; first < time; first += longest) {
+    tile(first, std::min(longest, time - first));
+  }
+}
+
+/// From the end of the last tile into the state after it.
+at::Tensor no_decay(const at::Tensor& a) {
+  return at::ones({a.size(0), a.size(2), 1, a.dim() == 4 ? a.size(3) : 1}, a.options());
+}
+
+void add(at::Tensor& total, const at::Tensor& part) {
+  if (part.defined()) total = total.defined() ? total + part : part;
 }
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k,
                                              const at::Tensor& v, const at::Tensor& a,
-                                             const OptionalTensor& initial_state, bool reverse) {
+                                             const OptionalTensor& initial_state, bool reverse,
+                                             c10::string_view feature_map) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  check_wide_gate_loop("gateloop::_attention_gate_loop", q, k, v, a, initial_state, {});
+  constexpr auto kOp = "gateloop::_attention_gate_loop";
+  const auto map = feature_map_of(kOp, feature_map);
+  check_wide_gate_loop(kOp, q, k, v, a, initial_state, {}, map);
+  if (q.size(1) == 0) return {at::empty_like(v), state_before(q, v, a, initial_state, map).clone()};
   const Turned in = turned(q, k, v, a, reverse);
-  const std::int64_t time = q.size(1);
-  if (time == 0) {
-    const bool given = is_given(initial_state);
-    return {at::empty_like(v),
-            given ? initial_state->clone()
-                  : at::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, a.options())};
-  }
+  std::vector<variable_list> tiles;  // k, v, and the factors after each step and over all
+  const auto read_before = [&](const at::Tensor& queries, at::Tensor reached, at::Tensor& sum) {
+    for (auto tile = tiles.rbegin(); tile != tiles.rend(); ++tile) {
+      auto found = read_tile({queries, (*tile)[0], (*tile)[1], (*tile)[2], (*tile)[3], reached},
+                             feature_map);
+      add(sum, found[0]);
+      reached = std::move(found[1]);
+    }
+    if (is_given(initial_state)) {
+      add(sum, read_initial({queries, reached, *initial_state}, feature_map)[0]);
+    }
+  };
   std::vector<at::Tensor> rows;
-  for_each_row(in.a, [&](std::int64_t first, std::int64_t steps) {
-    const std::int64_t end = first + steps;
-    rows.push_back(attention_rows(in.q.narrow(1, first, steps), in.k.narrow(1, 0, end),
-                                  in.v.narrow(1, 0, end), in.a.narrow(1, 0, end), initial_state,
-                                  first));
+  for_each_tile(in.a, [&](std::int64_t first, std::int64_t steps) {
+    const auto part = [&](const at::Tensor& t) { return t.narrow(1, first, steps); };
+    const variable_list own = {part(in.q), part(in.k), part(in.v), part(in.a)};
+    auto found = read_own(own, feature_map);
+    read_before(own[0], found[1], found[0]);
+    rows.push_back(found[0].transpose(1, 2));
+    tiles.push_back({own[1], own[2], found[2], found[3]});
   });
+  at::Tensor final_state;
+  read_before({}, no_decay(a), final_state);
   const at::Tensor y = at::cat(rows, 1);
-  return {(reverse ? y.flip(1) : y).to(v.scalar_type()),
-          state_after(in.k, in.v, in.a, initial_state)};
+  return {(reverse ? y.flip(1) : y).to(v.scalar_type()), final_state};
 }
 
-/// q, k and v in the type of sums, with a graph under create_graph; the others as they are.
-variable_list wide_of(variable_list inputs) {
-  for (std::size_t i = 0; i < 3; ++i) {
-    const bool needed = inputs[i].requires_grad();
-    const at::Tensor wide = inputs[i].to(accumulation_type(inputs[i].scalar_type()));
-    inputs[i] = wide.requires_grad() == needed ? wide : wide.detach().requires_grad_(needed);
+/// The backward pass of attention: one tile of queries and one of keys at a time, computed again.
+class AttentionGradients {
+ public:
+  /// `inputs`: q, k, v, a, initial_state, which may be undefined. T is not 0.
+  AttentionGradients(const variable_list& inputs, bool reverse, const std::string& map)
+      : map_(map), learns_(inputs[3].requires_grad()), initial_(inputs[4]) {
+    if (initial_.defined()) initial_ = leaf(initial_, initial_.requires_grad());
+    const Turned in = turned(inputs[0], inputs[1], inputs[2], inputs[3], reverse);
+    const variable_list turned_inputs = {in.q, in.k, in.v, in.a};
+    for_each_tile(in.a, [&](std::int64_t first, std::int64_t steps) {
+      variable_list tile;
+      for (std::size_t i = 0; i < turned_inputs.size(); ++i) {
+        const at::Tensor part = turned_inputs[i].narrow(1, first, steps);
+        tile.push_back(leaf(part, inputs[i].requires_grad()));
+      }
+      variable_list factors;
+      for (const auto& factor : factors_of(tile[3])) factors.push_back(leaf(factor, learns_));
+      tiles_.push_back(
+          {std::move(tile), std::move(factors), variable_list(4), variable_list(3), {}});
+    });
   }
-  return inputs;
-}
 
-/// Holds the arguments; the backward pass computes one row of tiles at a time again.
+  /// dy in scan order and in the type of sums; one of the two may be undefined.
+  void run(const at::Tensor& dy, const at::Tensor& dfinal_state) {
+    if (dfinal_state.defined()) {
+      at::Tensor none;
+      read_back({}, none, leaf(no_decay(tiles_[0].inputs[3]), false), tiles_.size(), dfinal_state);
+    }
+    std::int64_t first = 0;
+    for (std::size_t i = 0; i < tiles_.size(); ++i) {
+      if (!dy.defined()) break;
+      Tile& row = tiles_[i];
+      const std::int64_t steps = row.inputs[0].size(1);
+      row.dread = by_head(dy.narrow(1, first, steps));
+      first += steps;
+      add(row.dfactors[0], read_back(row.inputs[0], row.dinputs[0], row.factors[0], i, row.dread));
+    }
+    for (Tile& tile : tiles_) {
+      const auto found =
+          differentiate([&](const variable_list& in) { return read_own(in, map_); }, tile.inputs,
+                        {tile.dread, tile.dfactors[0], tile.dfactors[1], tile.dfactors[2]});
+      for (std::size_t i = 0; i < found.size(); ++i) add(tile.dinputs[i], found[i]);
+    }
+  }
+
+  /// Of input i, (B, T, ...) in scan order.
+  at::Tensor sequence(std::size_t i) const {
+    std::vector<at::Tensor> parts;
+    for (const Tile& tile : tiles_) {
+      const at::Tensor& part = tile.dinputs[i];
+      parts.push_back(part.defined() ? part : at::zeros_like(tile.inputs[i]));
+    }
+    return at::cat(parts, 1);
+  }
+  const at::Tensor& initial_state() const { return dinitial_; }
+
+ private:
+  /// Copies what it keeps, once all that a tile took is free: between those numbers a kept one
+  /// would split memory that the next tile takes whole. 4,096 steps took 95 MiB, not 30.
+  static void add(at::Tensor& total, const at::Tensor& part) {
+    if (part.defined()) total = total.defined() ? total + part : part.clone();
+  }
+
+  struct Tile {
+    variable_list inputs, factors, dinputs, dfactors;
+    at::Tensor dread;
+  };
+
+  /// Gradients from what a reader read of the first `count` tiles and of the initial state; those
+  /// of its queries go into dq. Returns that of `reached`.
+  at::Tensor read_back(const at::Tensor& q, at::Tensor& dq, const at::Tensor& reached,
+                       std::size_t count, const at::Tensor& dread) {
+    variable_list decays = {reached};  // from the begin of a tile into the reader, the last first
+    for (std::size_t i = count; i-- > 0;) {
+      decays.push_back(leaf(decays.back() * tiles_[i].factors[2], learns_));
+    }
+    at::Tensor dreached;
+    if (initial_.defined()) {
+      const auto found =
+          differentiate([&](const variable_list& in) { return read_initial(in, map_); },
+                        {q, decays.back(), initial_}, {dread});
+      add(dq, found[0]);
+      dreached = found[1];
+      add(dinitial_, found[2]);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      Tile& tile = tiles_[i];
+      const auto found = differentiate([&](const variable_list& in) { return read_tile(in, map_); },
+                                       {q, tile.inputs[1], tile.inputs[2], tile.factors[1],
+                                        tile.factors[2], decays[count - 1 - i]},
+                                       {dread, dreached});
+      add(dq, found[0]);
+      add(tile.dinputs[1], found[1]);
+      add(tile.dinputs[2], found[2]);
+      add(tile.dfactors[1], found[3]);
+      add(tile.dfactors[2], found[4]);
+      dreached = found[5];
+    }
+    return dreached;
+  }
+
+  const std::string map_;
+  const bool learns_;  // whether transitions need gradients
+  at::Tensor initial_, dinitial_;
+  std::vector<Tile> tiles_;
+};
+
+/// Holds the arguments alone.
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                                const at::Tensor& v, const at::Tensor& a,
-                               const OptionalTensor& initial_state, bool reverse) {
+                               const OptionalTensor& initial_state, bool reverse,
+                               c10::string_view feature_map) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({q, k, v, a, initial_state.value_or(at::Tensor())});
     ctx->saved_data["reverse"] = reverse;
+    ctx->saved_data["feature_map"] = std::string(feature_map);
     ctx->set_materialize_grads(false);
-    auto [y, final_state] = attention_gate_loop(q, k, v, a, initial_state, reverse);
+    auto [y, final_state] = attention_gate_loop(q, k, v, a, initial_state, reverse, feature_map);
     return {y, final_state};
   }
 
@@ -109,56 +260,137 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const auto saved = ctx->get_saved_variables();
     const bool reverse = ctx->saved_data["reverse"].toBool();
-    const std::int64_t time = saved[0].size(1);
-    // Gradients of rows are summed before they are rounded to the type of an argument.
-    const variable_list inputs = wide_of(saved);
-    variable_list total(inputs.size());
-    const auto add = [&](const variable_list& part) {
-      for (std::size_t i = 0; i < part.size(); ++i) {
-        if (part[i].defined()) total[i] = total[i].defined() ? total[i] + part[i] : part[i];
-      }
-    };
-    if (grads[1].defined()) {
-      add(differentiate(
-          [&](const variable_list& in) -> variable_list {
-            const Turned t = turned(in[0], in[1], in[2], in[3], reverse);
-            return {time == 0 ? in[4] : state_after(t.k, t.v, t.a, in[4])};
-          },
-          inputs, {grads[1]}));
+    variable_list result(7);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    if (saved[0].size(1) == 0) {
+      if (saved[4].defined()) result[4] = grads[1];
+      return result;
     }
-    if (grads[0].defined()) {
-      const at::Tensor dy =
-          (reverse ? grads[0].flip(1) : grads[0]).to(accumulation_type(saved[2].scalar_type()));
-      for_each_row(inputs[3], [&](std::int64_t first, std::int64_t steps) {
-        const std::int64_t end = first + steps;
-        add(differentiate(
-            [&](const variable_list& in) -> variable_list {
-              const Turned t = turned(in[0], in[1], in[2], in[3], reverse);
-              const at::Tensor y =
-                  attention_rows(t.q.narrow(1, first, steps), t.k.narrow(1, 0, end),
-                                 t.v.narrow(1, 0, end), t.a.narrow(1, 0, end), in[4], first);
-              return {y};
-            },
-            inputs, {dy.narrow(1, first, steps)}));
-      });
+    AttentionGradients gradients(saved, reverse, ctx->saved_data["feature_map"].toStringRef());
+    at::Tensor dy = grads[0];
+    if (dy.defined()) {
+      dy = (reverse ? dy.flip(1) : dy).to(accumulation_type(saved[2].scalar_type()));
     }
-    for (std::size_t i = 0; i < total.size(); ++i) {
-      if (total[i].defined()) total[i] = total[i].to(saved[i].scalar_type());
+    gradients.run(dy, grads[1]);
+    for (std::size_t i = 0; i < 4; ++i) {
+      if (!saved[i].requires_grad()) continue;
+      const at::Tensor whole = gradients.sequence(i);
+      // Gradients of tiles are summed before they are rounded to the type of an argument.
+      result[i] = (reverse ? whole.flip(1) : whole).to(saved[i].scalar_type());
     }
-    total.emplace_back();
-    return total;
+    result[4] = gradients.initial_state();
+    return result;
   }
 };
 
 std::tuple<at::Tensor, at::Tensor> attention_autograd(const at::Tensor& q, const at::Tensor& k,
                                                       const at::Tensor& v, const at::Tensor& a,
                                                       const OptionalTensor& initial_state,
-                                                      bool reverse) {
+                                                      bool reverse, c10::string_view feature_map) {
   if (needs_pieces({q, k, v, a, initial_state}))
-    return attention(q, k, v, a, initial_state, reverse);
-  const auto result = AttentionFunction::apply(q, k, v, a, initial_state, reverse);
+    return attention(q, k, v, a, initial_state, reverse, feature_map);
+  const auto result = AttentionFunction::apply(q, k, v, a, initial_state, reverse, feature_map);
   return {result[0], result[1]};
 }
+
+/// One step after another from a state.
+std::tuple<at::Tensor, at::Tensor> steps_from(const variable_list& in, bool reverse,
+                                              c10::string_view map) {
+  const at::Tensor &q = in[0], &k = in[1], &v = in[2], &a = in[3];
+  at::Tensor state = in[4];
+  const std::int64_t time = q.size(1);
+  std::vector<at::Tensor> ys(static_cast<std::size_t>(time));
+  for (std::int64_t s = 0; s < time; ++s) {
+    const std::int64_t t = reverse ? time - 1 - s : s;
+    std::tie(ys[static_cast<std::size_t>(t)], state) =
+        gate_loop_step(features(q.select(1, t), map), features(k.select(1, t), map), v.select(1, t),
+                       a.select(1, t), state);
+  }
+  if (time == 0) return {v.clone(), state.clone()};
+  return {at::stack(ys, 1), state};
+}
+
+/// Keeps √T states. A backward pass computes √T steps again at a time.
+struct StepsFunction : torch::autograd::Function<StepsFunction> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
+                               const at::Tensor& v, const at::Tensor& a, const at::Tensor& state,
+                               bool reverse, c10::string_view feature_map) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    variable_list now = {q, k, v, a, state}, saved = now, ys;
+    for (const auto& [first, steps] : blocks(q.size(1), reverse)) {
+      if (!ys.empty()) saved.push_back(now[4]);
+      for (std::size_t i = 0; i < 4; ++i) now[i] = saved[i].narrow(1, first, steps);
+      at::Tensor y;
+      std::tie(y, now[4]) = steps_from(now, reverse, feature_map);
+      ys.push_back(y);
+    }
+    ctx->save_for_backward(saved);
+    ctx->saved_data["reverse"] = reverse;
+    ctx->saved_data["feature_map"] = std::string(feature_map);
+    ctx->set_materialize_grads(false);
+    return {joined(ys, reverse), now[4]};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const auto saved = ctx->get_saved_variables();
+    const bool reverse = ctx->saved_data["reverse"].toBool();
+    const std::string map = ctx->saved_data["feature_map"].toStringRef();
+    variable_list result(7);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    const auto compute = [&](const variable_list& in) -> variable_list {
+      const auto [y, next] = steps_from(in, reverse, map);
+      return {y, next};
+    };
+    if (needs_differentiable_backward()) {
+      result = differentiate(compute, {saved.begin(), saved.begin() + 5}, grads);
+      result.resize(7);
+      return result;
+    }
+    std::vector<variable_list> found(4);
+    at::Tensor dstate = grads[1];
+    const auto all = blocks(saved[0].size(1), reverse);
+    for (std::size_t n = all.size(); n-- > 0;) {
+      const auto [first, steps] = all[n];
+      variable_list in;
+      for (std::size_t i = 0; i < 4; ++i) {
+        in.push_back(leaf(saved[i].narrow(1, first, steps), saved[i].requires_grad()));
+      }
+      in.push_back(leaf(saved[4 + n], /*needed=*/true));
+      const at::Tensor dy = grads[0].defined() ? grads[0].narrow(1, first, steps) : grads[0];
+      const auto of_block = differentiate(compute, in, {dy, dstate});
+      for (std::size_t i = 0; i < 4; ++i) {
+        found[i].push_back(of_block[i].defined() ? of_block[i].clone() : at::zeros_like(in[i]));
+      }
+      dstate = of_block[4];
+    }
+    for (std::size_t i = 0; i < 4; ++i) {
+      if (saved[i].requires_grad()) result[i] = joined(found[i], !reverse);
+    }
+    result[4] = dstate;
+    return result;
+  }
+
+ private:
+  /// {first, steps} of each in scan order, one of no steps where T is 0.
+  static std::vector<std::pair<std::int64_t, std::int64_t>> blocks(std::int64_t time,
+                                                                   bool reverse) {
+    const auto longest =
+        std::max<std::int64_t>(1, std::llround(std::ceil(std::sqrt(static_cast<double>(time)))));
+    std::vector<std::pair<std::int64_t, std::int64_t>> all;
+    for (std::int64_t s = 0; s == 0 || s < time; s += longest) {
+      const std::int64_t steps = std::min(longest, time - s);
+      all.emplace_back(reverse ? time - s - steps : s, steps);
+    }
+    return all;
+  }
+
+  /// Along time; `reverse`: the last comes first.
+  static at::Tensor joined(variable_list& parts, bool reverse) {
+    if (reverse) std::reverse(parts.begin(), parts.end());
+    return at::cat(parts, 1);
+  }
+};
 
 }  // namespace
 
@@ -177,19 +409,14 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at:
 std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const at::Tensor& k,
                                                       const at::Tensor& v, const at::Tensor& a,
                                                       const OptionalTensor& initial_state,
-                                                      bool reverse) {
-  const bool given = is_given(initial_state);
-  at::Tensor state =
-      given ? *initial_state : at::zeros({q.size(0), q.size(2), q.size(3), v.size(3)}, a.options());
-  const std::int64_t time = q.size(1);
-  std::vector<at::Tensor> ys(static_cast<std::size_t>(time));
-  for (std::int64_t s = 0; s < time; ++s) {
-    const std::int64_t t = reverse ? time - 1 - s : s;
-    std::tie(ys[static_cast<std::size_t>(t)], state) =
-        gate_loop_step(q.select(1, t), k.select(1, t), v.select(1, t), a.select(1, t), state);
+                                                      bool reverse, c10::string_view feature_map) {
+  const auto map = feature_map_of("gateloop::gate_loop", feature_map);
+  const at::Tensor state = state_before(q, v, a, initial_state, map);
+  if (!any_requires_grad({q, k, v, a, state}) || needs_pieces({q, k, v, a, state})) {
+    return steps_from({q, k, v, a, state}, reverse, feature_map);
   }
-  if (time == 0) return {v.clone(), state.clone()};
-  return {at::stack(ys, 1), state};
+  const auto result = StepsFunction::apply(q, k, v, a, state, reverse, feature_map);
+  return {result[0], result[1]};
 }
 
 TORCH_LIBRARY_IMPL(gateloop, CompositeExplicitAutograd, m) {

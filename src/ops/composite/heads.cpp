@@ -2,6 +2,7 @@
 
 #include "gateloop/ops.h"
 #include "ops/checks.h"
+#include "ops/composite/features.h"
 
 namespace gateloop::ops {
 
@@ -50,9 +51,12 @@ at::Tensor products_between(const at::Tensor& a) {
 
 }  // namespace
 
-at::Tensor scores_inside(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& a) {
+at::Tensor scores_inside(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& a,
+                         c10::string_view map) {
   const at::Tensor decay = real_part(products_between(a));
-  if (a.dim() == 3) return at::matmul(queries, keys.transpose(-1, -2)) * decay;
+  if (a.dim() == 3) {
+    return products_of_features(at::matmul(queries, keys.transpose(-1, -2)), map) * decay;
+  }
   const at::Tensor left = queries.transpose(-1, -2).unsqueeze(-1);
   const at::Tensor right = keys.transpose(-1, -2).unsqueeze(-2);
   return (left * right * decay).sum(2);
@@ -68,13 +72,15 @@ at::Tensor decay_of(const at::Tensor& a) {
   return by_head(products_to(a)).select(2, a.size(1) - 1);
 }
 
+at::Tensor written(const at::Tensor& keys, const at::Tensor& values) {
+  const at::Tensor across = keys.transpose(-1, -2);
+  if (!across.is_complex()) return at::matmul(across, values);
+  return at::complex(at::matmul(at::real(across), values), at::matmul(at::imag(across), values));
+}
+
 at::Tensor state_after(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
                        const OptionalTensor& initial_state) {
-  const at::Tensor kept = (by_head(k) * by_head(products_after(a))).transpose(-1, -2);
-  const at::Tensor values = by_head(v);
-  at::Tensor state = kept.is_complex() ? at::complex(at::matmul(at::real(kept), values),
-                                                     at::matmul(at::imag(kept), values))
-                                       : at::matmul(kept, values);
+  at::Tensor state = written(by_head(k) * by_head(products_after(a)), by_head(v));
   if (is_given(initial_state)) state = state + decay_of(a).unsqueeze(-1) * *initial_state;
   return state;
 }

@@ -28,10 +28,15 @@ at::Tensor decay_of(const at::Tensor& a);
 
 /// q_t · k_s times the real parts of what decays from s to t, of pairs of steps; with transitions
 /// per key the decay weighs every product of a key. queries, keys: (B, H, T, K) -> (B, H, t, s).
-at::Tensor scores_inside(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& a);
+/// `map`: products of their features in place of q_t · k_s.
+at::Tensor scores_inside(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& a,
+                         c10::string_view map = "none");
 
 /// Re(x y^T), without the complex product where both are complex.
 at::Tensor scores_of(const at::Tensor& x, const at::Tensor& y);
+
+/// Σ_t k_t^T v_t of keys (B, H, T, K), real or complex, and real values (B, H, T, V).
+at::Tensor written(const at::Tensor& keys, const at::Tensor& values);
 
 /// The state after the last step: (B, H, K, V).
 at::Tensor state_after(const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
