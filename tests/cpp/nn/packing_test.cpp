@@ -44,6 +44,15 @@ std::vector<TransformerOptions> covering_options() {
   all.back().ablate_state_transition = true;
   all.push_back(options("gate_loop"));
   all.back().gate_loop_heads = 2;
+  all.push_back(options("gate_loop"));
+  all.back().gate = Gate::kMagnitudePhase;
+  all.push_back(options("gate_loop"));
+  all.back().gate_loop_heads = 2;
+  all.back().gate_loop_dim_key = 4;
+  all.back().per_key_transitions = true;
+  all.push_back(options("gate_loop"));
+  all.back().gate_loop_heads = 2;
+  all.back().feature_map = gateloop::model::FeatureMap::kTaylor;
   all.push_back(options("attention"));
   all.back().rotary_emb = true;
   all.back().window = 3;

@@ -112,6 +112,18 @@ INSTANTIATE_TEST_SUITE_P(
     Models, Documents,
     testing::Values(Case{"MaxHeads", [](auto&) {}},
                     Case{"WideHeads", [](auto& o) { o.gate_loop_heads = 4; }},
+                    Case{"PerKey",
+                         [](auto& o) {
+                           o.gate_loop_heads = 4;
+                           o.gate_loop_dim_key = 8;
+                           o.per_key_transitions = true;
+                         }},
+                    Case{"Taylor",
+                         [](auto& o) {
+                           o.gate_loop_heads = 4;
+                           o.feature_map = model::FeatureMap::kTaylor;
+                         }},
+                    Case{"MagnitudePhase", [](auto& o) { o.gate = nn::Gate::kMagnitudePhase; }},
                     Case{"Sigmoid", [](auto& o) { o.gate = nn::Gate::kSigmoid; }},
                     Case{"SimpleGateLoop", [](auto& o) { o.simple_gate_loop.emplace(); }},
                     Case{"FullAttention",

@@ -24,6 +24,13 @@ using test::TemporaryDirectory;
 
 std::optional<Sample> stop(nn::Transformer&, std::int64_t) { throw std::runtime_error("stop"); }
 
+/// One a step, of the lines of a log.
+std::vector<double> numbers_of(const std::vector<std::string>& lines, const char* field) {
+  std::vector<double> numbers;
+  for (const auto& line : lines) numbers.push_back(nlohmann::json::parse(line)[field]);
+  return numbers;
+}
+
 /// A model and a run that take milliseconds a step, on a corpus of its own.
 class TrainerTest : public ::testing::Test {
  protected:
@@ -212,6 +219,30 @@ TEST_F(TrainerTest, ResumesFromTheCheckpointAndDropsLaterLines) {
   EXPECT_EQ(losses_of(dir_ / "broken"), unbroken);
 }
 
+TEST_F(TrainerTest, HeadsOfEveryKindLearnAndResumeBitForBit) {
+  const std::map<std::string, std::function<void(nn::TransformerOptions&)>> kinds = {
+      {"dim_key", [](auto& o) { o.gate_loop_dim_key = 8; }},
+      {"per_key", [](auto& o) { o.per_key_transitions = true; }},
+      {"taylor", [](auto& o) { o.feature_map = model::FeatureMap::kTaylor; }}};
+  for (const auto& [kind, change] : kinds) {
+    SCOPED_TRACE(kind);
+    RunConfig config = config_;
+    config.model.gate_loop_heads = 4;
+    change(config.model);
+    const auto unbroken = run("whole " + kind, config);
+    const auto losses = numbers_of(unbroken, "train_bits_per_byte");
+    EXPECT_LT(losses.back(), losses.front() - 1);
+    config.training.sample_every = 6;
+    const std::filesystem::path broken = dir_ / ("broken " + kind);
+    // The last checkpoint is of step 4.
+    EXPECT_EQ(message_of([&] { train(config, *corpus_, broken, Start::kNew, stop); }), "stop");
+    train(load_config(broken), *corpus_, broken, Start::kResume);
+    EXPECT_EQ(losses_of(broken), unbroken);
+    EXPECT_EQ(read_bytes(broken / "model.safetensors"),
+              read_bytes(dir_ / ("whole " + kind) / "model.safetensors"));
+  }
+}
+
 TEST_F(TrainerTest, TheLogHasEverySampleAsText) {
   config_.training.sample_every = 5;
   // Invalid: a byte that continues nothing, and a character cut short. U+2028 ends a line for some.
@@ -354,13 +385,6 @@ TEST_F(TrainerTest, AResumedRunKeepsItsPlan) {
   config_.training.sample_every = 0;
   config_.training.plan = stored.training.plan;
   EXPECT_EQ(run("repeated", config_), losses_of(dir_ / "run"));
-}
-
-/// Losses of a run of `config`, one a step.
-std::vector<double> numbers_of(const std::vector<std::string>& lines, const char* field) {
-  std::vector<double> numbers;
-  for (const auto& line : lines) numbers.push_back(nlohmann::json::parse(line)[field]);
-  return numbers;
 }
 
 TEST_F(TrainerTest, MicroBatchesTogetherAndOneByOneAgree) {
