@@ -144,12 +144,13 @@ Outcome run_on(const Case& c, const Array<Complex>& a_values) {
       dinitial(states, state);
   Tensor saved_states(accumulation(c.dtype), {n.batch, gate_loop_chunks(n.time, c.per_key),
                                               state.channels * (c.complex ? 2 : 1)});
-  q.set(random.normal(elements(keys)));
+  q.set(unequal_channels(random.normal(elements(keys)), c.dims.keys));
   k.set(first_steps(random.normal(elements(keys)), keys, c.sound));
-  v.set(random.normal(elements(values)));
+  v.set(unequal_channels(random.normal(elements(values)), c.dims.values));
   dy.set(first_steps(random.normal(elements(values)), values, c.sound));
   set_numbers(c, a, a_values);
-  for (Tensor* t : {&initial, &dfinal}) set_numbers(c, *t, random.complex_normal(elements(state)));
+  set_numbers(c, initial, unequal_channels(random.complex_normal(elements(state)), c.dims.values));
+  set_numbers(c, dfinal, random.complex_normal(elements(state)));
 
   recurrence::GateLoop forward;
   forward.dtype = c.dtype;
@@ -236,16 +237,13 @@ Outcome run(const Case& c) {
 
 namespace {
 
-/// One scale over all: products mix the channels of a head.
-std::vector<double> scale(const Array<double>& magnitudes) {
-  double largest = 0;
-  for (const double x : magnitudes) largest = std::max(largest, x);
-  return {largest};
+std::vector<double> scales_of(const Array<double>& magnitudes, std::int64_t channels) {
+  return scales(magnitudes, channels);
 }
-std::vector<double> scale(const Array<Complex>& magnitudes) {
-  double largest = 0;
-  for (const Complex& x : magnitudes) largest = std::max(largest, x.real());
-  return {largest};
+std::vector<double> scales_of(const Array<Complex>& magnitudes, std::int64_t channels) {
+  std::vector<double> reals;
+  for (const Complex& x : magnitudes) reals.push_back(x.real());
+  return scales(reals, channels);
 }
 
 Array<Complex> real_parts(Array<Complex> values) {
@@ -259,24 +257,26 @@ void check(const Case& c, const Outcome& out) {
   SCOPED_TRACE(describe(c));
   const HeadDims n = oracle_dims(c);
   const std::int64_t roundings = n.time + n.keys + n.values;
+  // Channels: of q and k (before the feature map), of v and y, and of a state.
+  const std::int64_t keys = n.heads * c.dims.keys, values = n.heads * n.values;
+  const std::int64_t state = n.heads * n.keys * n.values;
   const Tolerance close = tolerance(c.dtype, roundings);
   const Tolerance close_state = tolerance(accumulation(c.dtype), roundings);
   const auto forward = oracle::gate_loop(n, c.reverse, out.in);
   const auto size = oracle::gate_loop(n, c.reverse, oracle::moduli(out.in));
-  expect_near(out.y, forward.y, scale(size.y), close, "y");
+  expect_near(out.y, forward.y, scales_of(size.y, values), close, "y");
   if (c.states) {
-    expect_near(out.final_state, forward.final_state, scale(size.final_state), close_state,
-                "final");
+    expect_near(out.final_state, forward.final_state, scales_of(size.final_state, state),
+                close_state, "final");
   }
   Array<Complex> saved;
-  const std::int64_t state = n.keys * n.values, units = n.batch * n.heads;
   for (std::int64_t b = 0; b < n.batch; ++b) {
     for (std::int64_t s = 0; s < n.time; s += recurrence::gate_loop_chunk(c.per_key)) {
-      const auto first = forward.states.begin() + (s * units + b * n.heads) * state;
-      saved.insert(saved.end(), first, first + n.heads * state);
+      const auto first = forward.states.begin() + (s * n.batch + b) * state;
+      saved.insert(saved.end(), first, first + state);
     }
   }
-  expect_near(out.saved_states, saved, scale(size.states), close_state, "saved_states");
+  expect_near(out.saved_states, saved, scales_of(size.states, state), close_state, "saved_states");
 
   auto backward = oracle::gate_loop_backward(n, c.reverse, out.in, out.dy, out.dfinal);
   auto bound = oracle::gate_loop_backward(n, c.reverse, oracle::moduli(out.in),
@@ -288,12 +288,14 @@ void check(const Case& c, const Outcome& out) {
   backward.dk = feature_gradient(c, out.k, backward.dk);
   bound.dq = feature_gradient(c, out.q, bound.dq, /*moduli=*/true);
   bound.dk = feature_gradient(c, out.k, bound.dk, /*moduli=*/true);
-  expect_near(out.dq, backward.dq, scale(bound.dq), close, "dq");
-  expect_near(out.dk, backward.dk, scale(bound.dk), close, "dk");
-  expect_near(out.dv, backward.dv, scale(bound.dv), close, "dv");
-  expect_near(out.da, backward.da, scale(bound.da), close_state, "da");
+  expect_near(out.dq, backward.dq, scales_of(bound.dq, keys), close, "dq");
+  expect_near(out.dk, backward.dk, scales_of(bound.dk, keys), close, "dk");
+  expect_near(out.dv, backward.dv, scales_of(bound.dv, values), close, "dv");
+  expect_near(out.da, backward.da, scales_of(bound.da, n.heads * (c.per_key ? n.keys : 1)),
+              close_state, "da");
   if (c.states) {
-    expect_near(out.dinitial, backward.dinitial, scale(bound.dinitial), close_state, "dinitial");
+    expect_near(out.dinitial, backward.dinitial, scales_of(bound.dinitial, state), close_state,
+                "dinitial");
   }
 }
 void check(const Case& c) { check(c, run(c)); }
