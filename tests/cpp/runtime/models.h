@@ -1,6 +1,7 @@
 #pragma once
 
 /// Random models in directories, and how far logits lie from their definition.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -38,18 +39,28 @@ Weights read_weights(const std::string& dir);
 std::vector<std::int64_t> random_ids(const model::ModelSpec& spec, std::int64_t count,
                                      std::mt19937_64& random);
 
-/// Largest difference, over the largest of the expected (at least 1).
+/// Of logits (rows, tokens): of each token the largest difference over its largest expected logit,
+/// and of these the largest. A logit is a sum of products: where they cancel it counts as a
+/// sixteenth of the largest.
 template <class A, class B>
-double distance(const A& actual, const B& expected) {
+double distance(const A& actual, const B& expected, std::int64_t tokens) {
   if (std::size(actual) != std::size(expected)) return INFINITY;
-  double most = 1, apart = 0;
+  const auto width = static_cast<std::size_t>(tokens);
+  std::vector<double> sizes(width), apart(width);
   for (std::size_t i = 0; i < std::size(expected); ++i) {
-    most = std::max(most, std::fabs(static_cast<double>(expected[i])));
-    const double difference =
-        std::fabs(static_cast<double>(actual[i]) - static_cast<double>(expected[i]));
-    if (!(difference <= apart)) apart = difference;  // NaN too
+    const auto right = static_cast<double>(expected[i]);
+    double &size = sizes[i % width], &most = apart[i % width];
+    size = std::max(size, std::fabs(right));
+    const double difference = std::fabs(static_cast<double>(actual[i]) - right);
+    if (!(difference <= most)) most = difference;  // NaN too
   }
-  return apart / most;
+  const double least = *std::max_element(sizes.begin(), sizes.end()) / 16;
+  double farthest = 0;
+  for (std::size_t token = 0; token < width; ++token) {
+    const double error = apart[token] / std::max(sizes[token], least);
+    if (!(error <= farthest)) farthest = error;
+  }
+  return farthest;
 }
 
 }  // namespace gateloop::test

@@ -15,13 +15,16 @@ namespace {
 using runtime::Model;
 using runtime::Session;
 
-/// float32 arithmetic against double, over the largest logit: some tens of roundings of 6e-8 in
-/// each of a few layers of width 50.
-constexpr double kFloat32 = 2e-5;
+/// float32 arithmetic against double, over the largest logit of a token: some tens of roundings of
+/// 6e-8 in each of a few layers of width 50, and up to 16 times that where a logit cancels.
+constexpr double kFloat32 = 8e-5;
+/// Recurrences without decay grow: their norms divide by some tens.
+constexpr double kGrowing = 3e-4;
 /// Relative positions divide k by scales down to 1e-10 whose cancellation magnifies roundings.
 constexpr double kRelative = 1e-3;
 
 double tolerance(const Case& one) {
+  if (one.name == "no_transition") return kGrowing;
   return one.name.starts_with("relative") || one.name == "no_complex" ? kRelative : kFloat32;
 }
 
@@ -50,7 +53,8 @@ TEST_P(EveryModel, GivesWhatItsDefinitionGives) {
   const auto ids = random_ids(written.spec, 23, random);
   const auto expected = oracle_logits(written.spec, written.weights, ids);
   Session session(written.open(), {.threads = 2});
-  EXPECT_LT(distance(session.read_all(ids), expected), tolerance(GetParam()));
+  EXPECT_LT(distance(session.read_all(ids), expected, written.spec.num_tokens),
+            tolerance(GetParam()));
 }
 
 TEST_P(EveryModel, StepByStepGivesWhatItsDefinitionGives) {
@@ -65,7 +69,8 @@ TEST_P(EveryModel, StepByStepGivesWhatItsDefinitionGives) {
       const auto next = session.step(std::span(&id, 1));
       logits.insert(logits.end(), next.begin(), next.end());
     }
-    EXPECT_LT(distance(logits, expected), tolerance(GetParam())) << threads << " threads";
+    EXPECT_LT(distance(logits, expected, written.spec.num_tokens), tolerance(GetParam()))
+        << threads << " threads";
   }
 }
 
@@ -80,7 +85,8 @@ TEST_P(EveryModel, CutAnywhereGivesTheSame) {
     Session session(written.open(), {.threads = 2, .chunk = 4});
     session.prefill(std::span(ids).first(cut));
     const auto rest = session.prefill(std::span(ids).subspan(cut));
-    EXPECT_LT(distance(rest, last), tolerance(GetParam())) << "cut at " << cut;
+    EXPECT_LT(distance(rest, last, written.spec.num_tokens), tolerance(GetParam()))
+        << "cut at " << cut;
   }
 }
 
@@ -99,8 +105,9 @@ TEST_P(EveryModel, SequencesTogetherGiveWhatEachGives) {
     for (std::int64_t b = 0; b < batch; ++b) {
       const std::vector<std::int64_t> own(ids.begin() + b * time, ids.begin() + (b + 1) * time);
       const auto expected = oracle_logits(written.spec, written.weights, own);
-      EXPECT_LT(distance(std::span(logits).subspan(b * each, each), expected),
-                tolerance(GetParam()))
+      EXPECT_LT(
+          distance(std::span(logits).subspan(b * each, each), expected, written.spec.num_tokens),
+          tolerance(GetParam()))
           << "sequence " << b << " of " << batch;
     }
   }
@@ -219,10 +226,15 @@ TEST_P(EveryModel, PackedSequencesGiveWhatEachGives) {
       const std::size_t read = prompts.alone[b].size(), then = more.alone[b].size();
       const auto begin = static_cast<std::size_t>(more.cu_seqlens[b]);
       const double most = tolerance(GetParam());
-      EXPECT_LT(distance(std::span(last).subspan(b * width, width), rows(read - 1, 1)), most);
-      EXPECT_LT(distance(std::span(all).subspan(begin * width, then * width), rows(read, then)),
+      EXPECT_LT(distance(std::span(last).subspan(b * width, width), rows(read - 1, 1),
+                         written.spec.num_tokens),
                 most);
-      EXPECT_LT(distance(std::span(next).subspan(b * width, width), rows(read + then, 1)), most)
+      EXPECT_LT(distance(std::span(all).subspan(begin * width, then * width), rows(read, then),
+                         written.spec.num_tokens),
+                most);
+      EXPECT_LT(distance(std::span(next).subspan(b * width, width), rows(read + then, 1),
+                         written.spec.num_tokens),
+                most)
           << "sequence " << b << ", chunk " << chunk;
     }
   }
@@ -258,7 +270,8 @@ TEST_P(EveryModel, SequencesLeaveAndJoin) {
         b == 0 ? late : prompts.alone[static_cast<std::size_t>(chosen[b - 1])];
     for (std::size_t t = 0; t < 3; ++t) own.push_back(steps[4 * t + b]);
     const auto expected = oracle_logits(written.spec, written.weights, own);
-    EXPECT_LT(distance(std::span(last).subspan(b * width, width), std::span(expected).last(width)),
+    EXPECT_LT(distance(std::span(last).subspan(b * width, width), std::span(expected).last(width),
+                       written.spec.num_tokens),
               tolerance(GetParam()))
         << "sequence " << b;
   }
@@ -332,14 +345,14 @@ TEST(Session, RandomModelsGiveWhatTheirDefinitionsGive) {
     const auto expected = oracle_logits(written.spec, written.weights, ids);
     Session session(written.open(), {.threads = 2});
     // Attention without softmax and recurrences without decay grow: their logits are some 1e2.
-    ASSERT_LT(distance(session.read_all(ids), expected), 10 * kFloat32);
+    ASSERT_LT(distance(session.read_all(ids), expected, written.spec.num_tokens), 10 * kFloat32);
     session.set_state({});
     std::vector<float> steps;
     for (const std::int64_t id : ids) {
       const auto next = session.step(std::span(&id, 1));
       steps.insert(steps.end(), next.begin(), next.end());
     }
-    ASSERT_LT(distance(steps, expected), 10 * kFloat32);
+    ASSERT_LT(distance(steps, expected, written.spec.num_tokens), 10 * kFloat32);
   }
 }
 
@@ -448,7 +461,9 @@ TEST(Session, LongWindowsAreReadInPieces) {
     const auto expected = oracle_logits(written.spec, written.weights, ids);
     for (const std::int64_t chunk : {350, 2000}) {
       Session session(written.open(), {.threads = 2, .chunk = chunk});
-      EXPECT_LT(distance(session.read_all(ids, 1), expected), tolerance(one)) << window;
+      EXPECT_LT(distance(session.read_all(ids, 1), expected, written.spec.num_tokens),
+                tolerance(one))
+          << window;
     }
   }
 }
