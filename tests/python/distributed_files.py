@@ -20,11 +20,11 @@ from distributed_setting import (
     equal,
     full,
     gradients,
+    largest_error,
     losses,
     make,
     mine,
     refused,
-    relative_error,
     shard,
 )
 from torch import nn
@@ -164,7 +164,10 @@ def accelerate_in_bfloat16() -> None:
     model = accelerator.prepare(make(dtype=torch.float32))
     ours = gradients(model, mine(batch()))
     exact = gradients(make(), batch())
-    assert 0 < relative_error({n.removeprefix("module."): g for n, g in ours.items()}, exact) < 0.1
+    found = {n.removeprefix("module."): g for n, g in ours.items()}
+    torchs = largest_error(gradients(make(dtype=torch.bfloat16), batch()), exact)
+    # As in low_precision_trains, with weights that are not rounded.
+    assert 0 < largest_error(found, exact) < 4 * torchs
     unwrapped: Any = accelerator.unwrap_model(model)
     with refused(ValueError, "Decoder: model", "forward"):
         Decoder(unwrapped)

@@ -16,11 +16,11 @@ from distributed_setting import (
     case,
     equal,
     gradients,
+    largest_error,
     losses,
     make,
     mine,
     refused,
-    relative_error,
     shard,
     wrap,
 )
@@ -192,9 +192,10 @@ def low_precision_trains(name: str) -> None:
     assert {g.dtype for g in ours.values()} == {torch.float32}
     exact = gradients(make(name), batch())
     assert ours.keys() == exact.keys()
-    torchs = relative_error(gradients(make(name, torch.bfloat16), batch()), exact)
-    # The same roundings of the same weights, of half the batch at a time.
-    assert 0 < relative_error(ours, exact) < 2 * torchs < 1
+    torchs = largest_error(gradients(make(name, torch.bfloat16), batch()), exact)
+    # The same roundings of the same weights, of half the batch at a time. The worst channels of two
+    # ways are two draws of them.
+    assert 0 < largest_error(ours, exact) < 4 * torchs
 
 
 @case()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from channels import channel_errors, sizes
 from test_ops import CASES, Case, call, inputs
 from torch import Tensor
 
@@ -22,8 +23,10 @@ Ops = Any  # torch.ops.gateloop
 SCANS = ("linear_recurrence", "polar_gate_loop", "simple_gate_loop")
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 C64, C128 = torch.complex64, torch.complex128
-# Of the norm of the CPU's result. The state is float32 or wider; what is stored is rounded.
-ALLOWED = {F64: 1e-13, C128: 1e-13, F32: 2e-6, C64: 2e-6, F16: 2e-3, BF16: 2e-2}
+# Of the size of a channel. The state is float32 or wider; what is stored is rounded. The kernels of
+# the CPU are within 1.5e-6, 9e-4 and 7e-3 of float64 in float32, float16 and bfloat16: two devices
+# are at most twice that apart, and twice again is allowed.
+ALLOWED = {F64: 1e-13, C128: 1e-13, F32: 6e-6, C64: 6e-6, F16: 4e-3, BF16: 3e-2}
 # Around the rows of threads and chunks of 32 to 256 steps, and around tiles of 32 to 64 channels.
 SHAPES = [(2, 1, 1), (2, 2, 33), (1, 63, 31), (2, 64, 32), (3, 65, 70), (1, 127, 64), (2, 129, 2)]
 SHAPES += [(1, 256, 512), (2, 1000, 37), (1, 4099, 64)]
@@ -63,9 +66,10 @@ def results(ops: Ops, case: Case, arguments: tuple[Tensor, ...], device: str) ->
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    wide = C128 if theirs.is_complex() else F64
-    norm = theirs.to(wide).norm().clamp_min(1e-30)
-    return float((ours.to(wide) - theirs.to(wide)).norm() / norm)
+    """Of the channel that is furthest off. One of few numbers, as of a state, may have cancelled:
+    it counts as a sixteenth of the largest."""
+    least = float(sizes(theirs).max()) / 16
+    return float(channel_errors(ours, theirs, least=least).max())
 
 
 TYPED = [(op, d) for op in SCANS for d in (F64, F32, BF16, F16)]

@@ -7,6 +7,7 @@ from typing import Any
 import composite
 import pytest
 import torch
+from channels import assert_near, channel_errors
 from conftest import thinned
 from torch import Tensor
 
@@ -99,10 +100,8 @@ def test_low_precision_loses_what_its_storage_loses(dtype: torch.dtype, is_compl
     assert (y.dtype, state.dtype) == (dtype, inputs[3].dtype)
     unit = torch.finfo(dtype).eps
     # Of a channel over time, and of a state over what is summed into it.
-    scale = expected.abs().amax(1, keepdim=True)
-    assert ((y.to(F64) - expected).abs() <= unit * expected.abs() + 1e-5 * scale).all()
-    scale = expected_state.abs().amax(-2, keepdim=True)
-    assert ((state - expected_state).abs() <= 1e-5 * scale).all()
+    assert_near(y, expected, 1e-5, relative=unit, of=(0, 2, 3))
+    assert_near(state, expected_state, 1e-5, of=(0, 1, 3))
 
 
 @pytest.mark.parametrize(
@@ -521,7 +520,7 @@ def test_forms_round_gradients_once(dtype: torch.dtype) -> None:
     exact = gradients("scan", [t.to(C128 if t.is_complex() else F64) for t in (q, k, v, a)])
     errors = {
         form: [
-            float((ours.to(theirs.dtype) - theirs).norm() / theirs.norm())
+            channel_errors(ours, theirs).max()
             for ours, theirs in zip(gradients(form, [q, k, v, a]), exact, strict=True)
         ]
         for form in ("scan", "attention")

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from channels import assert_near, sizes
 from jax import Array, lax
 
 from gateloop_jax import _library, linear_recurrence, polar_gate_loop, simple_gate_loop
@@ -68,18 +68,16 @@ def on_both(f: Callable[..., Any], given: list[Array]) -> tuple[Any, Any]:
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
-    """To the largest number of an array: sums over hundreds of steps cancel."""
+    """Of each channel: sums over hundreds of steps cancel."""
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
-        kind = np.complex128 if one.dtype.kind == "c" else np.float64
-        one, other = np.asarray(one).astype(kind), np.asarray(other).astype(kind)
-        scale = np.abs(other).max(initial=1)
-        np.testing.assert_allclose(one / scale, other / scale, rtol=0, atol=tolerance)
+        # A channel of few numbers, as of a state, may have cancelled.
+        assert_near(one, other, tolerance, least=float(sizes(other).max()) / 16)
 
 
-# A rounding of float32 is 6e-8, and some hundreds of steps count. One of bfloat16 is 4e-3. Where
-# the two devices round a float32 to different neighbours they are twice that apart.
-TOLERANCE = {"float32": 2e-5, "complex64": 2e-5, "bfloat16": 1e-2}
+# A rounding of float32 is 6e-8, and some hundreds of steps count. One of bfloat16 is 4e-3. A
+# gradient of transitions has two, and the two devices may round to different neighbours.
+TOLERANCE = {"float32": 2e-5, "complex64": 2e-5, "bfloat16": 3e-2}
 CASES = [
     (linear_recurrence, "float32"),
     (linear_recurrence, "complex64"),

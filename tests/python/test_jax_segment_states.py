@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from channels import assert_near
 from conftest import thinned
 from jax import Array
 from jax.sharding import AxisType, NamedSharding
@@ -232,9 +233,7 @@ def test_states_are_those_of_torch(name: str, dtype: str, reverse: bool) -> None
     unit = {"bfloat16": 2**-8, "float16": 2**-11}.get(dtype, 0)
     sums = 1e-5 if wide == "float32" else 1e-12
     for our, their, rounding in ((got[0], y, unit), (got[1][0], final, 0)):
-        expected = their.numpy()
-        allowed = rounding * np.abs(expected) + sums * np.abs(expected).max()
-        assert (np.abs(np.asarray(our, expected.dtype) - expected) <= allowed).all()
+        assert_near(our, their, sums, relative=rounding)
 
 
 def test_no_step_of_heads_has_a_state_in_memory() -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import composite
 import pytest
 import torch
+from channels import assert_near
 from conftest import thinned
 from torch import Tensor
 
@@ -79,16 +80,6 @@ def unequal_channels(arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         argument * sizes if i == 1 or argument.ndim == 2 else argument
         for i, argument in enumerate(arguments)
     )
-
-
-def assert_near(actual: Tensor, expected: Tensor, scaled: float, relative: float = 0.0) -> None:
-    """Errors within ``scaled`` of the largest number of their channel: others may be larger."""
-    others = tuple(range(expected.ndim - 1))
-    tiny = torch.finfo(actual.dtype).smallest_normal * torch.finfo(actual.dtype).eps
-    wide = expected.to(torch.promote_types(actual.dtype, expected.dtype))
-    allowed = scaled * wide.abs().amax(others, keepdim=True) + relative * wide.abs() + tiny
-    excess = (actual.to(wide.dtype) - wide).abs() - allowed
-    assert excess.le(0).all(), f"by {excess.max()}"
 
 
 def call(ops: Ops, case: Case, arguments: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
+from channels import channel_errors, weight_errors
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -73,8 +75,10 @@ def test_other_dtypes_are_about_as_near_to_float64(dtype: torch.dtype) -> None:
     ours = (rms_norm(*of), *gradients(rms_norm, of, dy))
     torchs = (definition(*of), *gradients(definition, of, dy))
     for name, a, b, c in zip(("y", "dx", "dgamma"), ours, torchs, exact, strict=True):
+        errors = partial(weight_errors if name == "dgamma" else channel_errors, theirs=c)
         assert a.dtype == dtype
-        assert (a.double() - c).norm() <= 1.5 * (b.double() - c).norm(), name
+        # The worst channels of two ways are two draws of roundings.
+        assert (errors(a) <= 4 * errors(b).max()).all(), name
 
 
 def test_derivatives_of_both_orders() -> None:
