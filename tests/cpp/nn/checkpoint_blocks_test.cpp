@@ -75,7 +75,7 @@ void expect_equal(const Pass& found, const Pass& expected) {
     ASSERT_EQ(found.gradients[i].defined(), expected.gradients[i].defined()) << i;
     if (expected.gradients[i].defined()) {
       EXPECT_TRUE(torch::equal(found.gradients[i], expected.gradients[i]))
-          << i << ": off by " << relative_error(found.gradients[i], expected.gradients[i]);
+          << i << ": off by " << channel_error(found.gradients[i], expected.gradients[i]);
     }
   }
 }

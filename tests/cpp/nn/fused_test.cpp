@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <cmath>
 #include <functional>
 #include <vector>
 
@@ -20,7 +21,7 @@ using Tensors = std::vector<Tensor>;
 using Function = std::function<Tensors(const Tensors&)>;
 
 // Sums of 40 numbers in another order.
-constexpr double kFloat64 = 1e-12, kFloat32 = 1e-5;
+constexpr double kFloat64 = 1e-14, kFloat32 = 7e-6;
 
 Tensors leaves(const Tensors& tensors) {
   Tensors copies;
@@ -52,7 +53,8 @@ void expect_equal(const Function& fused, const Function& pieces, const Tensors& 
   for (std::size_t i = 0; i < a.size(); ++i) {
     SCOPED_TRACE(i);
     EXPECT_EQ(a[i].scalar_type(), b[i].scalar_type());
-    expect_close(a[i], b[i], tolerance);
+    b[i].dim() > 2 ? expect_close(a[i], b[i], tolerance)
+                   : expect_weights_close(a[i], b[i], tolerance);
   }
 }
 
@@ -168,14 +170,15 @@ TEST(Fused, LinearOfFrozenOperands) {
   auto y = gateloop::ops::linear(input, of.weight, of.bias);
   input.zero_();
   y.sum().backward();  // of ones that are one number in memory
-  expect_close(x.grad(), of.weight.sum(0).expand_as(x), kFloat32);
+  // Sums of 96 and 256 numbers of size one, which may cancel, are of the size of their roots.
+  expect_close(x.grad(), of.weight.sum(0).expand_as(x), kFloat32, /*least=*/std::sqrt(96.0));
 
   auto constant = of.x.clone();
   auto used = weight * 1;
   y = gateloop::ops::linear(constant, used);
   used.zero_();
   y.sum().backward();
-  expect_close(weight.grad(), of.x.sum({0, 1}).expand_as(weight), kFloat32);
+  expect_close(weight.grad(), of.x.sum({0, 1}).expand_as(weight), kFloat32, /*least=*/16);
 }
 
 TEST(Fused, NormsRefuseWhatTorchRefuses) {
@@ -244,22 +247,24 @@ TEST(Fused, NormsUnderAutocast) {
     }();
     EXPECT_EQ(normalised.stream.scalar_type(), torch::kFloat);
     EXPECT_EQ(normalised.input.scalar_type(), torch::kBFloat16);
-    const auto weight = torch::randn({2, 5, 40});
-    (normalised.stream * weight + normalised.input.to(torch::kFloat) * 2 * weight).sum().backward();
+    const auto weight = torch::randn({2, 5, 40}), other = 2 * torch::randn({2, 5, 40});
+    (normalised.stream * weight + normalised.input.to(torch::kFloat) * other).sum().backward();
 
     auto wide = leaves({x.to(torch::kDouble), y.to(torch::kDouble), gain.to(torch::kDouble),
                         bias.to(torch::kDouble)});
     const auto sum = wide[0] + wide[1];
     const auto norm = is_layer ? torch::layer_norm(sum, {40}, wide[2], wide[3])
                                : gateloop::ops::rms_norm_composite(sum, wide[2]);
-    ((is_layer ? norm : sum) * weight + norm * 2 * weight).sum().backward();
+    ((is_layer ? norm : sum) * weight + norm * other).sum().backward();
     expect_close(normalised.stream, is_layer ? norm : sum, 1e-6);
-    expect_close(normalised.input, norm, 0x1p-9);
+    expect_close(normalised.input, norm, 0x1p-8);  // rounded once
     for (const std::size_t i : {0, 1, 2, 3}) {
       if (i == 3 && !is_layer) continue;
       SCOPED_TRACE(i);
       EXPECT_EQ(in[i].grad().scalar_type(), in[i].scalar_type());
-      expect_close(in[i].grad(), wide[i].grad(), 0x1p-8);  // gradients arrive in bfloat16
+      // Gradients arrive in bfloat16: some roundings of 2^-8, which cancel less than their terms.
+      i < 2 ? expect_close(in[i].grad(), wide[i].grad(), 0x1p-4)
+            : expect_weights_close(in[i].grad(), wide[i].grad(), 0x1p-4);
     }
   }
 }

@@ -104,7 +104,7 @@ TEST_P(RandomSpec, CutAnywhereGivesTheWhole) {
       parts.push_back(transformer->forward(ids.narrow(1, begin, length), &state));
       begin += length;
     }
-    EXPECT_LE(relative_error(torch::cat(parts, 1), whole), kSameTolerance)
+    EXPECT_LE(channel_error(torch::cat(parts, 1), whole), kSameTolerance)
         << model::to_json(options);
   }
 }
@@ -134,13 +134,13 @@ TEST_P(RandomSpec, ASessionReadsTheSame) {
   const auto theirs = narrow->forward(ids);
   // Relative positions without softmax can leave the range of float32 for either.
   if (!theirs.isfinite().all().item<bool>()) return;
-  const auto allowed = 2 * relative_error(theirs, exact) + 64 * 0x1p-24;
+  const auto allowed = 2 * channel_error(theirs, exact) + 64 * 0x1p-24;
   gateloop::runtime::Session session(runtime_model(narrow));
   EXPECT_EQ(session.model().copied_bytes(), 0);
   const std::span all(ids.data_ptr<std::int64_t>(), static_cast<std::size_t>(ids.numel()));
   auto logits = session.read_all(all, kRows);
   const auto read = torch::from_blob(logits.data(), {kRows, kSteps, kTokens});
-  EXPECT_LE(relative_error(read.to(torch::kDouble), exact), allowed) << model::to_json(options);
+  EXPECT_LE(channel_error(read.to(torch::kDouble), exact), allowed) << model::to_json(options);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, RandomSpec, testing::Range(0, 24));
@@ -165,7 +165,7 @@ TEST(Window, EqualsItsDefinition) {
     for (std::int64_t i = 0; i < x.size(1); ++i) {
       const auto first = std::max<std::int64_t>(0, i - window + 1);
       const auto alone = full(x.narrow(1, first, i - first + 1)).select(1, -1);
-      EXPECT_LE(relative_error(y.select(1, i), alone), kSameTolerance)
+      EXPECT_LE(channel_error(y.select(1, i), alone), kSameTolerance)
           << "window " << window << ", step " << i;
     }
   }
@@ -253,7 +253,7 @@ TEST(GateLoop, EveryOptionEqualsItsDefinition) {
     const auto reads = definition(o, product(x, "to_qkv.weight"), z);
     const auto gated = torch::silu(product(x, "to_gates.0.weight")) * reads;
     const auto expected = product(gated, "to_out.weight");
-    EXPECT_LE(relative_error(layer(x), expected), kSameTolerance)
+    EXPECT_LE(channel_error(layer(x), expected), kSameTolerance)
         << static_cast<int>(o.gate) << static_cast<int>(o.normalize_input) << o.joint_kv
         << o.heads.value_or(8) << o.dim_key.value_or(8) << o.per_key_transitions
         << static_cast<int>(o.feature_map);

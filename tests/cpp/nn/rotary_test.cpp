@@ -49,8 +49,9 @@ TEST(RotaryEmbedding, BFloat16AttentionIsThatOfFloat32) {
   const auto expected = layer(torch::kFloat)->forward(x.to(torch::kFloat));
   const auto got = layer(torch::kBFloat16)->forward(x);
   // A rounding of 2^-9 in q, k, v, the weights of the softmax and the output; scores of a few units
-  // double those of q and k. √10 · 2^-9 = 0.6 %, and for the worst of 32 channels twice that.
-  expect_channels_close(got.narrow(1, 257, 343), expected.narrow(1, 257, 343), 0.013);
+  // double those of q and k. √10 · 2^-9 = 0.6 % of a number. The largest of 11,000 such errors is
+  // four deviations, 2.5 %, and of each channel half as much again where its numbers are small.
+  expect_close(got.narrow(1, 257, 343), expected.narrow(1, 257, 343), 0.04);
 }
 
 }  // namespace rotary_test
