@@ -23,7 +23,7 @@ MEAN_PEER_ERRORS = 2
 SINGLE_PEER_ERRORS = 16
 # Where the peer happens to be almost exact, such as a loss (one number): eight roundings of 2^-24.
 FLOOR_32 = 8 * 2**-24
-TOLERANCE_64 = 1e-12
+TOLERANCE_64 = 5e-12
 
 Results = dict[str, Tensor]
 Run = Callable[[nn.Module], Results]

@@ -22,7 +22,7 @@ gate_loop: Any = ops.gate_loop
 F64, C128 = torch.float64, torch.complex128
 # Of sums of some hundred terms in the type of the state, beside the size of a channel. None counts
 # as smaller than this part of the largest: there the terms have cancelled.
-TOLERANCE = {F64: 1e-13, torch.float32: 5e-5, torch.bfloat16: 5e-5, torch.float16: 5e-5}
+TOLERANCE = {F64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 1e-4, torch.float16: 1e-4}
 LEAST = 1e-2
 
 

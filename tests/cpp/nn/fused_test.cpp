@@ -21,7 +21,7 @@ using Tensors = std::vector<Tensor>;
 using Function = std::function<Tensors(const Tensors&)>;
 
 // Sums of 40 numbers in another order.
-constexpr double kFloat64 = 1e-14, kFloat32 = 7e-6;
+constexpr double kFloat64 = 1e-13, kFloat32 = 1e-5;
 
 Tensors leaves(const Tensors& tensors) {
   Tensors copies;
