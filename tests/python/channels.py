@@ -64,8 +64,8 @@ def assert_near(
     found, expected = by_channel(ours, of), by_channel(theirs, of)
     allowed = scaled * sizes(theirs, of).clamp_min(least)[:, None] + relative * expected.abs()
     if isinstance(ours, Tensor):  # what is too small for a normal number
-        type = torch.finfo(ours.dtype)
-        allowed = allowed + type.smallest_normal * type.eps
+        info = torch.finfo(ours.dtype)
+        allowed = allowed + info.smallest_normal * info.eps
     excess = (found - expected).abs() - allowed
     if excess.numel() > 0:
         worst, channel = excess.amax(1).max(0)

@@ -41,6 +41,13 @@ inline double channel_error(const torch::Tensor& value, const torch::Tensor& ref
   return errors.numel() > 0 ? errors.max().item<double>() : 0;
 }
 
+/// ‖value − reference‖₂ / ‖reference‖₂ in float64. Where numbers are rounded to bfloat16, many
+/// roundings average in it, and its bound is the tighter one: beside channel errors, not instead.
+inline double norm_error(const torch::Tensor& value, const torch::Tensor& reference) {
+  const auto exact = reference.detach().to(torch::kDouble);
+  return ((value.detach().to(torch::kDouble) - exact).norm() / exact.norm()).item<double>();
+}
+
 inline void expect_within(const torch::Tensor& errors, double tolerance) {
   if (errors.numel() == 0) return;
   EXPECT_LE(errors.max().item<double>(), tolerance)
