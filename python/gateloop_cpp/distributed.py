@@ -29,8 +29,8 @@ calls as they are.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from functools import partial, wraps
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,7 @@ from torch._compile import _disable_dynamo
 from gateloop_cpp import ops
 
 Group = dist.ProcessGroup
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _name(function: str, group: Group | None) -> str:
@@ -52,9 +53,24 @@ def _name(function: str, group: Group | None) -> str:
     return chosen.group_name
 
 
-# torch.compile traces no collective inside an operator: programs are cut around the call.
-# torch.compiler.disable does the same and imports the compiler at once, in 0.9 s.
-@_disable_dynamo
+def _outside_programs(function: F) -> F:
+    """torch.compile traces no collective inside an operator: programs are cut around the call.
+
+    Without torch.compile the call imports no compiler. That takes 0.9 s. Imported within a process
+    group, it also keeps the group's threads after destroy_process_group(), and then one that frees
+    a tensor as Python ends aborts the process.
+    """
+    cut = _disable_dynamo(function)
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        chosen = cut if torch.compiler.is_compiling() else function
+        return chosen(*arguments, **options)
+
+    return cast(F, call)
+
+
+@_outside_programs
 def _call(
     name: str, group: Group | None, sequences: tuple[Tensor, ...], *rest: Any, **options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -201,7 +217,7 @@ def recurrences(group: Group | None) -> Recurrences:
     return Recurrences(*(partial(function, group=group) for function in _SHARDED))
 
 
-@_disable_dynamo
+@_outside_programs
 def steps_before(last: Tensor, time: int, steps: int, *, group: Group) -> tuple[Tensor, int]:
     """What attention over a window reads of the blocks before this one.
 

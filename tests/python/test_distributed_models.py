@@ -1,7 +1,9 @@
 """Models on one sequence over many processes: losses and gradients, summed, are the whole's."""
 
 import copy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from channels import weight_errors
 from conftest import thinned
 from processes_in_group import in_group
 from torch import Tensor, nn
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import spawn
 
 from gateloop_cpp import (
     CausalFullAttention,
@@ -162,6 +166,27 @@ def check_state_of_the_whole() -> None:
     steps = slice(0, 4) if dist.get_rank() == 0 else slice(4, 9)
     _, ours = layer(x[:, steps], return_cache=True, time_group=dist.group.WORLD)
     torch.testing.assert_close(ours, layer(x, return_cache=True)[1], rtol=1e-10, atol=1e-10)
+
+
+def threads() -> list[str]:
+    """Names, by the system, of this process's threads."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [(task / "comm").read_text(encoding="utf-8").strip() for task in tasks]
+
+
+def end_a_group(rank: int, store: str) -> None:
+    dist.init_process_group("gloo", store=FileStore(store, 2), rank=rank, world_size=2)
+    assert any("gloo" in name for name in threads())
+    for name in ("polar", "window"):
+        check_model(name, [0, 10, TIME], {})
+    dist.destroy_process_group()
+    assert not any("gloo" in name for name in threads())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_a_group_ends_with_its_threads(tmp_path: Path) -> None:
+    """One that outlives destroy_process_group() may abort the process as Python ends."""
+    spawn(end_a_group, (str(tmp_path / "store"),), nprocs=2)
 
 
 OTHERS = [check_autocast, check_reversed_layer, check_refusals, check_state_of_the_whole]
