@@ -1,5 +1,4 @@
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "distributed/group.h"
@@ -7,6 +6,7 @@
 #include "gateloop/distributed_ops.h"
 #include "gateloop/ops.h"
 #include "ops/checks.h"
+#include "ops/find.h"
 #include "ops/masked.h"
 
 namespace gateloop::distributed {
@@ -128,11 +128,6 @@ States checked_gate_loop(const at::Tensor& given_q, const at::Tensor& given_k,
       q, k, v, a);
 }
 
-template <class Function>
-c10::TypedOperatorHandle<Function> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
@@ -162,7 +157,7 @@ TORCH_LIBRARY_FRAGMENT(gateloop, m) {
 
 namespace gateloop::time_sharded {
 
-using distributed::find;
+using ops::find;
 
 std::tuple<at::Tensor, at::Tensor> linear_recurrence(const at::Tensor& a, const at::Tensor& x,
                                                      const std::string& group,

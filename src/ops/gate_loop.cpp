@@ -1,4 +1,3 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -7,6 +6,7 @@
 #include "ops/checks.h"
 #include "ops/composite/definition.h"
 #include "ops/composite/features.h"
+#include "ops/find.h"
 #include "ops/internal.h"
 #include "ops/masked.h"
 
@@ -154,9 +154,7 @@ std::tuple<at::Tensor, at::Tensor> gate_loop(const at::Tensor& q, const at::Tens
                                              const std::optional<at::Tensor>& cu_seqlens,
                                              const std::optional<at::Tensor>& mask,
                                              c10::string_view form, c10::string_view feature_map) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::gate_loop", "")
-                             .typed<decltype(gate_loop)>();
+  static const auto op = ops::find<decltype(gate_loop)>("gateloop::gate_loop");
   return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, mask, form, feature_map);
 }
 
@@ -164,18 +162,14 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_step(const at::Tensor& q, const at:
                                                   const at::Tensor& v, const at::Tensor& a,
                                                   const at::Tensor& state,
                                                   c10::string_view feature_map) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::gate_loop_step", "")
-                             .typed<decltype(gate_loop_step)>();
+  static const auto op = ops::find<decltype(gate_loop_step)>("gateloop::gate_loop_step");
   return op.call(q, k, v, a, state, feature_map);
 }
 
 std::tuple<at::Tensor, at::Tensor> ops::attention_gate_loop(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, c10::string_view feature_map) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_attention_gate_loop", "")
-                             .typed<decltype(attention_gate_loop)>();
+  static const auto op = ops::find<decltype(attention_gate_loop)>("gateloop::_attention_gate_loop");
   return op.call(q, k, v, a, initial_state, reverse, feature_map);
 }
 
@@ -185,9 +179,7 @@ std::tuple<at::Tensor, at::Tensor> ops::chunked_gate_loop(const at::Tensor& q, c
                                                           bool reverse,
                                                           const OptionalTensor& cu_seqlens,
                                                           c10::string_view feature_map) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_chunked_gate_loop", "")
-                             .typed<decltype(chunked_gate_loop)>();
+  static const auto op = ops::find<decltype(chunked_gate_loop)>("gateloop::_chunked_gate_loop");
   return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
 }
 
@@ -195,9 +187,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::chunked_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens,
     c10::string_view feature_map) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_chunked_gate_loop_forward", "")
-                             .typed<decltype(chunked_gate_loop_forward)>();
+  static const auto op =
+      ops::find<decltype(chunked_gate_loop_forward)>("gateloop::_chunked_gate_loop_forward");
   return op.call(q, k, v, a, initial_state, reverse, cu_seqlens, feature_map);
 }
 
@@ -206,9 +197,8 @@ ops::chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& 
                                 const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                 const at::Tensor& a, const at::Tensor& saved_states, bool reverse,
                                 const OptionalTensor& cu_seqlens, c10::string_view feature_map) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_chunked_gate_loop_backward", "")
-                             .typed<decltype(chunked_gate_loop_backward)>();
+  static const auto op =
+      ops::find<decltype(chunked_gate_loop_backward)>("gateloop::_chunked_gate_loop_backward");
   return op.call(dy, dfinal_state, q, k, v, a, saved_states, reverse, cu_seqlens, feature_map);
 }
 

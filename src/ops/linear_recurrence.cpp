@@ -1,7 +1,7 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "gateloop/ops.h"
+#include "ops/find.h"
 #include "ops/internal.h"
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
@@ -23,9 +23,7 @@ std::tuple<at::Tensor, at::Tensor> linear_recurrence(const at::Tensor& a, const 
                                                      bool reverse,
                                                      const std::optional<at::Tensor>& cu_seqlens,
                                                      const std::optional<at::Tensor>& mask) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::linear_recurrence", "")
-                             .typed<decltype(linear_recurrence)>();
+  static const auto op = ops::find<decltype(linear_recurrence)>("gateloop::linear_recurrence");
   return op.call(a, x, initial_state, reverse, cu_seqlens, mask);
 }
 
@@ -33,9 +31,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::linear_recurrence_backward(
     const OptionalTensor& dh, const OptionalTensor& dfinal_state, const at::Tensor& a,
     const at::Tensor& h, const OptionalTensor& initial_state, bool reverse,
     const OptionalTensor& cu_seqlens) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_linear_recurrence_backward", "")
-                             .typed<decltype(linear_recurrence_backward)>();
+  static const auto op =
+      ops::find<decltype(linear_recurrence_backward)>("gateloop::_linear_recurrence_backward");
   return op.call(dh, dfinal_state, a, h, initial_state, reverse, cu_seqlens);
 }
 

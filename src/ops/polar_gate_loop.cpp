@@ -1,7 +1,7 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "gateloop/ops.h"
+#include "ops/find.h"
 #include "ops/internal.h"
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
@@ -30,18 +30,15 @@ std::tuple<at::Tensor, at::Tensor> polar_gate_loop(const at::Tensor& q, const at
                                                    bool reverse,
                                                    const std::optional<at::Tensor>& cu_seqlens,
                                                    const std::optional<at::Tensor>& mask) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::polar_gate_loop", "")
-                             .typed<decltype(polar_gate_loop)>();
+  static const auto op = ops::find<decltype(polar_gate_loop)>("gateloop::polar_gate_loop");
   return op.call(q, k, v, z, initial_state, reverse, cu_seqlens, mask);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::polar_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse, const OptionalTensor& cu_seqlens) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_polar_gate_loop_forward", "")
-                             .typed<decltype(polar_gate_loop_forward)>();
+  static const auto op =
+      ops::find<decltype(polar_gate_loop_forward)>("gateloop::_polar_gate_loop_forward");
   return op.call(q, k, v, z, initial_state, reverse, cu_seqlens);
 }
 
@@ -50,9 +47,8 @@ ops::polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& df
                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
                               const OptionalTensor& cu_seqlens) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_polar_gate_loop_backward", "")
-                             .typed<decltype(polar_gate_loop_backward)>();
+  static const auto op =
+      ops::find<decltype(polar_gate_loop_backward)>("gateloop::_polar_gate_loop_backward");
   return op.call(dy, dfinal_state, q, k, v, z, saved_states, reverse, cu_seqlens);
 }
 

@@ -1,9 +1,9 @@
 #include "ops/rms_norm.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/find.h"
 
 namespace gateloop::ops {
 namespace {
@@ -39,17 +39,13 @@ void check_rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& gamma) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::rms_norm", "")
-                             .typed<decltype(rms_norm)>();
+  static const auto op = find<decltype(rms_norm)>("gateloop::rms_norm");
   return op.call(x, gamma);
 }
 
 std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
                                                      const at::Tensor& gamma) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_rms_norm_backward", "")
-                             .typed<decltype(rms_norm_backward)>();
+  static const auto op = find<decltype(rms_norm_backward)>("gateloop::_rms_norm_backward");
   return op.call(dy, x, gamma);
 }
 

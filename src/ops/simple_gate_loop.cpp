@@ -1,7 +1,7 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "gateloop/ops.h"
+#include "ops/find.h"
 #include "ops/internal.h"
 
 TORCH_LIBRARY_FRAGMENT(gateloop, m) {
@@ -30,9 +30,7 @@ std::tuple<at::Tensor, at::Tensor> simple_gate_loop(const at::Tensor& q, const a
                                                     bool reverse, bool normalize_input,
                                                     const std::optional<at::Tensor>& cu_seqlens,
                                                     const std::optional<at::Tensor>& mask) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::simple_gate_loop", "")
-                             .typed<decltype(simple_gate_loop)>();
+  static const auto op = ops::find<decltype(simple_gate_loop)>("gateloop::simple_gate_loop");
   return op.call(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens, mask);
 }
 
@@ -40,9 +38,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ops::simple_gate_loop_forward(
     const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
     const OptionalTensor& initial_state, bool reverse, bool normalize_input,
     const OptionalTensor& cu_seqlens) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_simple_gate_loop_forward", "")
-                             .typed<decltype(simple_gate_loop_forward)>();
+  static const auto op =
+      ops::find<decltype(simple_gate_loop_forward)>("gateloop::_simple_gate_loop_forward");
   return op.call(q, kv, z, initial_state, reverse, normalize_input, cu_seqlens);
 }
 
@@ -50,9 +47,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ops::simple_gate_loop
     const OptionalTensor& dy, const OptionalTensor& dfinal_state, const at::Tensor& q,
     const at::Tensor& kv, const at::Tensor& z, const at::Tensor& saved_states, bool reverse,
     bool normalize_input, const OptionalTensor& cu_seqlens) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("gateloop::_simple_gate_loop_backward", "")
-                             .typed<decltype(simple_gate_loop_backward)>();
+  static const auto op =
+      ops::find<decltype(simple_gate_loop_backward)>("gateloop::_simple_gate_loop_backward");
   return op.call(dy, dfinal_state, q, kv, z, saved_states, reverse, normalize_input, cu_seqlens);
 }
 
