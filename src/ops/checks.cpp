@@ -52,8 +52,8 @@ namespace {
 class Arguments {
  public:
   Arguments(const char* op, const char* name, const at::Tensor& first,
-            std::initializer_list<at::ScalarType> dtypes)
-      : op_(op), name_(name), first_(first) {
+            std::initializer_list<at::ScalarType> dtypes, const OptionalTensor& cu_seqlens)
+      : op_(op), name_(name), first_(first), cu_seqlens_(cu_seqlens) {
     check_readable(op, name, first);
     TORCH_CHECK(first.dim() == 3, op, ": ", name, " must be (B, T, D), got a tensor of rank ",
                 first.dim(), " with sizes ", first.sym_sizes());
@@ -61,16 +61,11 @@ class Arguments {
                      op, ": ", name, " must be one of ", names(dtypes), ", got ",
                      first.scalar_type());
     state_type_ = accumulation_type(first.scalar_type());
+    check_cu_seqlens(op, name, first, cu_seqlens);
   }
 
   Arguments& with_complex_states() {
     state_type_ = at::toComplexType(state_type_);
-    return *this;
-  }
-  /// States of a row for each sequence that cu_seqlens packs, if given.
-  Arguments& packed(const OptionalTensor& cu_seqlens) {
-    check_cu_seqlens(op_, name_, first_, cu_seqlens);
-    if (is_given(cu_seqlens)) sequences_ = cu_seqlens->sym_size(0) - 1;
     return *this;
   }
   /// (B, T, factor D) in the dtype of the first.
@@ -86,16 +81,13 @@ class Arguments {
   /// (B or N, D) in the dtype of states, or absent.
   const Arguments& state(const char* name, const OptionalTensor& t) const {
     if (is_given(t)) {
-      expect(name, *t, state_type_, {sequences_.value_or(first_.sym_size(0)), first_.sym_size(2)});
+      expect(name, *t, state_type_, {state_count(first_, cu_seqlens_), first_.sym_size(2)});
     }
     return *this;
   }
   /// (B, blocks, D) in the dtype of states.
   void saved_states(const at::Tensor& t) const {
-    constexpr auto kBlock = recurrence::kSavedStateBlock;
-    const c10::SymInt time = first_.sym_size(1);
-    const c10::SymInt blocks =
-        sequences_ ? time / kBlock + *sequences_ : (time + (kBlock - 1)) / kBlock;
+    const auto blocks = saved_count(first_, recurrence::kSavedStateBlock, cu_seqlens_);
     expect("saved_states", t, state_type_, {first_.sym_size(0), blocks, first_.sym_size(2)});
   }
 
@@ -115,8 +107,8 @@ class Arguments {
   const char* op_;
   const char* name_;
   const at::Tensor& first_;
+  const OptionalTensor& cu_seqlens_;
   at::ScalarType state_type_;
-  std::optional<c10::SymInt> sequences_;
 };
 
 }  // namespace
@@ -171,8 +163,7 @@ void check_mask(const char* op, const char* name, const at::Tensor& sequence,
 void check_linear_recurrence(const at::Tensor& a, const at::Tensor& x,
                              const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
                              const char* op) {
-  Arguments(op, "x", x, kRecurrenceTypes)
-      .packed(cu_seqlens)
+  Arguments(op, "x", x, kRecurrenceTypes, cu_seqlens)
       .sequence("a", a)
       .state("initial_state", initial_state);
 }
@@ -181,8 +172,7 @@ void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTe
                                       const at::Tensor& a, const at::Tensor& h,
                                       const OptionalTensor& initial_state,
                                       const OptionalTensor& cu_seqlens) {
-  Arguments("gateloop::_linear_recurrence_backward", "h", h, kRecurrenceTypes)
-      .packed(cu_seqlens)
+  Arguments("gateloop::_linear_recurrence_backward", "h", h, kRecurrenceTypes, cu_seqlens)
       .optional_sequence("dh", dh)
       .state("dfinal_state", dfinal_state)
       .sequence("a", a)
@@ -192,9 +182,8 @@ void check_linear_recurrence_backward(const OptionalTensor& dh, const OptionalTe
 void check_polar_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            const at::Tensor& z, const OptionalTensor& initial_state,
                            const OptionalTensor& cu_seqlens, const char* op) {
-  Arguments(op, "q", q, kRealTypes)
+  Arguments(op, "q", q, kRealTypes, cu_seqlens)
       .with_complex_states()
-      .packed(cu_seqlens)
       .sequence("k", k)
       .sequence("v", v)
       .sequence("z", z, 2)
@@ -205,9 +194,8 @@ void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTens
                                     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                     const at::Tensor& z, const at::Tensor& saved_states,
                                     const OptionalTensor& cu_seqlens) {
-  Arguments("gateloop::_polar_gate_loop_backward", "q", q, kRealTypes)
+  Arguments("gateloop::_polar_gate_loop_backward", "q", q, kRealTypes, cu_seqlens)
       .with_complex_states()
-      .packed(cu_seqlens)
       .optional_sequence("dy", dy)
       .state("dfinal_state", dfinal_state)
       .sequence("k", k)
@@ -219,8 +207,7 @@ void check_polar_gate_loop_backward(const OptionalTensor& dy, const OptionalTens
 void check_simple_gate_loop(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
                             const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
                             const char* op) {
-  Arguments(op, "q", q, kRealTypes)
-      .packed(cu_seqlens)
+  Arguments(op, "q", q, kRealTypes, cu_seqlens)
       .sequence("kv", kv)
       .sequence("z", z)
       .state("initial_state", initial_state);
@@ -230,8 +217,7 @@ void check_simple_gate_loop_backward(const OptionalTensor& dy, const OptionalTen
                                      const at::Tensor& q, const at::Tensor& kv, const at::Tensor& z,
                                      const at::Tensor& saved_states,
                                      const OptionalTensor& cu_seqlens) {
-  Arguments("gateloop::_simple_gate_loop_backward", "q", q, kRealTypes)
-      .packed(cu_seqlens)
+  Arguments("gateloop::_simple_gate_loop_backward", "q", q, kRealTypes, cu_seqlens)
       .optional_sequence("dy", dy)
       .state("dfinal_state", dfinal_state)
       .sequence("kv", kv)
@@ -245,11 +231,12 @@ namespace {
 /// Those of one step have no T.
 class GateLoopArguments {
  public:
-  GateLoopArguments(const char* op, const at::Tensor& q, const at::Tensor& v, bool one_step = false,
-                    FeatureMap map = FeatureMap::kNone)
+  GateLoopArguments(const char* op, const at::Tensor& q, const at::Tensor& v,
+                    const OptionalTensor& cu_seqlens, FeatureMap map, bool one_step = false)
       : op_(op),
         q_(q),
         v_(v),
+        cu_seqlens_(cu_seqlens),
         type_(q.scalar_type()),
         lead_(one_step ? 1 : 2),
         wide_(q.dim() == lead_ + 2),
@@ -290,17 +277,13 @@ class GateLoopArguments {
            wide_ ? c10::str(complex, " or ", real, " ", prefix_, "H)",
                             plain ? c10::str(" or ", prefix_, "H, K)") : "")
                  : c10::str(complex, " or ", real, " ", prefix_, "D)"));
-  }
-  GateLoopArguments& packed(const OptionalTensor& cu_seqlens) {
-    check_cu_seqlens(op_, "q", q_, cu_seqlens);
-    if (is_given(cu_seqlens)) count_ = cu_seqlens->sym_size(0) - 1;
-    return *this;
+    check_cu_seqlens(op_, "q", q_, cu_seqlens_);
   }
   void only_wide() const { expect(wide_, true, "q", q_, c10::str(prefix_, "H, K)")); }
   /// In the dtype of a; may be absent.
   void state(const char* name, const OptionalTensor& t, const at::Tensor& a) const {
     if (!t.has_value() || !t->defined()) return;
-    Sizes sizes = {count_.value_or(q_.sym_size(0))};
+    Sizes sizes = {state_count(q_, cu_seqlens_)};
     for (std::int64_t i = lead_; i < q_.dim(); ++i) sizes.push_back(q_.sym_size(i));
     if (wide_) {
       sizes.back() = state_keys(q_, map_);
@@ -318,12 +301,12 @@ class GateLoopArguments {
  private:
   const char* op_;
   const at::Tensor &q_, &v_;
+  const OptionalTensor cu_seqlens_;
   at::ScalarType type_;
   std::int64_t lead_;  // dimensions before the heads
   bool wide_;
   FeatureMap map_;
   const char* prefix_;
-  std::optional<c10::SymInt> count_;  // of packed sequences
 };
 
 }  // namespace
@@ -334,11 +317,19 @@ void check_all_readable(const char* op, std::initializer_list<NamedTensor> all) 
   }
 }
 
+c10::SymInt state_count(const at::Tensor& sequence, const OptionalTensor& cu_seqlens) {
+  return is_given(cu_seqlens) ? cu_seqlens->sym_size(0) - 1 : sequence.sym_size(0);
+}
+
+c10::SymInt saved_count(const at::Tensor& sequence, std::int64_t block,
+                        const OptionalTensor& cu_seqlens) {
+  const c10::SymInt time = sequence.sym_size(1);
+  if (is_given(cu_seqlens)) return time / block + state_count(sequence, cu_seqlens);
+  return (time + (block - 1)) / block;
+}
+
 c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens) {
-  const std::int64_t chunk = recurrence::gate_loop_chunk(/*per_key=*/a.dim() == 4);
-  const c10::SymInt time = a.sym_size(1);
-  if (is_given(cu_seqlens)) return time / chunk + (cu_seqlens->sym_size(0) - 1);
-  return (time + (chunk - 1)) / chunk;
+  return saved_count(a, recurrence::gate_loop_chunk(/*per_key=*/a.dim() == 4), cu_seqlens);
 }
 
 FeatureMap feature_map_of(const char* op, c10::string_view name) {
@@ -354,15 +345,15 @@ c10::SymInt state_keys(const at::Tensor& q, FeatureMap map) {
 void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& a, const OptionalTensor& initial_state,
                      const OptionalTensor& cu_seqlens, FeatureMap map, const char* op) {
-  GateLoopArguments arguments(op, q, v, /*one_step=*/false, map);
+  const GateLoopArguments arguments(op, q, v, cu_seqlens, map);
   arguments.sequences(k, a);
-  arguments.packed(cu_seqlens);
   arguments.state("initial_state", initial_state, a);
 }
 
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& a, const at::Tensor& state, FeatureMap map) {
-  const GateLoopArguments arguments("gateloop::gate_loop_step", q, v, /*one_step=*/true, map);
+  const GateLoopArguments arguments("gateloop::gate_loop_step", q, v, /*cu_seqlens=*/{}, map,
+                                    /*one_step=*/true);
   arguments.sequences(k, a);
   arguments.state("state", state, a);
 }
@@ -373,10 +364,9 @@ void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor&
                           FeatureMap map) {
   check_all_readable(op,
                      {{"q", q}, {"k", k}, {"v", v}, {"a", a}, {"initial_state", initial_state}});
-  GateLoopArguments arguments(op, q, v, /*one_step=*/false, map);
+  const GateLoopArguments arguments(op, q, v, cu_seqlens, map);
   arguments.only_wide();
   arguments.sequences(k, a);
-  arguments.packed(cu_seqlens);
   arguments.state("initial_state", initial_state, a);
 }
 
@@ -392,10 +382,9 @@ void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTe
                            {"v", v},
                            {"a", a},
                            {"saved_states", saved_states}});
-  GateLoopArguments arguments(kOp, q, v, /*one_step=*/false, map);
+  const GateLoopArguments arguments(kOp, q, v, cu_seqlens, map);
   arguments.only_wide();
   arguments.sequences(k, a);
-  arguments.packed(cu_seqlens);
   const auto type = q.scalar_type();
   const auto sizes = v.sym_sizes();
   if (is_given(dy)) {

@@ -91,7 +91,11 @@ void check_gate_loop(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const at::Tensor& a, const OptionalTensor& initial_state,
                      const OptionalTensor& cu_seqlens, recurrence::FeatureMap map,
                      const char* op = "gateloop::gate_loop");
-/// See gate_loop_chunks() of the kernels.
+/// Of a sequence (B, T, ...): B, or N beside cu_seqlens (N + 1).
+c10::SymInt state_count(const at::Tensor& sequence, const OptionalTensor& cu_seqlens);
+/// Blocks of a sequence (B, T, ...), see saved_state_count() and gate_loop_chunks() of the kernels.
+c10::SymInt saved_count(const at::Tensor& sequence, std::int64_t block,
+                        const OptionalTensor& cu_seqlens);
 c10::SymInt saved_chunk_count(const at::Tensor& a, const OptionalTensor& cu_seqlens);
 void check_gate_loop_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& a, const at::Tensor& state, recurrence::FeatureMap map);
@@ -100,7 +104,7 @@ inline constexpr auto kChunkedGateLoop = "gateloop::_chunked_gate_loop";
 void check_wide_gate_loop(const char* op, const at::Tensor& q, const at::Tensor& k,
                           const at::Tensor& v, const at::Tensor& a,
                           const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
-                          recurrence::FeatureMap map = recurrence::FeatureMap::kNone);
+                          recurrence::FeatureMap map);
 void check_chunked_gate_loop_backward(const OptionalTensor& dy, const OptionalTensor& dfinal_state,
                                       const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                       const at::Tensor& a, const at::Tensor& saved_states,

@@ -16,19 +16,15 @@ inline at::Tensor empty_sequence(const at::Tensor& like) {
 
 /// (B, D) of a (B, T, D) sequence, or (N, D) of the N that cu_seqlens packs.
 inline at::Tensor empty_state(const at::Tensor& sequence, at::ScalarType dtype,
-                              const OptionalTensor& cu_seqlens = {}) {
-  const c10::SymInt rows =
-      is_given(cu_seqlens) ? cu_seqlens->sym_size(0) - 1 : sequence.sym_size(0);
-  return at::empty_symint({rows, sequence.sym_size(2)}, sequence.options().dtype(dtype));
+                              const OptionalTensor& cu_seqlens) {
+  return at::empty_symint({state_count(sequence, cu_seqlens), sequence.sym_size(2)},
+                          sequence.options().dtype(dtype));
 }
 
 /// (B, blocks, D) of a (B, T, D) sequence, see saved_state_count().
 inline at::Tensor empty_saved_states(const at::Tensor& sequence, at::ScalarType dtype,
-                                     const OptionalTensor& cu_seqlens = {}) {
-  constexpr auto kBlock = recurrence::kSavedStateBlock;
-  const c10::SymInt time = sequence.sym_size(1);
-  const c10::SymInt blocks = is_given(cu_seqlens) ? time / kBlock + (cu_seqlens->sym_size(0) - 1)
-                                                  : (time + (kBlock - 1)) / kBlock;
+                                     const OptionalTensor& cu_seqlens) {
+  const auto blocks = saved_count(sequence, recurrence::kSavedStateBlock, cu_seqlens);
   return at::empty_symint({sequence.sym_size(0), blocks, sequence.sym_size(2)},
                           sequence.options().dtype(dtype));
 }
@@ -36,8 +32,8 @@ inline at::Tensor empty_saved_states(const at::Tensor& sequence, at::ScalarType 
 /// (B or N, H, K or its features, V) in the dtype of a.
 inline at::Tensor empty_head_state(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
                                    const OptionalTensor& cu_seqlens, recurrence::FeatureMap map) {
-  const c10::SymInt rows = is_given(cu_seqlens) ? cu_seqlens->sym_size(0) - 1 : q.sym_size(0);
-  return at::empty_symint({rows, q.sym_size(2), state_keys(q, map), v.sym_size(3)}, a.options());
+  return at::empty_symint(
+      {state_count(q, cu_seqlens), q.sym_size(2), state_keys(q, map), v.sym_size(3)}, a.options());
 }
 
 /// (B, chunks, H, 1 or 2, K or its features, V), see saved_chunk_count().
