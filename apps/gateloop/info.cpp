@@ -8,22 +8,14 @@
 
 #include "commands.h"
 #include "model/config_file.h"
+#include "model/number_text.h"
 #include "model_flags.h"
 #include "output.h"
 
 namespace gateloop::app {
 namespace {
 
-/// 1234567 -> "1,234,567".
-std::string grouped(std::int64_t number) {
-  const auto digits = std::to_string(number);
-  std::string text;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
+using model::grouped;
 
 /// The module of a parameter, with all layers under one name:
 /// layers.3.0.fn.to_a.0.bias -> layers.*.0.fn.to_a.0

@@ -12,10 +12,12 @@
 #include "corpus/json_lines.h"
 #include "corpus/unpack.h"
 #include "model/file.h"
+#include "model/number_text.h"
 
 namespace gateloop::corpus {
 namespace {
 
+using model::grouped;
 using Text = std::span<const std::uint8_t>;
 using Paths = std::vector<std::filesystem::path>;
 
@@ -26,17 +28,6 @@ using Paths = std::vector<std::filesystem::path>;
 std::string size_and_crc(std::size_t bytes, uLong crc) {
   char text[48];
   std::snprintf(text, sizeof text, "%zu bytes, crc %08lx", bytes, crc);
-  return text;
-}
-
-/// 12345678 -> "12,345,678"
-std::string grouped(std::int64_t number) {
-  const std::string digits = std::to_string(number);
-  std::string text;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
   return text;
 }
 
