@@ -1,13 +1,13 @@
 """Peak memory of one pass forward and backward, each contender in a process of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import heads, layer, oracle
 from benchmarks.contenders import Array, Contender, Home, Kind, Pass, Problem
@@ -17,7 +17,7 @@ from benchmarks.model import (
     QUICK,
     Inputs,
     Size,
-    autocast,
+    Trainer,
     build,
     inputs,
     ours,
@@ -36,13 +36,10 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
 
 def of_layer(shape: tuple[int, int, int]) -> Problem:
     problem = layer.problem("memory", *shape, compile_peers=False)
-    return Problem(
-        problem.group,
-        problem.name,
-        {PASS: problem.tolerances[PASS]},
-        problem.inputs,
-        problem.oracle,
-        [contender for contender in problem.contenders if contender.kind != "floor"],
+    return replace(
+        problem,
+        tolerances={PASS: problem.tolerances[PASS]},
+        contenders=[contender for contender in problem.contenders if contender.kind != "floor"],
         unit="bytes",
     )
 
@@ -50,20 +47,11 @@ def of_layer(shape: tuple[int, int, int]) -> Problem:
 def model_passes(
     module: Callable[..., nn.Module], size: Size, micro_batches: int, data: Inputs
 ) -> Mapping[str, Pass]:
-    model: Any = build(module, size, data)
-
-    def run(dtype: str) -> Tensor:
-        model.zero_grad()
-        total = torch.zeros(())
-        for part in data.ids.chunk(micro_batches):
-            with autocast(dtype):
-                loss: Tensor = model(part, return_loss=True) / micro_batches
-            torch.autograd.backward(loss)
-            total += loss.detach()
-        return total
+    model = build(module, size, data)
 
     def one(dtype: str) -> Pass:
-        return Pass(partial(run, dtype), lambda: numpy_of([run(dtype)]))
+        run = Trainer(model, data, micro_batches, dtype, fused=False).gradients
+        return Pass(run, lambda: numpy_of([run()]))
 
     return {dtype: one(dtype) for dtype in TOLERANCES}
 
@@ -136,14 +124,12 @@ def of_heads(shape: heads.Shape) -> Problem:
         arrays = [*data.arrays, data.gradient]
         return {BOTH: Pass(lambda: [x.copy() for x in arrays])}
 
-    problem = heads.problem(shape)
-    return Problem(
-        "memory",
-        problem.name,
-        {BOTH: heads.TOLERANCE},
-        problem.inputs,
-        heads_oracle,
-        [
+    return replace(
+        heads.problem(shape),
+        group="memory",
+        tolerances={BOTH: heads.TOLERANCE},
+        oracle=heads_oracle,
+        contenders=[
             Contender("torch.ops.gateloop", "ours", "ours", heads_passes),
             floor("inputs and output", inputs_and_output),
         ],
