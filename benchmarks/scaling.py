@@ -9,7 +9,6 @@ Everything in the document is in benchmarks/results/scaling.json.
 import argparse
 import json
 import os
-import re
 import shlex
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 
 from benchmarks.environment import ROOT, cores, package, processor, revision
 from benchmarks.measure import environment_of, packages
-from benchmarks.report import table
+from benchmarks.report import table, with_table
 
 RECORD = ROOT / "benchmarks" / "results" / "scaling.json"
 DOCUMENT = ROOT / "docs" / "scaling.md"
@@ -332,14 +331,8 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def filled(document: str, record: dict[str, Any]) -> str:
-    """The document with what stands between each pair of markers replaced."""
     for name, part in PARTS.items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        pattern = re.compile(f"{begin}.*?{end}", re.S)
-        if len(pattern.findall(document)) != 1:
-            raise ValueError(f"the document needs {begin} and {end} once")
-        before, after = pattern.split(document)
-        document = f"{before}{begin}\n{part(record)}\n{end}{after}"
+        document = with_table(document, name, part(record))
     return document
 
 
