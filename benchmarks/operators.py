@@ -83,7 +83,7 @@ OPERATORS = {
     "linear_recurrence": Operator(
         "linear_recurrence",
         lambda draw, shape: [draw.random(shape, dtype=np.float32), normal(draw, *shape)],
-        oracle.linear_recurrence,
+        oracle.recurrence,
         peer_linear,
         torch_scan,
         (3, 5),  # a, x, h; a, h, dh, da, dx

@@ -44,10 +44,6 @@ def recurrence(a: Tensor, x: Tensor) -> Tensor:
     return torch.as_tensor(Recurrence.apply(a, x))  # type: ignore[no-untyped-call]
 
 
-def linear_recurrence(a: Tensor, x: Tensor) -> Tensor:
-    return recurrence(a, x)
-
-
 def simple_gate_loop(q: Tensor, kv: Tensor, z: Tensor) -> Tensor:
     return q * recurrence(z.sigmoid(), kv)
 
