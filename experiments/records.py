@@ -57,10 +57,6 @@ class Record:
         return [name for name in missing if name != "load" or "load" not in named]
 
 
-def to_json(record: Record) -> dict[str, Any]:
-    return asdict(record)
-
-
 def from_json(content: dict[str, Any]) -> Record:
     cell = content["cell"] | {"flags": tuple(content["cell"]["flags"])}
     return Record(Cell(**cell), Outcome(**content["outcome"]), content["machine"], content["date"])
@@ -79,7 +75,7 @@ def load(file: Path) -> list[Record]:
 def save(file: Path, records: Sequence[Record]) -> None:
     """In one step: an interrupted save leaves the file as it was."""
     ordered = sorted(records, key=lambda r: (r.cell.form, r.cell.budget, r.cell.text, r.date))
-    lines = ",\n".join(json.dumps(to_json(each), ensure_ascii=False) for each in ordered)
+    lines = ",\n".join(json.dumps(asdict(each), ensure_ascii=False) for each in ordered)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
