@@ -65,10 +65,8 @@ def seconds_per_step(flags: list[str], tokens: int, steps: int, processes: int) 
     return tokens / statistics.median(note["tokens_per_second"] for note in notes[1:])
 
 
-def generate(
-    checkpoint: Path, prompt: bytes, length: int, dtype: str
-) -> tuple[bytes, float, float]:
-    """The likeliest bytes, and the seconds until the first one and for all of them."""
+def generate(checkpoint: Path, prompt: bytes, length: int, dtype: str) -> tuple[bytes, float]:
+    """The likeliest bytes, and the seconds for all of them."""
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(prompt)
         greedy = ["--temperature", "0", "--prompt-file", file.name]
@@ -77,5 +75,4 @@ def generate(
     first = re.search(r"first token: ([\d.]+) ms; then (\d+) tokens, ([\d.]+) tokens/s", report)
     if first is None:
         raise RuntimeError(f"gateloop generate reported no times: {report[-300:]}")
-    until_first = float(first[1]) / 1e3
-    return text, until_first, until_first + float(first[2]) / float(first[3])
+    return text, float(first[1]) / 1e3 + float(first[2]) / float(first[3])
