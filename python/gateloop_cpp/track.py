@@ -63,7 +63,8 @@ class TensorBoard:
             return 0
         events = EventAccumulator(str(self._folder), size_guidance={"scalars": 0})
         events.Reload()
-        steps = [event.step for event in events.Scalars(MARK)] if MARK in _tags(events) else []
+        tags: list[str] = events.Tags()["scalars"]
+        steps = [event.step for event in events.Scalars(MARK)] if MARK in tags else []
         return max(steps, default=0)
 
     def last_step(self) -> int:
@@ -81,11 +82,6 @@ class TensorBoard:
 
     def close(self, is_finished: bool) -> None:
         self._writer.close()
-
-
-def _tags(events: Any) -> list[str]:
-    tags: list[str] = events.Tags()["scalars"]
-    return tags
 
 
 class WeightsAndBiases:
