@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "gateloop/recurrence.h"
 #include "recurrence/cpu/dtypes.h"
@@ -26,25 +27,7 @@ using Float16 = hwy::float16_t;
 
 /// The type that holds states and sums of a storage type.
 template <class S>
-struct AccumulationOf;
-template <>
-struct AccumulationOf<double> {
-  using type = double;
-};
-template <>
-struct AccumulationOf<float> {
-  using type = float;
-};
-template <>
-struct AccumulationOf<BFloat16> {
-  using type = float;
-};
-template <>
-struct AccumulationOf<Float16> {
-  using type = float;
-};
-template <class S>
-using Accumulation = typename AccumulationOf<S>::type;
+using Accumulation = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 /// f.template operator()<S>() with S the storage type of a dtype that is not complex.
 template <class F>
