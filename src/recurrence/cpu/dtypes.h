@@ -98,7 +98,7 @@ inline void check(const char* op, const Shape& shape, Offsets offsets) {
 }
 
 /// What the scheduler reads of any operation, checked; `carry_parts` reals make one channel of
-/// its carry.
+/// its carry: the state, or in a backward operation its gradient.
 template <class Params>
 Problem sized_problem(const char* op, const Params& p, bool complex_allowed,
                       std::size_t carry_parts) {
@@ -109,6 +109,14 @@ Problem sized_problem(const char* op, const Params& p, bool complex_allowed,
   problem.downwards = p.reverse;
   problem.storage_bytes = storage_bytes(p.dtype);
   problem.carry_bytes = carry_parts * accumulation_bytes(p.dtype);
+  if constexpr (requires { p.final_state; }) {
+    problem.carry_in = p.initial_state;
+    problem.carry_out = p.final_state;
+  } else {
+    problem.adjoint = true;
+    problem.carry_in = p.dfinal_state;
+    problem.carry_out = p.dinitial_state;
+  }
   return problem;
 }
 

@@ -178,20 +178,14 @@ HWY_EXPORT(RunLinearBackward);
 namespace {
 
 Problem problem_of(const LinearRecurrence& p) {
-  Problem problem =
-      sized_problem("LinearRecurrence", p, /*complex_allowed=*/true, is_complex(p.dtype) ? 2 : 1);
-  problem.carry_in = p.initial_state;
-  problem.carry_out = p.final_state;
-  return problem;
+  return sized_problem("LinearRecurrence", p, /*complex_allowed=*/true,
+                       is_complex(p.dtype) ? 2 : 1);
 }
 
 Problem problem_of(const LinearRecurrenceBackward& p) {
   Problem problem = sized_problem("LinearRecurrenceBackward", p, /*complex_allowed=*/true,
                                   is_complex(p.dtype) ? 2 : 1);
-  problem.adjoint = true;
   problem.downwards = !p.reverse;
-  problem.carry_in = p.dfinal_state;
-  problem.carry_out = p.dinitial_state;
   return problem;
 }
 

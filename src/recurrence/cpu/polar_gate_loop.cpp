@@ -234,19 +234,13 @@ HWY_EXPORT(RunPolarGateLoopBackward);
 namespace {
 
 Problem problem_of(const PolarGateLoop& p) {
-  Problem problem = sized_problem("PolarGateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/2);
-  problem.carry_in = p.initial_state;
-  problem.carry_out = p.final_state;
-  return problem;
+  return sized_problem("PolarGateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/2);
 }
 
 Problem problem_of(const PolarGateLoopBackward& p) {
   Problem problem =
       sized_problem("PolarGateLoopBackward", p, /*complex_allowed=*/false, /*carry_parts=*/2);
-  problem.adjoint = true;
   problem.stash_bytes = kSavedStateBlock * kPolarGateLoopStashPlanes * accumulation_bytes(p.dtype);
-  problem.carry_in = p.dfinal_state;
-  problem.carry_out = p.dinitial_state;
   return problem;
 }
 

@@ -224,20 +224,13 @@ HWY_EXPORT(RunSimpleBackward);
 namespace {
 
 Problem problem_of(const SimpleGateLoop& p) {
-  Problem problem =
-      sized_problem("SimpleGateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/1);
-  problem.carry_in = p.initial_state;
-  problem.carry_out = p.final_state;
-  return problem;
+  return sized_problem("SimpleGateLoop", p, /*complex_allowed=*/false, /*carry_parts=*/1);
 }
 
 Problem problem_of(const SimpleGateLoopBackward& p) {
   Problem problem =
       sized_problem("SimpleGateLoopBackward", p, /*complex_allowed=*/false, /*carry_parts=*/1);
-  problem.adjoint = true;
   problem.stash_bytes = kSavedStateBlock * kSimpleStashPlanes * accumulation_bytes(p.dtype);
-  problem.carry_in = p.dfinal_state;
-  problem.carry_out = p.dinitial_state;
   return problem;
 }
 
