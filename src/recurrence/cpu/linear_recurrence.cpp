@@ -200,15 +200,11 @@ std::size_t scratch_bytes(const LinearRecurrenceBackward& p, int threads) {
 }
 void run(const LinearRecurrence& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
-    HWY_DYNAMIC_DISPATCH(RunLinear)(call...);
-  });
+  run_each(p, problem_of, executor, scratch, HWY_DYNAMIC_DISPATCH(RunLinear));
 }
 void run(const LinearRecurrenceBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
-    HWY_DYNAMIC_DISPATCH(RunLinearBackward)(call...);
-  });
+  run_each(p, problem_of, executor, scratch, HWY_DYNAMIC_DISPATCH(RunLinearBackward));
 }
 
 }  // namespace gateloop::recurrence

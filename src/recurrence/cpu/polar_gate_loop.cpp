@@ -255,15 +255,11 @@ std::size_t scratch_bytes(const PolarGateLoopBackward& p, int threads) {
 }
 void run(const PolarGateLoop& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
-    HWY_DYNAMIC_DISPATCH(RunPolarGateLoop)(call...);
-  });
+  run_each(p, problem_of, executor, scratch, HWY_DYNAMIC_DISPATCH(RunPolarGateLoop));
 }
 void run(const PolarGateLoopBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
-    HWY_DYNAMIC_DISPATCH(RunPolarGateLoopBackward)(call...);
-  });
+  run_each(p, problem_of, executor, scratch, HWY_DYNAMIC_DISPATCH(RunPolarGateLoopBackward));
 }
 
 }  // namespace gateloop::recurrence

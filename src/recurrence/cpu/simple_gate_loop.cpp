@@ -245,15 +245,11 @@ std::size_t scratch_bytes(const SimpleGateLoopBackward& p, int threads) {
 }
 void run(const SimpleGateLoop& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
-    HWY_DYNAMIC_DISPATCH(RunSimple)(call...);
-  });
+  run_each(p, problem_of, executor, scratch, HWY_DYNAMIC_DISPATCH(RunSimple));
 }
 void run(const SimpleGateLoopBackward& p, const Executor& executor, void* scratch) {
   using namespace cpu;
-  run_each(p, problem_of, executor, scratch, [](auto&&... call) {
-    HWY_DYNAMIC_DISPATCH(RunSimpleBackward)(call...);
-  });
+  run_each(p, problem_of, executor, scratch, HWY_DYNAMIC_DISPATCH(RunSimpleBackward));
 }
 
 }  // namespace gateloop::recurrence
