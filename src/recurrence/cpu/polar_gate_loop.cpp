@@ -81,18 +81,9 @@ struct PolarGateLoopOp {
 
 // ---------------------------------------------------------------- backward
 
-/// What the recomputation of one block of saved states leaves for the sweep back: kPlanes rows a
-/// step.
+/// h_{t-1} and a in pairs, radial, tangential.
 template <class T>
-struct PolarGateLoopStash {
-  static constexpr std::int64_t kPlanes =
-      kPolarGateLoopStashPlanes;  // h_{t-1} and a in pairs, radial, tangential
-  T* first;
-  std::int64_t begin, width;
-  HWY_INLINE T* Row(std::int64_t t, std::int64_t plane) const {
-    return first + ((t - begin) * kPlanes + plane) * width;
-  }
-};
+using PolarGateLoopStash = Stash<T, kPolarGateLoopStashPlanes>;
 
 /// The state is recomputed bit for bit as in the forward pass, and with it the gate.
 template <class S>
@@ -196,20 +187,13 @@ struct PolarGateLoopAdjointOp {
         saved_states(static_cast<const T*>(p.saved_states)) {}
   PolarGateLoopAdjointStep<S> StepAt(const Unit& u) const {
     return {q.At(u),  k.At(u),  v.At(u),  z.At(u),  dy.At(u),
-            dq.At(u), dk.At(u), dv.At(u), dz.At(u), {nullptr, 0, 0}};
+            dq.At(u), dk.At(u), dv.At(u), dz.At(u), {}};
   }
   PolarGateLoopRecompute<S> ReaderAt(const Unit& u) const {
-    return {q.At(u), k.At(u), v.At(u), z.At(u), (dy.IsNull() ? q : dy).At(u), {nullptr, 0, 0}};
+    return {q.At(u), k.At(u), v.At(u), z.At(u), (dy.IsNull() ? q : dy).At(u), {}};
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
-    auto back = StepAt(u);
-    auto recompute = ReaderAt(u);
-    ForEachSavedStateBack<Complex>(
-        u, steps, shape, saved_states, [&](Steps block, Carry<T>& state) {
-          back.stash = recompute.stash = {stash, block.begin, StashWidth(u)};
-          Sweep(recompute, block, u.channels, state, BlockBefore(shape));
-          Sweep(back, block, u.channels, carry);
-        });
+    SweepBack(ReaderAt(u), StepAt(u), u, steps, shape, saved_states, carry, stash);
   }
 };
 

@@ -82,17 +82,8 @@ struct SimpleOp {
 
 // ---------------------------------------------------------------- backward
 
-/// What the recomputation of one block of saved states leaves for the sweep back: kPlanes rows a
-/// step.
 template <class T>
-struct SimpleStash {
-  static constexpr std::int64_t kPlanes = kSimpleStashPlanes;  // h_{t-1}, a, 1 - a
-  T* first;
-  std::int64_t begin, width;
-  HWY_INLINE T* Row(std::int64_t t, std::int64_t plane) const {
-    return first + ((t - begin) * kPlanes + plane) * width;
-  }
-};
+using SimpleStash = Stash<T, kSimpleStashPlanes>;  // h_{t-1}, a, 1 - a
 
 /// The state is recomputed bit for bit as in the forward pass, and with it the gate.
 template <class S>
@@ -186,20 +177,13 @@ struct SimpleAdjointOp {
         saved_states(static_cast<const T*>(p.saved_states)),
         normalize(p.normalize_input) {}
   SimpleAdjointStep<S> StepAt(const Unit& u) const {
-    return {q.At(u),   kv.At(u), z.At(u),   dy.At(u),       dq.At(u),
-            dkv.At(u), dz.At(u), normalize, {nullptr, 0, 0}};
+    return {q.At(u), kv.At(u), z.At(u), dy.At(u), dq.At(u), dkv.At(u), dz.At(u), normalize, {}};
   }
   SimpleRecompute<S> ReaderAt(const Unit& u) const {
-    return {q.At(u), kv.At(u), z.At(u), (dy.IsNull() ? q : dy).At(u), normalize, {nullptr, 0, 0}};
+    return {q.At(u), kv.At(u), z.At(u), (dy.IsNull() ? q : dy).At(u), normalize, {}};
   }
   void Scan(const Unit& u, Steps steps, Carry<T>& carry, T* stash) const {
-    auto back = StepAt(u);
-    auto recompute = ReaderAt(u);
-    ForEachSavedStateBack<Real>(u, steps, shape, saved_states, [&](Steps block, Carry<T>& state) {
-      back.stash = recompute.stash = {stash, block.begin, StashWidth(u)};
-      Sweep(recompute, block, u.channels, state, BlockBefore(shape));
-      Sweep(back, block, u.channels, carry);
-    });
+    SweepBack(ReaderAt(u), StepAt(u), u, steps, shape, saved_states, carry, stash);
   }
 };
 
