@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -32,19 +33,7 @@ struct Float16 {
 };
 
 template <class S>
-struct AccumulationOf {
-  using type = S;
-};
-template <>
-struct AccumulationOf<BFloat16> {
-  using type = float;
-};
-template <>
-struct AccumulationOf<Float16> {
-  using type = float;
-};
-template <class S>
-using Accumulation = typename AccumulationOf<S>::type;
+using Accumulation = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 /// What one thread reads or writes at once: adjacent numbers, in one access where they are aligned
 /// to their size.
