@@ -317,24 +317,24 @@ inline Kernel<recurrence::LinearRecurrenceBackward> linear_recurrence_backward(
   return {p, call.fresh()};
 }
 
-/// What the reads of max heads have in common. `saved`: the saved states, if a backward pass
-/// follows.
-template <class Params>
-Kernel<Params> read(Call& call, Params p, const AnyBuffer& initial_state, Output y,
-                    Output final_state, const ffi::RemainingRets& saved) {
+/// What the reads have in common. `saved`: the saved states, if a backward pass follows. `row`: of
+/// wide heads, Row::kValues.
+template <class AnyCall, class Params, class... Row>
+Kernel<Params> read(AnyCall& call, Params p, const AnyBuffer& initial_state, Output y,
+                    Output final_state, const ffi::RemainingRets& saved, Row... row) {
   p.initial_state = call.state(initial_state, "initial_state");
-  p.y = call.output(y, "y");
+  p.y = call.output(y, "y", row...);
   p.final_state = call.state(*final_state, "final_state");
   if (const auto states = third_result(saved)) {
     p.saved_states = call.saved_states(*states, "saved_states");
   }
   return {p, call.fresh()};
 }
-template <class Params>
-Kernel<Params> read_backward(Call& call, Params p, const AnyBuffer& saved_states,
+template <class AnyCall, class Params, class... Row>
+Kernel<Params> read_backward(AnyCall& call, Params p, const AnyBuffer& saved_states,
                              const AnyBuffer& dy, const AnyBuffer& dfinal_state,
-                             Output dinitial_state) {
-  p.dy = call.input(dy, "dy");
+                             Output dinitial_state, Row... row) {
+  p.dy = call.input(dy, "dy", row...);
   p.saved_states = call.saved_states(saved_states, "saved_states");
   p.dfinal_state = call.state(dfinal_state, "dfinal_state");
   p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
@@ -414,13 +414,7 @@ inline Kernel<recurrence::GateLoop> gate_loop(HeadsAttributes attributes, AnyBuf
   p.k = call.input(k, "k", HeadsCall::Row::kKeys);
   p.v = call.input(v, "v", HeadsCall::Row::kValues);
   p.a = call.input(a, "a", HeadsCall::Row::kTransitions);
-  p.initial_state = call.state(initial_state, "initial_state");
-  p.y = call.output(y, "y", HeadsCall::Row::kValues);
-  p.final_state = call.state(*final_state, "final_state");
-  if (const auto states = third_result(saved)) {
-    p.saved_states = call.saved_states(*states, "saved_states");
-  }
-  return {p, call.fresh()};
+  return read(call, p, initial_state, y, final_state, saved, HeadsCall::Row::kValues);
 }
 
 inline Kernel<recurrence::GateLoopBackward> gate_loop_backward(
@@ -433,15 +427,12 @@ inline Kernel<recurrence::GateLoopBackward> gate_loop_backward(
   p.k = call.input(k, "k", HeadsCall::Row::kKeys);
   p.v = call.input(v, "v", HeadsCall::Row::kValues);
   p.a = call.input(a, "a", HeadsCall::Row::kTransitions);
-  p.dy = call.input(dy, "dy", HeadsCall::Row::kValues);
-  p.saved_states = call.saved_states(saved_states, "saved_states");
-  p.dfinal_state = call.state(dfinal_state, "dfinal_state");
   p.dq = call.output(dq, "dq", HeadsCall::Row::kKeys);
   p.dk = call.output(dk, "dk", HeadsCall::Row::kKeys);
   p.dv = call.output(dv, "dv", HeadsCall::Row::kValues);
   p.da = call.output(da, "da", HeadsCall::Row::kTransitions);
-  p.dinitial_state = call.state(*dinitial_state, "dinitial_state");
-  return {p, call.fresh()};
+  return read_backward(call, p, saved_states, dy, dfinal_state, dinitial_state,
+                       HeadsCall::Row::kValues);
 }
 
 /// The binding of a buffer, by its type among an operation's parameters.
