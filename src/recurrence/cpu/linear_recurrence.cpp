@@ -143,18 +143,13 @@ using RealLinearAdjointOp = LinearAdjointOp<S, Real>;
 template <template <class> class RealOp, template <class, template <class> class> class Op,
           class Params>
 void RunAny(const Params& p, const Problem& problem, const Executor& executor, void* scratch) {
-  switch (p.dtype) {
-    case DType::kComplex64:
-      return drive(problem, KernelOf(Op<float, Complex>(p)), executor, scratch);
-    case DType::kComplex128:
-      return drive(problem, KernelOf(Op<double, Complex>(p)), executor, scratch);
-    case DType::kFloat32:
-    case DType::kFloat64:
-    case DType::kBFloat16:
-    case DType::kFloat16:
-      return RunReal<RealOp>(p, problem, executor, scratch);
+  if (p.dtype == DType::kComplex64) {
+    drive(problem, KernelOf(Op<float, Complex>(p)), executor, scratch);
+  } else if (p.dtype == DType::kComplex128) {
+    drive(problem, KernelOf(Op<double, Complex>(p)), executor, scratch);
+  } else {
+    RunReal<RealOp>(p, problem, executor, scratch);
   }
-  throw_dtype(p.dtype);
 }
 
 void RunLinear(const LinearRecurrence& p, const Problem& problem, const Executor& executor,
