@@ -463,11 +463,6 @@ class NormSumsBlock {
 template <class Params>
 inline constexpr bool is_norm_backward = std::is_same_v<Params, RmsNormBackward>;
 
-template <class Params>
-void check_norm(const char* name, const Params& p) {
-  cpu::check(name, {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
-}
-
 template <class Op, class Tile, class Params>
 Op norm_rows(const Params& p) {
   using S = typename Op::Storage;
@@ -516,7 +511,7 @@ void visit_norm_of(const Params& p, const F& f) {
 }
 template <class Params, class F>
 void visit_norm(const char* name, const Params& p, const F& f) {
-  check_norm(name, p);
+  cpu::check(name, {1, p.rows, p.columns}, p.dtype, /*complex_allowed=*/false);
   switch (p.dtype) {
     case DType::kFloat32:
       return visit_norm_of<float, 0>(p, f);
