@@ -169,13 +169,18 @@ void bind(Bound& bound, const Params& p) {
   bound.scratch_bytes = [p](int threads) { return recurrence::scratch_bytes(p, threads); };
 }
 
+struct Scratch {
+  explicit Scratch(std::size_t bytes) : data(::operator new (bytes + 64, std::align_val_t{64})) {}
+  ~Scratch() { ::operator delete (data, std::align_val_t{64}); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data;
+};
+
 /// On the calling thread, with scratch of its own.
 template <class Params>
 void run_once(const Params& p) {
-  std::vector<char> scratch(recurrence::scratch_bytes(p, 1) + 64);
-  void* start = scratch.data();
-  std::size_t space = scratch.size();
-  recurrence::run(p, {}, std::align(64, 1, start, space));
+  recurrence::run(p, {}, Scratch(recurrence::scratch_bytes(p, 1)).data);
 }
 
 double difference(const std::vector<double>& a, const std::vector<double>& b) {
@@ -361,14 +366,6 @@ Bound simple_backward(Shape s) {
 }
 
 // ---------------------------------------------------------------- measuring
-
-struct Scratch {
-  explicit Scratch(std::size_t bytes) : data(::operator new (bytes + 64, std::align_val_t{64})) {}
-  ~Scratch() { ::operator delete (data, std::align_val_t{64}); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* data;
-};
 
 /// Smallest wall and processor time of the rounds so far.
 struct Best {
