@@ -104,7 +104,6 @@ def test_arrays_are_what_was_measured(hostile: tuple[Measurements, Elements, str
     bits = array(page, meta["surprise"]) / meta["bitCodes"]
     # Half a step each.
     np.testing.assert_allclose(bits, measured.bits.numpy(), atol=0.5 / meta["bitCodes"])
-    assert meta["totalBits"] == pytest.approx(measured.bits.sum().item())
     tokens = array(page, meta["topTokens"]).reshape(-1, meta["top"])
     assert (tokens == measured.top_tokens.numpy()).all()
     assert len(meta["mixers"]) == 2

@@ -105,9 +105,7 @@ def _meta(measured: Measurements, arrays: _Arrays) -> dict[str, Any]:
     return {
         "bytes": len(measured.text),
         "bitCodes": _BIT_CODES,
-        "totalBits": float(measured.bits.sum()),
         "top": measured.top_tokens.shape[1],
-        "window": WINDOW,
         "halfLives": codes.HALF_LIVES,
         "sizes": codes.SIZES,
         "text": arrays.add(measured.text),
