@@ -32,6 +32,7 @@
 
 #include "host/output_memory.h"
 #include "oracle.h"
+#include "recurrence/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "benchmarks/recurrence.cpp"
@@ -169,18 +170,10 @@ void bind(Bound& bound, const Params& p) {
   bound.scratch_bytes = [p](int threads) { return recurrence::scratch_bytes(p, threads); };
 }
 
-struct Scratch {
-  explicit Scratch(std::size_t bytes) : data(::operator new (bytes + 64, std::align_val_t{64})) {}
-  ~Scratch() { ::operator delete (data, std::align_val_t{64}); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* data;
-};
-
 /// On the calling thread, with scratch of its own.
 template <class Params>
 void run_once(const Params& p) {
-  recurrence::run(p, {}, Scratch(recurrence::scratch_bytes(p, 1)).data);
+  recurrence::run(p, {}, recurrence::Scratch().bytes(recurrence::scratch_bytes(p, 1)));
 }
 
 double difference(const std::vector<double>& a, const std::vector<double>& b) {
@@ -415,21 +408,21 @@ void measure(benchmark::State& state, Maker make, Shape shape) {
       }};
   {
     const Bound small = make({3, 131, 48});
-    const Scratch scratch(small.scratch_bytes(threads));
-    small.run(executor, scratch.data);
+    small.run(executor, recurrence::Scratch().bytes(small.scratch_bytes(threads)));
     if (!(small.error() < 1e-4)) {
       state.SkipWithError("differs from the oracle");
       return;
     }
   }
   const Bound bound = make(shape);
-  const Scratch scratch(bound.scratch_bytes(threads));
-  const Scratch single(bound.scratch_bytes(1));
+  recurrence::Scratch memory, memory_of_one;
+  void* const scratch = memory.bytes(bound.scratch_bytes(threads));
+  void* const single = memory_of_one.bytes(bound.scratch_bytes(1));
   Best kernel, one, ordinary, streaming;
   for (auto _ : state) {
-    state.SetIterationTime(kernel.round([&] { bound.run(executor, scratch.data); }));
+    state.SetIterationTime(kernel.round([&] { bound.run(executor, scratch); }));
     ordinary.round([&] { elementwise(bound, executor, false); });
-    one.round([&] { bound.run({}, single.data); });
+    one.round([&] { bound.run({}, single); });
   }
   // Apart: it throws the outputs out of the cache, where the others would look for them.
   for (int i = 0; i < 15; ++i) streaming.round([&] { elementwise(bound, executor, true); });

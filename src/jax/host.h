@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <new>
 
 #include "gateloop/recurrence.h"
+#include "recurrence/scratch.h"
 
 namespace gateloop::jax {
 
@@ -56,27 +56,14 @@ recurrence::Executor executor_of(Pool& pool) {
   return executor;
 }
 
-/// 64-byte aligned, as recurrence.h requires.
-class Scratch {
- public:
-  explicit Scratch(std::size_t bytes) : data_(::operator new(bytes, kAlignment)) {}
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { ::operator delete(data_, kAlignment); }
-  void* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  void* data_;
-};
-
 /// The kernel on XLA's threads. Scratch comes from the heap: XLA's allocator for handlers is one of
 /// device memory, and its CPU client answers "No device memory allocator available". It is at most
 /// some 256 KiB a thread, so that malloc hands the same memory out again.
 template <class Params>
 void run(const Params& params, const recurrence::Executor& executor) {
-  const Scratch scratch(recurrence::scratch_bytes(params, executor.threads));
-  recurrence::run(params, executor, scratch.data());
+  recurrence::Scratch scratch;
+  const std::size_t bytes = recurrence::scratch_bytes(params, executor.threads);
+  recurrence::run(params, executor, scratch.bytes(bytes));
 }
 
 }  // namespace gateloop::jax

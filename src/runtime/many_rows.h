@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <span>
 
-#include "runtime/memory.h"
+#include "recurrence/scratch.h"
 #include "runtime/network.h"
 #include "runtime/rows.h"
 #include "runtime/state.h"
@@ -45,7 +45,7 @@ class ManyRows {
   void read_out_all(const Stage& stage, const Pass& pass, const Call& call);
 
   const Network& network_;
-  Scratch rows_, mixing_, next_, products_, logits_;
+  recurrence::Scratch rows_, mixing_, next_, products_, logits_;
 };
 
 }  // namespace gateloop::runtime

@@ -4,7 +4,7 @@
 /// a stage costs one barrier of the threads, and every weight is read once.
 #include <cstdint>
 
-#include "runtime/memory.h"
+#include "recurrence/scratch.h"
 #include "runtime/network.h"
 #include "runtime/state.h"
 
@@ -26,7 +26,7 @@ class OneRow {
 
   const Network& network_;
   const int units_;
-  Scratch rows_, phases_, mixing_;
+  recurrence::Scratch rows_, phases_, mixing_;
   std::int64_t mixing_bytes_ = 0;  // of a unit
 };
 

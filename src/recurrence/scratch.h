@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-namespace gateloop::runtime {
+namespace gateloop::recurrence {
 
 /// Grows, never shrinks, and begins on a cache line. What was in it is lost where it grows.
 class Scratch {
@@ -34,4 +34,4 @@ class Scratch {
   std::size_t size_ = 0;
 };
 
-}  // namespace gateloop::runtime
+}  // namespace gateloop::recurrence
