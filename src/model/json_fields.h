@@ -1,8 +1,8 @@
 #pragma once
 
-/// Structs of options as JSON objects, one member per field. A struct names its fields once, in a
-/// function template `for_each_field(options, visit)` that calls visit(name, field) for each;
-/// encode_fields and decode_fields do the rest.
+/// Structs of options as JSON objects, one member per field. A struct names its fields once, in
+/// GATELOOP_JSON_FIELDS or in a function template `for_each_field(options, visit)` that calls
+/// visit(name, field) for each; encode_fields and decode_fields do the rest.
 #include <algorithm>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -13,6 +13,15 @@
 #include <vector>
 
 #include "gateloop/model.h"
+
+/// Defines for_each_field() of a struct whose fields have the names that JSON has.
+#define GATELOOP_JSON_FIELDS(Type, ...)                                         \
+  template <typename Options, typename Visitor>                                 \
+  requires std::is_same_v<std::remove_const_t<Options>, Type>                   \
+  void for_each_field(Options& options, Visitor&& visit) {                      \
+    NLOHMANN_JSON_EXPAND(NLOHMANN_JSON_PASTE(GATELOOP_JSON_FIELD, __VA_ARGS__)) \
+  }
+#define GATELOOP_JSON_FIELD(field) visit(#field, options.field);
 
 namespace gateloop::model::json_fields {
 

@@ -9,57 +9,25 @@
 
 namespace gateloop::model {
 
-/// Every field of a struct, once; found by argument-dependent lookup.
-template <typename Options, typename Visitor>
-requires std::is_same_v<std::remove_const_t<Options>, SimpleGateLoopSpec>
-void for_each_field(Options& options, Visitor&& visit) {
-  visit("prenorm", options.prenorm);
-  visit("post_ln", options.post_ln);
-}
+// Every field of a struct, once; for_each_field() is found by argument-dependent lookup.
 
-template <typename Options, typename Visitor>
-requires std::is_same_v<std::remove_const_t<Options>, GateLoopSpec>
-void for_each_field(Options& options, Visitor&& visit) {
-  visit("dim_inner", options.dim_inner);
-  visit("heads", options.heads);
-  visit("dim_key", options.dim_key);
-  visit("gate", options.gate);
-  visit("per_key_transitions", options.per_key_transitions);
-  visit("feature_map", options.feature_map);
-  visit("joint_kv", options.joint_kv);
-  visit("add_swish_gating", options.add_swish_gating);
-  visit("sub_ln", options.sub_ln);
-  visit("normalize_input", options.normalize_input);
-  visit("transition_bias", options.transition_bias);
-  visit("phase_bias", options.phase_bias);
-  visit("frac_gradient_state_transition", options.frac_gradient_state_transition);
-  visit("checkpoint_gate_looped_attn", options.checkpoint_gate_looped_attn);
-}
+GATELOOP_JSON_FIELDS(SimpleGateLoopSpec, prenorm, post_ln)
 
-template <typename Options, typename Visitor>
-requires std::is_same_v<std::remove_const_t<Options>, AttentionSpec>
-void for_each_field(Options& options, Visitor&& visit) {
-  visit("heads", options.heads);
-  visit("dim_head", options.dim_head);
-  visit("rotary_emb", options.rotary_emb);
-  visit("data_dependent_rel_pos", options.data_dependent_rel_pos);
-  visit("softmax_normalize", options.softmax_normalize);
-  visit("add_swish_gating", options.add_swish_gating);
-  visit("frac_gradient_data_dependent_rel_pos", options.frac_gradient_data_dependent_rel_pos);
-  visit("window", options.window);
-}
+GATELOOP_JSON_FIELDS(GateLoopSpec, dim_inner, heads, dim_key, gate, per_key_transitions,
+                     feature_map, joint_kv, add_swish_gating, sub_ln, normalize_input,
+                     transition_bias, phase_bias, frac_gradient_state_transition,
+                     checkpoint_gate_looped_attn)
+
+GATELOOP_JSON_FIELDS(AttentionSpec, heads, dim_head, rotary_emb, data_dependent_rel_pos,
+                     softmax_normalize, add_swish_gating, frac_gradient_data_dependent_rel_pos,
+                     window)
 
 template <typename Options, typename Visitor>
 requires std::is_same_v<std::remove_const_t<Options>, NoMixer>
 void for_each_field(Options&, Visitor&&) {}
 
 /// Beside its mixer's.
-template <typename Options, typename Visitor>
-requires std::is_same_v<std::remove_const_t<Options>, LayerSpec>
-void for_each_field(Options& options, Visitor&& visit) {
-  visit("simple_gate_loop", options.simple_gate_loop);
-  visit("ff_mult", options.ff_mult);
-}
+GATELOOP_JSON_FIELDS(LayerSpec, simple_gate_loop, ff_mult)
 
 /// Beside its layers.
 template <typename Options, typename Visitor>
@@ -74,41 +42,14 @@ void for_each_field(Options& options, Visitor&& visit) {
 }
 
 /// Beside its layers.
-template <typename Options, typename Visitor>
-requires std::is_same_v<std::remove_const_t<Options>, ModelOptions>
-void for_each_field(Options& options, Visitor&& visit) {
-  visit("num_tokens", options.num_tokens);
-  visit("dim", options.dim);
-  visit("depth", options.depth);
-  visit("dim_head", options.dim_head);
-  visit("heads", options.heads);
-  visit("ff_mult", options.ff_mult);
-  visit("checkpoint_gate_looped_attn", options.checkpoint_gate_looped_attn);
-  visit("use_gate_looped_attn", options.use_gate_looped_attn);
-  visit("gate_loop_heads", options.gate_loop_heads);
-  visit("attn_add_swish_gating", options.attn_add_swish_gating);
-  visit("dim_gate_looped_attn", options.dim_gate_looped_attn);
-  visit("attn_softmax_normalize", options.attn_softmax_normalize);
-  visit("data_dependent_rel_pos", options.data_dependent_rel_pos);
-  visit("frac_gradient_state_transition", options.frac_gradient_state_transition);
-  visit("ablate_complex", options.ablate_complex);
-  visit("ablate_state_transition", options.ablate_state_transition);
-  visit("rotary_emb", options.rotary_emb);
-  visit("post_ln_norm", options.post_ln_norm);
-  visit("sub_ln", options.sub_ln);
-  visit("gate", options.gate);
-  visit("normalize_input", options.normalize_input);
-  visit("transition_bias", options.transition_bias);
-  // Beyond version 0.1.
-  visit("joint_kv", options.joint_kv);
-  visit("gate_loop_dim_key", options.gate_loop_dim_key);
-  visit("per_key_transitions", options.per_key_transitions);
-  visit("feature_map", options.feature_map);
-  visit("phase_bias", options.phase_bias);
-  visit("window", options.window);
-  visit("tie_embeddings", options.tie_embeddings);
-  visit("simple_gate_loop", options.simple_gate_loop);
-}
+GATELOOP_JSON_FIELDS(ModelOptions, num_tokens, dim, depth, dim_head, heads, ff_mult,
+                     checkpoint_gate_looped_attn, use_gate_looped_attn, gate_loop_heads,
+                     attn_add_swish_gating, dim_gate_looped_attn, attn_softmax_normalize,
+                     data_dependent_rel_pos, frac_gradient_state_transition, ablate_complex,
+                     ablate_state_transition, rotary_emb, post_ln_norm, sub_ln, gate,
+                     normalize_input, transition_bias, joint_kv, gate_loop_dim_key,
+                     per_key_transitions, feature_map, phase_bias, window, tie_embeddings,
+                     simple_gate_loop)
 
 namespace {
 

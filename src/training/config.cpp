@@ -67,48 +67,13 @@ std::vector<PlannedLength> plan_from_json(const std::string& text) {
 }
 
 /// Every field of TrainingOptions, once; found by argument-dependent lookup.
-template <typename Options, typename Visitor>
-requires std::is_same_v<std::remove_const_t<Options>, TrainingOptions>
-void for_each_field(Options& options, Visitor&& visit) {
-  visit("preset", options.preset);
-  visit("data", options.data);
-  visit("field", options.field);
-  visit("documents", options.documents);
-  visit("split", options.split);
-  visit("fingerprint", options.fingerprint);
-  visit("steps", options.steps);
-  visit("minutes", options.minutes);
-  visit("plan", options.plan);
-  visit("batch", options.batch);
-  visit("accumulation", options.accumulation);
-  visit("length", options.length);
-  visit("rows_per_pass", options.rows_per_pass);
-  visit("checkpoint_blocks", options.checkpoint_blocks);
-  visit("fixed_transitions", options.fixed_transitions);
-  visit("optimizer", options.optimizer);
-  visit("learning_rate", options.learning_rate);
-  visit("beta1", options.beta1);
-  visit("beta2", options.beta2);
-  visit("epsilon", options.epsilon);
-  visit("weight_decay", options.weight_decay);
-  visit("clip", options.clip);
-  visit("schedule", options.schedule);
-  visit("warmup_steps", options.warmup_steps);
-  visit("dtype", options.dtype);
-  visit("seed", options.seed);
-  visit("threads", options.threads);
-  visit("device", options.device);
-  visit("gradient_compression", options.gradient_compression);
-  visit("shard_optimizer", options.shard_optimizer);
-  visit("validate_every", options.validate_every);
-  visit("validation_windows", options.validation_windows);
-  visit("final_windows", options.final_windows);
-  visit("sample_every", options.sample_every);
-  visit("sample_prime", options.sample_prime);
-  visit("sample_length", options.sample_length);
-  visit("checkpoint_every", options.checkpoint_every);
-  visit("diagnostics_every", options.diagnostics_every);
-}
+GATELOOP_JSON_FIELDS(TrainingOptions, preset, data, field, documents, split, fingerprint, steps,
+                     minutes, plan, batch, accumulation, length, rows_per_pass, checkpoint_blocks,
+                     fixed_transitions, optimizer, learning_rate, beta1, beta2, epsilon,
+                     weight_decay, clip, schedule, warmup_steps, dtype, seed, threads, device,
+                     gradient_compression, shard_optimizer, validate_every, validation_windows,
+                     final_windows, sample_every, sample_prime, sample_length, checkpoint_every,
+                     diagnostics_every)
 
 namespace {
 
