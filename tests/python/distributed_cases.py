@@ -45,9 +45,7 @@ def main(rank: int) -> None:
             results[name] = traceback.format_exc()
             break  # the two may now be at different collectives
     Path(f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    # Gloo's threads outlive destroy_process_group() and may hold tensors while the interpreter is
-    # taken down, which then aborts (github.com/pytorch/pytorch/pull/179291).
-    os._exit(0)
+    os._exit(0)  # see processes_in_group.py
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A function in several processes of one gloo group."""
 
 import datetime
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,3 +35,7 @@ def _member(
     )
     function(*arguments)
     dist.destroy_process_group()
+    # Gloo's threads outlive it where torch._dynamo was imported meanwhile, as torch.optim and
+    # torch.utils.checkpoint do. One that frees a tensor as Python ends aborts the process
+    # (github.com/pytorch/pytorch/pull/179291).
+    os._exit(0)
