@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from gateloop_jax._primitive import accumulation, parts, product
-from gateloop_jax._wide_heads import FeatureMap, Read, cut, features, joined, read, read_inside
+from gateloop_jax._wide_heads import (
+    FeatureMap,
+    Read,
+    cut,
+    decays_inside,
+    features,
+    joined,
+    read,
+    read_inside,
+)
 
 
 def attend(
@@ -29,8 +38,7 @@ def attend(
     tiles = cut(*map(turn, (q, k, v, a)))
     q, k, v, a = (jnp.swapaxes(x, 2, 3) for x in tiles)  # (M, B, H, steps, C)
     v = v.astype(accumulation(dtype))
-    zeros = jnp.zeros_like
-    _, _, after, all_steps = read_inside(zeros(q), zeros(k), zeros(v), a)
+    _, _, after, all_steps = decays_inside(a)
     decay = jnp.swapaxes(all_steps.value, -1, -2)  # over a tile, (M, B, H, 1, C)
     count = jnp.arange(q.shape[0])
     others = (count, k, v, after, decay)

@@ -248,31 +248,43 @@ def _read_block(
     return carried.value + (carried.low + added), jnp.swapaxes(turn(y), 1, 2).astype(dtype)
 
 
-def read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array, Exact]:
-    """-> y of a block whose state before is zero; the products of the transitions up to each step,
-    that included, and of those after it, as a is; the product of all, (..., C, 1).
+def decays_inside(a: Array) -> tuple[list[tuple[Array, Array]], Array, Array, Exact]:
+    """-> of each span of 1, 2, 4 ... steps the products of a up to each step of the span, that
+    included, and of those after it; the same two of the block, as a is; the product of all,
+    (..., C, 1).
 
-    All (..., steps, C), the steps a power of two. A span of n steps is known; the next is of two:
-    its second half reads the first. What is no number at a step reaches no step before it.
+    a: (..., steps, C), the steps a power of two. A span of n steps is known; the next is of two.
     """
-    y = jnp.sum(q * k, -1, keepdims=True) * v
     up_to, after, all_steps = a, jnp.ones_like(a), Exact.of(a)
-    span = 1
-    while span < a.shape[-2]:
+    spans: list[tuple[Array, Array]] = []
+    while (span := 1 << len(spans)) < a.shape[-2]:
+        spans.append((up_to, after))
         all_1, all_2 = (Exact(*x) for x in zip(*(_halves(x, 1) for x in all_steps), strict=True))
         up_to_1, up_to_2 = _halves(up_to, span)
         after_1, after_2 = _halves(after, span)
-        y_1, y_2 = _halves(y, span)
-        queries = parts(_halves(q, span)[1] * up_to_2)
-        keys = parts(_halves(k, span)[0] * after_1, conj=True)
-        scores = product("...tk,...sk->...ts", queries, keys)
-        across = product("...ts,...sv->...tv", scores, _halves(v, span)[0])
-        y = _joined(y_1, y_2 + across)
         after = _joined(after_1 * all_2.value, after_2)
         up_to = _joined(up_to_1, all_1.value * up_to_2)
         all_steps = Exact(*(x[..., 0, :] for x in all_1.times(all_2)))
-        span *= 2
-    return y, up_to, after, Exact(*(jnp.swapaxes(x, -1, -2) for x in all_steps))
+    return spans, up_to, after, Exact(*(jnp.swapaxes(x, -1, -2) for x in all_steps))
+
+
+def read_inside(q: Array, k: Array, v: Array, a: Array) -> tuple[Array, Array, Array, Exact]:
+    """-> y of a block whose state before is zero; the last three of decays_inside().
+
+    All (..., steps, C). The second half of a span of two reads the first. What is no number at a
+    step reaches no step before it.
+    """
+    y = jnp.sum(q * k, -1, keepdims=True) * v
+    spans, up_to, after, all_steps = decays_inside(a)
+    for n, (to_step, after_step) in enumerate(spans):
+        span = 1 << n
+        y_1, y_2 = _halves(y, span)
+        queries = parts(_halves(q, span)[1] * _halves(to_step, span)[1])
+        keys = parts(_halves(k, span)[0] * _halves(after_step, span)[0], conj=True)
+        scores = product("...tk,...sk->...ts", queries, keys)
+        across = product("...ts,...sv->...tv", scores, _halves(v, span)[0])
+        y = _joined(y_1, y_2 + across)
+    return y, up_to, after, all_steps
 
 
 def _halves(x: Array, span: int) -> tuple[Array, Array]:
