@@ -11,15 +11,19 @@
 #include "gateloop/ops.h"
 #include "ops/autograd/gradients.h"
 #include "ops/checks.h"
+#include "ops/composite/definition.h"
 #include "ops/composite/features.h"
 #include "ops/composite/heads.h"
 #include "ops/internal.h"
+#include "ops/meta/shapes.h"
 
 namespace gateloop::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+constexpr auto kGateLoop = "gateloop::gate_loop";
 
 /// initial_state, or zeros.
 at::Tensor state_before(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
@@ -293,102 +297,81 @@ std::tuple<at::Tensor, at::Tensor> attention_autograd(const at::Tensor& q, const
   return {result[0], result[1]};
 }
 
-/// One step after another from a state.
-std::tuple<at::Tensor, at::Tensor> steps_from(const variable_list& in, bool reverse,
-                                              c10::string_view map) {
-  const at::Tensor &q = in[0], &k = in[1], &v = in[2], &a = in[3];
-  at::Tensor state = in[4];
-  const std::int64_t time = q.size(1);
-  std::vector<at::Tensor> ys(static_cast<std::size_t>(time));
-  for (std::int64_t s = 0; s < time; ++s) {
-    const std::int64_t t = reverse ? time - 1 - s : s;
-    std::tie(ys[static_cast<std::size_t>(t)], state) =
-        gate_loop_step(features(q.select(1, t), map), features(k.select(1, t), map), v.select(1, t),
-                       a.select(1, t), state);
-  }
-  if (time == 0) return {v.clone(), state.clone()};
-  return {at::stack(ys, 1), state};
+/// One step after another. The states of every √T steps are kept: a backward pass computes about as
+/// many steps again at a time.
+Definition recurrent_definition(const at::Tensor& q, const at::Tensor& v, const at::Tensor& a,
+                                bool reverse, c10::string_view feature_map) {
+  const auto map = feature_map_of(kGateLoop, feature_map);
+  const std::int64_t heads = q.size(2), keys = state_keys(q, map).expect_int(), values = v.size(3);
+  const auto block =
+      std::max<std::int64_t>(1, std::llround(std::ceil(std::sqrt(static_cast<double>(q.size(1))))));
+  const auto compute = [block, reverse, map = std::string(feature_map)](
+                           const variable_list& in, const at::Tensor& initial_state,
+                           const OptionalTensor&) -> Definition::Results {
+    const std::int64_t time = in[0].size(1);
+    variable_list ys(static_cast<std::size_t>(time)), before;
+    at::Tensor state = initial_state;
+    for (std::int64_t s = 0; s < time; ++s) {
+      if (s % block == 0) before.push_back(state);
+      const std::int64_t t = reverse ? time - 1 - s : s;
+      const auto step = [&](std::size_t i) { return in[i].select(1, t); };
+      std::tie(ys[static_cast<std::size_t>(t)], state) =
+          gate_loop_step(features(step(0), map), features(step(1), map), step(2), step(3), state);
+    }
+    return {at::stack(ys, 1), state, at::stack(before, 1)};
+  };
+  return {.op = kGateLoop,
+          .compute = compute,
+          .like = 2,
+          .sizes = {heads, keys, values},
+          .dtype = a.scalar_type(),
+          .reverse = reverse,
+          .block = block,
+          .width = 2 * heads * keys * values};  // what is written, and the state
 }
 
-/// Keeps √T states. A backward pass computes √T steps again at a time.
 struct StepsFunction : torch::autograd::Function<StepsFunction> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                                const at::Tensor& v, const at::Tensor& a, const at::Tensor& state,
                                bool reverse, c10::string_view feature_map) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    variable_list now = {q, k, v, a, state}, saved = now, ys;
-    for (const auto& [first, steps] : blocks(q.size(1), reverse)) {
-      if (!ys.empty()) saved.push_back(now[4]);
-      for (std::size_t i = 0; i < 4; ++i) now[i] = saved[i].narrow(1, first, steps);
-      at::Tensor y;
-      std::tie(y, now[4]) = steps_from(now, reverse, feature_map);
-      ys.push_back(y);
-    }
-    ctx->save_for_backward(saved);
+    const auto definition = recurrent_definition(q, v, a, reverse, feature_map);
+    auto sizes = state.sizes().vec();
+    sizes.insert(sizes.begin() + 1, (q.size(1) + definition.block - 1) / definition.block);
+    const Definition::Results outputs{empty_sequence(v), at::empty(state.sizes(), state.options()),
+                                      at::empty(sizes, state.options())};
+    compute_in_spans(definition, {q, k, v, a}, state, {}, outputs);
+    ctx->save_for_backward({q, k, v, a, state, outputs.states});
     ctx->saved_data["reverse"] = reverse;
     ctx->saved_data["feature_map"] = std::string(feature_map);
     ctx->set_materialize_grads(false);
-    return {joined(ys, reverse), now[4]};
+    return {outputs.y, outputs.final_state};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const auto saved = ctx->get_saved_variables();
-    const bool reverse = ctx->saved_data["reverse"].toBool();
-    const std::string map = ctx->saved_data["feature_map"].toStringRef();
     variable_list result(7);
     if (!grads[0].defined() && !grads[1].defined()) return result;
-    const auto compute = [&](const variable_list& in) -> variable_list {
-      const auto [y, next] = steps_from(in, reverse, map);
-      return {y, next};
-    };
-    if (needs_differentiable_backward()) {
+    const variable_list sequences(saved.begin(), saved.begin() + 4);
+    const at::Tensor& state = saved[4];
+    const std::string map = ctx->saved_data["feature_map"].toStringRef();
+    const auto definition = recurrent_definition(saved[0], saved[2], saved[3],
+                                                 ctx->saved_data["reverse"].toBool(), map);
+    if (needs_pieces_backward(
+            {grads[0], grads[1], saved[0], saved[1], saved[2], saved[3], state})) {
+      const auto compute = [&](const variable_list& in) {
+        return compute_whole(definition, {in.begin(), in.begin() + 4}, in[4], {});
+      };
       result = differentiate(compute, {saved.begin(), saved.begin() + 5}, grads);
-      result.resize(7);
-      return result;
+    } else {
+      result.clear();
+      for (const auto& t : sequences) result.push_back(empty_sequence(t));
+      result.push_back(at::empty(state.sizes(), state.options()));
+      differentiate_in_spans(kGateLoop, definition, sequences, saved[5], grads[0], grads[1], {},
+                             result);
     }
-    std::vector<variable_list> found(4);
-    at::Tensor dstate = grads[1];
-    const auto all = blocks(saved[0].size(1), reverse);
-    for (std::size_t n = all.size(); n-- > 0;) {
-      const auto [first, steps] = all[n];
-      variable_list in;
-      for (std::size_t i = 0; i < 4; ++i) {
-        in.push_back(leaf(saved[i].narrow(1, first, steps), saved[i].requires_grad()));
-      }
-      in.push_back(leaf(saved[4 + n], /*needed=*/true));
-      const at::Tensor dy = grads[0].defined() ? grads[0].narrow(1, first, steps) : grads[0];
-      const auto of_block = differentiate(compute, in, {dy, dstate});
-      for (std::size_t i = 0; i < 4; ++i) {
-        found[i].push_back(of_block[i].defined() ? of_block[i].clone() : at::zeros_like(in[i]));
-      }
-      dstate = of_block[4];
-    }
-    for (std::size_t i = 0; i < 4; ++i) {
-      if (saved[i].requires_grad()) result[i] = joined(found[i], !reverse);
-    }
-    result[4] = dstate;
+    result.resize(7);
     return result;
-  }
-
- private:
-  /// {first, steps} of each in scan order, one of no steps where T is 0.
-  static std::vector<std::pair<std::int64_t, std::int64_t>> blocks(std::int64_t time,
-                                                                   bool reverse) {
-    const auto longest =
-        std::max<std::int64_t>(1, std::llround(std::ceil(std::sqrt(static_cast<double>(time)))));
-    std::vector<std::pair<std::int64_t, std::int64_t>> all;
-    for (std::int64_t s = 0; s == 0 || s < time; s += longest) {
-      const std::int64_t steps = std::min(longest, time - s);
-      all.emplace_back(reverse ? time - s - steps : s, steps);
-    }
-    return all;
-  }
-
-  /// Along time; `reverse`: the last comes first.
-  static at::Tensor joined(variable_list& parts, bool reverse) {
-    if (reverse) std::reverse(parts.begin(), parts.end());
-    return at::cat(parts, 1);
   }
 };
 
@@ -410,12 +393,12 @@ std::tuple<at::Tensor, at::Tensor> gate_loop_by_steps(const at::Tensor& q, const
                                                       const at::Tensor& v, const at::Tensor& a,
                                                       const OptionalTensor& initial_state,
                                                       bool reverse, c10::string_view feature_map) {
-  const auto map = feature_map_of("gateloop::gate_loop", feature_map);
+  const auto map = feature_map_of(kGateLoop, feature_map);
   const at::Tensor state = state_before(q, v, a, initial_state, map);
-  if (!any_requires_grad({q, k, v, a, state}) || needs_pieces({q, k, v, a, state})) {
-    return steps_from({q, k, v, a, state}, reverse, feature_map);
-  }
-  const auto result = StepsFunction::apply(q, k, v, a, state, reverse, feature_map);
+  const auto result = needs_pieces({q, k, v, a, state})
+                          ? compute_whole(recurrent_definition(q, v, a, reverse, feature_map),
+                                          {q, k, v, a}, state, {})
+                          : StepsFunction::apply(q, k, v, a, state, reverse, feature_map);
   return {result[0], result[1]};
 }
 
