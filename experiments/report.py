@@ -80,7 +80,7 @@ def results_table(experiment: Experiment, found: Sequence[Record]) -> str:
         dict.fromkeys(name for a in there for r in a.records for name in r.outcome.results)
     )
     header = ["variant", "parameters", "learning rate", "seeds", *(title(name) for name in names)]
-    header += ["steps", "seconds"]
+    header += ["steps", "seconds", "tokens a second"]
     lines = [line(answer, names) for answer in there]
     if found[0].cell.budget == "time":
         header.append("relative time of a step")
@@ -115,7 +115,9 @@ def line(answer: Answer, names: Sequence[str]) -> list[str]:
     cells.append(str(len(outcomes)))
     cells += [amount(answer.values(name)) for name in names]
     seconds = statistics.fmean(outcome.seconds for outcome in outcomes)
-    return [*cells, counted([outcome.steps for outcome in outcomes]), f"{seconds:,.0f}"]
+    speed = statistics.fmean(outcome.bytes / outcome.seconds for outcome in outcomes)
+    steps = counted([outcome.steps for outcome in outcomes])
+    return [*cells, steps, f"{seconds:,.0f}", f"{speed:,.0f}"]
 
 
 def relative_time(answer: Answer, first: Answer | None) -> str:

@@ -315,7 +315,7 @@ def test_a_variant_is_shown_once_its_learning_rate_is_chosen() -> None:
     shown = report.all_results(experiment, grid[:2])
     assert shown.startswith("### a text, short form, equal steps\n\nNo variant has run at every")
     unfinished = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.2, 2, 1.0)])
-    assert "| One (`one`) | 1,000 | 0.1 * | 2 | 2.250 (2.000 to 2.500) | 10 | 2 |" in unfinished
+    assert "(`one`) | 1,000 | 0.1 * | 2 | 2.250 (2.000 to 2.500) | 10 | 2 | 53 |" in unfinished
     assert "Not all runs of these variants are there yet: `one`." in unfinished
     whole = report.results_table(experiment, [*grid, made(0.1, 1, 2.5), made(0.1, 2, 2.2)])
     assert "| 0.1 * | 3 | 2.233 (2.000 to 2.500) |" in whole
@@ -343,10 +343,10 @@ def test_at_equal_time_a_table_has_the_relative_time_of_a_step() -> None:
         ]
 
     shown = report.all_results(experiment, [*of_time(ONE, 10), *of_time(slow, 4)])
-    assert "| steps | seconds | relative time of a step |" in shown
-    assert "| 10 | 2 | 1.00 |" in shown
-    assert "| 4 | 2 | 2.50 |" in shown
-    assert "| 4 | 2 | – |" in report.all_results(experiment, of_time(slow, 4))
+    assert "| steps | seconds | tokens a second | relative time of a step |" in shown
+    assert "| 10 | 2 | 53 | 1.00 |" in shown
+    assert "| 4 | 2 | 53 | 2.50 |" in shown
+    assert "| 4 | 2 | 53 | – |" in report.all_results(experiment, of_time(slow, 4))
     assert "relative time of a step" not in report.all_results(
         experiment, [made(r, 0, r) for r in RATES]
     )
