@@ -1,6 +1,7 @@
 // A row of a matrix times a vector.
 #include <type_traits>
 
+#include "recurrence/cpu/constants.h"
 #include "recurrence/cpu/vectors-inl.h"
 
 #if defined(GATELOOP_RECURRENCE_CPU_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -65,14 +66,19 @@ HWY_INLINE void AddRun(D d, const S* row, const Accumulation<S>* x, V& sum0, V& 
 /// row · x, x as ArrangeForDot<S> leaves it. One row after the other: the whole matrix is then one
 /// stream through memory, which hardware prefetchers follow. Four sums hide the latency of the
 /// fused multiply-add.
-template <class S>
+template <bool kAhead, class S>
 Accumulation<S> Dot(const S* row, const Accumulation<S>* x, std::int64_t columns) {
   using T = Accumulation<S>;
   const hn::ScalableTag<T> d;
   constexpr std::int64_t kRun = kDotRun<S>;
+  constexpr auto kLine = static_cast<std::int64_t>(kCacheLine / sizeof(S));
   auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
   std::int64_t c = 0;
   for (; c + 4 * kRun <= columns; c += 4 * kRun) {
+    if constexpr (kAhead) {
+      constexpr auto kDistance = kDotBytesAhead / static_cast<std::int64_t>(sizeof(S));
+      for (std::int64_t at = 0; at < 4 * kRun; at += kLine) hwy::Prefetch(row + c + at + kDistance);
+    }
     AddRun(d, row + c, x + c, s0, s1), AddRun(d, row + c + kRun, x + c + kRun, s1, s0);
     AddRun(d, row + c + 2 * kRun, x + c + 2 * kRun, s2, s3);
     AddRun(d, row + c + 3 * kRun, x + c + 3 * kRun, s3, s2);

@@ -50,9 +50,9 @@ HWY_INLINE hn::Vec<hn::ScalableTag<float>> LanesOfDot(const BFloat16* row, const
   return sum;
 }
 
+/// y[r - first] = row r of the matrix · x, pairs of bfloat16.
 template <bool kAhead>
-void DotRowsOfPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std::int64_t last,
-                    float* y) {
+void DotPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std::int64_t last, float* y) {
   const auto at = [&](std::int64_t r) HWY_ATTR {
     const auto* const rows = static_cast<const BFloat16*>(w.data);
     return LanesOfDot<kAhead>(rows + std::min(r, last - 1) * w.columns, x, w.columns);
@@ -65,16 +65,10 @@ void DotRowsOfPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std:
   }
 }
 
-/// y[r - first] = row r of the matrix · x, pairs of bfloat16.
-inline void DotPairs(const Matrix& w, const BFloat16* x, std::int64_t first, std::int64_t last,
-                     float* y) {
-  if (is_prefetched(w)) return DotRowsOfPairs<true>(w, x, first, last, y);
-  DotRowsOfPairs<false>(w, x, first, last, y);
-}
-
 #else
 
-inline void DotPairs(const Matrix&, const BFloat16*, std::int64_t, std::int64_t, float*) {}
+template <bool kAhead>
+void DotPairs(const Matrix&, const BFloat16*, std::int64_t, std::int64_t, float*) {}
 
 #endif
 

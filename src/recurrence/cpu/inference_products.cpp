@@ -51,12 +51,12 @@ void Arrange(Storage storage, const float* x, std::int64_t columns, void* arrang
   if (to != x) std::copy_n(x, columns, to);
 }
 
-template <class S>
+template <bool kAhead, class S>
 void DotRows(const Matrix& w, const void* x, std::int64_t first, std::int64_t last,
              const float* bias, float* y) {
   const auto* const row = static_cast<const float*>(x);
   for (std::int64_t r = first; r < last; ++r) {
-    const float sum = Dot(static_cast<const S*>(w.data) + r * w.columns, row, w.columns);
+    const float sum = Dot<kAhead>(static_cast<const S*>(w.data) + r * w.columns, row, w.columns);
     y[r - first] = bias == nullptr ? sum : sum + bias[r];
   }
 }
@@ -72,24 +72,30 @@ void DotRowsInt8(const Matrix& w, const void* x, std::int64_t first, std::int64_
   }
 }
 
-void MultiplyRows(const Matrix& w, const void* x, std::int64_t first, std::int64_t last,
-                  const float* bias, float* y) {
+template <bool kAhead>
+void MultiplyRowsAhead(const Matrix& w, const void* x, std::int64_t first, std::int64_t last,
+                       const float* bias, float* y) {
   if (WordOf(w.storage) == Word::kTwoBFloat16) {
-    DotPairs(w, static_cast<const BFloat16*>(x), first, last, y);
+    DotPairs<kAhead>(w, static_cast<const BFloat16*>(x), first, last, y);
     if (bias != nullptr) AddRow(bias + first, y, last - first);
     return;
   }
   switch (w.storage) {
     case Storage::kFloat32:
-      return DotRows<float>(w, x, first, last, bias, y);
+      return DotRows<kAhead, float>(w, x, first, last, bias, y);
     case Storage::kBFloat16:
-      return DotRows<BFloat16>(w, x, first, last, bias, y);
+      return DotRows<kAhead, BFloat16>(w, x, first, last, bias, y);
     case Storage::kFloat16:
-      return DotRows<Float16>(w, x, first, last, bias, y);
+      return DotRows<kAhead, Float16>(w, x, first, last, bias, y);
     case Storage::kInt8:
-      if (is_prefetched(w)) return DotRowsInt8<true>(w, x, first, last, bias, y);
-      return DotRowsInt8<false>(w, x, first, last, bias, y);
+      return DotRowsInt8<kAhead>(w, x, first, last, bias, y);
   }
+}
+
+void MultiplyRows(const Matrix& w, const void* x, std::int64_t first, std::int64_t last,
+                  const float* bias, float* y) {
+  if (is_prefetched(w)) return MultiplyRowsAhead<true>(w, x, first, last, bias, y);
+  MultiplyRowsAhead<false>(w, x, first, last, bias, y);
 }
 
 void WidenRow(const Matrix& w, std::int64_t row, float* to) { WidenPart(w, row, 0, w.columns, to); }

@@ -20,7 +20,7 @@ constexpr std::int64_t words_of(Word word, std::int64_t numbers) {
 // A block of the depth begins with a whole word, and its sums of int8 times int16 fit int32.
 static_assert(kProductDepth % 2 == 0 && kProductDepth * 128 * 32767 < std::int64_t{1} << 31);
 
-/// Of dot products with bfloat16 and int8.
+/// Of dot products.
 inline bool is_prefetched(const Matrix& w) {
   const auto bytes = static_cast<std::int64_t>(storage_bytes(w.storage));
   return w.rows * w.columns * bytes >= kDotBytesPrefetched;
