@@ -1,9 +1,13 @@
-/// A device without code in the library, torch's PrivateUse1: its memory is the host's, and each
-/// operator without an entry here copies to the CPU and back. What needs the CPU, or reads memory
-/// past torch's operators, fails on it as on any accelerator.
+/// A device without code in the library: its memory is the host's, and each operator without an
+/// entry here copies to the CPU and back. What needs the CPU, or reads memory past torch's
+/// operators, fails on it as on any accelerator.
+///
+/// It is torch's PrivateUse1, or HPU where GATELOOP_FAKE_HPU is defined: libtorch moves modules to
+/// devices that it has names for, and to no other.
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/NativeFunctions.h>
+#include <ATen/detail/HPUHooksInterface.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
 #include <ATen/native/Resize.h>
@@ -14,12 +18,18 @@
 namespace gateloop {
 namespace {
 
-constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
+#ifdef GATELOOP_FAKE_HPU
+#define GATELOOP_FAKE_DEVICE HPU
+#else
+#define GATELOOP_FAKE_DEVICE PrivateUse1
+#endif
+constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::GATELOOP_FAKE_DEVICE);
+constexpr auto kDevice = c10::DeviceType::GATELOOP_FAKE_DEVICE;
 
 struct FakeAllocator final : c10::Allocator {
   c10::DataPtr allocate(std::size_t bytes) override {
     void* const data = bytes > 0 ? c10::GetCPUAllocator()->raw_allocate(bytes) : nullptr;
-    return {data, data, &release, at::Device(at::kPrivateUse1, 0)};
+    return {data, data, &release, at::Device(kDevice, 0)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
@@ -34,7 +44,9 @@ struct FakeAllocator final : c10::Allocator {
 
 FakeAllocator allocator;
 
-struct FakeHooks final : at::PrivateUse1HooksInterface {
+/// Of a device that is there.
+template <class Interface>
+struct HooksOf : Interface {
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(c10::DeviceIndex /*device*/) const override { return true; }
@@ -43,15 +55,25 @@ struct FakeHooks final : at::PrivateUse1HooksInterface {
   }
 };
 
+#ifdef GATELOOP_FAKE_HPU
+struct FakeHooks final : HooksOf<at::HPUHooksInterface> {
+  explicit FakeHooks(at::HPUHooksArgs /*none*/) {}
+  void init() const override {}
+  bool hasHPU() const override { return true; }
+};
+#else
+struct FakeHooks final : HooksOf<at::PrivateUse1HooksInterface> {};
+
 FakeHooks hooks;
 [[maybe_unused]] const bool kRegistered = [] {
   at::RegisterPrivateUse1HooksInterface(&hooks);
   return true;
 }();
+#endif
 
 /// One device, 0, whose work is done when its call returns.
-struct FakeGuard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::PrivateUse1> {
-  c10::Device getDevice() const override { return {c10::DeviceType::PrivateUse1, 0}; }
+struct FakeGuard final : c10::impl::NoOpDeviceGuardImpl<kDevice> {
+  c10::Device getDevice() const override { return {kDevice, 0}; }
   c10::Device exchangeDevice(c10::Device /*to*/) const override { return getDevice(); }
   c10::Stream getStream(c10::Device /*device*/) const noexcept override {
     return c10::Stream(c10::Stream::DEFAULT, getDevice());
@@ -98,6 +120,11 @@ at::Tensor copy_from_and_resize(const at::Tensor& self, const at::Tensor& to) {
   return copy_from(self, to, /*non_blocking=*/false);
 }
 
+at::Tensor& copy(at::Tensor& self, const at::Tensor& from, bool /*non_blocking*/) {
+  on_host(self).copy_(on_host(from));
+  return self;
+}
+
 at::Scalar local_scalar_dense(const at::Tensor& self) { return on_host(self).item(); }
 
 at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef sizes, at::IntArrayRef strides,
@@ -124,11 +151,12 @@ void by_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 }  // namespace
 
-C10_REGISTER_GUARD_IMPL(PrivateUse1, FakeGuard)
+C10_REGISTER_GUARD_IMPL(GATELOOP_FAKE_DEVICE, FakeGuard)
 
-TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+TORCH_LIBRARY_IMPL(aten, GATELOOP_FAKE_DEVICE, m) {
   m.impl("empty.memory_format", empty);
   m.impl("empty_strided", empty_strided);
+  m.impl("copy_", copy);
   m.impl("_copy_from", copy_from);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("_local_scalar_dense", local_scalar_dense);
@@ -150,8 +178,15 @@ TORCH_LIBRARY_IMPL(aten, Negative, m) {
   m.impl("_copy_from", torch::CppFunction::makeFallthrough());
 }
 
-TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
+TORCH_LIBRARY_IMPL(_, GATELOOP_FAKE_DEVICE, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&by_the_cpu>());
 }
 
 }  // namespace gateloop
+
+#ifdef GATELOOP_FAKE_HPU
+namespace at {
+using HPUHooks = gateloop::FakeHooks;
+C10_REGISTER_CLASS(HPUHooksRegistry, HPUHooks, HPUHooks)
+}  // namespace at
+#endif
