@@ -17,10 +17,25 @@ struct DTypeName {
   torch::ScalarType type;
 };
 constexpr DTypeName kDTypes[] = {
-    {"F64", torch::kFloat64},   {"F32", torch::kFloat32}, {"F16", torch::kFloat16},
-    {"BF16", torch::kBFloat16}, {"I64", torch::kInt64},   {"I32", torch::kInt32},
-    {"I16", torch::kInt16},     {"I8", torch::kInt8},     {"U8", torch::kUInt8},
+    {"F64", torch::kFloat64},
+    {"F32", torch::kFloat32},
+    {"F16", torch::kFloat16},
+    {"BF16", torch::kBFloat16},
+    {"I64", torch::kInt64},
+    {"I32", torch::kInt32},
+    {"I16", torch::kInt16},
+    {"I8", torch::kInt8},
+    {"U8", torch::kUInt8},
+    {"U64", torch::kUInt64},
+    {"U32", torch::kUInt32},
+    {"U16", torch::kUInt16},
     {"BOOL", torch::kBool},
+    {"C64", torch::kComplexFloat},
+    {"F8_E4M3", torch::kFloat8_e4m3fn},
+    {"F8_E4M3FNUZ", torch::kFloat8_e4m3fnuz},
+    {"F8_E5M2", torch::kFloat8_e5m2},
+    {"F8_E5M2FNUZ", torch::kFloat8_e5m2fnuz},
+    {"F8_E8M0", torch::kFloat8_e8m0fnu},
 };
 
 torch::ScalarType type_of(std::string_view dtype) {

@@ -23,8 +23,11 @@ struct DType {
   std::string_view name;
   std::size_t bytes;
 };
-constexpr DType kDTypes[] = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},
-                             {"I32", 4}, {"I16", 2}, {"I8", 1},  {"U8", 1},   {"BOOL", 1}};
+constexpr DType kDTypes[] = {{"F64", 8},     {"F32", 4},         {"F16", 2},     {"BF16", 2},
+                             {"I64", 8},     {"I32", 4},         {"I16", 2},     {"I8", 1},
+                             {"U64", 8},     {"U32", 4},         {"U16", 2},     {"U8", 1},
+                             {"BOOL", 1},    {"C64", 8},         {"F8_E4M3", 1}, {"F8_E4M3FNUZ", 1},
+                             {"F8_E5M2", 1}, {"F8_E5M2FNUZ", 1}, {"F8_E8M0", 1}};
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& problem) {
   throw std::runtime_error(path.string() + ": not a valid safetensors file: " + problem);

@@ -33,7 +33,8 @@ TEST(SafeTensors, RoundTripsEveryDtypeAndShape) {
   SafeTensors content;
   for (const auto type :
        {torch::kFloat64, torch::kFloat32, torch::kFloat16, torch::kBFloat16, torch::kInt64,
-        torch::kInt32, torch::kInt16, torch::kInt8, torch::kUInt8}) {
+        torch::kInt32, torch::kInt16, torch::kInt8, torch::kUInt8, torch::kUInt16,
+        torch::kComplexFloat, torch::kFloat8_e4m3fn, torch::kFloat8_e5m2}) {
     content.tensors[std::string("t.") + c10::toString(type)] =
         torch::arange(-3, 4).abs().to(type).view({7, 1});
   }
@@ -51,7 +52,8 @@ TEST(SafeTensors, RoundTripsEveryDtypeAndShape) {
     const torch::Tensor& read_back = loaded.tensors.at(name);
     EXPECT_EQ(read_back.scalar_type(), tensor.scalar_type()) << name;
     EXPECT_EQ(read_back.sizes(), tensor.sizes()) << name;
-    EXPECT_TRUE(torch::equal(read_back, tensor)) << name;
+    const auto bytes = [](const torch::Tensor& t) { return t.reshape(-1).view(torch::kUInt8); };
+    EXPECT_TRUE(torch::equal(bytes(read_back), bytes(tensor))) << name;
   }
 }
 
@@ -83,8 +85,8 @@ TEST(SafeTensors, RefusesComplexAndKeepsTheOldFile) {
   save_safetensors(dir / "x", {{{"t", torch::ones({2})}}, {}});
   const std::string before = read_bytes(dir / "x");
   try {
-    save_safetensors(dir / "x", {{{"h", torch::zeros({2}, torch::kComplexFloat)}}, {}});
-    FAIL() << "complex tensors have no safetensors dtype";
+    save_safetensors(dir / "x", {{{"h", torch::zeros({2}, torch::kComplexDouble)}}, {}});
+    FAIL() << "complex128 has no safetensors dtype";
   } catch (const std::runtime_error& error) {
     EXPECT_NE(std::string(error.what()).find("\"h\""), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("view_as_real"), std::string::npos) << error.what();
@@ -121,8 +123,8 @@ std::vector<Corruption> corruptions() {
       {"NoShape", file_of("{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", data),
        "has no \"shape\""},
       {"UnknownDtype",
-       file_of("{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[0,4]}}", data),
-       "unknown dtype \"F8_E4M3\""},
+       file_of("{\"a\":{\"dtype\":\"F7\",\"shape\":[4],\"data_offsets\":[0,4]}}", data),
+       "unknown dtype \"F7\""},
       {"NegativeSize",
        file_of("{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", data),
        "not a non-negative integer"},

@@ -163,6 +163,8 @@ TEST_F(Errors, OfInt8WithoutFittingScales) {
   expect("unexpected token_emb.weight.scale");
   write({}, "", "I64");
   expect("token_emb.weight is I64, not F64, F32, F16, BF16 or I8");
+  write({}, "", "F8_E4M3");
+  expect("token_emb.weight is F8_E4M3, not F64, F32, F16, BF16 or I8");
 }
 
 /// Without waiting for the disk, as save_text does: these files are written thousands of times.
