@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ranges>
 #include <string>
 #include <vector>
 
@@ -113,9 +114,8 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
   const Turned in = turned(q, k, v, a, reverse);
   std::vector<variable_list> tiles;  // k, v, and the factors after each step and over all
   const auto read_before = [&](const at::Tensor& queries, at::Tensor reached, at::Tensor& sum) {
-    for (auto tile = tiles.rbegin(); tile != tiles.rend(); ++tile) {
-      auto found = read_tile({queries, (*tile)[0], (*tile)[1], (*tile)[2], (*tile)[3], reached},
-                             feature_map);
+    for (const auto& tile : std::ranges::reverse_view(tiles)) {
+      auto found = read_tile({queries, tile[0], tile[1], tile[2], tile[3], reached}, feature_map);
       add(sum, found[0]);
       reached = std::move(found[1]);
     }
