@@ -1,6 +1,4 @@
 /// Training on a device without code in the library (tests/cpp/ops/fake_device.cpp).
-#include "training/device.h"
-
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
