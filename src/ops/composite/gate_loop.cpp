@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <ranges>
 #include <string>
 #include <vector>
@@ -327,7 +328,9 @@ Definition recurrent_definition(const at::Tensor& q, const at::Tensor& v, const 
           .dtype = a.scalar_type(),
           .reverse = reverse,
           .block = block,
-          .width = 2 * heads * keys * values};  // what is written, and the state
+          // Spans of one block: the gradient of a step's select() is as large as its span. One span
+          // of 256 steps took 57 ms forward and backward, spans of 16 steps 34 (128 heads of 4).
+          .width = std::numeric_limits<std::int32_t>::max()};
 }
 
 struct StepsFunction : torch::autograd::Function<StepsFunction> {
