@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <ranges>
 #include <string>
 #include <vector>
 
@@ -115,7 +114,8 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
   const Turned in = turned(q, k, v, a, reverse);
   std::vector<variable_list> tiles;  // k, v, and the factors after each step and over all
   const auto read_before = [&](const at::Tensor& queries, at::Tensor reached, at::Tensor& sum) {
-    for (const auto& tile : std::ranges::reverse_view(tiles)) {
+    for (std::size_t i = tiles.size(); i-- > 0;) {
+      const variable_list& tile = tiles[i];
       auto found = read_tile({queries, tile[0], tile[1], tile[2], tile[3], reached}, feature_map);
       add(sum, found[0]);
       reached = std::move(found[1]);
