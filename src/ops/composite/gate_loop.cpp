@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -310,12 +309,15 @@ Definition recurrent_definition(const at::Tensor& q, const at::Tensor& v, const 
                            const variable_list& in, const at::Tensor& initial_state,
                            const OptionalTensor&) -> Definition::Results {
     const std::int64_t time = in[0].size(1);
+    // Not select(): the gradient of each would be as large as the span.
+    std::vector<variable_list> steps;
+    for (const at::Tensor& sequence : in) steps.push_back(sequence.unbind(1));
     variable_list ys(static_cast<std::size_t>(time)), before;
     at::Tensor state = initial_state;
     for (std::int64_t s = 0; s < time; ++s) {
       if (s % block == 0) before.push_back(state);
       const std::int64_t t = reverse ? time - 1 - s : s;
-      const auto step = [&](std::size_t i) { return in[i].select(1, t); };
+      const auto step = [&](std::size_t i) { return steps[i][static_cast<std::size_t>(t)]; };
       std::tie(ys[static_cast<std::size_t>(t)], state) =
           gate_loop_step(features(step(0), map), features(step(1), map), step(2), step(3), state);
     }
@@ -328,9 +330,7 @@ Definition recurrent_definition(const at::Tensor& q, const at::Tensor& v, const 
           .dtype = a.scalar_type(),
           .reverse = reverse,
           .block = block,
-          // Spans of one block: the gradient of a step's select() is as large as its span. One span
-          // of 256 steps took 57 ms forward and backward, spans of 16 steps 34 (128 heads of 4).
-          .width = std::numeric_limits<std::int32_t>::max()};
+          .width = 2 * heads * keys * values};  // what is written, and the state
 }
 
 struct StepsFunction : torch::autograd::Function<StepsFunction> {
