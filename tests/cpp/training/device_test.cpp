@@ -14,6 +14,7 @@
 #include "gateloop/nn/transformer.h"
 #include "gateloop/training.h"
 #include "small_run.h"
+#include "small_trainer.h"
 #include "temporary_directory.h"
 #include "training/stopwatch.h"
 #include "training/trainer.h"
@@ -58,7 +59,6 @@ class DeviceTest : public ::testing::Test {
   DeviceTest() {
     test::write_bytes(dir_ / "text", test::small_text(20'000));
     corpus_.emplace(dir_ / "text");
-    config_.model.dim = 16;
     config_.model.depth = 3;
     config_.model.layer_pattern = "gate_loop,attention";
     config_.model.window = 8;
@@ -66,18 +66,10 @@ class DeviceTest : public ::testing::Test {
     TrainingOptions& options = config_.training;
     options.device = "cpu";
     options.steps = 8;
-    options.threads = 1;
-    options.batch = 2;
-    options.accumulation = 2;
-    options.length = 24;
-    options.learning_rate = 1e-2;
     options.optimizer = "adamw";
     options.weight_decay = 0.1;
-    options.warmup_steps = 3;
     options.validate_every = 4;
-    options.validation_windows = 4;
     options.sample_every = 4;
-    options.checkpoint_every = 4;
     options.diagnostics_every = 4;
   }
 
@@ -109,7 +101,7 @@ class DeviceTest : public ::testing::Test {
 
   TemporaryDirectory dir_;
   std::optional<Corpus> corpus_;
-  RunConfig config_;
+  RunConfig config_ = test::small_config();
 };
 
 TEST_F(DeviceTest, TrainsAsOnTheCpu) {

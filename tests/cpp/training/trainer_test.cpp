@@ -13,6 +13,7 @@
 #include "gateloop/evaluation.h"
 #include "gateloop/training.h"
 #include "small_run.h"
+#include "small_trainer.h"
 #include "temporary_directory.h"
 
 namespace gateloop::training {
@@ -31,29 +32,16 @@ std::vector<double> numbers_of(const std::vector<std::string>& lines, const char
   return numbers;
 }
 
-/// A model and a run that take milliseconds a step, on a corpus of its own.
+/// Small runs on a corpus of its own.
 class TrainerTest : public ::testing::Test {
  protected:
   TrainerTest() {
     test::write_bytes(dir_ / "text", test::small_text(20'000));
     corpus_.emplace(dir_ / "text");
-    config_.model.dim = 16;
-    config_.model.depth = 2;
     TrainingOptions& options = config_.training;
-    options.steps = 12;
-    // A second thread costs more than it brings to matrices this small. On a busy machine the two
-    // wait for each other.
-    options.threads = 1;
-    options.batch = 2;
-    options.accumulation = 2;
-    options.length = 24;
-    options.learning_rate = 1e-2;
     options.schedule = "cosine";
-    options.warmup_steps = 3;
     options.validate_every = 5;
-    options.validation_windows = 4;
     options.sample_every = 0;
-    options.checkpoint_every = 4;
   }
 
   std::string message_of(const std::function<void()>& action) {
@@ -73,7 +61,7 @@ class TrainerTest : public ::testing::Test {
 
   TemporaryDirectory dir_;
   std::optional<Corpus> corpus_;
-  RunConfig config_;
+  RunConfig config_ = test::small_config();
 };
 
 TEST_F(TrainerTest, CheckpointedBlocksTrainTheSame) {
