@@ -42,6 +42,10 @@ void Residual::finish(Stream& stream, const torch::Tensor& y) {
 }
 
 torch::Tensor normalise(Stream& stream, const RMSNorm& norm) {
+  if (!norm) {
+    stream.settle();
+    return stream.x;
+  }
   const auto [x, input] = ops::add_then_rms_norm(stream.x, stream.added, norm->gamma());
   stream = {.x = x, .added = {}, .input = {}};
   return input;
@@ -63,9 +67,9 @@ Block::Block(std::int64_t dim, const model::LayerSpec& spec, bool post_norm)
 
 void Block::forward(Stream& stream, Ablation ablation, MixerState* state, const Packing& packing) {
   if (simple_gate_loop_) {
-    stream.settle();
-    stream.added = state ? simple_gate_loop_->advance(stream.x, state->simple_gate_loop, packing)
-                         : simple_gate_loop_->forward_packed(stream.x, packing);
+    stream.added =
+        simple_gate_loop_->forward_normalised(normalise(stream, simple_gate_loop_->prenorm()),
+                                              state ? &state->simple_gate_loop : nullptr, packing);
   }
   if (mixer_) {
     around_mixer_->forward(stream, [&](const torch::Tensor& x) {

@@ -25,7 +25,7 @@ struct Stream {
   }
 };
 
-/// The norm of the stream, in which nothing is left to add.
+/// The norm of the stream, in which nothing is left to add. Without a norm: the stream.
 torch::Tensor normalise(Stream& stream, const RMSNorm& norm);
 
 /// A residual connection and its norm around a layer `fn`: fn(RMSNorm(x)) + x, or with post-norm

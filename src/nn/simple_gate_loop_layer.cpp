@@ -36,13 +36,12 @@ Tensor SimpleGateLoopLayerImpl::forward(const Tensor& x) { return forward_packed
 
 Tensor SimpleGateLoopLayerImpl::forward_packed(const Tensor& x, const Packing& packing) {
   check_sequence(kSimpleGateLoopLayer, x, dim_);
-  check_packing(kSimpleGateLoopLayer, "x", x, packing);
-  return run(x, std::nullopt, packing).y;
+  return forward_normalised(normalised(x), nullptr, packing);
 }
 
 SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
     const Tensor& x, const std::optional<Tensor>& initial_state, const Packing& packing) {
-  const auto qkva = to_qkva_(norm_ ? norm_(x) : x).chunk(3, -1);
+  const auto qkva = to_qkva_(x).chunk(3, -1);
   auto [y, final_state] =
       Scans(packing, initial_state, options_.reverse)
           .simple_gate_loop(qkva[0], qkva[1], qkva[2], /*normalize_input=*/false);
@@ -50,13 +49,20 @@ SimpleGateLoopLayerImpl::Steps SimpleGateLoopLayerImpl::run(
 }
 
 Tensor SimpleGateLoopLayerImpl::advance(const Tensor& x, Tensor& state, const Packing& packing) {
-  check_not_reversed();
+  check_sequence(kSimpleGateLoopLayer, x, dim_);
+  return forward_normalised(normalised(x), &state, packing);
+}
+
+Tensor SimpleGateLoopLayerImpl::forward_normalised(const Tensor& x, Tensor* state,
+                                                   const Packing& packing) {
   check_sequence(kSimpleGateLoopLayer, x, dim_);
   check_packing(kSimpleGateLoopLayer, "x", x, packing);
+  if (!state) return run(x, std::nullopt, packing).y;
+  check_not_reversed();
   std::optional<Tensor> initial;
-  if (state.defined()) initial = state;
+  if (state->defined()) initial = *state;
   const auto steps = run(x, initial, packing);
-  state = steps.final_state.detach();
+  *state = steps.final_state.detach();
   return steps.y;
 }
 
@@ -78,7 +84,7 @@ std::pair<Tensor, SimpleGateLoopCache> SimpleGateLoopLayerImpl::forward_with_cac
     check_cache("kv", cache.kv, batch * dim_);
     initial = cache.kv.view({batch, dim_});
   }
-  const auto steps = run(x, initial);
+  const auto steps = run(normalised(x), initial);
   const auto h = steps.final_state.detach();
   auto a = steps.transition.detach().to(h.scalar_type()).sigmoid().prod(1).view({-1, 1});
   if (continued) a = a * cache.a;

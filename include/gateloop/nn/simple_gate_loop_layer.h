@@ -52,7 +52,16 @@ class SimpleGateLoopLayerImpl : public torch::nn::Module {
   /// the start; it is updated.
   torch::Tensor advance(const torch::Tensor& x, torch::Tensor& state, const Packing& packing = {});
 
+  /// Its norm of x; null without `prenorm`.
+  const RMSNorm& prenorm() const { return norm_; }
+
+  /// What follows the norm: `x` is what prenorm() gives. As forward_packed, or with a `state` as
+  /// advance.
+  torch::Tensor forward_normalised(const torch::Tensor& x, torch::Tensor* state,
+                                   const Packing& packing);
+
  private:
+  torch::Tensor normalised(const torch::Tensor& x) { return norm_ ? norm_(x) : x; }
   void check_not_reversed() const;
   struct Steps {
     torch::Tensor y, transition, final_state;
