@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "allocator.h"
 #include "commands.h"
 #include "device_reader.h"
 #include "evaluate_flags.h"
@@ -77,6 +78,7 @@ void evaluate(EvaluateFlags flags, const distributed::Communicator& communicator
   check_same(flag_fields(flags), communicator);
   const auto corpus =
       open_corpus_for(flags.model.directory, flags.corpus, /*quiet=*/!communicator.is_main());
+  release_freed_memory();  // unpacking a corpus leaves much of it
   if (flags.model.threads == 0)
     flags.model.threads = training::default_threads(communicator.local_size());
   const DeviceReader opened = open_device_reader(flags.model, communicator.local_rank());

@@ -1,16 +1,15 @@
-#include <malloc.h>
 #include <torch/torch.h>
 
 #include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "allocator.h"
 #include "commands.h"
 #include "gateloop/distributed.h"
 #include "gateloop/generation.h"
@@ -150,13 +149,6 @@ void print_end(const std::string& program, const std::filesystem::path& dir,
               data.c_str());
 }
 
-/// Every step allocates and frees the same activations. glibc would give them back to the system
-/// and fetch them again as zeroed pages: 13,000 page faults and 7 % of the time of a quick step.
-void keep_freed_memory() {
-  ::mallopt(M_MMAP_MAX, 0);
-  ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-}
-
 /// How the run in the directory of `flags` begins. Where the launcher has replaced processes that
 /// died (torchrun --max-restarts), theirs goes on.
 training::Start choose_start(TrainFlags& flags, const distributed::Communicator& communicator) {
@@ -207,7 +199,7 @@ training::Result train(TrainFlags flags, const distributed::Communicator& commun
     std::printf("Corpus %s\n", corpus.description().c_str());
     report_left_out(corpus);
   }
-  keep_freed_memory();  // after the corpus, whose unpacking leaves much of it
+  release_freed_memory();  // unpacking a corpus leaves much of it
   const TrainingOptions options = config.training;
   training::SampleCallback sample;
   if (options.sample_length > 0) {

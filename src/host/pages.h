@@ -7,7 +7,7 @@ namespace gateloop::host {
 
 inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kLargePage = std::size_t{2} << 20;
-/// What malloc may hand out again (glibc: the most that M_MMAP_THRESHOLD grows to). Above, every
+/// What glibc's malloc may hand out again (the most that M_MMAP_THRESHOLD grows to). Above, every
 /// allocation is fresh memory, which the system clears page by page as it is touched. 134 MB in
 /// pages of 4 KiB cost 40 ms, and in pages of 2 MiB 11 ms. The recurrence that writes them takes 11
 /// ms.
