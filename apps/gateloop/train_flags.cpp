@@ -133,8 +133,8 @@ void add_training_flags(Overrides& flags) {
   flags.add("accumulation", TRAINING_FIELD(accumulation), "Micro-batches per step");
   flags.add("length", TRAINING_FIELD(length), "Bytes per sequence");
   flags.add("rows-per-pass", TRAINING_FIELD(rows_per_pass),
-            "Sequences that go through the model together; 0: all of a step's if the memory "
-            "allows, else one micro-batch");
+            "Sequences whose activations are kept at the same time; 0: all of a step's if the "
+            "memory allows, else one micro-batch");
   flags.add("checkpoint-blocks", TRAINING_FIELD(checkpoint_blocks),
             "Keep of each layer only what it reads and run it again in the backward pass: long "
             "sequences in less memory");
@@ -152,7 +152,8 @@ void add_training_flags(Overrides& flags) {
   flags.add(
       "threads", TRAINING_FIELD(threads),
       "Threads; 0: one for each core that this process may use, or OMP_NUM_THREADS if that is "
-      "less: torchrun sets it to 1. The same seed gives the same losses with the same number");
+      "less: torchrun sets it to 1. Fastest where they share the sequences of a pass evenly. The "
+      "same seed gives the same losses with the same number");
 
   flags.group("Optimiser");
   flags.add("optimizer", TRAINING_FIELD(optimizer), "adam, or adamw: with decoupled decay")

@@ -63,9 +63,9 @@ struct TrainingOptions {
   std::int64_t batch = 4;
   std::int64_t accumulation = 4;
   std::int64_t length = 256;
-  /// Sequences that go through the model together. 0: all batch x accumulation of them if the
-  /// memory allows, else `batch`; train() sets it. The mathematics are the same, the rounding is
-  /// not, so that a run keeps its choice.
+  /// Sequences whose activations are kept at the same time. 0: all batch x accumulation of them if
+  /// the memory allows, else `batch`; train() sets it. The mathematics are the same, the rounding
+  /// is not, so that a run keeps its choice.
   std::int64_t rows_per_pass = 0;
 
   /// Keep of each layer only what it reads, and run it again in the backward pass: less memory, for

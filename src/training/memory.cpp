@@ -3,6 +3,12 @@
 #include <algorithm>
 
 namespace gateloop::training {
+namespace {
+
+// Passes that were measured took from a third to a half of the upper estimate.
+constexpr std::int64_t kOver = 2;
+
+}  // namespace
 
 std::int64_t activation_bytes_per_row(const RunConfig& config) {
   constexpr std::int64_t kBytes = 4;     // float32; autocast keeps some twice, at 2 bytes
@@ -29,9 +35,19 @@ std::int64_t choose_rows_per_pass(const RunConfig& config, std::int64_t rows,
   return bytes <= available / 2 ? rows : std::min(rows, training.batch);
 }
 
+std::int64_t choose_replicas(const RunConfig& config, std::int64_t rows) {
+  const std::int64_t threads = config.training.threads;
+  if (threads < 2 || rows % threads != 0) return 1;
+  std::int64_t numbers = 0;
+  for (const model::Weight& weight : model::weight_table(model::resolve(config.model))) {
+    numbers += weight.numel();
+  }
+  const std::int64_t gradient = numbers * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t kept = rows / threads * activation_bytes_per_row(config) / kOver;
+  return gradient <= kept ? threads : 1;
+}
+
 std::optional<std::string> memory_advice(const RunConfig& config, std::int64_t available) {
-  // Passes that were measured took from a third to a half of the upper estimate.
-  constexpr std::int64_t kOver = 2;
   const TrainingOptions& training = config.training;
   const std::int64_t bytes = training.rows_per_pass * activation_bytes_per_row(config) / kOver;
   if (available <= 0 || bytes <= available) return std::nullopt;

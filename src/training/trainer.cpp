@@ -16,6 +16,7 @@
 #include "training/device.h"
 #include "training/diagnostics.h"
 #include "training/files.h"
+#include "training/memory.h"
 #include "training/packed_rows.h"
 
 namespace gateloop::training {
@@ -49,7 +50,8 @@ Trainer::Trainer(RunConfig config, nn::Transformer model, const Corpus& corpus,
       batches_(corpus.train(), options_.length, options_.seed),
       position_(take_up(dir_ / kStateFile, *model_, optimizer_, communicator_)),
       reduction_(communicator_, model_->parameters(), scalar_type(options_.gradient_compression),
-                 [this] { loss(moved(batches_.at(0, 0, 1), device_)).backward(); }),
+                 [this] { loss(model_, moved(batches_.at(0, 0, 1), device_)).backward(); }),
+      replicas_(model_, replica_count()),
       budget_(options_, final_share(corpus, options_)),
       progress_(communicator_.is_main()),
       clock_(std::move(clock)),
@@ -91,9 +93,16 @@ void Trainer::fail_not_finite(const std::string& what, std::int64_t step) const 
                            ". Try a lower learning rate.");
 }
 
+/// One where processes share a step: their gradients travel while the backward pass runs.
+std::int64_t Trainer::replica_count() const {
+  if (communicator_.size() > 1 || !device_.is_cpu()) return 1;
+  return choose_replicas(config_, rows_per_pass());
+}
+
 /// ids (B, T + 1) -> the mean loss of their bytes but the first of each row.
-torch::Tensor Trainer::loss(const torch::Tensor& ids) {
-  return next_byte_loss(model_, ids, corpus_.separator(), at::Reduction::Mean);
+torch::Tensor Trainer::loss(nn::Transformer& model, const torch::Tensor& ids) {
+  const nn::Autocast autocast(device_.type(), scalar_type(options_.dtype));
+  return next_byte_loss(model, ids, corpus_.separator(), at::Reduction::Mean);
 }
 
 /// Computes the gradient of the mean loss over all rows of the step, summed over processes. Returns
@@ -102,28 +111,31 @@ double Trainer::backward() {
   const auto [first, last] = communicator_.part_of(rows());
   const torch::Tensor ids =
       moved(batches_.at(position_.step, first, last), device_);  // (last - first, T + 1) int64
-  const std::vector<torch::Tensor> passes = ids.split(options_.rows_per_pass);
-  // The mean over all rows is the sum over passes of their means divided by this.
-  const auto parts_of_step = [this](const torch::Tensor& pass) {
-    return static_cast<double>(rows()) / static_cast<double>(pass.size(0));
+  // A pass is one part for each replica.
+  const std::vector<torch::Tensor> parts = ids.split(rows_per_pass() / replicas_.count());
+  const auto count = static_cast<std::int64_t>(parts.size());
+  // The mean over all rows is the sum over parts of their means divided by this.
+  const auto parts_of_step = [this](const torch::Tensor& part) {
+    return static_cast<double>(rows()) / static_cast<double>(part.size(0));
   };
-  std::vector<torch::Tensor> losses;
-  for (const torch::Tensor& pass : passes) {  // (at most rows_per_pass, T + 1)
-    torch::Tensor loss;                       // ()
-    {
-      const nn::Autocast autocast(device_.type(), scalar_type(options_.dtype));
-      loss = this->loss(pass);
-    }
-    losses.push_back(loss.detach());
-    if (losses.size() == passes.size()) reduction_.prepare();
-    const double parts = parts_of_step(pass);
-    (parts == 1 ? loss : loss / parts).backward();
+  std::vector<torch::Tensor> losses(parts.size());  // ()
+  for (std::int64_t begin = 0; begin < count; begin += replicas_.count()) {
+    replicas_.for_each(std::min(replicas_.count(), count - begin),
+                       [&](nn::Transformer& model, std::int64_t i) {
+                         const auto index = static_cast<std::size_t>(begin + i);
+                         const torch::Tensor loss = this->loss(model, parts[index]);
+                         losses[index] = loss.detach();
+                         if (index + 1 == parts.size()) reduction_.prepare();
+                         const double divisor = parts_of_step(parts[index]);
+                         (divisor == 1 ? loss : loss / divisor).backward();
+                       });
   }
+  replicas_.gather_gradients();
   reduction_.finish();
   // Read once all passes are queued: on a GPU reading waits for the work before it.
   double nats = 0;
   for (std::size_t i = 0; i < losses.size(); ++i) {
-    nats += losses[i].item<double>() / parts_of_step(passes[i]);
+    nats += losses[i].item<double>() / parts_of_step(parts[i]);
   }
   return nats;
 }

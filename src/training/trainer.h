@@ -3,6 +3,7 @@
 /// The loop of a run that is set up.
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -16,6 +17,7 @@
 #include "training/metrics.h"
 #include "training/optimizer.h"
 #include "training/progress.h"
+#include "training/replicas.h"
 #include "training/signals.h"
 #include "training/stopwatch.h"
 #include "training/time_budget.h"
@@ -35,7 +37,8 @@ class Trainer {
 
  private:
   StepMetrics update();
-  torch::Tensor loss(const torch::Tensor& ids);
+  torch::Tensor loss(nn::Transformer& model, const torch::Tensor& ids);
+  std::int64_t replica_count() const;
   double backward();
   int received_signal(const StopSignals& signals) const;
   Score validate(std::int64_t windows);
@@ -55,6 +58,7 @@ class Trainer {
   /// Of this process alone.
   double elapsed() const { return elapsed_before_ + since_start_.seconds(); }
   std::int64_t rows() const { return options_.batch * options_.accumulation; }
+  std::int64_t rows_per_pass() const { return std::min(options_.rows_per_pass, rows()); }
   std::optional<double> seconds_left() const;
   static bool due(std::int64_t every, std::int64_t step) { return every > 0 && step % every == 0; }
   bool due(std::int64_t every) const { return due(every, position_.step); }
@@ -76,6 +80,7 @@ class Trainer {
   Batches batches_;
   Position position_;
   distributed::GradientReduction reduction_;
+  Replicas replicas_;
   TimeBudget budget_;
   Progress progress_;
   Clock clock_;

@@ -48,6 +48,7 @@ class TransformerImpl : public torch::nn::Module {
   /// pass. Off at first; the bits are the same. Then backward() alone has the gradients:
   /// torch::autograd::grad and second derivatives throw c10::NotImplementedError.
   void set_checkpoint_blocks(bool on) { checkpoint_blocks_ = on; }
+  bool checkpoint_blocks() const { return checkpoint_blocks_; }
 
   const TransformerOptions& options() const { return options_; }
   const model::ModelSpec& spec() const { return spec_; }

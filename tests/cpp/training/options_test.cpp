@@ -243,6 +243,26 @@ TEST(Memory, RunsTogetherWhatFits) {
   EXPECT_GT(model::available_memory(), 0);
 }
 
+TEST(Memory, ReplicasAreThreadsThatShareTheRowsEvenly) {
+  RunConfig config = preset("quick");
+  config.training.length = 256;
+  const auto replicas = [&](std::int64_t threads, std::int64_t rows) {
+    config.training.threads = threads;
+    return choose_replicas(config, rows);
+  };
+  EXPECT_EQ(replicas(1, 8), 1);
+  EXPECT_EQ(replicas(2, 8), 2);
+  EXPECT_EQ(replicas(8, 8), 8);
+  EXPECT_EQ(replicas(3, 8), 1);
+  EXPECT_EQ(replicas(16, 8), 1);
+  // Gradients larger than what the rows keep.
+  config.training.length = 32;
+  EXPECT_EQ(replicas(2, 8), 2);
+  EXPECT_EQ(replicas(8, 8), 1);
+  config.training.checkpoint_blocks = true;
+  EXPECT_EQ(replicas(2, 8), 1);
+}
+
 TEST(Memory, AdvisesWhereAPassIsLikelyNotToFit) {
   RunConfig config = preset("enwik8");
   config.training.length = 65'536;

@@ -65,6 +65,8 @@ class TrainerTest : public ::testing::Test {
 };
 
 TEST_F(TrainerTest, CheckpointedBlocksTrainTheSame) {
+  config_.training.threads = 2;
+  config_.training.length = 64;  // in both cases enough for two replicas
   for (const char* dtype : {"float32", "bfloat16"}) {
     config_.training.dtype = dtype;
     config_.training.checkpoint_blocks = false;
@@ -391,6 +393,61 @@ TEST_F(TrainerTest, MicroBatchesTogetherAndOneByOneAgree) {
         EXPECT_NEAR(got[i], expected[i], 1e-3 * expected[i]) << field << " at step " << i + 1;
       }
       EXPECT_NEAR(got[0], expected[0], 1e-5 * expected[0]) << field;
+    }
+  }
+}
+
+TEST_F(TrainerTest, ThreadsTakeRowsOfTheirOwn) {
+  config_.training.length = 32;  // one row is enough for a thread
+  const auto one = run("one thread", config_);
+  config_.training.threads = 2;
+  const auto two = run("two threads", config_);
+  // Three parts: both threads, then one.
+  config_.training.batch = 3;
+  config_.training.accumulation = 1;
+  config_.training.threads = 1;
+  const auto three_rows = run("three rows", config_);
+  config_.training.threads = 2;
+  config_.training.rows_per_pass = 2;
+  const auto in_rounds = run("in rounds", config_);
+  for (const auto& [got, expected] : {std::pair{two, one}, std::pair{in_rounds, three_rows}}) {
+    for (const char* field : {"train_bits_per_byte", "gradient_norm"}) {
+      const auto numbers = numbers_of(got, field), wanted = numbers_of(expected, field);
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
+        EXPECT_NEAR(numbers[i], wanted[i], 1e-3 * wanted[i]) << field << " at step " << i + 1;
+      }
+      EXPECT_NEAR(numbers[0], wanted[0], 1e-5 * wanted[0]) << field;
+    }
+  }
+}
+
+TEST_F(TrainerTest, TwoThreadsRepeatAndResumeBitForBit) {
+  config_.training.threads = 2;
+  config_.training.length = 32;
+  config_.model.layer_pattern = "gate_loop,attention";
+  std::string lines;
+  for (int i = 0; i < 1'000; ++i) {
+    lines += R"({"text": "Mary had )" + std::to_string(i * i) + " lambs\"}\n";
+  }
+  test::write_bytes(dir_ / "lines.jsonl", lines);
+  for (const bool documents : {false, true}) {
+    // Full attention reads documents row by row: weights are cast several times a pass.
+    if (documents) {
+      corpus_.emplace(
+          corpus::Sources{.paths = {dir_ / "lines.jsonl"}, .field = "text", .documents = true});
+    }
+    for (const char* dtype : {"float32", "bfloat16"}) {
+      config_.training.dtype = dtype;
+      const std::string name = std::string(dtype) + (documents ? " documents" : "");
+      const auto unbroken = run(name, config_);
+      EXPECT_EQ(run(name + " again", config_), unbroken) << name;
+      config_.training.sample_every = 6;
+      EXPECT_THROW(train(config_, *corpus_, dir_ / (name + " broken"), Start::kNew, stop),
+                   std::runtime_error);
+      config_.training.sample_every = 0;
+      train(load_config(dir_ / (name + " broken")), *corpus_, dir_ / (name + " broken"),
+            Start::kResume);
+      EXPECT_EQ(losses_of(dir_ / (name + " broken")), unbroken) << name;
     }
   }
 }
