@@ -32,6 +32,19 @@ std::vector<double> numbers_of(const std::vector<std::string>& lines, const char
   return numbers;
 }
 
+/// Losses and norms of two runs whose sums differ in their order alone. A mean of equal means is
+/// the mean; float32 sums in another order differ by 1e-7, which Adam's division by small moments
+/// magnifies over 12 steps.
+void expect_alike(const std::vector<std::string>& got, const std::vector<std::string>& expected) {
+  for (const char* field : {"train_bits_per_byte", "gradient_norm"}) {
+    const auto numbers = numbers_of(got, field), wanted = numbers_of(expected, field);
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_NEAR(numbers[i], wanted[i], 1e-3 * wanted[i]) << field << " at step " << i + 1;
+    }
+    EXPECT_NEAR(numbers[0], wanted[0], 1e-5 * wanted[0]) << field;
+  }
+}
+
 /// Small runs on a corpus of its own.
 class TrainerTest : public ::testing::Test {
  protected:
@@ -383,17 +396,7 @@ TEST_F(TrainerTest, MicroBatchesTogetherAndOneByOneAgree) {
   const auto together = run("together", config_);
   for (const std::int64_t rows_per_pass : {std::int64_t{2}, std::int64_t{1}}) {
     config_.training.rows_per_pass = rows_per_pass;
-    const auto looped = run("looped" + std::to_string(rows_per_pass), config_);
-    for (const char* field : {"train_bits_per_byte", "gradient_norm"}) {
-      const auto expected = numbers_of(together, field);
-      const auto got = numbers_of(looped, field);
-      for (std::size_t i = 0; i < expected.size(); ++i) {
-        // A mean of equal means is the mean; float32 sums in another order differ by 1e-7, which
-        // Adam's division by small moments magnifies over 12 steps.
-        EXPECT_NEAR(got[i], expected[i], 1e-3 * expected[i]) << field << " at step " << i + 1;
-      }
-      EXPECT_NEAR(got[0], expected[0], 1e-5 * expected[0]) << field;
-    }
+    expect_alike(run("looped" + std::to_string(rows_per_pass), config_), together);
   }
 }
 
@@ -410,15 +413,8 @@ TEST_F(TrainerTest, ThreadsTakeRowsOfTheirOwn) {
   config_.training.threads = 2;
   config_.training.rows_per_pass = 2;
   const auto in_rounds = run("in rounds", config_);
-  for (const auto& [got, expected] : {std::pair{two, one}, std::pair{in_rounds, three_rows}}) {
-    for (const char* field : {"train_bits_per_byte", "gradient_norm"}) {
-      const auto numbers = numbers_of(got, field), wanted = numbers_of(expected, field);
-      for (std::size_t i = 0; i < wanted.size(); ++i) {
-        EXPECT_NEAR(numbers[i], wanted[i], 1e-3 * wanted[i]) << field << " at step " << i + 1;
-      }
-      EXPECT_NEAR(numbers[0], wanted[0], 1e-5 * wanted[0]) << field;
-    }
-  }
+  expect_alike(two, one);
+  expect_alike(in_rounds, three_rows);
 }
 
 TEST_F(TrainerTest, TwoThreadsRepeatAndResumeBitForBit) {
